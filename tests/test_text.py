@@ -1,0 +1,257 @@
+"""Captions become vectors."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from video_diffusion_pytorch import text
+
+GOLDEN = Path(__file__).parent / "golden"
+TINY_BERT = GOLDEN / "tiny_bert"
+RECORDED = torch.load(GOLDEN / "text_0.7.0.pt", weights_only=True)
+LIMIT = 32  # the tiny encoder's longest input
+
+
+@pytest.fixture(autouse=True)
+def _tiny_encoder():
+    text.set_text_encoder(TINY_BERT)
+    yield
+    text.set_text_encoder()
+
+
+# Tokens
+
+
+def test_tokens_are_padded_with_zeros():
+    ids = text.tokenize(["a whale", "a whale breaching from afar"])
+    lengths = [len(text.tokenize(caption)[0]) for caption in ("a whale", "a whale breaching from")]
+    assert ids.dtype == torch.int64
+    assert ids.shape == (2, lengths[1] + 1)
+    assert (ids[0, : lengths[0]] != 0).all()
+    assert (ids[0, lengths[0] :] == 0).all()
+    assert (ids[1] != 0).all()
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_one_caption_is_a_batch_of_one(kind):
+    alone = text.tokenize("fireworks")
+    assert alone.shape[0] == 1
+    assert torch.equal(text.tokenize(kind(["fireworks"])), alone)
+
+
+def test_special_tokens_can_be_left_out():
+    framed, bare = text.tokenize("a whale"), text.tokenize("a whale", add_special_tokens=False)
+    assert torch.equal(framed[:, 1:-1], bare)
+    assert text.tokenize("", add_special_tokens=False).dtype == torch.int64
+
+
+def test_long_captions_are_cut_to_what_the_encoder_takes():
+    long = text.tokenize(["a " * 100, "a"])
+    assert long.shape == (2, LIMIT)
+    assert torch.equal(long[0, -1:], text.tokenize("a")[0, -1:])  # the end token is kept
+    assert text.bert_embed(long).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ([], ValueError, "texts must hold at least one caption, got none; pass ''"),
+        (7, TypeError, "texts must be a string or a list of strings, got int; pass list"),
+        (["a", 7, None], TypeError, r"each of texts must be a string, got NoneType, int; convert"),
+    ],
+)
+def test_wrong_texts(texts, error, message):
+    with pytest.raises(error, match=message):
+        text.tokenize(texts)
+
+
+# Vectors
+
+
+def test_same_numbers_as_the_reference():
+    ids = text.tokenize(RECORDED["texts"])
+    assert torch.equal(ids, RECORDED["token_ids"])
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(text.bert_embed(ids), RECORDED["mean"], **close)
+    cls = text.bert_embed(ids, return_cls_repr=True)
+    torch.testing.assert_close(cls, RECORDED["cls"], **close)
+
+
+@pytest.mark.parametrize("return_cls_repr", [True, False])
+def test_padding_changes_nothing(return_cls_repr):
+    ids = text.tokenize("a whale")
+    padded = torch.nn.functional.pad(ids, (0, 9))
+    torch.testing.assert_close(
+        text.bert_embed(padded, return_cls_repr), text.bert_embed(ids, return_cls_repr)
+    )
+
+
+def test_another_padding_token():
+    ids = text.tokenize("a whale")
+    padded = torch.nn.functional.pad(ids, (0, 5), value=59)
+    torch.testing.assert_close(text.bert_embed(padded, pad_id=59), text.bert_embed(ids))
+
+
+def test_mean_is_over_all_tokens_but_the_first():
+    ids = text.tokenize("a whale breaching")
+    hidden = text.get_bert()(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(text.bert_embed(ids), hidden[:, 1:].mean(dim=1))
+    torch.testing.assert_close(text.bert_embed(ids, return_cls_repr=True), hidden[:, 0])
+    assert text.bert_embed(ids[:, :1]).abs().max() == 0
+
+
+def test_result_is_an_ordinary_tensor():
+    vectors = text.bert_embed(text.tokenize("a whale"))
+    assert vectors.dtype == torch.float32
+    assert not vectors.requires_grad
+    weight = torch.ones(32, requires_grad=True)
+    (vectors * weight).sum().backward()
+    assert torch.equal(weight.grad, vectors[0])
+
+
+def test_int32_tokens():
+    ids = text.tokenize("a whale")
+    assert torch.equal(text.bert_embed(ids.int()), text.bert_embed(ids))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_result_is_on_the_device_of_the_tokens():
+    ids = text.tokenize("a whale")
+    on_cpu = text.bert_embed(ids)
+    on_gpu = text.bert_embed(ids.cuda())
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-4)
+    assert text.bert_embed(ids).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.ones(4, dtype=torch.int64), r"shape \(captions, tokens\).* of shape \(4,\); pass"),
+        (torch.ones(2, 0, dtype=torch.int64), r"at least one of each, got torch.int64 of shape"),
+        (torch.ones(2, 4), r"must be int64 or int32 of shape .*, got torch.float32"),
+        (torch.ones(1, 33, dtype=torch.int64), r"at most 32 tokens per caption .* got 33; cut"),
+    ],
+)
+def test_wrong_tokens(ids, message):
+    with pytest.raises(ValueError, match=message):
+        text.bert_embed(ids)
+
+
+# Loading
+
+
+def test_nothing_is_loaded_before_first_use_and_only_once():
+    assert text.MODEL is None
+    assert text.TOKENIZER is None
+    assert text.get_bert() is text.get_bert() is text.MODEL
+    assert text.get_tokenizer() is text.get_tokenizer() is text.TOKENIZER
+
+
+def test_model_is_frozen_also_where_first_used_in_inference_mode():
+    with torch.inference_mode():
+        model = text.get_bert()
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(parameter.is_inference() for parameter in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_half_precision_weights_are_used_in_float32(tmp_path):
+    text.get_bert().half().save_pretrained(tmp_path)
+    text.set_text_encoder(tmp_path)
+    assert text.get_bert().dtype == torch.float32
+
+
+def test_another_encoder_replaces_the_loaded_one(tmp_path):
+    ids = text.tokenize("a whale")
+    before = text.bert_embed(ids)
+    changed = text.get_bert()
+    with torch.no_grad():
+        changed.embeddings.word_embeddings.weight.neg_()
+    changed.save_pretrained(tmp_path)
+    text.get_tokenizer().save_pretrained(tmp_path)
+    text.set_text_encoder(str(tmp_path))
+    assert text.MODEL is None
+    assert text.TOKENIZER is None
+    assert torch.equal(text.tokenize("a whale"), ids)
+    assert (text.bert_embed(ids) - before).abs().max() > 0.1
+
+
+def test_loading_is_silent(capfd):
+    text.bert_embed(text.tokenize("a whale"))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_transformers_settings_are_put_back():
+    from transformers.utils import logging
+
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    text.get_bert()
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    logging.disable_progress_bar()
+    try:
+        text.set_text_encoder(TINY_BERT)
+        text.get_bert()
+        assert not logging.is_progress_bar_enabled()
+    finally:
+        logging.enable_progress_bar()
+
+
+@pytest.mark.parametrize("missing", ["{}/gone", "./gone", "~/no-such-folder", "a/b/c"])
+def test_missing_folder_is_noticed_at_once(tmp_path, missing):
+    with pytest.raises(FileNotFoundError, match=r"folder with a text encoder at .*, found none;"):
+        text.set_text_encoder(missing.format(tmp_path))
+    with pytest.raises(FileNotFoundError, match="or give the model's name on the Hugging Face hub"):
+        text.set_text_encoder(tmp_path / "gone")
+    assert text.tokenize("a whale").shape[0] == 1  # the encoder set before still holds
+
+
+def test_folder_without_an_encoder(tmp_path):
+    text.set_text_encoder(tmp_path)
+    message = r"encoder's {} was expected in the folder .*; go online once .*set_text_encoder\("
+    with pytest.raises(OSError, match=message.format("tokenizer")) as caught:
+        text.tokenize("a whale")
+    assert caught.value.__cause__ is not None
+    with pytest.raises(OSError, match=message.format("model")):
+        text.bert_embed(torch.ones(1, 4, dtype=torch.int64))
+
+
+def test_default_encoder_without_a_network(monkeypatch):
+    import transformers
+    from huggingface_hub import constants
+
+    def offline(name):
+        assert name == "bert-base-cased"
+        raise ConnectionError("no route to host\nmore lines")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
+    text.set_text_encoder()
+    with pytest.raises(OSError, match="as 'bert-base-cased' on the Hugging Face hub") as caught:
+        text.tokenize("a whale")
+    assert f"cache {constants.HF_HUB_CACHE}, but" in str(caught.value)
+    assert "ConnectionError: no route to host; go online" in str(caught.value)
+
+
+def test_padding_token_must_be_zero(tmp_path):
+    folder = shutil.copytree(TINY_BERT, tmp_path / "bert")
+    words = (folder / "vocab.txt").read_text().splitlines()
+    words[0], words[1] = words[1], words[0]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    text.set_text_encoder(folder)
+    with pytest.raises(ValueError, match="must use 0 as its padding token, got 1; choose one of"):
+        text.get_tokenizer()
+
+
+def test_imports_are_cheap():
+    names = ["text", "data.video_file", "data.dataset", "data.moving_digits"]
+    imports = ", ".join(f"video_diffusion_pytorch.{name}" for name in names)
+    heavy = {"transformers", "huggingface_hub", "PIL", "torchvision", "accelerate", "av"}
+    command = [sys.executable, "-c"]
+    command.append(f"import sys, {imports}; print(sorted({heavy} & set(sys.modules)))")
+    root = Path(__file__).parents[1]
+    assert subprocess.run(command, cwd=root, capture_output=True, text=True).stdout == "[]\n"

@@ -1,0 +1,19 @@
+"""Train your own video diffusion models (Ho et al. 2022, arXiv 2204.03458)."""
+
+# `text` and `video_diffusion_pytorch` are the modules that the reference has, bound as it does
+from video_diffusion_pytorch import text, video_diffusion_pytorch
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.reference.state_dict import to_reference_state_dict
+from video_diffusion_pytorch.training.trainer import Trainer
+from video_diffusion_pytorch.version import __version__
+
+__all__ = [
+    "GaussianDiffusion",
+    "Trainer",
+    "Unet3D",
+    "__version__",
+    "text",
+    "to_reference_state_dict",
+    "video_diffusion_pytorch",
+]

@@ -1,0 +1,190 @@
+"""Step before the path: where no videos are at hand, real handwritten digits are set in motion."""
+
+from __future__ import annotations
+
+import functools
+import os
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .video_file import video_tensor_to_gif
+
+DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+"""The word for each label in the clips' file names."""
+
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
+"""The way a digit sets off -> its (vertical, horizontal) unit step; rows count downwards."""
+
+DIGIT_SIZE = 16
+"""Height and width, in pixels, of a digit in a clip."""
+
+_SPEEDS = (1, 3)  # odd, see `_bounce`
+
+
+@functools.cache
+def load_digits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Give the handwritten digits that come with the package (source and licence: DIGITS.md).
+
+    Returns:
+        Images `(1797, 8, 8)` uint8 from 0 (paper) to 16 (ink), and labels `(1797,)` int64 from 0 to
+        9. The same tensors are given on each call: clone them before changing them.
+
+    Example:
+        >>> images, labels = load_digits()
+        >>> images.shape, int(images.max()), int(labels[3])
+        (torch.Size([1797, 8, 8]), 16, 3)
+    """
+    file = resources.files(__package__).joinpath("digits_8x8.npz")
+    with file.open("rb") as opened, np.load(opened) as arrays:
+        return torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long()
+
+
+def moving_digit_clip(
+    digit_image: torch.Tensor,
+    num_frames: int,
+    image_size: int = 32,
+    generator: torch.Generator | None = None,
+    *,
+    direction: str | None = None,
+) -> torch.Tensor:
+    """Let a digit move at constant speed across a black square and bounce off its borders.
+
+    It sets off in `direction` at 1 or 3 pixels per frame, from the half of the square that lies
+    behind, and drifts sideways by up to half a pixel per frame. Each frame differs from the next.
+
+    Args:
+        digit_image: `(8, 8)` from 0 to 16, one of `load_digits()`.
+        num_frames: The clip's length.
+        image_size: The square's side in pixels, at least 24: the digit is 16 pixels large.
+        generator: Draws start and speed; None takes torch's global generator.
+        direction: "left", "right", "up" or "down"; None draws one.
+
+    Returns:
+        `(1, f, h, w)` uint8, white ink (255) on black (0).
+
+    Raises:
+        ValueError: A size, the length, the digit's shape or the direction is out of range.
+
+    Example:
+        >>> digit = load_digits()[0][3]
+        >>> moving_digit_clip(digit, num_frames=10, direction="left").shape
+        torch.Size([1, 10, 32, 32])
+    """
+    _check_clip(digit_image, num_frames, image_size)
+    if direction is None:
+        names = list(DIRECTIONS)
+        direction = names[_draw(len(names), generator)]
+    if direction not in DIRECTIONS:
+        raise ValueError(
+            f"direction must be one of {list(DIRECTIONS)}, got {direction!r}; choose one of them, "
+            "or None to draw one"
+        )
+
+    # The digit
+    ink = digit_image.float()[None, None] * (255 / 16)
+    ink = F.interpolate(ink, size=(DIGIT_SIZE, DIGIT_SIZE), mode="bilinear")
+    ink = ink[0, 0].round().clamp(0, 255).to(torch.uint8)
+
+    # Its way
+    room = image_size - DIGIT_SIZE
+    speed = _SPEEDS[_draw(len(_SPEEDS), generator)]
+    start = _draw(room // 2 + 1, generator)
+    side_start = _draw(room + 1, generator)
+    drift = float(torch.rand((), generator=generator)) - 0.5
+    along = [_bounce(start + speed * frame, room) for frame in range(num_frames)]
+    if sum(DIRECTIONS[direction]) < 0:
+        along = [room - position for position in along]
+    across = [_bounce(round(side_start + drift * frame), room) for frame in range(num_frames)]
+    is_vertical = DIRECTIONS[direction][0] != 0
+    tops, lefts = (along, across) if is_vertical else (across, along)
+
+    # The two together
+    clip = torch.zeros(1, num_frames, image_size, image_size, dtype=torch.uint8)
+    for frame, (top, left) in enumerate(zip(tops, lefts, strict=True)):
+        clip[0, frame, top : top + DIGIT_SIZE, left : left + DIGIT_SIZE] = ink
+    return clip
+
+
+def write_moving_digits(
+    folder: str | os.PathLike[str],
+    num_clips: int = 500,
+    image_size: int = 32,
+    num_frames: int = 10,
+    seed: int = 0,
+) -> list[Path]:
+    """Write clips of moving digits, to train on where no videos are at hand.
+
+    Each file's name says what it shows: `0007_three_left.gif` is the eighth clip, a three that sets
+    off to the left. A clip depends on the seed and its number only, not on `num_clips`.
+
+    Args:
+        folder: Made if missing; files of the same names are replaced.
+        num_clips: How many clips to write.
+        image_size: Height and width in pixels, at least 24.
+        num_frames: The length of each clip.
+        seed: Of all draws.
+
+    Returns:
+        The files written, in order.
+
+    Raises:
+        ValueError: `num_clips`, `image_size` or `num_frames` is too small.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in write_moving_digits(folder, num_clips=2)]
+        ['0000_..._....gif', '0001_..._....gif']
+    """
+    if num_clips < 1:
+        raise ValueError(f"num_clips must be at least 1, got {num_clips}; ask for one or more")
+    images, labels = load_digits()
+    _check_clip(images[0], num_frames, image_size)
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    names = list(DIRECTIONS)
+    paths = []
+    for number in range(num_clips):
+        chosen = _draw(len(images), generator)
+        direction = names[_draw(len(names), generator)]
+        clip = moving_digit_clip(
+            images[chosen], num_frames, image_size, generator, direction=direction
+        )
+        word = DIGIT_NAMES[int(labels[chosen])]
+        paths.append(target / f"{number:04d}_{word}_{direction}.gif")
+        video_tensor_to_gif(clip, paths[-1])
+    return paths
+
+
+def _bounce(position: int, room: int) -> int:
+    """Fold a straight way into 0..room.
+
+    An odd step from a whole position never lands on the mirror image of where it started, so the
+    folded positions of two successive frames always differ.
+    """
+    folded = position % (2 * room)
+    return min(folded, 2 * room - folded)
+
+
+def _draw(count: int, generator: torch.Generator | None) -> int:
+    return int(torch.randint(count, (), generator=generator))
+
+
+def _check_clip(digit_image: torch.Tensor, num_frames: int, image_size: int) -> None:
+    if digit_image.shape != (8, 8):
+        raise ValueError(
+            f"digit_image must have the shape (8, 8), got {tuple(digit_image.shape)}; take one of "
+            "load_digits()[0]"
+        )
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}; ask for one or more")
+    if image_size < DIGIT_SIZE + 8:
+        raise ValueError(
+            f"image_size must be at least {DIGIT_SIZE + 8} for a digit of {DIGIT_SIZE} pixels to "
+            f"have room to move, got {image_size}; choose a larger one, for example 32"
+        )

@@ -1,0 +1,179 @@
+"""A clip in, a loss out; noise in, a video out: the diffusion around a denoising network."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule, draw_noise
+from video_diffusion_pytorch.diffusion.reverse_process import ReverseProcess, unwrap
+
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+
+
+class GaussianDiffusion(ReverseProcess):
+    """Trains a denoiser, and samples from it (Ho et al. 2020; for video Ho et al. 2022).
+
+    Args:
+        denoise_fn: The network: called with `(x_t, t, cond=...)` it predicts the noise, and so
+            does its method `forward_with_cond_scale`, with `cond_scale` besides. It may be
+            wrapped (DataParallel, DDP, torch.compile), and replaced later.
+        image_size: Height and width of the clips, an int or `(h, w)`.
+        num_frames: Frames of a clip.
+        text_use_bert_cls: Whether captions become BERT's [CLS] state instead of the mean state.
+        channels: Channels of the clips; None for `denoise_fn.channels`.
+        timesteps: Number of steps of the cosine schedule.
+        loss_type: `"l1"` or `"l2"`, between the noise and its prediction.
+        use_dynamic_thres: Whether samples are clipped at a percentile of their own values instead
+            of at 1 (Saharia et al. 2022, section 2.3).
+        dynamic_thres_percentile: That percentile, in (0, 1].
+        cond_drop_prob: How often a condition is replaced by the network's null embedding in
+            training, as guided sampling needs; `null_cond_prob` in the call overrides it.
+        auto_normalize: Whether clips are in [0, 1]. If False they are in a range of their own
+            (latents, physical fields), best with mean 0 and variance 1, and samples are
+            neither clipped nor rescaled.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+
+    Differs from the reference: conditions are dropped while training; `text_use_bert_cls` holds in
+    `sample`; `interpolate` takes conditions and works on clips in [0, 1]; `sample` returns
+    an ordinary tensor.
+
+    Example:
+        >>> from video_diffusion_pytorch import Unet3D
+        >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+        >>> diffusion = GaussianDiffusion(unet, image_size=16, num_frames=4, timesteps=3)
+        >>> loss = diffusion(torch.rand(2, 3, 4, 16, 16))
+        >>> diffusion.sample(batch_size=2, progress=False).shape
+        torch.Size([2, 3, 4, 16, 16])
+    """
+
+    def __init__(
+        self,
+        denoise_fn: nn.Module,
+        *,
+        image_size: int | tuple[int, int],
+        num_frames: int,
+        text_use_bert_cls: bool = False,
+        channels: int | None = None,
+        timesteps: int = 1000,
+        loss_type: str = "l1",
+        use_dynamic_thres: bool = False,
+        dynamic_thres_percentile: float = 0.9,
+        cond_drop_prob: float = 0.1,
+        auto_normalize: bool = True,
+    ) -> None:
+        own = ("self", "denoise_fn", "__class__")
+        config = {name: value for name, value in locals().items() if name not in own}
+        _check_arguments(config)
+        super().__init__(cosine_beta_schedule(timesteps))
+        if channels is None:
+            channels = getattr(unwrap(denoise_fn), "channels", 3)
+        self.config = {**config, "channels": channels}
+        self.denoise_fn = denoise_fn
+        self.channels = channels
+        self.image_size = image_size
+        self.num_frames = num_frames
+        self.loss_type = loss_type
+        self.text_use_bert_cls = text_use_bert_cls
+        self.use_dynamic_thres = use_dynamic_thres
+        self.dynamic_thres_percentile = dynamic_thres_percentile
+        self.cond_drop_prob = cond_drop_prob
+        self.auto_normalize = auto_normalize
+
+    def p_losses(
+        self,
+        x_start: Tensor,
+        t: Tensor,
+        cond: Any = None,
+        noise: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The loss of the noise prediction at given steps (Ho et al. 2020, eq. 14).
+
+        Args:
+            x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
+            t: Time steps, `(b,)`.
+            cond: Conditions, `(b, cond_dim)`, or a list of `b` captions.
+            noise: A standard normal draw of the shape of the clips; None to draw it.
+            **kwargs: Further arguments of the denoiser, such as `null_cond_prob` and
+                `prob_focus_present` of `Unet3D`.
+
+        Returns:
+            The mean loss, a scalar.
+        """
+        noise = draw_noise(x_start) if noise is None else noise
+        x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
+        cond = self._embed_captions(cond)
+        if torch.is_tensor(cond):
+            cond = cond.to(x_start.device)
+            if "null_cond_prob" not in kwargs and self._denoiser_drops_conditions():
+                kwargs["null_cond_prob"] = self.cond_drop_prob
+        pred_noise = self.denoise_fn(x_t, t, cond=cond, **kwargs)
+        return LOSSES[self.loss_type](pred_noise, noise)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The training loss of a batch of clips, at random time steps.
+
+        Args:
+            x: Clips, `(b, c, f, h, w)`: in [0, 1], or uint8, or, if `auto_normalize` is False,
+                in their own range.
+            *args: As in `p_losses`, after `t`: `cond` and `noise`.
+            **kwargs: As in `p_losses`.
+
+        Returns:
+            The mean loss, a scalar.
+
+        Raises:
+            ValueError: If the shape is not that of the model's clips.
+        """
+        if x.ndim != 5 or tuple(x.shape[1:]) != self.clip_shape:
+            raise ValueError(
+                f"GaussianDiffusion: clips must have the shape (b, c, f, h, w) = (b, "
+                f"{', '.join(map(str, self.clip_shape))}), got {tuple(x.shape)}; resize or cut "
+                "them, or build GaussianDiffusion with their image_size, num_frames and channels"
+            )
+        if not x.is_floating_point() and x.dtype != torch.uint8:
+            raise ValueError(
+                f"GaussianDiffusion: clips must be floating-point or uint8, got {x.dtype}; "
+                "convert them with .float() and bring them into [0, 1]"
+            )
+        t = torch.randint(0, self.num_timesteps, (x.shape[0],), device=x.device)
+        return self.p_losses(self._to_model_range(x), t, *args, **kwargs)
+
+    def _denoiser_drops_conditions(self) -> bool:
+        parameters = inspect.signature(unwrap(self.denoise_fn).forward).parameters
+        return "null_cond_prob" in parameters
+
+
+def _check_arguments(config: dict[str, Any]) -> None:
+    """Raises a ValueError for constructor arguments outside their range."""
+    size = config["image_size"]
+    sizes = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise ValueError(
+            f"GaussianDiffusion: image_size must be a positive int or (h, w), got {size}; "
+            "give the height and width of the clips"
+        )
+    for name in ("num_frames", "timesteps"):
+        if config[name] < 1:
+            raise ValueError(
+                f"GaussianDiffusion: {name} must be at least 1, got {config[name]}; "
+                "give a positive number"
+            )
+    if config["loss_type"] not in LOSSES:
+        raise ValueError(
+            f"GaussianDiffusion: loss_type must be one of {', '.join(LOSSES)}, got "
+            f"{config['loss_type']!r}; choose one of them"
+        )
+    for name in ("cond_drop_prob", "dynamic_thres_percentile"):
+        if not 0 <= config[name] <= 1:
+            raise ValueError(
+                f"GaussianDiffusion: {name} must be in [0, 1], got {config[name]}; "
+                "give it as a fraction"
+            )

@@ -1,0 +1,1 @@
+"""The step from a noisy video to the network's output."""

@@ -1,0 +1,181 @@
+"""The attention half of the network: over the frames of a pixel, and over the pixels of a frame."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from rotary_embedding_torch import RotaryEmbedding
+from torch import Tensor, nn
+
+from video_diffusion_pytorch.model.embeddings import rotary_tables
+
+RotaryTables = tuple[Tensor, Tensor]
+
+# Fused CUDA kernels take the batch as a grid axis, which ends here (pytorch/pytorch#142228).
+MAX_ROWS = 65_535
+
+
+def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer over the last axis of `x` `(rows, n, c)`, by the faster of two libraries.
+
+    On x86 CPUs oneDNN's 1×1 convolution is up to twice as fast as the BLAS behind `F.linear`.
+    """
+    if x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        image = x[None].permute(0, 3, 1, 2)
+        y = F.conv2d(image, weight[:, :, None, None], bias)
+        return y.permute(0, 2, 3, 1).squeeze(0).contiguous()
+    return F.linear(x, weight, bias)
+
+
+def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
+    """Turns pairs of neighbouring features by their frame's angle (Su et al. 2021, eq. 34).
+
+    Args:
+        x: Queries or keys, `(rows, n, heads, d)`.
+        rotary: The tables of `rotary_tables`, for `n` positions and at most `d / 2` pairs;
+            features beyond these pairs stay as they are.
+    """
+    cos, sin = (table[:, None, :] for table in rotary)
+    turned, kept = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+    if x.is_cpu and x.dtype == torch.float32 and not torch.compiler.is_compiling():
+        # one pass; complex numbers have no half precision and no code in torch.compile
+        pairs = torch.view_as_complex(turned.unflatten(-1, (-1, 2)))
+        turns = torch.complex(cos, sin).expand(pairs.shape[1:]).contiguous()
+        turned = torch.view_as_real(pairs * turns).flatten(-2)
+    else:
+        first, second = turned.float().unflatten(-1, (-1, 2)).unbind(-1)
+        both = (first * cos - second * sin, second * cos + first * sin)
+        turned = torch.stack(both, dim=-1).flatten(-2).to(x.dtype)
+    return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor | None) -> Tensor:
+    """Softmax attention over axis 1 of `(rows, n, heads, d)`, of which it returns another.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        pos_bias: `(heads, n, n)`, query by key, added to the logits; or None.
+    """
+    if q.is_cpu and pos_bias is not None and not torch.compiler.is_compiling():
+        return _attend_over_few(q, k, v, pos_bias)
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    mask = None if pos_bias is None else pos_bias.to(q.dtype)
+    slices = zip(q.split(MAX_ROWS), k.split(MAX_ROWS), v.split(MAX_ROWS), strict=True)
+    out = [F.scaled_dot_product_attention(*qkv, attn_mask=mask) for qkv in slices]
+    return (out[0] if len(out) == 1 else torch.cat(out)).transpose(1, 2)
+
+
+def _attend_over_few(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor) -> Tensor:
+    """`attend` for very many very short sequences on a CPU.
+
+    The fused kernel has no gradient for its mask on a CPU, and spends most of its time between
+    the small products: 205 ms against 25 ms here for 4096 rows of 10 frames and 8 heads.
+    """
+    rows, n, heads, d = q.shape
+    q, k, v = (rearrange(t, "r n heads d -> (r heads) n d") for t in (q, k, v))
+    # keys by queries: softmax over a first axis of 10 runs along the vectors, over a last one not
+    logits = torch.bmm(k, q.transpose(1, 2)).view(rows, heads, n, n) * d**-0.5
+    weights = (logits + pos_bias.transpose(1, 2).to(q.dtype)).softmax(dim=-2).to(v.dtype)
+    out = torch.bmm(weights.flatten(0, 1).transpose(1, 2), v)
+    return rearrange(out, "(r heads) n d -> r n heads d", r=rows)
+
+
+class Attention(nn.Module):
+    """Softmax attention over the positions of a sequence, in several heads.
+
+    Args:
+        dim: Number of channels in and out.
+        heads: Number of heads.
+        dim_head: Width of a head, `d`.
+        rotary_emb: Gives the frequencies by which queries and keys are turned; None for none.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 4,
+        dim_head: int = 32,
+        rotary_emb: RotaryEmbedding | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale = dim_head**-0.5
+        self.heads = heads
+        self.rotary_emb = rotary_emb
+        self.to_qkv = nn.Linear(dim, dim_head * heads * 3, bias=False)
+        self.to_out = nn.Linear(dim_head * heads, dim, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        pos_bias: Tensor | None = None,
+        focus_present_mask: Tensor | None = None,
+        rotary: RotaryTables | None = None,
+    ) -> Tensor:
+        """Attends over the last but one axis.
+
+        Args:
+            x: `(b, ..., n, c)`.
+            pos_bias: `(heads, n, n)`, query by key, added to the logits; None for none.
+            focus_present_mask: Boolean `(b,)`: where true, a position sees only itself.
+            rotary: Tables of `rotary_tables` for `n` positions; None to make those of
+                `rotary_emb`, where there is one.
+
+        Returns:
+            A tensor of the shape of `x`.
+        """
+        if rotary is None and self.rotary_emb is not None:
+            rotary = rotary_tables(self.rotary_emb.freqs, x.shape[-2])
+        rows = x.reshape(-1, *x.shape[-2:])
+        weights = self.to_qkv.weight.chunk(3)
+        q, k, v = (project(rows, weight).unflatten(-1, (self.heads, -1)) for weight in weights)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        out = attend(q, k, v, pos_bias)
+        if focus_present_mask is not None:
+            # a position that attends to itself alone gets its own value: no mask needed
+            each_row = focus_present_mask.repeat_interleave(rows.shape[0] // x.shape[0])
+            out = torch.where(each_row.view(-1, 1, 1, 1), v, out)
+        return project(out.flatten(-2), self.to_out.weight).view(x.shape)
+
+
+class SpatialLinearAttention(nn.Module):
+    """Attention over the pixels of a frame at linear cost (Shen et al. 2021, section 3.2).
+
+    Args:
+        dim: Number of channels in and out.
+        heads: Number of heads.
+        dim_head: Width of a head.
+    """
+
+    def __init__(self, dim: int, heads: int = 4, dim_head: int = 32) -> None:
+        super().__init__()
+        self.scale = dim_head**-0.5
+        self.heads = heads
+        self.to_qkv = nn.Conv2d(dim, dim_head * heads * 3, 1, bias=False)
+        self.to_out = nn.Conv2d(dim_head * heads, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(b, c, f, h, w)` to the same."""
+        frames = rearrange(x, "b c f h w -> (b f) (h w) c")
+        out = self._attend_to_pixels(frames)
+        return rearrange(out, "(b f) (h w) c -> b c f h w", b=x.shape[0], h=x.shape[3])
+
+    def _attend_to_pixels(self, x: Tensor) -> Tensor:
+        """Attends within `(frames, n, c)`, values and summed values never being formed.
+
+        A head gives `out (q (k^T v))` with `v = x W`, and the part in brackets is a small matrix
+        of each frame. So `k^T x` is taken first, then all the small factors together, and
+        only the queries and keys are as large as a frame.
+        """
+        w_q, w_k, w_v = self.to_qkv.weight.flatten(1).chunk(3)
+        w_out = rearrange(
+            self.to_out.weight.flatten(1), "c (heads e) -> heads e c", heads=self.heads
+        )
+        q = project(x, w_q).unflatten(-1, (self.heads, -1)).softmax(dim=-1).flatten(-2)
+        k = project(x, w_k).softmax(dim=1)
+        summary = rearrange(k.transpose(1, 2) @ x, "f (heads d) c -> f heads d c", heads=self.heads)
+        values = rearrange(w_v, "(heads e) c -> heads c e", heads=self.heads)
+        mix = (summary @ values @ w_out).flatten(1, 2) * self.scale
+        assert self.to_out.bias is not None
+        return torch.baddbmm(self.to_out.bias, q, mix.to(q.dtype))

@@ -1,0 +1,171 @@
+"""The convolutional half of the network: frame by frame, never across frames."""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def _per_frame(x: Tensor) -> Tensor:
+    """Folds the frames into the batch; of a channels-last video this is a view."""
+    return rearrange(x, "b c f h w -> (b f) c h w")
+
+
+class FramewiseConv(nn.Conv3d):
+    """A 1×k×k convolution: `nn.Conv3d` to look at, a 2-D convolution over the frames to run.
+
+    Differs from the reference: it calls Conv3d itself, which is slower on every device and
+    has been wrong in bf16 in some cuDNN releases (pytorch/pytorch#163539).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Maps `(b, c, f, h, w)` to `(b, out, f, h', w')`."""
+        weight = self.weight.squeeze(2)
+        y = F.conv2d(_per_frame(input), weight, self.bias, self.stride[1:], self.padding[1:])
+        return rearrange(y, "(b f) c h w -> b c f h w", b=input.shape[0])
+
+
+class FramewiseConvTranspose(nn.ConvTranspose3d):
+    """The transposed counterpart of `FramewiseConv`."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Maps `(b, c, f, h, w)` to `(b, out, f, h', w')`; `output_size` must be None."""
+        assert output_size is None
+        weight = self.weight.squeeze(2)
+        assert not isinstance(self.padding, str)
+        y = F.conv_transpose2d(
+            _per_frame(input), weight, self.bias, self.stride[1:], self.padding[1:]
+        )
+        return rearrange(y, "(b f) c h w -> b c f h w", b=input.shape[0])
+
+
+def Downsample(dim: int) -> nn.Module:
+    """A layer that halves height and width: `(b, dim, f, h, w)` to `(b, dim, f, h/2, w/2)`."""
+    return FramewiseConv(dim, dim, (1, 4, 4), (1, 2, 2), (0, 1, 1))
+
+
+def Upsample(dim: int) -> nn.Module:
+    """A layer that doubles height and width: `(b, dim, f, h, w)` to `(b, dim, f, 2h, 2w)`."""
+    return FramewiseConvTranspose(dim, dim, (1, 4, 4), (1, 2, 2), (0, 1, 1))
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels, with a gain and no offset (Ba et al. 2016).
+
+    Args:
+        dim: Number of channels.
+        eps: Added to the variance.
+    """
+
+    def __init__(self, dim: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.ones(1, dim, 1, 1, 1))
+
+    def forward(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Normalises `x` over its axis `dim`, by default that of a `(b, c, f, h, w)` video."""
+        # a gain in another dtype than x would leave torch's fused kernel
+        gain = self.gamma.flatten().to(x.dtype)
+        return F.layer_norm(x.movedim(dim, -1), gain.shape, gain, None, self.eps).movedim(-1, dim)
+
+
+class RMSNorm(nn.Module):
+    """Division by the root mean square over the channels, with a gain (Zhang and Sennrich 2019).
+
+    Args:
+        dim: Number of channels.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = dim**0.5
+        self.gamma = nn.Parameter(torch.ones(dim, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises a `(b, c, f, h, w)` video over `c`."""
+        gain = self.gamma.flatten().to(x.dtype)
+        # so small that it only keeps a frame of zeros from becoming 0/0
+        return F.rms_norm(x.movedim(1, -1), gain.shape, gain, eps=1e-24).movedim(-1, 1)
+
+
+class Block(nn.Module):
+    """3×3 convolution per frame, normalisation, optional scale and shift, SiLU.
+
+    Args:
+        dim: Channels that come in.
+        dim_out: Channels that go out.
+        groups: None for RMSNorm; a number of groups for GroupNorm, as in versions 0.6.x. A group's
+            statistics are those of the whole video, so GroupNorm lets frames see each other.
+    """
+
+    def __init__(self, dim: int, dim_out: int, groups: int | None = None) -> None:
+        super().__init__()
+        self.proj = FramewiseConv(dim, dim_out, (1, 3, 3), padding=(0, 1, 1))
+        self.norm = RMSNorm(dim_out) if groups is None else nn.GroupNorm(groups, dim_out)
+        self.act = nn.SiLU()
+
+    def forward(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Maps `(b, dim, f, h, w)` to `(b, dim_out, f, h, w)`.
+
+        Args:
+            x: The features.
+            scale_shift: Two `(b, dim_out, 1, 1, 1)`: the normalised features are multiplied by
+                `scale + 1`, then `shift` is added.
+        """
+        x = self.norm(self.proj(x))
+        if scale_shift is not None:
+            scale, shift = scale_shift
+            x = torch.addcmul(shift, x, scale + 1)
+        return self.act(x)
+
+
+class ResnetBlock(nn.Module):
+    """Two `Block`s with a residual connection, the first modulated by the embedding vector.
+
+    Args:
+        dim: Channels that come in.
+        dim_out: Channels that go out.
+        time_emb_dim: Width of the embedding of time and condition; None for a block without.
+        groups: As in `Block`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        *,
+        time_emb_dim: int | None = None,
+        groups: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.mlp = (
+            None
+            if time_emb_dim is None
+            else nn.Sequential(nn.SiLU(), nn.Linear(time_emb_dim, dim_out * 2))
+        )
+        self.block1 = Block(dim, dim_out, groups=groups)
+        self.block2 = Block(dim_out, dim_out, groups=groups)
+        self.res_conv = FramewiseConv(dim, dim_out, 1) if dim != dim_out else nn.Identity()
+
+    def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:
+        """Maps `(b, dim, f, h, w)` to `(b, dim_out, f, h, w)`.
+
+        Args:
+            x: The features.
+            time_emb: The embedding vector, `(b, time_emb_dim)`.
+
+        Raises:
+            ValueError: If the block was built with `time_emb_dim` and `time_emb` is missing.
+        """
+        scale_shift = None
+        if self.mlp is not None:
+            if time_emb is None:
+                raise ValueError(
+                    "ResnetBlock: this block was built with time_emb_dim, so it expects time_emb "
+                    f"of shape (b, {self.mlp[1].in_features}), got None; pass the embedding or "
+                    "build the block without time_emb_dim"
+                )
+            scale, shift = rearrange(self.mlp(time_emb), "b c -> b c 1 1 1").chunk(2, dim=1)
+            scale_shift = scale, shift
+        hidden = self.block2(self.block1(x, scale_shift))
+        return hidden + self.res_conv(x)

@@ -1,0 +1,123 @@
+"""One resolution of the U-Net: convolutions, then attention over pixels, then over frames."""
+
+from functools import partial
+
+from einops import rearrange
+from torch import Tensor, nn
+
+from video_diffusion_pytorch.model.attention import (
+    Attention,
+    RotaryTables,
+    SpatialLinearAttention,
+)
+from video_diffusion_pytorch.model.blocks import LayerNorm, ResnetBlock
+
+# What every temporal attention is told: position bias, rotary tables, mask of focus on the present.
+Temporal = tuple[Tensor, RotaryTables, Tensor | None]
+
+
+class TemporalAttention(nn.Module):
+    """Adds to each pixel what it finds at the other frames of the same pixel.
+
+    Args:
+        dim: Number of channels.
+        heads: Number of heads.
+        dim_head: Width of a head.
+    """
+
+    def __init__(self, dim: int, heads: int, dim_head: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(dim)
+        self.attn = Attention(dim, heads=heads, dim_head=dim_head)
+
+    def forward(
+        self,
+        x: Tensor,
+        pos_bias: Tensor,
+        rotary: RotaryTables,
+        focus_present_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Maps `(b, c, f, h, w)` to the same; the other arguments as in `Attention`."""
+        b, h = x.shape[0], x.shape[3]
+        pixels = rearrange(x, "b c f h w -> (b h w) f c")
+        mask = focus_present_mask
+        if mask is not None:
+            mask = mask.repeat_interleave(pixels.shape[0] // b)
+        out = self.attn(self.norm(pixels, dim=-1), pos_bias, mask, rotary)
+        return x + rearrange(out, "(b h w) f c -> b c f h w", b=b, h=h)
+
+
+class SpatialAttention(nn.Module):
+    """Adds to each pixel what it finds at the other pixels of its frame, by softmax attention.
+
+    Args:
+        dim: Number of channels.
+        heads: Number of heads.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(dim)
+        self.attn = Attention(dim, heads=heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(b, c, f, h, w)` to the same."""
+        frames = rearrange(self.norm(x), "b c f h w -> (b f) (h w) c")
+        out = self.attn(frames)
+        return x + rearrange(out, "(b f) (h w) c -> b c f h w", b=x.shape[0], h=x.shape[3])
+
+
+class LinearAttentionLayer(nn.Module):
+    """Adds to each pixel what it finds at the other pixels of its frame, at linear cost.
+
+    Args:
+        dim: Number of channels.
+        heads: Number of heads.
+    """
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm = LayerNorm(dim)
+        self.attn = SpatialLinearAttention(dim, heads=heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `(b, c, f, h, w)` to the same."""
+        return x + self.attn(self.norm(x))
+
+
+class Level(nn.Module):
+    """One resolution of the U-Net, on its way down or up.
+
+    Args:
+        dim: Channels that come in.
+        dim_out: Channels that go out.
+        resample: The layer that leads to the next resolution; None at the last.
+        block: Makes a `ResnetBlock` from `dim` and `dim_out`.
+        heads: Number of attention heads.
+        dim_head: Width of a head of the temporal attention.
+        linear_attn: Whether pixels of a frame attend to each other.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        resample: nn.Module | None,
+        *,
+        block: partial[ResnetBlock],
+        heads: int,
+        dim_head: int,
+        linear_attn: bool,
+    ) -> None:
+        super().__init__()
+        self.block1 = block(dim, dim_out)
+        self.block2 = block(dim_out, dim_out)
+        self.spatial_attn = LinearAttentionLayer(dim_out, heads) if linear_attn else nn.Identity()
+        self.temporal_attn = TemporalAttention(dim_out, heads, dim_head)
+        self.resample = nn.Identity() if resample is None else resample
+
+    def forward(self, x: Tensor, emb: Tensor, temporal: Temporal) -> tuple[Tensor, Tensor]:
+        """Gives the features before and after the change of resolution."""
+        x = self.block2(self.block1(x, emb), emb)
+        x = self.temporal_attn(self.spatial_attn(x), *temporal)
+        return x, self.resample(x)

@@ -1,0 +1,230 @@
+"""Beside the path: captions become the vectors that a network is conditioned on.
+
+The encoder is BERT (bert-base-cased) unless `set_text_encoder` names another one. It is loaded from
+the Hugging Face hub or its cache on first use, once, and is never trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MODEL: Any = None
+"""The loaded encoder, None before first use."""
+
+TOKENIZER: Any = None
+"""The loaded tokenizer, None before first use."""
+
+BERT_MODEL_DIM = 768
+"""Length of the vectors of the default encoder."""
+
+_DEFAULT_ENCODER = "bert-base-cased"
+_encoder = _DEFAULT_ENCODER
+
+
+def set_text_encoder(name_or_folder: str | os.PathLike[str] = _DEFAULT_ENCODER) -> None:
+    """Choose the encoder that `tokenize` and `bert_embed` use from now on.
+
+    The encoder loaded before, if any, is let go. A network conditioned on another encoder's vectors
+    needs their length (`hidden_size` in the encoder's configuration) as its `cond_dim`.
+
+    Args:
+        name_or_folder: A model's name on the Hugging Face hub, or a folder that holds one (as
+            written by `save_pretrained`). It must be of BERT's kind: one vector per token, the
+            first for the whole text, and 0 as the padding token.
+
+    Raises:
+        FileNotFoundError: The argument is a path, and there is no such folder.
+    """
+    global MODEL, TOKENIZER, _encoder
+    name = os.fspath(name_or_folder)
+    is_path = (
+        isinstance(name_or_folder, os.PathLike)
+        or name.startswith((".", "~"))
+        or os.path.isabs(name)
+        or name.count("/") > 1
+        or "\\" in name
+    )
+    if is_path:
+        name = os.path.expanduser(name)
+        if not os.path.isdir(name):
+            raise FileNotFoundError(
+                f"expected a folder with a text encoder at {name}, found none; check the path "
+                f"(working folder: {Path.cwd()}), or give the model's name on the Hugging Face hub"
+            )
+    MODEL = TOKENIZER = None
+    _encoder = name
+
+
+def get_tokenizer() -> Any:
+    """Give the tokenizer, loaded on the first call.
+
+    Returns:
+        A `transformers` tokenizer; its `model_max_length` is what the encoder can take.
+
+    Raises:
+        OSError: It cannot be loaded; the message says what was looked for and where.
+        ValueError: Its padding token is not 0.
+    """
+    global TOKENIZER
+    if TOKENIZER is None:
+        tokenizer = _load("tokenizer", "AutoTokenizer")
+        config = _load("configuration", "AutoConfig")
+        if tokenizer.pad_token_id != 0:
+            raise ValueError(
+                f"the text encoder {_encoder!r} must use 0 as its padding token, got "
+                f"{tokenizer.pad_token_id}; choose one of BERT's kind with set_text_encoder"
+            )
+        limit = getattr(config, "max_position_embeddings", None)
+        if limit is not None:
+            tokenizer.model_max_length = min(limit, tokenizer.model_max_length)
+        TOKENIZER = tokenizer
+    return TOKENIZER
+
+
+def get_bert() -> Any:
+    """Give the encoder, loaded on the first call.
+
+    Returns:
+        A `transformers` model in float32 and evaluation mode, none of whose parameters asks for
+        gradients. It is on the device where it was last used, at first the CPU.
+
+    Raises:
+        OSError: It cannot be loaded; the message says what was looked for and where.
+    """
+    global MODEL
+    if MODEL is None:
+        # Parameters made in inference mode could not be moved to another device outside it
+        with torch.inference_mode(False):
+            model = _load("model", "AutoModel")
+            MODEL = model.float().eval().requires_grad_(False)
+    return MODEL
+
+
+def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> torch.Tensor:
+    """Turn captions into token numbers.
+
+    Args:
+        texts: One caption, or a list or tuple of `b` captions. What exceeds the encoder's longest
+            input (512 tokens for the default) is cut off at the end.
+        add_special_tokens: Put the encoder's start token before each caption and its end token
+            after it.
+
+    Returns:
+        `(b, n)` int64, where `n` is the longest caption's number of tokens; shorter ones end in 0.
+
+    Raises:
+        OSError: The tokenizer cannot be loaded.
+        TypeError: `texts` is neither a string nor a list or tuple of strings.
+        ValueError: `texts` is empty.
+    """
+    captions = [texts] if isinstance(texts, str) else texts
+    if not isinstance(captions, (list, tuple)):
+        raise TypeError(
+            f"texts must be a string or a list of strings, got {type(captions).__name__}; pass "
+            "list(texts)"
+        )
+    strangers = sorted({type(text).__name__ for text in captions if not isinstance(text, str)})
+    if strangers:
+        raise TypeError(
+            f"each of texts must be a string, got {', '.join(strangers)}; convert them with str()"
+        )
+    if not captions:
+        raise ValueError("texts must hold at least one caption, got none; pass '' for no text")
+    tokenizer = get_tokenizer()
+    encoded = tokenizer(
+        list(captions),
+        add_special_tokens=add_special_tokens,
+        padding=True,
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    return encoded["input_ids"].long()
+
+
+@torch.no_grad()
+def bert_embed(
+    token_ids: torch.Tensor,
+    return_cls_repr: bool = False,
+    eps: float = 1e-8,
+    pad_id: float = 0.0,
+) -> torch.Tensor:
+    """Turn token numbers into one vector per caption.
+
+    Args:
+        token_ids: `(b, n)` int64 or int32, from `tokenize`. The encoder runs on their device.
+        return_cls_repr: True gives the last hidden state of the first token, [CLS]. False gives the
+            mean of those of all other tokens but padding; it is 0 where there are none.
+        eps: Added to the number of tokens that the mean divides by.
+        pad_id: The token to leave out as padding.
+
+    Returns:
+        `(b, d)` float32 on the device of `token_ids`; `d` is 768 for the default encoder.
+
+    Raises:
+        OSError: The encoder cannot be loaded.
+        ValueError: `token_ids` has another shape or type, or more tokens than the encoder takes.
+    """
+    is_integer = token_ids.dtype in (torch.int64, torch.int32)
+    if token_ids.ndim != 2 or not token_ids.numel() or not is_integer:
+        raise ValueError(
+            "token_ids must be int64 or int32 of shape (captions, tokens), at least one of each, "
+            f"got {token_ids.dtype} of shape {tuple(token_ids.shape)}; pass what tokenize returns"
+        )
+    model = get_bert()
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and token_ids.shape[1] > limit:
+        raise ValueError(
+            f"token_ids must have at most {limit} tokens per caption for {_encoder!r}, got "
+            f"{token_ids.shape[1]}; cut them, as tokenize does"
+        )
+    model.to(token_ids.device)
+    mask = token_ids != pad_id
+    hidden = model(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state.float()
+    if return_cls_repr:
+        return hidden[:, 0]
+    weights = mask[:, 1:, None].float()
+    return (hidden[:, 1:] * weights).sum(dim=1) / (weights.sum(dim=1) + eps)
+
+
+def _load(part: str, auto_class: str) -> Any:
+    import huggingface_hub.constants
+    import transformers
+
+    try:
+        with _quiet(transformers.utils.logging):
+            return getattr(transformers, auto_class).from_pretrained(_encoder)
+    # Which error it is differs between versions of the hub's client, and with its network library
+    except Exception as error:
+        if os.path.isdir(_encoder):
+            where = f"in the folder {_encoder}"
+        else:
+            cache = huggingface_hub.constants.HF_HUB_CACHE
+            where = f"as {_encoder!r} on the Hugging Face hub and in its cache {cache}"
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise OSError(
+            f"the text encoder's {part} was expected {where}, but loading it gave "
+            f"{type(error).__name__}: {reason}; go online once to fill the cache, or call "
+            "video_diffusion_pytorch.text.set_text_encoder(folder) with a folder written by "
+            "save_pretrained"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Silence progress bars and load reports, which would come between a training run's lines."""
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()

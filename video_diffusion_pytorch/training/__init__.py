@@ -1,0 +1,1 @@
+"""The loop around model and diffusion: batches, steps, averages, checkpoints."""

@@ -1,0 +1,74 @@
+"""Which clips make the next batch, and what of a batch is the video and what its condition."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+class EndlessShuffle(Sampler[int]):
+    """Shuffled epochs without end, which can begin anywhere.
+
+    The order is a function of the seed, so that a resumed run goes on with the clip at which the
+    interrupted one stopped.
+
+    Args:
+        length: Number of clips in the data.
+        seed: Seed of the order.
+        start: Number of clips to leave out at the beginning, over all epochs.
+    """
+
+    def __init__(self, length: int, seed: int, start: int = 0) -> None:
+        self.length, self.seed, self.start = length, seed, start
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields indices in [0, length)."""
+        epoch, offset = divmod(self.start, self.length)
+        while True:
+            generator = torch.Generator().manual_seed(self.seed + epoch)
+            order = torch.randperm(self.length, generator=generator).tolist()
+            yield from order[offset:]
+            epoch, offset = epoch + 1, 0
+
+
+def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
+    """Splits a batch into videos and the keywords that go with them to the diffusion.
+
+    Args:
+        batch: The videos `(b, c, f, h, w)`; or a tuple or list of videos and conditions; or a dict
+            with the key `video`, whose other keys are keywords of `GaussianDiffusion.forward`
+            (`cond`, for one).
+
+    Raises:
+        TypeError: If it is something else.
+        ValueError: If a tuple has more than two items, or a dict no `video`.
+    """
+    if isinstance(batch, Tensor):
+        return batch, {}
+    if isinstance(batch, Mapping):
+        if "video" not in batch:
+            raise ValueError(
+                f"Trainer: a batch that is a dict must have the key 'video', got "
+                f"{sorted(batch)}; rename the clips' key, or override Trainer.unpack_batch"
+            )
+        return batch["video"], {key: value for key, value in batch.items() if key != "video"}
+    if isinstance(batch, (tuple, list)):
+        if len(batch) > 2:
+            raise ValueError(
+                f"Trainer: a batch that is a tuple must be (video,) or (video, cond), got "
+                f"{len(batch)} items; use a dict with the keys 'video' and 'cond', or override "
+                "Trainer.unpack_batch"
+            )
+        return batch[0], {"cond": batch[1]} if len(batch) == 2 else {}
+    raise TypeError(
+        f"Trainer: a batch must be a tensor, a tuple or a dict, got {type(batch).__name__}; "
+        "change what the dataset returns, or override Trainer.unpack_batch"
+    )
+
+
+def repeat_to(cond: Any, count: int) -> Any:
+    """`count` conditions, a tensor's rows or a list's items, beginning again when they run out."""
+    indices = [i % len(cond) for i in range(count)]
+    return cond[indices] if isinstance(cond, Tensor) else [cond[i] for i in indices]
