@@ -14,6 +14,12 @@ from typing import Any
 
 import torch
 
+
+def exists(val: Any) -> bool:
+    """Whether `val` is something other than None; kept for scripts that import it from here."""
+    return val is not None
+
+
 MODEL: Any = None
 """The loaded encoder, None before first use."""
 

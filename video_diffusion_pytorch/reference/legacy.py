@@ -15,10 +15,6 @@ def exists(x: Any) -> bool:
     return x is not None
 
 
-def noop(*args: Any, **kwargs: Any) -> None:
-    """Does nothing, with any arguments."""
-
-
 def identity(t: Any, *args: Any, **kwargs: Any) -> Any:
     """Gives its first argument back."""
     return t

@@ -96,7 +96,7 @@ def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str
 
 def random_states() -> dict[str, Any]:
     """The state of every random generator that a training run draws from."""
-    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
         "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),

@@ -33,6 +33,10 @@ from video_diffusion_pytorch.version import __version__
 logger = logging.getLogger("video_diffusion_pytorch")
 
 
+def noop(*args: Any, **kwargs: Any) -> None:
+    """Logs nothing: the default of `Trainer.train`'s `log_fn`."""
+
+
 class Trainer:
     """Trains a `GaussianDiffusion` on a folder of clips.
 
@@ -314,7 +318,7 @@ class Trainer:
         self,
         prob_focus_present: float = 0.0,
         focus_present_mask: Tensor | None = None,
-        log_fn: Callable[[dict[str, Any]], Any] | None = None,
+        log_fn: Callable[[dict[str, Any]], Any] = noop,
     ) -> None:
         """Trains up to `train_num_steps`, with a milestone every `save_and_sample_every` steps.
 
@@ -339,8 +343,7 @@ class Trainer:
                     # the checkpoint first: sampling takes long, and may be interrupted
                     self.save(milestone)
                     log["sample"] = str(self.save_sample(self.sample(), milestone))
-                if log_fn is not None:
-                    log_fn(log)
+                log_fn(log)
                 bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
                 bar.update()
 
