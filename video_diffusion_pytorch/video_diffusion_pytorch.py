@@ -46,7 +46,8 @@ from video_diffusion_pytorch.model.blocks import (
     Upsample,
 )
 from video_diffusion_pytorch.model.embeddings import RelativePositionBias, SinusoidalPosEmb
-from video_diffusion_pytorch.model.unet3d import Unet3D, prob_mask_like
+from video_diffusion_pytorch.model.masks import prob_mask_like
+from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.legacy import (
     EinopsToAndFrom,
     LazyModule,

@@ -13,6 +13,19 @@ from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedul
 from video_diffusion_pytorch.diffusion.reverse_process import ReverseProcess, unwrap
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+# the constructor arguments that a checkpoint holds
+_CONFIG = (
+    "image_size",
+    "num_frames",
+    "text_use_bert_cls",
+    "channels",
+    "timesteps",
+    "loss_type",
+    "use_dynamic_thres",
+    "dynamic_thres_percentile",
+    "cond_drop_prob",
+    "auto_normalize",
+)
 
 
 class GaussianDiffusion(ReverseProcess):
@@ -68,8 +81,7 @@ class GaussianDiffusion(ReverseProcess):
         cond_drop_prob: float = 0.1,
         auto_normalize: bool = True,
     ) -> None:
-        own = ("self", "denoise_fn", "__class__")
-        config = {name: value for name, value in locals().items() if name not in own}
+        config = {name: value for name, value in locals().items() if name in _CONFIG}
         _check_arguments(config)
         super().__init__(cosine_beta_schedule(timesteps))
         if channels is None:

@@ -13,13 +13,16 @@ RotaryTables = tuple[Tensor, Tensor]
 # Fused CUDA kernels take the batch as a grid axis, which ends here (pytorch/pytorch#142228).
 MAX_ROWS = 65_535
 
+# asked here and not in `project`, where torch.compile could not
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
 
 def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer over the last axis of `x` `(rows, n, c)`, by the faster of two libraries.
 
     On x86 CPUs oneDNN's 1×1 convolution is up to twice as fast as the BLAS behind `F.linear`.
     """
-    if x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if x.is_cpu and x.dtype == torch.float32 and HAS_ONEDNN:
         image = x[None].permute(0, 3, 1, 2)
         y = F.conv2d(image, weight[:, :, None, None], bias)
         return y.permute(0, 2, 3, 1).squeeze(0).contiguous()
@@ -72,13 +75,15 @@ def _attend_over_few(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor) -> Tenso
     The fused kernel has no gradient for its mask on a CPU, and spends most of its time between
     the small products: 205 ms against 25 ms here for 4096 rows of 10 frames and 8 heads.
     """
-    rows, n, heads, d = q.shape
-    q, k, v = (rearrange(t, "r n heads d -> (r heads) n d") for t in (q, k, v))
+    _, n, heads, d = q.shape
+    # heads first: the rows and their positions then copy in one sweep
+    q, k, v = (rearrange(t, "rows n heads d -> (heads rows) n d") for t in (q, k, v))
     # keys by queries: softmax over a first axis of 10 runs along the vectors, over a last one not
-    logits = torch.bmm(k, q.transpose(1, 2)).view(rows, heads, n, n) * d**-0.5
-    weights = (logits + pos_bias.transpose(1, 2).to(q.dtype)).softmax(dim=-2).to(v.dtype)
+    logits = torch.bmm(k, q.transpose(1, 2)).view(heads, -1, n, n) * d**-0.5
+    bias = pos_bias.transpose(1, 2)[:, None].to(q.dtype)
+    weights = (logits + bias).softmax(dim=-2).to(v.dtype)
     out = torch.bmm(weights.flatten(0, 1).transpose(1, 2), v)
-    return rearrange(out, "(r heads) n d -> r n heads d", r=rows)
+    return rearrange(out, "(heads rows) n d -> rows n heads d", heads=heads)
 
 
 class Attention(nn.Module):
@@ -169,13 +174,17 @@ class SpatialLinearAttention(nn.Module):
         only the queries and keys are as large as a frame.
         """
         w_q, w_k, w_v = self.to_qkv.weight.flatten(1).chunk(3)
-        w_out = rearrange(
-            self.to_out.weight.flatten(1), "c (heads e) -> heads e c", heads=self.heads
-        )
         q = project(x, w_q).unflatten(-1, (self.heads, -1)).softmax(dim=-1).flatten(-2)
         k = project(x, w_k).softmax(dim=1)
-        summary = rearrange(k.transpose(1, 2) @ x, "f (heads d) c -> f heads d c", heads=self.heads)
+
+        # the small factors, all frames of a head in one product
+        summary = rearrange(
+            x.transpose(1, 2) @ k, "f c (heads d) -> heads (f d) c", heads=self.heads
+        )
         values = rearrange(w_v, "(heads e) c -> heads c e", heads=self.heads)
-        mix = (summary @ values @ w_out).flatten(1, 2) * self.scale
+        w_out = rearrange(self.to_out.weight, "c (heads e) 1 1 -> heads e c", heads=self.heads)
+        mix = summary @ (values * self.scale) @ w_out
+        mix = rearrange(mix, "heads (f d) c -> f (heads d) c", f=x.shape[0])
+
         assert self.to_out.bias is not None
         return torch.baddbmm(self.to_out.bias, q, mix.to(q.dtype))

@@ -20,6 +20,7 @@ from video_diffusion_pytorch.model.embeddings import (
 )
 from video_diffusion_pytorch.model.host_memory import keep_freed_memory
 from video_diffusion_pytorch.model.levels import Level, SpatialAttention, TemporalAttention
+from video_diffusion_pytorch.model.masks import focus_mask, prob_mask_like
 from video_diffusion_pytorch.reference.state_dict import (
     read_reference_state_dict,
     unet_config_from_state_dict,
@@ -141,9 +142,11 @@ class Unet3D(nn.Module):
         self.final_conv = nn.Sequential(plain_block(first * 2, dim), FramewiseConv(dim, out_dim, 1))
 
         # the kernels in the memory format of the videos that they meet
-        for parameter in self.parameters():
-            if parameter.ndim == 5:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+                # .contiguous() would leave 1×1×1 kernels alone, whose strides DDP then warns of
+                kernel = torch.empty_like(module.weight, memory_format=torch.channels_last_3d)
+                module.weight.data = kernel.copy_(module.weight.data)
         self.register_load_state_dict_pre_hook(read_reference_state_dict)
 
     @classmethod
@@ -191,7 +194,7 @@ class Unet3D(nn.Module):
         Returns:
             `null + (conditional - null) * cond_scale`, of the shape of `forward`'s output.
         """
-        focus = _focus_mask(focus_present_mask, prob_focus_present, x)
+        focus = focus_mask(focus_present_mask, prob_focus_present, x)
         if cond_scale == 1 or not self.has_cond:
             return self(x, time, cond=cond, focus_present_mask=focus, **kwargs)
         self._check(x, time, cond, null_cond_prob=0.0)
@@ -238,7 +241,7 @@ class Unet3D(nn.Module):
         self._check(x, time, cond, null_cond_prob)
         if x.is_cpu and not torch.compiler.is_compiling():
             keep_freed_memory()
-        focus = _focus_mask(focus_present_mask, prob_focus_present, x)
+        focus = focus_mask(focus_present_mask, prob_focus_present, x)
         emb = self._embed(time, cond, null_cond_prob)
         frames = x.shape[2]
         bias = self.time_rel_pos_bias(frames, device=x.device)
@@ -288,28 +291,6 @@ class Unet3D(nn.Module):
         dropped = prob_mask_like((time.shape[0],), null_cond_prob, cond.device)
         cond = torch.where(dropped[:, None], self.null_cond_emb, cond)
         return torch.cat((emb, cond.to(emb.dtype)), dim=-1)
-
-
-def prob_mask_like(
-    shape: tuple[int, ...], prob: float, device: torch.device | str | None
-) -> Tensor:
-    """A boolean tensor whose elements are true with probability `prob`; 0 and 1 draw nothing."""
-    if prob in (0, 1):
-        return torch.full(shape, bool(prob), device=device)
-    return torch.rand(shape, device=device) < prob
-
-
-def _focus_mask(mask: Tensor | None, prob: float, x: Tensor) -> Tensor | None:
-    """The mask of videos whose frames see only themselves; None where all see all."""
-    if mask is None:
-        return None if prob == 0 else prob_mask_like((x.shape[0],), prob, x.device)
-    if mask.shape != x.shape[:1] or mask.dtype != torch.bool:
-        raise ValueError(
-            f"Unet3D: focus_present_mask must be boolean with one element per video, shape "
-            f"({x.shape[0]},), got {mask.dtype} of shape {tuple(mask.shape)}; "
-            "use torch.tensor([True, False, ...])"
-        )
-    return mask
 
 
 def _join(x: Tensor, skip: Tensor) -> Tensor:

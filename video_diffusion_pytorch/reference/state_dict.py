@@ -139,8 +139,8 @@ def unet_config_from_state_dict(
     }
     init_dim, channels, _, kernel, _ = ours["init_conv.weight"].shape
     dim = ours["time_mlp.1.weight"].shape[1]
-    levels = sum(bool(re.fullmatch(r"downs\.\d+\.block1\.proj\.weight", key)) for key in ours)
-    widths = [ours[f"downs.{i}.block1.proj.weight"].shape[0] for i in range(levels)]
+    levels = len({key.split(".")[1] for key in ours if key.startswith("downs.")})
+    widths = [ours[f"downs.{i}.block1.block1.proj.weight"].shape[0] for i in range(levels)]
     heads = ours["time_rel_pos_bias.relative_attention_bias.weight"].shape[1]
     config = {
         "dim": dim,

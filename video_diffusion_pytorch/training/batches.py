@@ -1,6 +1,6 @@
 """Which clips make the next batch, and what of a batch is the video and what its condition."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 import torch
@@ -9,28 +9,47 @@ from torch.utils.data import Sampler
 
 
 class EndlessShuffle(Sampler[int]):
-    """Shuffled epochs without end, which can begin anywhere.
+    """Shuffled epochs without end, which begin at `position`.
 
     The order is a function of the seed, so that a resumed run goes on with the clip at which the
     interrupted one stopped.
 
     Args:
-        length: Number of clips in the data.
+        dataset: The clips, of which only the number counts.
         seed: Seed of the order.
-        start: Number of clips to leave out at the beginning, over all epochs.
+
+    Attributes:
+        position: Number of clips, over all epochs, that training has had. The trainer counts.
     """
 
-    def __init__(self, length: int, seed: int, start: int = 0) -> None:
-        self.length, self.seed, self.start = length, seed, start
+    def __init__(self, dataset: Sized, seed: int) -> None:
+        self.dataset, self.seed, self.position = dataset, seed, 0
 
     def __iter__(self) -> Iterator[int]:
-        """Yields indices in [0, length)."""
-        epoch, offset = divmod(self.start, self.length)
+        """Yields indices of clips."""
+        length = len(self.dataset)
+        epoch, offset = divmod(self.position, length)
         while True:
             generator = torch.Generator().manual_seed(self.seed + epoch)
-            order = torch.randperm(self.length, generator=generator).tolist()
-            yield from order[offset:]
+            yield from torch.randperm(length, generator=generator)[offset:].tolist()
             epoch, offset = epoch + 1, 0
+
+
+def endless(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches of a loader, from the beginning again where it ends.
+
+    Raises:
+        ValueError: If the loader gives no batch.
+    """
+    while True:
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise ValueError(
+                "Trainer: the data loader must give at least one batch, got none; check that the "
+                "dataset is not empty, and not smaller than a batch with drop_last"
+            )
 
 
 def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:

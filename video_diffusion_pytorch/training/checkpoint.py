@@ -1,6 +1,7 @@
 """A training file, written whole or not at all, and read without running code from it."""
 
 import contextlib
+import logging
 import os
 import pickle
 import random
@@ -11,6 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.reverse_process import unwrap
+from video_diffusion_pytorch.training.batches import EndlessShuffle
+from video_diffusion_pytorch.version import __version__
+
+logger = logging.getLogger("video_diffusion_pytorch")
 
 _NAME = re.compile(r"model-(\d+(?:\.\d+)?)\.pt")
 
@@ -114,3 +122,80 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"].cpu())
     if len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+class Resumable:
+    """The part of a Trainer that goes to files and comes back; `Trainer` documents the attributes.
+
+    After `load` the attribute `_batches` is None, so that the data begin anew where the
+    checkpoint says.
+    """
+
+    step: int
+    model: GaussianDiffusion
+    ema_model: GaussianDiffusion
+    opt: Any
+    accelerator: Any
+    results_folder: Path
+    order: EndlessShuffle
+    _batches: Any
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What a checkpoint holds: tensors and plain values."""
+        denoiser = getattr(unwrap(self.model.denoise_fn), "config", None)
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": self.ema_model.state_dict(),
+            "optimizer": self.opt.state_dict(),
+            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
+            "config": {"unet": denoiser, "diffusion": self.model.config},
+            "version": __version__,
+            "random_states": random_states(),
+            "data": {"seed": self.order.seed, "position": self.order.position},
+        }
+
+    @property
+    def scaler(self) -> Any:
+        """The loss scaler of float16 training; None in other precisions."""
+        return self.accelerator.scaler
+
+    def save(self, milestone: int | float) -> None:
+        """Writes `model-{milestone}.pt`, whole or not at all."""
+        write_checkpoint(self.checkpoint_state(), self.results_folder / f"model-{milestone}.pt")
+
+    def load(
+        self,
+        milestone: int | float | str | os.PathLike[str],
+        *,
+        map_location: Any = "cpu",
+        **kwargs: Any,
+    ) -> None:
+        """Goes back to a checkpoint: weights, average, optimizer and random states.
+
+        Args:
+            milestone: Number of the milestone, -1 for the last one, or a file's path. The
+                reference's files are read too; they hold no optimizer and no random states.
+            map_location: As in `torch.load`; from there the tensors go to the training device.
+            **kwargs: As in `load_state_dict`, for the model and its average.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a whole training file.
+        """
+        path = find_checkpoint(self.results_folder, milestone)
+        state = read_checkpoint(path, map_location)
+        self.model.load_state_dict(state["model"], **kwargs)
+        self.ema_model.load_state_dict(state["ema"], **kwargs)
+        self.step = state["step"]
+        if self.scaler is not None and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        if "optimizer" in state:
+            self.opt.load_state_dict(state["optimizer"])
+        else:
+            logger.warning("%s holds no optimizer state: Adam begins anew", path)
+        if "data" in state:
+            self.order.seed, self.order.position = state["data"]["seed"], state["data"]["position"]
+        self._batches = None
+        if "random_states" in state:
+            restore_random_states(state["random_states"])

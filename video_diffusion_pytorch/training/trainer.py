@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -17,27 +16,18 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.dataset import Dataset, SkipUnreadable
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.batches import EndlessShuffle, unpack_batch
-from video_diffusion_pytorch.training.checkpoint import (
-    find_checkpoint,
-    random_states,
-    read_checkpoint,
-    restore_random_states,
-    write_checkpoint,
-)
+from video_diffusion_pytorch.training.batches import EndlessShuffle, endless, unpack_batch
+from video_diffusion_pytorch.training.checkpoint import Resumable
 from video_diffusion_pytorch.training.ema import EMA
 from video_diffusion_pytorch.training.precision import make_accelerator
 from video_diffusion_pytorch.training.samples import draw_samples, write_sample_grid
-from video_diffusion_pytorch.version import __version__
-
-logger = logging.getLogger("video_diffusion_pytorch")
 
 
 def noop(*args: Any, **kwargs: Any) -> None:
     """Logs nothing: the default of `Trainer.train`'s `log_fn`."""
 
 
-class Trainer:
+class Trainer(Resumable):
     """Trains a `GaussianDiffusion` on a folder of clips.
 
     Writes `model-N.pt` and `N.gif` to the results folder at every N-th milestone. What it does is
@@ -119,8 +109,7 @@ class Trainer:
 
         # data
         self.ds = self.make_dataset(folder, diffusion_model)
-        self.data_seed = int(torch.randint(2**31, ()))
-        self.clips_seen = 0
+        self.order = EndlessShuffle(self.ds, seed=int(torch.randint(2**31, ())))
         self.dl = self.make_dataloader(SkipUnreadable(self.ds))
         self._batches: Iterator[Any] | None = None
         self._sample_cond: Any = None
@@ -148,15 +137,15 @@ class Trainer:
         )
 
     def make_dataloader(self, dataset: Any) -> Any:
-        """The batches: shuffled, without end, from clip number `clips_seen` on."""
+        """The batches: shuffled, without end, from where training stopped before."""
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=EndlessShuffle(len(dataset), self.data_seed, self.clips_seen),
+            sampler=self.order,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
             # its own generator: making the loader draws, and a resumed run makes it once more
-            generator=torch.Generator().manual_seed(self.data_seed),
+            generator=torch.Generator().manual_seed(self.order.seed),
         )
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -180,7 +169,7 @@ class Trainer:
         """
         count = self.num_sample_rows**2
         return draw_samples(
-            self.ema_model, count, self.batch_size, self._sample_cond, self.data_seed
+            self.ema_model, count, self.batch_size, self._sample_cond, self.order.seed
         )
 
     def save_sample(self, videos: Tensor, milestone: int) -> Path:
@@ -188,21 +177,6 @@ class Trainer:
         path = self.results_folder / f"{milestone}.gif"
         write_sample_grid(videos, path, self.num_sample_rows, self.model.auto_normalize)
         return path
-
-    def checkpoint_state(self) -> dict[str, Any]:
-        """What a checkpoint holds: tensors and plain values."""
-        denoiser = getattr(self.model.denoise_fn, "config", None)
-        return {
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "ema": self.ema_model.state_dict(),
-            "optimizer": self.opt.state_dict(),
-            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
-            "config": {"unet": denoiser, "diffusion": self.model.config},
-            "version": __version__,
-            "random_states": random_states(),
-            "data": {"seed": self.data_seed, "clips_seen": self.clips_seen},
-        }
 
     # the average
 
@@ -217,69 +191,7 @@ class Trainer:
         else:
             self.ema.update_model_average(self.ema_model, self.model)
 
-    # files
-
-    @property
-    def scaler(self) -> Any:
-        """The loss scaler of float16 training; None in other precisions."""
-        return self.accelerator.scaler
-
-    def save(self, milestone: int | float) -> None:
-        """Writes `model-{milestone}.pt`, whole or not at all."""
-        write_checkpoint(self.checkpoint_state(), self.results_folder / f"model-{milestone}.pt")
-
-    def load(
-        self,
-        milestone: int | float | str | os.PathLike[str],
-        *,
-        map_location: Any = "cpu",
-        **kwargs: Any,
-    ) -> None:
-        """Goes back to a checkpoint: weights, average, optimizer and random states.
-
-        Args:
-            milestone: Number of the milestone, -1 for the last one, or a file's path. The
-                reference's files are read too; they hold no optimizer and no random states.
-            map_location: As in `torch.load`; from there the tensors go to the training device.
-            **kwargs: As in `load_state_dict`, for the model and its average.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is not a whole training file.
-        """
-        path = find_checkpoint(self.results_folder, milestone)
-        state = read_checkpoint(path, map_location)
-        self.model.load_state_dict(state["model"], **kwargs)
-        self.ema_model.load_state_dict(state["ema"], **kwargs)
-        self.step = state["step"]
-        if self.scaler is not None and state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        if "optimizer" in state:
-            self.opt.load_state_dict(state["optimizer"])
-        else:
-            logger.warning("%s holds no optimizer state: Adam begins anew", path)
-        if "data" in state:
-            self.data_seed, self.clips_seen = state["data"]["seed"], state["data"]["clips_seen"]
-        self.dl = self.make_dataloader(SkipUnreadable(self.ds))
-        self._batches = None
-        if "random_states" in state:
-            restore_random_states(state["random_states"])
-
     # the loop
-
-    def _next_batch(self) -> Any:
-        """The next batch, from the beginning again where a loader of the user's own ends."""
-        for _ in range(2):
-            if self._batches is None:
-                self._batches = iter(self.dl)
-            try:
-                return next(self._batches)
-            except StopIteration:
-                self._batches = None
-        raise ValueError(
-            "Trainer: the data loader must give batches, got none; check that the dataset is not "
-            "empty, and smaller than a batch only without drop_last"
-        )
 
     def train_step(self, **kwargs: Any) -> float:
         """One optimizer step over `gradient_accumulate_every` micro-batches; gives their mean loss.
@@ -288,14 +200,21 @@ class Trainer:
             **kwargs: Further keywords of the diffusion's forward.
         """
         self.model.train()
+        self.opt.zero_grad()
+        if self._batches is None:
+            self._batches = endless(self.dl)
         total = torch.zeros((), device=self.device)
 
         # gradients, summed over the micro-batches and exchanged with the last of them
         for i in range(self.gradient_accumulate_every):
-            videos, conditions = self.unpack_batch(self._next_batch())
-            self.clips_seen += len(videos)
-            self._sample_cond = conditions.get("cond")
+            videos, conditions = self.unpack_batch(next(self._batches))
+            self.order.position += len(videos)
             videos = videos.to(self.device, non_blocking=True)
+            conditions = {
+                name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
+                for name, value in conditions.items()
+            }
+            self._sample_cond = conditions.get("cond")
             last = i == self.gradient_accumulate_every - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.compute_loss(videos, **conditions, **kwargs)
@@ -306,7 +225,6 @@ class Trainer:
         if self.max_grad_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
         self.opt.step()
-        self.opt.zero_grad()
 
         # average
         if self.step % self.update_ema_every == 0:
@@ -329,23 +247,32 @@ class Trainer:
             log_fn: Called after each step with a dict: `step` (done so far), `loss` (mean over
                 the step's micro-batches), `lr`, and at a milestone `sample`, the gif's path.
         """
-        focus = {
-            "prob_focus_present": prob_focus_present,
-            "focus_present_mask": focus_present_mask,
-        }
-        focus = {name: value for name, value in focus.items() if value is not None and value != 0}
-        with tqdm(initial=self.step, total=self.train_num_steps, desc="training") as bar:
-            while self.step < self.train_num_steps:
-                loss = self.train_step(**focus)
-                log = {"step": self.step, "loss": loss, "lr": self.opt.param_groups[0]["lr"]}
-                if self.step % self.save_and_sample_every == 0:
-                    milestone = self.step // self.save_and_sample_every
-                    # the checkpoint first: sampling takes long, and may be interrupted
-                    self.save(milestone)
-                    log["sample"] = str(self.save_sample(self.sample(), milestone))
-                log_fn(log)
-                bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-                bar.update()
+        focus: dict[str, Any] = {}
+        if prob_focus_present:
+            focus["prob_focus_present"] = prob_focus_present
+        if focus_present_mask is not None:
+            focus["focus_present_mask"] = focus_present_mask.to(self.device)
+        try:
+            with tqdm(initial=self.step, total=self.train_num_steps, desc="training") as bar:
+                while self.step < self.train_num_steps:
+                    log = self._step_and_milestone(**focus)
+                    log_fn(log)
+                    bar.set_postfix(loss=f"{log['loss']:.4f}", refresh=False)
+                    bar.update()
+        finally:
+            # what interrupts a reader leaves it unusable; the next one begins where this one ended
+            self._batches = None
+
+    def _step_and_milestone(self, **kwargs: Any) -> dict[str, Any]:
+        """A step, and the files of the milestone if it ends one; gives what there is to log."""
+        loss = self.train_step(**kwargs)
+        log = {"step": self.step, "loss": loss, "lr": self.opt.param_groups[0]["lr"]}
+        if self.step % self.save_and_sample_every == 0:
+            milestone = self.step // self.save_and_sample_every
+            # the checkpoint first: sampling takes long, and may be interrupted
+            self.save(milestone)
+            log["sample"] = str(self.save_sample(self.sample(), milestone))
+        return log
 
 
 def _check_positive(**arguments: int) -> None:

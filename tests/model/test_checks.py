@@ -1,0 +1,161 @@
+"""A caller's mistakes are told in words that say what to do."""
+
+import re
+
+import pytest
+import torch
+
+from video_diffusion_pytorch import Unet3D
+
+X, TIME = torch.randn(2, 3, 4, 8, 8), torch.zeros(2, dtype=torch.long)
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return Unet3D(8, dim_mults=(1, 2), attn_heads=2)
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    return Unet3D(8, cond_dim=3, dim_mults=(1, 2), attn_heads=2)
+
+
+def exactly(message):
+    return f"^{re.escape(message)}$"
+
+
+# Calls
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (
+            torch.randn(2, 1, 4, 8, 8),
+            "Unet3D: x must have the shape (b, 3, f, h, w), got (2, 1, 4, 8, 8); move the axes, "
+            "or build the network with channels=1",
+        ),
+        (
+            torch.randn(3, 4, 8, 8),
+            "Unet3D: x must have the shape (b, 3, f, h, w), got (3, 4, 8, 8); move the axes, "
+            "or build the network with channels=...",
+        ),
+        (
+            torch.randn(2, 3, 4, 9, 8),
+            "Unet3D: height and width must be multiples of 2 for 2 resolutions, got 9 x 8; "
+            "resize or pad to 10 x 8, or use fewer dim_mults",
+        ),
+        (
+            torch.randn(2, 3, 4, 8, 7),
+            "Unet3D: height and width must be multiples of 2 for 2 resolutions, got 8 x 7; "
+            "resize or pad to 8 x 8, or use fewer dim_mults",
+        ),
+        (
+            torch.randn(5, 3, 4, 8, 8),
+            "Unet3D: time must have one step per video, shape (5,), got (2,); expand it to the "
+            "batch",
+        ),
+    ],
+)
+def test_videos_of_a_wrong_shape(unet, x, message):
+    with pytest.raises(ValueError, match=exactly(message)):
+        unet(x, TIME)
+    with pytest.raises(ValueError, match=exactly(message)):
+        unet.forward_with_cond_scale(x, TIME, cond_scale=3.0)
+
+
+def test_a_time_that_is_not_one_per_video(unet):
+    message = "Unet3D: time must have one step per video, shape (2,), got (); expand it"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        unet(X, TIME[0])
+
+
+def test_a_condition_where_there_is_none(unet):
+    message = (
+        "Unet3D: this network was built without a condition, so cond must be None, got Tensor; "
+        "build it with cond_dim or use_bert_text_cond"
+    )
+    for call in (unet, unet.forward_with_cond_scale):
+        with pytest.raises(ValueError, match=exactly(message)):
+            call(X, TIME, cond=torch.randn(2, 3))
+
+
+@pytest.mark.parametrize("null_cond_prob", [0.0, 0.5])
+def test_a_missing_condition(conditional, null_cond_prob):
+    message = (
+        "Unet3D: this network was built with a condition, so cond of shape (2, 3) is expected, "
+        "got None; pass it, or null_cond_prob=1 for none"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        conditional(X, TIME, null_cond_prob=null_cond_prob)
+    for scale in (1.0, 2.0):
+        with pytest.raises(ValueError, match=exactly(message)):
+            conditional.forward_with_cond_scale(X, TIME, cond_scale=scale)
+
+
+@pytest.mark.parametrize("shape", [(2, 4), (1, 3), (2, 1, 3)])
+def test_a_condition_of_a_wrong_shape(conditional, shape):
+    message = (
+        f"Unet3D: cond must have the shape (2, 3), got {shape}; check the encoder's width "
+        "against the network's cond_dim"
+    )
+    for call in (conditional, conditional.forward_with_cond_scale):
+        with pytest.raises(ValueError, match=exactly(message)):
+            call(X, TIME, cond=torch.randn(shape))
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (torch.ones(2), "torch.float32 of shape (2,)"),
+        (torch.ones(3, dtype=torch.bool), "torch.bool of shape (3,)"),
+    ],
+)
+def test_a_wrong_mask_of_focus(unet, conditional, mask, got):
+    message = (
+        "Unet3D: focus_present_mask must be boolean with one element per video, shape (2,), got "
+        f"{got}; use torch.tensor([True, False, ...])"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        unet(X, TIME, focus_present_mask=mask)
+    with pytest.raises(ValueError, match=exactly(message)):
+        conditional.forward_with_cond_scale(
+            X, TIME, torch.randn(2, 3), cond_scale=2.0, focus_present_mask=mask
+        )
+
+
+@pytest.mark.parametrize("wrong", ["focus_present", "null_cond_probability"])
+def test_a_misspelt_keyword(unet, wrong):
+    for call in (unet, unet.forward_with_cond_scale):
+        with pytest.raises(TypeError, match=wrong):
+            call(X, TIME, **{wrong: 0.5})
+
+
+# Constructor
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"dim": 0}, "Unet3D: dim must be at least 1, got 0; give a positive number"),
+        ({"channels": 0}, "Unet3D: channels must be at least 1, got 0; give a positive number"),
+        ({"attn_heads": 0}, "Unet3D: attn_heads must be at least 1, got 0; give a positive"),
+        ({"attn_dim_head": -1}, "Unet3D: attn_dim_head must be at least 1, got -1; give"),
+        ({"init_kernel_size": 0}, "Unet3D: init_kernel_size must be at least 1, got 0; give"),
+        ({"init_kernel_size": 4}, "Unet3D: init_kernel_size must be odd, got 4; use 5"),
+        (
+            {"dim_mults": ()},
+            "Unet3D: dim_mults must hold a positive factor for each resolution, got (); the "
+            "default is (1, 2, 4, 8)",
+        ),
+        ({"dim_mults": (1, 0)}, "positive factor for each resolution, got (1, 0); the default"),
+        (
+            {"block_type": "convnext"},
+            "Unet3D: block_type must be \"resnet\", got 'convnext'; leave it out",
+        ),
+        ({"dim": 9}, "dim must be an even number, at least 4, got 9; round the network's dim up"),
+    ],
+)
+def test_arguments_outside_their_range(config, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Unet3D(**{"dim": 8, "dim_mults": (1, 2), **config})

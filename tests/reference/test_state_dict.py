@@ -1,0 +1,256 @@
+"""Checkpoints of the reference's versions are read, and written back."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from video_diffusion_pytorch import GaussianDiffusion, Unet3D, to_reference_state_dict
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+UNETS = sorted(GOLDEN.glob("unet_*.pt"))
+VERSIONS = ["0.7.0", "0.6.3"]
+
+
+def groups_of(version):
+    return 8 if version.startswith("0.6") else None
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.fixture(params=UNETS, ids=lambda path: path.stem)
+def recorded(request):
+    record = load(request.param)
+    return record, {**record["config"], "resnet_groups": groups_of(record["reference_version"])}
+
+
+@pytest.fixture(params=VERSIONS)
+def training_file(request):
+    """A file of the reference's Trainer, what its average gives, and how to build the same."""
+    record = load(GOLDEN / f"trainer_{request.param}.pt")
+    file = load(GOLDEN / f"reference_results_{request.param}" / "model-2.pt")
+
+    def build():
+        unet = Unet3D(**record["unet"], resnet_groups=groups_of(request.param))
+        return GaussianDiffusion(unet, **record["diffusion"])
+
+    return file, record, build
+
+
+def tiny_unet(**config):
+    return Unet3D(**{"dim": 8, "dim_mults": (1, 2), "attn_heads": 2} | config)
+
+
+def assert_same_tensors(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(actual[name], tensor), name
+
+
+# Reading
+
+
+def test_a_network_takes_all_of_the_references_tensors(recorded):
+    record, config = recorded
+    given = dict(record["state_dict"])
+    unet = Unet3D(**config)
+    result = unet.load_state_dict(given, strict=True)
+    assert result.missing_keys == result.unexpected_keys == []
+    assert given.keys() == record["state_dict"].keys()
+
+
+def test_a_diffusion_takes_a_training_file(training_file):
+    file, record, build = training_file
+    diffusion = build()
+    for weights in ("model", "ema"):
+        result = diffusion.load_state_dict(file[weights], strict=True)
+        assert result.missing_keys == result.unexpected_keys == []
+    with torch.no_grad():
+        output = diffusion.denoise_fn(record["x"], record["t"])
+    expected = record["ema_output"]
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    torch.manual_seed(5)
+    videos = diffusion.sample(batch_size=2, progress=False)
+    torch.testing.assert_close(videos, record["ema_sample_seed_5_batch_2"], rtol=0, atol=1e-4)
+
+
+def test_a_file_without_rotary_frequencies_is_complete(recorded):
+    record, config = recorded
+    unet = Unet3D(**config)
+    unet.load_state_dict(
+        {k: v for k, v in record["state_dict"].items() if not k.endswith("rotary_emb.freqs")}
+    )
+    frequencies = next(v for k, v in record["state_dict"].items() if k.endswith("freqs"))
+    torch.testing.assert_close(unet.rotary_emb.freqs.detach(), frequencies)
+
+
+def test_our_own_names_are_read_too():
+    first, second = tiny_unet(), tiny_unet()
+    second.load_state_dict(first.state_dict())
+    assert_same_tensors(second.state_dict(), first.state_dict())
+
+
+def test_what_is_missing_or_too_much_is_told():
+    unet = tiny_unet()
+    theirs = to_reference_state_dict(unet.state_dict())
+    missing = dict(theirs)
+    del missing["downs.0.0.block1.proj.weight"]
+    with pytest.raises(RuntimeError, match=r"Missing .*\"downs.0.block1.block1.proj.weight\""):
+        unet.load_state_dict(missing)
+    with pytest.raises(RuntimeError, match=r"Unexpected .*\"stranger\""):
+        unet.load_state_dict({**theirs, "stranger": torch.ones(1)})
+    with pytest.raises(RuntimeError, match="Missing"):
+        unet.load_state_dict({})
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_wrong_normalisation_is_told(wrapped):
+    grouped, plain = tiny_unet(resnet_groups=8), tiny_unet()
+    if wrapped:
+        grouped, plain = (
+            GaussianDiffusion(unet, image_size=8, num_frames=2, timesteps=2)
+            for unet in (grouped, plain)
+        )
+    message = (
+        "Unet3D: the state dict must have the network's normalisation, RMSNorm, got GroupNorm "
+        "(reference versions 0.6.x); build the network with resnet_groups=8"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        plain.load_state_dict(to_reference_state_dict(grouped.state_dict()))
+    message = (
+        "Unet3D: the state dict must have the network's normalisation, GroupNorm, got RMSNorm "
+        "(reference version 0.7.0); build the network without resnet_groups"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        grouped.load_state_dict(to_reference_state_dict(plain.state_dict()))
+
+
+# Writing
+
+
+def test_a_network_gives_the_references_tensors_back(recorded):
+    record, config = recorded
+    unet = Unet3D(**config)
+    unet.load_state_dict(record["state_dict"])
+    assert_same_tensors(to_reference_state_dict(unet.state_dict()), record["state_dict"])
+
+
+def test_a_diffusion_gives_the_references_tensors_back(training_file):
+    file, _, build = training_file
+    diffusion = build()
+    diffusion.load_state_dict(file["model"])
+    assert_same_tensors(to_reference_state_dict(diffusion.state_dict()), file["model"])
+
+
+def test_a_training_file_goes_there_and_back(training_file):
+    file, _, build = training_file
+    model, average = build(), build()
+    model.load_state_dict(file["model"])
+    average.load_state_dict(file["ema"])
+    ours = {
+        "step": file["step"],
+        "model": model.state_dict(),
+        "ema": average.state_dict(),
+        "optimizer": {"what": "the reference does not read"},
+    }
+    theirs = to_reference_state_dict(ours)
+    assert theirs.keys() == file.keys()
+    assert theirs["step"] == file["step"]
+    assert theirs["scaler"] == {}
+    for weights in ("model", "ema"):
+        assert_same_tensors(theirs[weights], file[weights])
+    # what has their names already stays as it is
+    scaled = to_reference_state_dict({**ours, "scaler": {"scale": 8.0}})
+    assert scaled["scaler"] == {"scale": 8.0}
+
+
+# A network from its tensors
+
+
+def settled(config):
+    """The keywords of a network as far as its tensors tell them."""
+    unet = Unet3D(**config)
+    defaults = {"out_dim": unet.channels, "init_dim": config["dim"]}
+    ours = {**unet.config, "dim_mults": tuple(unet.config["dim_mults"])}
+    return {k: defaults.get(k) if v is None else v for k, v in ours.items()}
+
+
+def test_the_references_networks_are_rebuilt_from_their_tensors(recorded):
+    record, config = recorded
+    unet = Unet3D.from_state_dict(record["state_dict"])
+    assert unet.config == settled(config)
+    with torch.no_grad():
+        output = unet(record["x"], record["time"], cond=record["cond"])
+    expected = record["output"]
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"dim_mults": (1,)},
+        {"dim_mults": (2, 1, 3)},
+        {"dim_mults": tuple([1] * 11)},
+        {"cond_dim": 5, "channels": 4, "out_dim": 2},
+        {"init_dim": 12, "init_kernel_size": 3},
+        {"attn_heads": 3, "attn_dim_head": 48},
+        {"use_sparse_linear_attn": False},
+        {"resnet_groups": 8},
+    ],
+)
+def test_our_networks_are_rebuilt_from_their_tensors(config):
+    config = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 8} | config
+    unet = Unet3D(**config)
+    again = Unet3D.from_state_dict(unet.state_dict())
+    assert again.config == settled(config)
+    assert_same_tensors(again.state_dict(), unet.state_dict())
+
+
+def test_bert_networks_are_rebuilt_with_their_width():
+    unet = tiny_unet(use_bert_text_cond=True)
+    assert Unet3D.from_state_dict(unet.state_dict()).null_cond_emb.shape == (1, 768)
+
+
+def test_a_network_is_rebuilt_from_a_training_file_by_its_average(training_file):
+    file, record, _ = training_file
+    unet = Unet3D.from_state_dict(file)
+    with torch.no_grad():
+        output = unet(record["x"], record["t"])
+    expected = record["ema_output"]
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+    from_weights = Unet3D.from_state_dict({"model": file["model"]})
+    key = "init_conv.weight"
+    assert torch.equal(from_weights.state_dict()[key], file["model"][f"denoise_fn.{key}"])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "denoise_fn.", "_orig_mod.", "denoise_fn.module."])
+def test_a_network_is_rebuilt_from_under_a_prefix(prefix):
+    unet = tiny_unet()
+    wrapped = {prefix + name: tensor for name, tensor in unet.state_dict().items()}
+    wrapped["betas"] = torch.ones(3)
+    before = copy.copy(wrapped)
+    again = Unet3D.from_state_dict(wrapped)
+    assert_same_tensors(again.state_dict(), unet.state_dict())
+    assert wrapped.keys() == before.keys()
+
+
+def test_what_tensors_do_not_tell_can_be_said():
+    unet = tiny_unet(resnet_groups=4)
+    again = Unet3D.from_state_dict(unet.state_dict(), resnet_groups=4)
+    assert again.config["resnet_groups"] == 4
+    assert again.mid_block1.block1.norm.num_groups == 4
+
+
+def test_tensors_of_another_network():
+    message = (
+        "Unet3D: the state dict must hold the tensors of a Unet3D, among them init_conv.weight, "
+        "got 2 others, such as ['weight', 'bias']; pass the state dict of a Unet3D or "
+        "GaussianDiffusion, or a training file"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Unet3D.from_state_dict(torch.nn.Linear(2, 2).state_dict())

@@ -1,0 +1,59 @@
+"""Runs the README's Python code, at a size that takes seconds."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from video_diffusion_pytorch import text
+from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+
+ROOT = Path(__file__).parents[1]
+# a smaller network and fewer steps; the tiny encoder's vectors have 32 numbers
+SMALLER = {
+    "dim=64": "dim=8",
+    "dim_mults=(1, 2, 4, 8)": "dim_mults=(1, 2)",
+    "dim_mults=(1, 2, 4)": "dim_mults=(1, 2)",
+    "timesteps=1000": "timesteps=2",
+    "train_batch_size=32": "train_batch_size=2",
+    "train_num_steps=700_000": "train_num_steps=1",
+    "save_and_sample_every=1000": "save_and_sample_every=1",
+    "use_bert_text_cond=True": "cond_dim=32",
+    "image_size=64": "image_size=24",
+    "3, 10, 64, 64": "3, 10, 24, 24",
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A working folder with clips in `data`, and the tiny text encoder."""
+    monkeypatch.chdir(tmp_path)
+    write_moving_digits(tmp_path / "data", num_clips=4, image_size=24)
+    text.set_text_encoder(ROOT / "tests/golden/tiny_bert")
+    yield tmp_path
+    text.set_text_encoder()
+
+
+def test_the_readmes_code_runs(workplace):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S))
+    for large, small in SMALLER.items():
+        assert large in code, f"the README no longer says {large}"
+        code = code.replace(large, small)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert (workplace / "results" / "model-1.pt").is_file()
+    videos = names["videos"]
+    assert torch.is_tensor(videos)
+    assert videos.shape == (4, 3, 10, 24, 24)
+
+
+def test_the_readmes_commands_are_those_that_continuous_integration_runs():
+    readme, script = (ROOT / "README.md").read_text(), (ROOT / ".ci/run").read_text()
+    test_command = next(line for line in script.splitlines() if line.endswith(".venv/bin/pytest"))
+    assert f"```bash\n{test_command}\n```" in readme
+
+
+def test_every_link_to_a_file_leads_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
