@@ -145,8 +145,8 @@ class Unet3D(nn.Module):
         for module in self.modules():
             if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
                 # .contiguous() would leave 1×1×1 kernels alone, whose strides DDP then warns of
-                kernel = torch.empty_like(module.weight, memory_format=torch.channels_last_3d)
-                module.weight.data = kernel.copy_(module.weight.data)
+                weight = torch.empty_like(module.weight, memory_format=torch.channels_last_3d)
+                module.weight.data = weight.copy_(module.weight.data)
         self.register_load_state_dict_pre_hook(read_reference_state_dict)
 
     @classmethod

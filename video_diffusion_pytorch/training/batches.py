@@ -35,21 +35,42 @@ class EndlessShuffle(Sampler[int]):
             epoch, offset = epoch + 1, 0
 
 
-def endless(loader: Iterable[Any]) -> Iterator[Any]:
-    """The batches of a loader, from the beginning again where it ends.
+class Endless(Iterator[Any]):
+    """The batches of a loader, from the beginning again where it ends or was interrupted.
 
-    Raises:
-        ValueError: If the loader gives no batch.
+    Args:
+        loader: Anything that can be gone through more than once.
     """
-    while True:
-        batch = None
-        for batch in loader:
-            yield batch
-        if batch is None:
-            raise ValueError(
-                "Trainer: the data loader must give at least one batch, got none; check that the "
-                "dataset is not empty, and not smaller than a batch with drop_last"
-            )
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+        self._batches: Iterator[Any] | None = None
+
+    def restart(self) -> None:
+        """Lets the next batch be the first of the loader."""
+        self._batches = None
+
+    def __next__(self) -> Any:
+        """Gives the next batch.
+
+        Raises:
+            ValueError: If the loader gives none.
+        """
+        for _ in range(2):
+            if self._batches is None:
+                self._batches = iter(self.loader)
+            try:
+                return next(self._batches)
+            except StopIteration:
+                self.restart()
+            except BaseException:
+                # an interrupted reader is at its end, and would give no further batch
+                self.restart()
+                raise
+        raise ValueError(
+            "Trainer: the data loader must give at least one batch, got none; check that the "
+            "dataset is not empty, and not smaller than a batch with drop_last"
+        )
 
 
 def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:

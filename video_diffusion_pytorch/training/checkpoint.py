@@ -15,7 +15,7 @@ import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.reverse_process import unwrap
-from video_diffusion_pytorch.training.batches import EndlessShuffle
+from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -125,11 +125,7 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 class Resumable:
-    """The part of a Trainer that goes to files and comes back; `Trainer` documents the attributes.
-
-    After `load` the attribute `_batches` is None, so that the data begin anew where the
-    checkpoint says.
-    """
+    """The part of a Trainer that goes to files and comes back; `Trainer` has the attributes."""
 
     step: int
     model: GaussianDiffusion
@@ -138,7 +134,7 @@ class Resumable:
     accelerator: Any
     results_folder: Path
     order: EndlessShuffle
-    _batches: Any
+    dl: Endless
 
     def checkpoint_state(self) -> dict[str, Any]:
         """What a checkpoint holds: tensors and plain values."""
@@ -196,6 +192,6 @@ class Resumable:
             logger.warning("%s holds no optimizer state: Adam begins anew", path)
         if "data" in state:
             self.order.seed, self.order.position = state["data"]["seed"], state["data"]["position"]
-        self._batches = None
+        self.dl.restart()
         if "random_states" in state:
             restore_random_states(state["random_states"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.dataset import Dataset, SkipUnreadable
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.batches import EndlessShuffle, endless, unpack_batch
+from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle, unpack_batch
 from video_diffusion_pytorch.training.checkpoint import Resumable
 from video_diffusion_pytorch.training.ema import EMA
 from video_diffusion_pytorch.training.precision import make_accelerator
@@ -110,8 +110,7 @@ class Trainer(Resumable):
         # data
         self.ds = self.make_dataset(folder, diffusion_model)
         self.order = EndlessShuffle(self.ds, seed=int(torch.randint(2**31, ())))
-        self.dl = self.make_dataloader(SkipUnreadable(self.ds))
-        self._batches: Iterator[Any] | None = None
+        self.dl = Endless(self.make_dataloader(SkipUnreadable(self.ds)))
         self._sample_cond: Any = None
 
         # model, average and optimizer
@@ -201,13 +200,11 @@ class Trainer(Resumable):
         """
         self.model.train()
         self.opt.zero_grad()
-        if self._batches is None:
-            self._batches = endless(self.dl)
         total = torch.zeros((), device=self.device)
 
         # gradients, summed over the micro-batches and exchanged with the last of them
         for i in range(self.gradient_accumulate_every):
-            videos, conditions = self.unpack_batch(next(self._batches))
+            videos, conditions = self.unpack_batch(next(self.dl))
             self.order.position += len(videos)
             videos = videos.to(self.device, non_blocking=True)
             conditions = {
@@ -252,16 +249,12 @@ class Trainer(Resumable):
             focus["prob_focus_present"] = prob_focus_present
         if focus_present_mask is not None:
             focus["focus_present_mask"] = focus_present_mask.to(self.device)
-        try:
-            with tqdm(initial=self.step, total=self.train_num_steps, desc="training") as bar:
-                while self.step < self.train_num_steps:
-                    log = self._step_and_milestone(**focus)
-                    log_fn(log)
-                    bar.set_postfix(loss=f"{log['loss']:.4f}", refresh=False)
-                    bar.update()
-        finally:
-            # what interrupts a reader leaves it unusable; the next one begins where this one ended
-            self._batches = None
+        with tqdm(initial=self.step, total=self.train_num_steps, desc="training") as bar:
+            while self.step < self.train_num_steps:
+                log = self._step_and_milestone(**focus)
+                log_fn(log)
+                bar.set_postfix(loss=f"{log['loss']:.4f}", refresh=False)
+                bar.update()
 
     def _step_and_milestone(self, **kwargs: Any) -> dict[str, Any]:
         """A step, and the files of the milestone if it ends one; gives what there is to log."""

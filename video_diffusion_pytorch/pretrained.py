@@ -1,0 +1,166 @@
+"""A checkpoint file becomes a diffusion model that is ready to sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.training.checkpoint import read_checkpoint
+
+if TYPE_CHECKING:
+    from video_diffusion_pytorch.training.trainer import Trainer
+
+
+def load_diffusion(
+    path: str | os.PathLike[str],
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    num_frames: int | None = None,
+    device: str | torch.device | None = None,
+    averaged: bool = True,
+    **overrides: Any,
+) -> GaussianDiffusion:
+    """Builds the diffusion and the network that a training file belongs to, and loads the weights.
+
+    No code from the file is run.
+
+    Args:
+        path: A training file, `model-N.pt`, of this library's Trainer or of the reference's, from
+            version 0.6.0 on.
+        image_size: Height and width of the samples, an int or `(h, w)`; None for those of the
+            training clips. The reference's files don't hold them.
+        num_frames: Frames of a sample; None for those of the training clips. The reference's
+            files don't hold them.
+        device: Where to put the model, such as `"cuda"`; None for the CPU.
+        averaged: Whether to take the averaged weights, which sample better, or the last ones.
+        **overrides: Other keywords of `GaussianDiffusion`, such as `use_dynamic_thres`, which take
+            the place of the file's.
+
+    Returns:
+        The diffusion in evaluation mode; its `denoise_fn` is a `Unet3D`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        TypeError: If an override is no keyword of `GaussianDiffusion`.
+        ValueError: If it is not a whole training file, if its network is not a `Unet3D`, if it
+            holds no size and none is given, or if an argument is outside its range.
+
+    Example:
+        >>> import tempfile
+        >>> from video_diffusion_pytorch import Trainer
+        >>> from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+        >>> unet = Unet3D(dim=8, dim_mults=(1, 2), channels=1, attn_heads=2)
+        >>> diffusion = GaussianDiffusion(unet, image_size=24, num_frames=4, timesteps=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_moving_digits(folder, num_clips=2, image_size=24)
+        ...     Trainer(diffusion, folder, results_folder=folder, device="cpu").save(1)
+        ...     again = load_diffusion(f"{folder}/model-1.pt")
+        >>> again.sample(batch_size=1, progress=False).shape
+        torch.Size([1, 1, 4, 24, 24])
+    """
+    where = _check_device(device)
+    file = Path(path)
+    state = read_checkpoint(file)
+    weights = state["ema" if averaged else "model"]
+    config = state.get("config")
+    sizes = {"image_size": image_size, "num_frames": num_frames}
+    given = {name: value for name, value in sizes.items() if value is not None} | overrides
+    if config is None:
+        unet, settings = _from_reference(weights, given, file)
+    else:
+        unet, settings = _from_config(config, file)
+    diffusion = GaussianDiffusion(unet, **{**settings, **given})
+    try:
+        diffusion.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"load_diffusion: the tensors in {file} must fit the model that the file and the "
+            f"arguments describe, got {_first_lines(error)}; leave out the arguments that change "
+            "the model, such as timesteps, or use another file"
+        ) from error
+    return diffusion.to(where).eval()
+
+
+def resume(trainer: Trainer, path: str | os.PathLike[str]) -> None:
+    """Takes a trainer to a checkpoint, or says why its model and the checkpoint don't fit.
+
+    Args:
+        trainer: Built with the settings that the checkpoint was made with.
+        path: A training file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a whole training file, or of another model.
+    """
+    try:
+        trainer.load(os.fspath(path))
+    except RuntimeError as error:
+        config = read_checkpoint(Path(path)).get("config") or {}
+        unet = getattr(trainer.model.denoise_fn, "config", None)
+        changed = _differences(config.get("unet"), unet)
+        changed += _differences(config.get("diffusion"), trainer.model.config)
+        raise ValueError(
+            f"the model must be that of the checkpoint {path} to train on, got "
+            f"{', '.join(changed) or _first_lines(error)}; give the settings it was made with, or "
+            "begin anew in another results folder"
+        ) from error
+
+
+def _from_config(config: Mapping[str, Any], file: Path) -> tuple[Unet3D, dict[str, Any]]:
+    if config["unet"] is None:
+        raise ValueError(
+            f"load_diffusion: the network in {file} must be a Unet3D, got one of another class, "
+            "which the file cannot rebuild; build it yourself, wrap it in a GaussianDiffusion, and "
+            "load the file's 'ema' with load_state_dict"
+        )
+    return Unet3D(**config["unet"]), dict(config["diffusion"])
+
+
+def _from_reference(
+    weights: Mapping[str, Any], given: Mapping[str, Any], file: Path
+) -> tuple[Unet3D, dict[str, Any]]:
+    missing = [name for name in ("image_size", "num_frames") if name not in given]
+    if missing:
+        raise ValueError(
+            f"load_diffusion: {file} must hold the size of its clips or be given it, got a file of "
+            "version 0.7.0 or older, which holds no size, and no "
+            f"{' and no '.join(missing)}; pass {' and '.join(missing)}, as in training"
+        )
+    return Unet3D.from_state_dict(weights), {"timesteps": len(weights["betas"])}
+
+
+def _check_device(device: str | torch.device | None) -> torch.device:
+    try:
+        where = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=where)
+    # without CUDA torch raises an AssertionError
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"load_diffusion: device must be one that this machine has, got {str(device)!r} "
+            f"({_first_lines(error, 1)}); leave it out for the CPU"
+        ) from error
+    return where
+
+
+def _differences(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> list[str]:
+    theirs, ours = theirs or {}, ours or {}
+    return [
+        f"{name} {ours.get(name)} instead of {value}"
+        for name, value in theirs.items()
+        if _as_list(value) != _as_list(ours.get(name))
+    ]
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _first_lines(error: Exception, count: int = 2) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:count])[:300]
