@@ -12,7 +12,7 @@ from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 ROOT = Path(__file__).parents[1]
 # a smaller network and fewer steps; the tiny encoder's vectors have 32 numbers
 SMALLER = {
-    "dim=64": "dim=8",
+    "Unet3D(dim=64": "Unet3D(dim=8",
     "dim_mults=(1, 2, 4, 8)": "dim_mults=(1, 2)",
     "dim_mults=(1, 2, 4)": "dim_mults=(1, 2)",
     "timesteps=1000": "timesteps=2",

@@ -4,6 +4,7 @@
 from video_diffusion_pytorch import text, video_diffusion_pytorch
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.reference.state_dict import to_reference_state_dict
 from video_diffusion_pytorch.training.trainer import Trainer
 from video_diffusion_pytorch.version import __version__
@@ -13,6 +14,7 @@ __all__ = [
     "Trainer",
     "Unet3D",
     "__version__",
+    "load_diffusion",
     "text",
     "to_reference_state_dict",
     "video_diffusion_pytorch",

@@ -283,9 +283,8 @@ def _fresh_compiler():
         nn.DataParallel,
         nn.parallel.DistributedDataParallel,
         lambda unet: torch.compile(unet, backend="eager"),
-        lambda unet: torch.compile(nn.DataParallel(unet), backend="eager"),
     ],
-    ids=["data_parallel", "distributed", "compiled", "compiled_data_parallel"],
+    ids=["data_parallel", "distributed", "compiled"],
 )
 def test_the_network_may_be_wrapped(wrap):
     torch.manual_seed(0)

@@ -49,6 +49,15 @@ def Upsample(dim: int) -> nn.Module:
     return FramewiseConvTranspose(dim, dim, (1, 4, 4), (1, 2, 2), (0, 1, 1))
 
 
+def keep_kernels_channels_last(module: nn.Module) -> None:
+    """Gives all 3-D kernels in `module` the memory format of the videos that they meet."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
+            # .contiguous() would leave 1×1×1 kernels alone, whose strides DDP then warns of
+            weight = torch.empty_like(layer.weight, memory_format=torch.channels_last_3d)
+            layer.weight.data = weight.copy_(layer.weight.data)
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation over the channels, with a gain and no offset (Ba et al. 2016).
 

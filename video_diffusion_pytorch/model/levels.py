@@ -1,6 +1,7 @@
 """One resolution of the U-Net: convolutions, then attention over pixels, then over frames."""
 
 from functools import partial
+from itertools import pairwise
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from video_diffusion_pytorch.model.attention import (
     RotaryTables,
     SpatialLinearAttention,
 )
-from video_diffusion_pytorch.model.blocks import LayerNorm, ResnetBlock
+from video_diffusion_pytorch.model.blocks import Downsample, LayerNorm, ResnetBlock, Upsample
 
 # What every temporal attention is told: position bias, rotary tables, mask of focus on the present.
 Temporal = tuple[Tensor, RotaryTables, Tensor | None]
@@ -121,3 +122,30 @@ class Level(nn.Module):
         x = self.block2(self.block1(x, emb), emb)
         x = self.temporal_attn(self.spatial_attn(x), *temporal)
         return x, self.resample(x)
+
+
+def make_levels(
+    dims: list[int], block: partial[ResnetBlock], heads: int, dim_head: int, linear_attn: bool
+) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """The levels down, from the finest to the coarsest resolution, and those up again.
+
+    Args:
+        dims: Channels before the first level, and after each on the way down.
+        block: As in `Level`.
+        heads: As in `Level`.
+        dim_head: As in `Level`.
+        linear_attn: As in `Level`.
+    """
+    level = partial(Level, block=block, heads=heads, dim_head=dim_head, linear_attn=linear_attn)
+    steps = list(pairwise(dims))
+    last = len(steps) - 1
+    downs = nn.ModuleList(
+        level(dim_in, dim_out, Downsample(dim_out) if i < last else None)
+        for i, (dim_in, dim_out) in enumerate(steps)
+    )
+    # on the way up the skip connection's channels come in as well
+    ups = nn.ModuleList(
+        level(dim_out * 2, dim_in, Upsample(dim_in) if i < last else None)
+        for i, (dim_in, dim_out) in enumerate(reversed(steps))
+    )
+    return downs, ups

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.model.blocks import Downsample, FramewiseConv, ResnetBlock, Upsample
+from video_diffusion_pytorch.model.blocks import (
+    FramewiseConv,
+    ResnetBlock,
+    keep_kernels_channels_last,
+)
 from video_diffusion_pytorch.model.checks import check_arguments, check_input
 from video_diffusion_pytorch.model.embeddings import (
     RelativePositionBias,
@@ -19,7 +22,7 @@ from video_diffusion_pytorch.model.embeddings import (
     rotary_tables,
 )
 from video_diffusion_pytorch.model.host_memory import keep_freed_memory
-from video_diffusion_pytorch.model.levels import Level, SpatialAttention, TemporalAttention
+from video_diffusion_pytorch.model.levels import SpatialAttention, TemporalAttention, make_levels
 from video_diffusion_pytorch.model.masks import focus_mask, prob_mask_like
 from video_diffusion_pytorch.reference.state_dict import (
     read_reference_state_dict,
@@ -86,14 +89,10 @@ class Unet3D(nn.Module):
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         check_arguments(config)
-        self.config = config
-        self.channels = channels
-        if use_bert_text_cond:
-            cond_dim = BERT_DIM
+        self.config, self.channels = config, channels
+        cond_dim = BERT_DIM if use_bert_text_cond else cond_dim
         self.has_cond = cond_dim is not None
-        first = dim if init_dim is None else init_dim
-        dims = [first, *(dim * mult for mult in dim_mults)]
-        coarsest = dims[-1]
+        first = init_dim or dim
 
         # what all layers are told: time and condition, and the place of each frame
         time_dim = dim * 4
@@ -108,45 +107,27 @@ class Unet3D(nn.Module):
         self.time_rel_pos_bias = RelativePositionBias(heads=attn_heads, max_distance=32)
 
         # full resolution
-        pad = init_kernel_size // 2
-        kernel = (1, init_kernel_size, init_kernel_size)
-        self.init_conv = FramewiseConv(channels, first, kernel, padding=(0, pad, pad))
+        size = init_kernel_size
+        self.init_conv = FramewiseConv(
+            channels, first, (1, size, size), padding=(0, size // 2, size // 2)
+        )
         self.init_temporal_attn = TemporalAttention(first, attn_heads, attn_dim_head)
 
         # down, through the coarsest resolution, and up
         plain_block = partial(ResnetBlock, groups=resnet_groups)
         block = partial(plain_block, time_emb_dim=time_dim + (cond_dim or 0))
-        level = partial(
-            Level,
-            block=block,
-            heads=attn_heads,
-            dim_head=attn_dim_head,
-            linear_attn=use_sparse_linear_attn,
-        )
-        steps = list(pairwise(dims))
-        last = len(steps) - 1
-        self.downs = nn.ModuleList(
-            level(d_in, d_out, Downsample(d_out) if i < last else None)
-            for i, (d_in, d_out) in enumerate(steps)
-        )
+        dims = [first, *(dim * mult for mult in dim_mults)]
+        attention = (attn_heads, attn_dim_head)
+        self.downs, self.ups = make_levels(dims, block, *attention, use_sparse_linear_attn)
+        coarsest = dims[-1]
         self.mid_block1 = block(coarsest, coarsest)
         self.mid_spatial_attn = SpatialAttention(coarsest, attn_heads)
-        self.mid_temporal_attn = TemporalAttention(coarsest, attn_heads, attn_dim_head)
+        self.mid_temporal_attn = TemporalAttention(coarsest, *attention)
         self.mid_block2 = block(coarsest, coarsest)
-        self.ups = nn.ModuleList(
-            level(d_out * 2, d_in, Upsample(d_in) if i < last else None)
-            for i, (d_in, d_out) in enumerate(reversed(steps))
+        self.final_conv = nn.Sequential(
+            plain_block(first * 2, dim), FramewiseConv(dim, out_dim or channels, 1)
         )
-
-        out_dim = channels if out_dim is None else out_dim
-        self.final_conv = nn.Sequential(plain_block(first * 2, dim), FramewiseConv(dim, out_dim, 1))
-
-        # the kernels in the memory format of the videos that they meet
-        for module in self.modules():
-            if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-                # .contiguous() would leave 1×1×1 kernels alone, whose strides DDP then warns of
-                weight = torch.empty_like(module.weight, memory_format=torch.channels_last_3d)
-                module.weight.data = weight.copy_(module.weight.data)
+        keep_kernels_channels_last(self)
         self.register_load_state_dict_pre_hook(read_reference_state_dict)
 
     @classmethod

@@ -1,0 +1,167 @@
+"""The demo, at a size that takes seconds."""
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from video_diffusion_pytorch import demo
+from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.data.video_file import gif_to_tensor
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch):
+    monkeypatch.setitem(demo.UNET, "dim", 4)
+    monkeypatch.setitem(demo.UNET, "dim_mults", (1, 2))
+    monkeypatch.setitem(demo.DIFFUSION, "timesteps", 2)
+    monkeypatch.setattr(demo, "CHECKPOINT_EVERY", 3)
+
+
+@pytest.fixture
+def run(tmp_path, capsys):
+    """Runs the demo in a folder of the test; gives what it printed."""
+
+    def run(*options):
+        folder = str(tmp_path / "demo")
+        assert main(["demo", "--folder", folder, "--clips", "5", "--device", "cpu", *options]) is None
+        return capsys.readouterr().out
+
+    return run
+
+
+def names(folder):
+    return [path.name for path in list_checkpoints(folder / "demo" / "checkpoints")]
+
+
+def test_the_demo_writes_what_it_says(run, tmp_path):
+    out = run("--steps", "4")
+    home = tmp_path / "demo"
+    assert len(list((home / "clips").glob("*.gif"))) == 5
+    assert names(tmp_path) == ["model-3.pt", "model-4.pt"]
+    assert len((home / "loss.csv").read_text().splitlines()) == 1 + 4
+    for name in ("clips", "checkpoints/model-4.pt", "loss.png", "samples.gif"):
+        assert str(home / name) in out
+        assert (home / name).exists()
+    assert re.search(r"loss: \d\.\d+ at the start .*, \d\.\d+ at the end", out)
+    with Image.open(home / "loss.png") as image:
+        assert image.size[0] > image.size[1] > 200
+
+
+def test_the_left_half_of_the_picture_is_the_training_clips(run, tmp_path):
+    run("--steps", "1")
+    picture = gif_to_tensor(tmp_path / "demo" / "samples.gif", channels=1)
+    first = sorted((tmp_path / "demo" / "clips").glob("*.gif"))[0]
+    clip = gif_to_tensor(first, channels=1)
+    side = demo.DIFFUSION["image_size"] * demo.ZOOM
+    assert picture.shape[1] == demo.CLIP["num_frames"] == clip.shape[1]
+    # both have the digit in the same place, twice as large
+    shown = picture[:, :, 21 : 21 + side, 1 : 1 + side]
+    large = clip.repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert (shown - large).abs().mean() < 0.06
+    # and a white gap stands between the halves
+    middle = picture.shape[-1] // 2
+    assert (picture[..., middle - demo.ZOOM : middle + demo.ZOOM] == 1).all()
+
+
+def test_a_longer_run_goes_on_from_the_last_checkpoint(run, tmp_path):
+    run("--steps", "2")
+    before = (tmp_path / "demo" / "loss.csv").read_text()
+    clip = next((tmp_path / "demo" / "clips").glob("*.gif"))
+    stamp = clip.stat().st_mtime_ns
+    out = run("--steps", "4", "--clips", "7")
+    assert "goes on from" in out
+    assert "model-2.pt, step 2" in out
+    assert names(tmp_path) == ["model-2.pt", "model-3.pt", "model-4.pt"]
+    assert (tmp_path / "demo" / "loss.csv").read_text().startswith(before)
+    assert clip.stat().st_mtime_ns == stamp
+    assert len(list(clip.parent.glob("*.gif"))) == 5
+
+
+def test_two_runs_are_one_long_run(run, tmp_path):
+    run("--steps", "2")
+    run("--steps", "3")
+    (tmp_path / "demo").rename(tmp_path / "two")
+    run("--steps", "3")
+    one, two = (tmp_path / name / "checkpoints" / "model-3.pt" for name in ("demo", "two"))
+    weights = [torch.load(path, weights_only=True)["ema"] for path in (one, two)]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    assert (tmp_path / "demo" / "loss.csv").read_text() == (
+        tmp_path / "two" / "loss.csv"
+    ).read_text()
+
+
+def test_a_finished_run_says_so_and_shows_samples(run, tmp_path):
+    run("--steps", "2")
+    (tmp_path / "demo" / "samples.gif").unlink()
+    out = run("--steps", "2")
+    assert "nothing left to train: for more, pass --steps with more than 2" in out
+    assert (tmp_path / "demo" / "samples.gif").is_file()
+    assert names(tmp_path) == ["model-2.pt"]
+
+
+def test_without_a_number_of_steps_time_ends_the_training(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "TIME_LIMIT", 0.0)
+    out = run()
+    assert "ended at step 1 of " in out
+    assert names(tmp_path) == ["model-1.pt"]
+    assert "goes on from" in run("--steps", "2")
+
+
+def test_losses_after_the_checkpoint_are_of_a_run_that_is_repeated(tmp_path):
+    (tmp_path / "loss.csv").write_text("step,loss\n1,0.5\n2,0.25\n3,0.125\n")
+    losses = demo.LossFile(tmp_path / "loss.csv", step=2)
+    losses.add(3, 0.75)
+    assert (tmp_path / "loss.csv").read_text().split() == ["step,loss", "1,0.5", "2,0.25", "3,0.75"]
+    assert losses.summary() == (
+        "loss: 0.5000 at the start (mean of 3 steps), 0.5000 at the end (mean of 3)"
+    )
+
+
+def test_no_loss_makes_no_curve(tmp_path):
+    losses = demo.LossFile(tmp_path / "loss.csv", step=0)
+    losses.plot(tmp_path / "loss.png")
+    assert not (tmp_path / "loss.png").exists()
+    assert losses.summary() == "loss: no step has been recorded"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "demo: steps must be at least 1, got 0"),
+        (["--clips", "0"], "num_clips must be at least 1, got 0"),
+        (["--steps", "many"], "steps does not take the value 'many'; see video-diffusion demo"),
+        (["--device", "abacus"], "device must be"),
+    ],
+)
+def test_mistakes_are_one_line(options, message, tmp_path, capsys):
+    assert main(["demo", "--folder", str(tmp_path / "demo"), "--steps", "1", *options]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_folder_of_another_model_is_left_alone(run, tmp_path, monkeypatch, capsys):
+    run("--steps", "1")
+    monkeypatch.setitem(demo.UNET, "dim", 8)
+    assert main(["demo", "--folder", str(tmp_path / "demo"), "--steps", "2"]) == 2
+    assert "got dim 8 instead of 4; give the settings it was made with" in capsys.readouterr().err
+    assert names(tmp_path) == ["model-1.pt"]
+
+
+def test_an_interrupt_names_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+    add = demo.LossFile.add
+
+    def interrupted(self, step, loss):
+        if step == 5:
+            raise KeyboardInterrupt
+        add(self, step, loss)
+
+    monkeypatch.setattr(demo.LossFile, "add", interrupted)
+    options = ["demo", "--folder", str(tmp_path / "demo"), "--clips", "4", "--steps", "9"]
+    assert main(options) == 130
+    last = tmp_path / "demo" / "checkpoints" / "model-3.pt"
+    assert f"interrupted; the last checkpoint is {last}" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+"""A checkpoint file becomes a model."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, to_reference_state_dict
+from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+from video_diffusion_pytorch.pretrained import load_diffusion, resume
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "attn_heads": 1, "init_kernel_size": 3}
+
+
+def make_trainer(folder, unet=None, **diffusion):
+    torch.manual_seed(0)
+    write_moving_digits(folder / "clips", num_clips=2, image_size=24, num_frames=3)
+    settings = {"image_size": 24, "num_frames": 3, "timesteps": 2, "loss_type": "l2", **diffusion}
+    model = GaussianDiffusion(Unet3D(**SMALL) if unet is None else unet, **settings)
+    return Trainer(
+        model, folder / "clips", train_batch_size=2, results_folder=folder, device="cpu"
+    )
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    """A trainer with a checkpoint, `model-1.pt`, whose average differs from its weights."""
+    trainer = make_trainer(tmp_path)
+    trainer.train_step()
+    trainer.train_step()
+    trainer.save(1)
+    return trainer
+
+
+def seeded_sample(diffusion, count=2):
+    torch.manual_seed(5)
+    return diffusion.sample(batch_size=count, progress=False)
+
+
+# Files of this library
+
+
+def test_the_file_alone_gives_the_averaged_model(trainer, tmp_path):
+    loaded = load_diffusion(tmp_path / "model-1.pt")
+    assert torch.equal(seeded_sample(loaded), seeded_sample(trainer.ema_model.eval()))
+    assert loaded.config == trainer.model.config
+    assert not loaded.training
+
+
+def test_the_last_weights_can_be_asked_for(trainer, tmp_path):
+    loaded = load_diffusion(str(tmp_path / "model-1.pt"), averaged=False)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert not torch.equal(seeded_sample(loaded), seeded_sample(trainer.ema_model))
+
+
+@pytest.mark.usefixtures("trainer")
+def test_arguments_take_the_place_of_the_files(tmp_path):
+    path = tmp_path / "model-1.pt"
+    loaded = load_diffusion(path, image_size=(8, 16), num_frames=5, use_dynamic_thres=True)
+    assert seeded_sample(loaded).shape == (2, 1, 5, 8, 16)
+    assert loaded.use_dynamic_thres
+    assert loaded.loss_type == "l2"
+    with pytest.raises(TypeError, match="tempo"):
+        load_diffusion(path, tempo=3)
+    with pytest.raises(ValueError, match=r"the tensors in .* must fit .* timesteps"):
+        load_diffusion(path, timesteps=3)
+
+
+class OwnNetwork(nn.Module):
+    """A denoiser that is no Unet3D."""
+
+    channels = 1
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, time, cond=None):
+        return x * self.scale
+
+
+def test_a_network_of_the_users_own_is_an_error(tmp_path):
+    make_trainer(tmp_path, OwnNetwork()).save(1)
+    with pytest.raises(ValueError, match=r"must be a Unet3D, got .* build it yourself"):
+        load_diffusion(tmp_path / "model-1.pt")
+
+
+# Files of the reference
+
+
+@pytest.mark.parametrize("version", ["0.7.0", "0.6.3"])
+def test_the_references_files_give_its_samples(version):
+    recorded = torch.load(GOLDEN / f"trainer_{version}.pt", weights_only=True)
+    path = GOLDEN / f"reference_results_{version}" / "model-2.pt"
+    loaded = load_diffusion(path, image_size=16, num_frames=4)
+    torch.testing.assert_close(
+        seeded_sample(loaded), recorded["ema_sample_seed_5_batch_2"], atol=1e-4, rtol=0
+    )
+    assert loaded.num_timesteps == recorded["diffusion"]["timesteps"]
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({}, "image_size and num_frames"),
+        ({"num_frames": 4}, "image_size"),
+        ({"image_size": 16}, "num_frames"),
+    ],
+)
+def test_the_references_files_need_a_size(given, missing):
+    path = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
+    with pytest.raises(ValueError, match=f"holds no size.*; pass {missing}, as in training"):
+        load_diffusion(path, **given)
+
+
+def test_a_file_written_for_the_reference_comes_back(trainer, tmp_path):
+    state = torch.load(tmp_path / "model-1.pt", weights_only=True)
+    torch.save(to_reference_state_dict(state), tmp_path / "theirs.pt")
+    loaded = load_diffusion(tmp_path / "theirs.pt", image_size=24, num_frames=3)
+    assert torch.equal(seeded_sample(loaded), seeded_sample(trainer.ema_model))
+
+
+# Mistakes
+
+
+def test_the_file_must_be_a_training_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected a checkpoint at"):
+        load_diffusion(tmp_path / "model-1.pt")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "bare.pt")
+    with pytest.raises(ValueError, match="expected a training file"):
+        load_diffusion(tmp_path / "bare.pt")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cpu:x"])
+def test_the_device_must_exist(tmp_path, device):
+    message = f"device must be one that this machine has, got {device!r}.*; leave it out"
+    with pytest.raises(ValueError, match=message):
+        load_diffusion(tmp_path / "model-1.pt", device=device)
+
+
+@pytest.mark.usefixtures("trainer")
+def test_resuming_another_model_names_what_differs(tmp_path):
+    path = tmp_path / "model-1.pt"
+    again = make_trainer(tmp_path)
+    resume(again, path)
+    assert again.step == 2
+    wider = make_trainer(tmp_path, Unet3D(**{**SMALL, "dim": 16}), timesteps=3)
+    expected = "got dim 16 instead of 8, timesteps 3 instead of 2; give the settings"
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        resume(wider, path)
+    with pytest.raises(ValueError, match=r"the model must be that of the checkpoint.*got Error"):
+        resume(wider, GOLDEN / "reference_results_0.7.0" / "model-2.pt")
