@@ -26,7 +26,9 @@ def run(tmp_path, capsys):
 
     def run(*options):
         folder = str(tmp_path / "demo")
-        assert main(["demo", "--folder", folder, "--clips", "5", "--device", "cpu", *options]) is None
+        assert (
+            main(["demo", "--folder", folder, "--clips", "5", "--device", "cpu", *options]) is None
+        )
         return capsys.readouterr().out
 
     return run
@@ -106,7 +108,7 @@ def test_a_finished_run_says_so_and_shows_samples(run, tmp_path):
 def test_without_a_number_of_steps_time_ends_the_training(run, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "TIME_LIMIT", 0.0)
     out = run()
-    assert "ended at step 1 of " in out
+    assert "the time is up at step 1 of 1500; run again to go on" in out
     assert names(tmp_path) == ["model-1.pt"]
     assert "goes on from" in run("--steps", "2")
 

@@ -20,9 +20,7 @@ def make_trainer(folder, unet=None, **diffusion):
     write_moving_digits(folder / "clips", num_clips=2, image_size=24, num_frames=3)
     settings = {"image_size": 24, "num_frames": 3, "timesteps": 2, "loss_type": "l2", **diffusion}
     model = GaussianDiffusion(Unet3D(**SMALL) if unet is None else unet, **settings)
-    return Trainer(
-        model, folder / "clips", train_batch_size=2, results_folder=folder, device="cpu"
-    )
+    return Trainer(model, folder / "clips", train_batch_size=2, results_folder=folder, device="cpu")
 
 
 @pytest.fixture

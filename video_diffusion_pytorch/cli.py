@@ -65,6 +65,7 @@ def _build_parser() -> ArgumentParser:
         description="Train your own video diffusion models (Ho et al. 2022, arXiv 2204.03458).",
         version=__version__,
         exit_on_error=False,
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(
         dest="command",
@@ -83,7 +84,7 @@ def _build_parser() -> ArgumentParser:
 def _demo_parser() -> ArgumentParser:
     from video_diffusion_pytorch.demo import run_demo
 
-    parser = ArgumentParser(exit_on_error=False, description=_intro(run_demo))
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=_intro(run_demo))
     parser.add_function_arguments(run_demo, as_group=False, skip={"say"})
     return parser
 
@@ -91,6 +92,7 @@ def _demo_parser() -> ArgumentParser:
 def _train_parser() -> ArgumentParser:
     parser = ArgumentParser(
         exit_on_error=False,
+        allow_abbrev=False,
         usage=f"{PROG} train [FOLDER] [options]",
         description="Trains a model without conditions on a folder of gifs. Where it is clear, the "
         "part of an option before the dot may be left out: --dim 32 is --unet.dim 32.",
@@ -129,6 +131,7 @@ _RESUME_HELP = (
 def _sample_parser() -> ArgumentParser:
     parser = ArgumentParser(
         exit_on_error=False,
+        allow_abbrev=False,
         description="Draws videos with the averaged weights of a checkpoint; the file is all it "
         "needs.",
     )

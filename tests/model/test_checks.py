@@ -142,6 +142,12 @@ def test_a_misspelt_keyword(unet, wrong):
         ({"attn_heads": 0}, "Unet3D: attn_heads must be at least 1, got 0; give a positive"),
         ({"attn_dim_head": -1}, "Unet3D: attn_dim_head must be at least 1, got -1; give"),
         ({"init_kernel_size": 0}, "Unet3D: init_kernel_size must be at least 1, got 0; give"),
+        ({"cond_dim": 0}, "Unet3D: cond_dim must be at least 1, got 0; give a positive number"),
+        (
+            {"resnet_groups": 3},
+            "Unet3D: resnet_groups must divide the channels of every level, [8, 8, 8, 16], got 3; "
+            "choose a divisor, or leave it out for RMSNorm",
+        ),
         ({"init_kernel_size": 4}, "Unet3D: init_kernel_size must be odd, got 4; use 5"),
         (
             {"dim_mults": ()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ class GaussianDiffusion(ReverseProcess):
         cond_drop_prob: float = 0.1,
         auto_normalize: bool = True,
     ) -> None:
+        if isinstance(image_size, Integral):
+            image_size = int(image_size)
         config = {name: value for name, value in locals().items() if name in _CONFIG}
         _check_arguments(config)
         super().__init__(cosine_beta_schedule(timesteps))

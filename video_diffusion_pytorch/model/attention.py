@@ -45,7 +45,8 @@ def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
         turns = torch.complex(cos, sin).expand(pairs.shape[1:]).contiguous()
         turned = torch.view_as_real(pairs * turns).flatten(-2)
     else:
-        first, second = turned.float().unflatten(-1, (-1, 2)).unbind(-1)
+        exact = turned.to(torch.promote_types(x.dtype, torch.float32))
+        first, second = exact.unflatten(-1, (-1, 2)).unbind(-1)
         both = (first * cos - second * sin, second * cos + first * sin)
         turned = torch.stack(both, dim=-1).flatten(-2).to(x.dtype)
     return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned

@@ -62,7 +62,10 @@ def _round_up(size: int, multiple: int) -> int:
 
 def check_arguments(config: Mapping[str, Any]) -> None:
     """Raises a ValueError for constructor arguments outside their range."""
-    for name in ("dim", "channels", "attn_heads", "attn_dim_head", "init_kernel_size"):
+    optional = ("cond_dim", "out_dim", "init_dim", "resnet_groups")
+    for name in ("dim", "channels", "attn_heads", "attn_dim_head", "init_kernel_size", *optional):
+        if config[name] is None and name in optional:
+            continue
         if config[name] < 1:
             raise ValueError(
                 f"Unet3D: {name} must be at least 1, got {config[name]}; give a positive number"
@@ -80,4 +83,11 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     if config["block_type"] != "resnet":
         raise ValueError(
             f'Unet3D: block_type must be "resnet", got {config["block_type"]!r}; leave it out'
+        )
+    groups, first = config["resnet_groups"], config["init_dim"] or config["dim"]
+    widths = [first, config["dim"], *(config["dim"] * mult for mult in config["dim_mults"])]
+    if groups is not None and any(width % groups for width in widths):
+        raise ValueError(
+            f"Unet3D: resnet_groups must divide the channels of every level, {widths}, got "
+            f"{groups}; choose a divisor, or leave it out for RMSNorm"
         )

@@ -46,7 +46,8 @@ class RelativePositionBias(nn.Module):
     Args:
         heads: Number of attention heads.
         num_buckets: Number of rows of the learned table.
-        max_distance: Distance, in frames, from which all share the last bucket.
+        max_distance: Distance, in frames, at which the widths are such that the last bucket is
+            reached; longer distances are in it, too.
     """
 
     def __init__(self, heads: int = 8, num_buckets: int = 32, max_distance: int = 128) -> None:
@@ -80,8 +81,9 @@ def rotary_tables(frequencies: Tensor, n: int) -> tuple[Tensor, Tensor]:
         n: Number of positions.
 
     Returns:
-        Two float32 tables `(n, pairs)`.
+        Two tables `(n, pairs)`, in float32 or better.
     """
-    positions = torch.arange(n, device=frequencies.device, dtype=torch.float32)
-    angles = positions[:, None] * frequencies.float()
+    dtype = torch.promote_types(frequencies.dtype, torch.float32)
+    positions = torch.arange(n, device=frequencies.device, dtype=dtype)
+    angles = positions[:, None] * frequencies.to(dtype)
     return angles.cos(), angles.sin()

@@ -1,0 +1,344 @@
+"""The `video-diffusion` command."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, __version__, commands, text
+from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints, read_checkpoint
+
+GOLDEN = Path(__file__).parent / "golden"
+REFERENCE = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
+TINY_BERT = GOLDEN / "tiny_bert"
+TINY_BERT_DIM = 32
+SMALL = """
+unet: {dim: 8, dim_mults: [1, 2], channels: 1, attn_heads: 1, init_kernel_size: 3}
+diffusion: {image_size: 24, num_frames: 3, timesteps: 2}
+trainer:
+  {train_batch_size: 2, gradient_accumulate_every: 1, save_and_sample_every: 2, train_num_steps: 3,
+  num_sample_rows: 1, device: cpu}
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A working folder with `clips` and `small.yaml`."""
+    monkeypatch.chdir(tmp_path)
+    write_moving_digits("clips", num_clips=3, image_size=24, num_frames=3)
+    Path("small.yaml").write_text(SMALL)
+    return tmp_path
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Runs a command that must fail; gives the one line it prints."""
+
+    def run(*argv):
+        assert main([str(argument) for argument in argv]) == 2
+        out, err = capsys.readouterr()
+        # a progress bar may have begun
+        lines = [line for line in err.splitlines() if line and "it/s]" not in line]
+        assert len(lines) == 1
+        assert lines[0].startswith("video-diffusion: error: ")
+        assert not out
+        return lines[0]
+
+    return run
+
+
+def make_checkpoint(cond_dim=None):
+    """Writes `model-1.pt` of a small untrained model."""
+    torch.manual_seed(0)
+    unet = Unet3D(dim=8, dim_mults=(1, 2), channels=1, attn_heads=1, cond_dim=cond_dim)
+    model = GaussianDiffusion(unet, image_size=24, num_frames=3, timesteps=2)
+    trainer = Trainer(model, "clips", results_folder=".", device="cpu")
+    trainer.save(1)
+    return trainer.ema_model.eval()
+
+
+def process(*argv):
+    return subprocess.run(
+        [sys.executable, "-m", "video_diffusion_pytorch", *argv],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# The process
+
+
+def test_the_module_is_the_command(tmp_path):
+    done = process("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip().endswith(__version__)
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+    done = process("sample", str(tmp_path / "missing.pt"))
+    assert done.returncode == 2
+    assert not done.stdout
+    assert done.stderr.startswith("video-diffusion: error: expected a checkpoint at ")
+    assert done.stderr.count("\n") == 1
+
+
+# Help
+
+
+def test_help_of_training_says_what_the_constructors_say(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "--unet.dim DIM Channels at full resolution; even." in out
+    assert "--diffusion.image_size IMAGE_SIZE Height and width of the clips" in out
+    assert (
+        "--trainer.train_lr TRAIN_LR Learning rate of Adam. (type: float, default: 0.0001)" in out
+    )
+    for group, constructor in (
+        ("unet", Unet3D),
+        ("diffusion", GaussianDiffusion),
+        ("trainer", Trainer),
+    ):
+        names = set(constructor.__init__.__annotations__)
+        for name in names - {"denoise_fn", "diffusion_model", "folder", "return"}:
+            assert f"--{group}.{name} " in out, name
+
+
+@pytest.mark.parametrize("command", ["demo", "sample"])
+def test_every_option_has_a_help_text(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    assert "(type" in capsys.readouterr().out
+
+
+# Training
+
+
+def test_printed_options_are_a_file_that_trains(workplace, capsys):
+    options = ["--config", "small.yaml", "--dim", "4", "--trainer.results-folder", "out"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "clips", *options, "--print_config"])
+    Path("run.yaml").write_text(capsys.readouterr().out)
+    assert main(["train", "--config", "run.yaml"]) is None
+    out = capsys.readouterr().out
+    assert "trained to step 3: " in out
+    assert [path.name for path in list_checkpoints(Path("out"))] == ["model-1.pt", "model-1.5.pt"]
+    config = read_checkpoint(Path("out/model-1.5.pt"))["config"]
+    assert config["unet"]["dim"] == 4
+    assert list(config["unet"]["dim_mults"]) == [1, 2]
+    assert config["diffusion"]["image_size"] == 24
+
+
+def test_the_command_line_comes_before_the_file(workplace, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        commands, "run_training", lambda folder, **given: seen.update(given, folder=folder)
+    )
+    before = ["--num-frames=5", "--train_lr", "2e-3", "--image_size", "[16, 32]", "--channels=3"]
+    for argv in ([*before, "--config=small.yaml"], ["--config", "small.yaml", *before]):
+        assert main(["train", "clips", *argv]) is None
+        assert seen["folder"] == "clips"
+        assert seen["diffusion"]["num_frames"] == 5
+        assert seen["diffusion"]["timesteps"] == 2
+        assert tuple(seen["diffusion"]["image_size"]) == (16, 32)
+        assert seen["trainer"]["train_lr"] == 2e-3
+        assert (seen["unet"]["channels"], seen["diffusion"]["channels"]) == (3, None)
+        assert seen["resume_from"] == "auto"
+
+
+def test_without_options_there_are_defaults(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(commands, "run_training", lambda folder, **given: seen.update(given))
+    assert main(["train", "clips"]) is None
+    assert seen["unet"]["dim"] == seen["diffusion"]["image_size"] == 64
+    assert seen["diffusion"]["num_frames"] == 16
+
+
+@pytest.mark.usefixtures("workplace")
+def test_training_goes_on_where_it_ended(capsys, mistake):
+    train = ["train", "clips", "--config", "small.yaml"]
+    main(train)
+    capsys.readouterr()
+    main(train)
+    assert "nothing left to train: for more, raise --trainer.train_num_steps above 3" in (
+        capsys.readouterr().out
+    )
+    main([*train, "--train_num_steps", "4"])
+    out = capsys.readouterr().out
+    assert "goes on from results/model-1.5.pt, step 3" in out
+    assert "trained to step 4: results/model-2.pt" in out
+    assert "choose another --trainer.results_folder" in mistake(*train, "--resume", "never")
+    assert "got dim 4 instead of 8" in mistake(*train, "--dim", 4)
+    main([*train, "--resume", "results/model-1.pt", "--results_folder", "other"])
+    assert "goes on from results/model-1.pt, step 2" in capsys.readouterr().out
+    assert main([*train, "--resume", "never", "--results_folder", "third"]) is None
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys):
+    step = Trainer.train_step
+
+    def interrupted(self, **kwargs):
+        if self.step == self.stop_before:
+            raise KeyboardInterrupt
+        return step(self, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    for stop_before, line in (
+        (0, "interrupted before the first checkpoint\n"),
+        (2, "interrupted; the last checkpoint is results/model-1.pt"),
+    ):
+        monkeypatch.setattr(Trainer, "stop_before", stop_before, raising=False)
+        assert main(["train", "clips", "--config", "small.yaml"]) == 130
+        err = capsys.readouterr().err
+        assert f"video-diffusion: {line}" in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "run_sampling", interrupted)
+    assert main(["sample", "model-1.pt"]) == 130
+    assert capsys.readouterr().err == "video-diffusion: interrupted\n"
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], 'expected "command" to be one of {demo,train,sample}'),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train"], "expected a folder of clips, got none; give it after train"),
+        (["train", "missing"], "expected a folder of videos at missing, found none"),
+        (["train", "empty"], "expected files ending in .gif in empty"),
+        (["train", "clips", "--unet.dimm", "3"], "--unet.dimm 3 (is --unet.dim meant?); see"),
+        (["train", "clips", "--learning", "3"], "unrecognized arguments: --learning 3"),
+        (["train", "clips", "--dim", "wide"], "unet.dim does not take the value 'wide'; see"),
+        (["train", "clips", "--image_size", "[1]"], "diffusion.image_size does not take the value"),
+        (["train", "clips", "--unet.dim", "0"], "Unet3D: dim must be at least 1, got 0"),
+        (["train", "clips", "--loss_type", "l3"], "loss_type must be one of l1, l2, got 'l3'"),
+        (["train", "clips", "--train_batch_size", "0"], "train_batch_size must be at least 1"),
+        (["train", "clips", "--cond_dim", "3"], "must be without condition, got cond_dim"),
+        (["train", "clips", "--trainer.device", "abacus"], "device must be 'cpu' or"),
+        (["train", "clips", "--config", "no.yaml"], "--config: File does not exist:"),
+        (["train", "clips", "--config", "bad.yaml"], "Problems parsing config: while parsing"),
+        (["train", "clips", "--config", "unknown.yaml"], "dimm'"),
+        (["train", "clips", "--resume", "no.pt"], "expected a checkpoint at no.pt, found none"),
+    ],
+)
+def test_mistakes_in_training_are_one_line(argv, line, mistake):
+    Path("empty").mkdir()
+    Path("bad.yaml").write_text("unet: [1")
+    Path("unknown.yaml").write_text("unet: {dimm: 3}")
+    assert line in mistake(*argv)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(commands, "run_training", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", "clips"])
+
+
+# Sampling
+
+
+@pytest.mark.usefixtures("workplace")
+def test_sampling_needs_nothing_but_the_file(capsys):
+    model = make_checkpoint()
+    assert main(["sample", "model-1.pt", "-n", "6", "-o", "six.gif", "--seed", "3"]) is None
+    assert capsys.readouterr().out.endswith(
+        "wrote 6 videos of 3 frames, 24 x 24 pixels, to six.gif\n"
+    )
+    with Image.open("six.gif") as image:
+        assert (image.n_frames, image.size) == (3, (3 * 28, 2 * 28))
+    main(["sample", "model-1.pt", "-n", "18", "--output", "many.npy", "--seed", "3"])
+    torch.manual_seed(3)
+    expected = model.sample(batch_size=16, progress=False)
+    values = np.load("many.npy")
+    assert values.shape == (18, 1, 3, 24, 24)
+    np.testing.assert_array_equal(values[:16], expected.numpy())
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_size_takes_the_place_of_the_files(capsys):
+    make_checkpoint()
+    size = ["--image-size", "[8,16]", "--num-frames", "2"]
+    assert main(["sample", "model-1.pt", "-n", "1", *size]) is None
+    assert "wrote 1 video of 2 frames, 8 x 16 pixels, to samples.gif" in capsys.readouterr().out
+
+
+def test_the_references_files_give_its_samples(tmp_path, mistake):
+    output = tmp_path / "two.npy"
+    argv = ["sample", str(REFERENCE), "-n", "2", "--seed", "5", "-o", str(output)]
+    assert "pass image_size and num_frames" in mistake(*argv)
+    assert main([*argv, "--image_size", "16", "--num_frames", "4"]) is None
+    recorded = torch.load(GOLDEN / "trainer_0.7.0.pt", weights_only=True)
+    expected = recorded["ema_sample_seed_5_batch_2"]
+    torch.testing.assert_close(torch.from_numpy(np.load(output)), expected, atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def _default_encoder_again():
+    yield
+    text.set_text_encoder()
+
+
+@pytest.mark.usefixtures("workplace", "_default_encoder_again")
+def test_captions_guide_the_samples(capsys, mistake):
+    model = make_checkpoint(cond_dim=TINY_BERT_DIM)
+    argv = ["sample", "model-1.pt", "-n", "2", "--text-encoder", str(TINY_BERT)]
+    captions = ["--text", "a whale", "7"]
+    assert "must be given one, got none; pass --text" in mistake(*argv)
+    assert main([*argv, *captions, "--cond-scale", "2", "-o", "four.npy"]) is None
+    torch.manual_seed(0)
+    expected = model.sample(cond=["a whale", "a whale", "7", "7"], cond_scale=2.0, progress=False)
+    np.testing.assert_allclose(np.load("four.npy"), expected.numpy(), atol=1e-6)
+    assert main([*argv, *captions]) is None
+    with Image.open("samples.gif") as image:
+        assert image.size == (2 * 28, 2 * 28)
+    capsys.readouterr()
+    wrong = ["--text-encoder", "./nowhere"]
+    assert "expected a folder with a text encoder" in mistake(*argv, *captions, *wrong)
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--text", "a whale"], "must have been trained with captions to take --text"),
+        (["-o", "missing/out.gif"], "expected a folder at missing to write out.gif into"),
+        (["-o", "out.mp4"], "must end in .gif or .npy, got out.mp4; rename it, as in out.gif"),
+        (["-n", "0"], "-n must be at least 1, got 0"),
+        (["-n", "few"], "count does not take the value 'few'"),
+        (["--image_size", "23"], "height and width must be multiples of 2"),
+        (["--device", "abacus"], "device must be one that this machine has, got 'abacus'"),
+        (["--cond-scale", "x"], "cond_scale does not take the value 'x'"),
+        (["--cond-scal", "2"], "unrecognized arguments: --cond_scal 2"),
+        (["--colour", "red"], "unrecognized arguments: --colour red; see video-diffusion sample"),
+    ],
+)
+def test_mistakes_in_sampling_are_one_line(options, line, mistake):
+    make_checkpoint()
+    assert line in mistake("sample", "model-1.pt", *options)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_file_that_is_no_checkpoint_is_named(mistake):
+    Path("model-1.pt").write_bytes(b"nothing of the kind")
+    assert "expected a checkpoint in model-1.pt, got a file that is" in mistake(
+        "sample", "model-1.pt"
+    )
+    assert "the following arguments are required: sample.checkpoint" in mistake("sample")
