@@ -82,18 +82,30 @@ def test_a_longer_run_goes_on_from_the_last_checkpoint(run, tmp_path):
     assert len(list(clip.parent.glob("*.gif"))) == 5
 
 
-def test_two_runs_are_one_long_run(run, tmp_path):
-    run("--steps", "2")
-    run("--steps", "3")
-    (tmp_path / "demo").rename(tmp_path / "two")
-    run("--steps", "3")
-    one, two = (tmp_path / name / "checkpoints" / "model-3.pt" for name in ("demo", "two"))
-    weights = [torch.load(path, weights_only=True)["ema"] for path in (one, two)]
-    for name, value in weights[0].items():
-        assert torch.equal(value, weights[1][name]), name
-    assert (tmp_path / "demo" / "loss.csv").read_text() == (
-        tmp_path / "two" / "loss.csv"
-    ).read_text()
+def test_an_interrupted_run_ends_as_if_it_had_not_been(run, tmp_path):
+    run("--steps", "5")
+    home = tmp_path / "demo"
+    whole = torch.load(home / "checkpoints" / "model-5.pt", weights_only=True)
+    losses = (home / "loss.csv").read_text()
+    (home / "checkpoints" / "model-5.pt").unlink()
+    assert "model-3.pt, step 3" in run("--steps", "5")
+    again = torch.load(home / "checkpoints" / "model-5.pt", weights_only=True)
+    for name, value in whole["ema"].items():
+        assert torch.equal(value, again["ema"][name]), name
+    assert (home / "loss.csv").read_text() == losses
+
+
+def test_the_learning_rate_falls_in_the_second_half(run, monkeypatch):
+    rates = []
+    step = demo.Trainer.train_step
+
+    def recorded(self, **kwargs):
+        rates.append(self.opt.param_groups[0]["lr"] / demo.TRAINER["train_lr"])
+        return step(self, **kwargs)
+
+    monkeypatch.setattr(demo.Trainer, "train_step", recorded)
+    run("--steps", "4")
+    assert rates == [1, 1, 1, 0.5]
 
 
 def test_a_finished_run_says_so_and_shows_samples(run, tmp_path):
@@ -106,9 +118,9 @@ def test_a_finished_run_says_so_and_shows_samples(run, tmp_path):
 
 
 def test_without_a_number_of_steps_time_ends_the_training(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "TIME_LIMIT", 0.0)
+    monkeypatch.setattr(demo, "TIME_LIMIT", 1e-9)
     out = run()
-    assert "the time is up at step 1 of 1500; run again to go on" in out
+    assert "the time is up at step 1 of 1600; run again to go on" in out
     assert names(tmp_path) == ["model-1.pt"]
     assert "goes on from" in run("--steps", "2")
 

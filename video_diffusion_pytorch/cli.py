@@ -257,7 +257,7 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
     if wrong:
         message = f"{wrong[1]} does not take the value {wrong[2]!r}"
     message = re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
-    unknown = re.match(r"unrecognized arguments: --([\w.]+)", message)
+    unknown = re.match(r"[Uu]nrecognized arguments: --([\w.]+)", message)
     if unknown:
         known = [f"{group}.{name}" for group in _GROUPS for name in _parameters(group)]
         close = difflib.get_close_matches(unknown[1], [*known, *_short_names()], n=1)

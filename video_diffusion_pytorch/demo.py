@@ -38,7 +38,7 @@ UNET: dict[str, Any] = {
 DIFFUSION: dict[str, Any] = {
     "image_size": 16,
     "num_frames": 8,
-    "timesteps": 100,
+    "timesteps": 200,
     "loss_type": "l2",
 }
 TRAINER: dict[str, Any] = {
@@ -50,7 +50,7 @@ TRAINER: dict[str, Any] = {
     "step_start_ema": 100,
     "update_ema_every": 1,
 }
-DEFAULT_STEPS = 1500
+DEFAULT_STEPS = 1600
 TIME_LIMIT = 200.0  # seconds of training, where no number of steps is asked for
 CHECKPOINT_EVERY = 250
 GRID = (4, 4)
@@ -72,7 +72,7 @@ def run_demo(
 
     Args:
         folder: Where everything goes; made if missing.
-        steps: Number of training steps, counted from the first run; None for 1500, or for what fits
+        steps: Number of training steps, counted from the first run; None for 1600, or for what fits
             into 200 seconds of training.
         clips: Number of clips to make and train on.
         seed: Of the clips, the first weights, the training and the samples.
@@ -150,15 +150,26 @@ def _train(trainer: Trainer, losses: LossFile, time_limit: float | None) -> None
     """Trains to the end or the time limit, with a checkpoint now and then and at the end."""
     start = time.monotonic()
 
+    def time_passed() -> float:
+        return 0.0 if time_limit is None else (time.monotonic() - start) / time_limit
+
+    def set_learning_rate(step: int) -> None:
+        """Constant for the first half, then falling to zero."""
+        left = 1 - max(time_passed(), step / trainer.train_num_steps)
+        for group in trainer.opt.param_groups:
+            group["lr"] = TRAINER["train_lr"] * min(1.0, max(0.0, 2 * left))
+
     def after_step(log: dict[str, Any]) -> None:
         losses.add(log["step"], log["loss"])
-        if time_limit is not None and time.monotonic() - start > time_limit:
+        set_learning_rate(log["step"])
+        if time_passed() >= 1:
             trainer.train_num_steps = log["step"]
         if log["step"] % CHECKPOINT_EVERY == 0 or log["step"] == trainer.train_num_steps:
             # named by step rather than by milestone: a longer run keeps the order
             trainer.save(log["step"])
 
     if trainer.step < trainer.train_num_steps:
+        set_learning_rate(trainer.step)
         trainer.train(log_fn=after_step)
 
 
