@@ -17,7 +17,7 @@ from einops import rearrange
 from einops_exts import check_shape, rearrange_many
 from rotary_embedding_torch import RotaryEmbedding
 from torch import einsum, nn
-from torch.amp import GradScaler, autocast
+from torch.cuda.amp import GradScaler, autocast
 from torch.optim import Adam
 from torch.utils import data
 from tqdm import tqdm

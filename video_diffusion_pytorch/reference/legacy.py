@@ -111,8 +111,23 @@ class LazyModule:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        """Imports the module, and gives what it holds."""
-        return getattr(importlib.import_module(self._name), attribute)
+        """Imports the module, and gives what it holds.
+
+        Raises:
+            ModuleNotFoundError: If the module's package is not installed.
+        """
+        if attribute.startswith("__"):
+            # Python's own questions, such as doctest's, are no reason to import
+            raise AttributeError(attribute)
+        try:
+            module = importlib.import_module(self._name)
+        except ModuleNotFoundError as error:
+            package = self._name.split(".")[0]
+            raise ModuleNotFoundError(
+                f"{attribute} was asked for, which is in {self._name}, got no such module; the "
+                f"library itself does not need it: install it with pip install {package}"
+            ) from error
+        return getattr(module, attribute)
 
     def __repr__(self) -> str:
         """Names the module."""
