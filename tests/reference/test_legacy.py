@@ -85,8 +85,8 @@ def test_a_lazy_module_is_the_module_once_it_is_used():
     assert repr(lazy) == "<module 'fractions', imported when used>"
     with pytest.raises(AttributeError, match="nothing_there"):
         _ = lazy.nothing_there
-    text = "anything was asked for, which is in no_such_module.part, got no such module; the"
-    with pytest.raises(ModuleNotFoundError, match=f"{text}.* pip install no_such_module"):
+    text = r"anything was asked for, which is in no_such_module\.part, got No module named"
+    with pytest.raises(ImportError, match=f"{text}.* pip install no_such_module"):
         _ = LazyModule("no_such_module.part").anything
     # asking what kind of thing it is imports nothing
     assert not hasattr(LazyModule("no_such_module"), "__wrapped__")

@@ -114,18 +114,19 @@ class LazyModule:
         """Imports the module, and gives what it holds.
 
         Raises:
-            ModuleNotFoundError: If the module's package is not installed.
+            ImportError: If the module's package is missing, or does not fit the others (as
+                torchvision does not fit a CPU-only torch).
         """
         if attribute.startswith("__"):
             # Python's own questions, such as doctest's, are no reason to import
             raise AttributeError(attribute)
         try:
             module = importlib.import_module(self._name)
-        except ModuleNotFoundError as error:
+        except (ImportError, RuntimeError, OSError) as error:
             package = self._name.split(".")[0]
-            raise ModuleNotFoundError(
-                f"{attribute} was asked for, which is in {self._name}, got no such module; the "
-                f"library itself does not need it: install it with pip install {package}"
+            raise ImportError(
+                f"{attribute} was asked for, which is in {self._name}, got {error}; the library "
+                f"itself works without: install one that fits with pip install {package}"
             ) from error
         return getattr(module, attribute)
 
