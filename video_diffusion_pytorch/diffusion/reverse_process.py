@@ -233,7 +233,7 @@ class ReverseProcess(ForwardProcess):
                 f"GaussianDiffusion: clips must be in [0, 1], got values from {low:.3g} to "
                 f"{high:.3g}; rescale them ((x + 1) / 2 if they are in [-1, 1]), or build "
                 "GaussianDiffusion with auto_normalize=False to keep a range of their own",
-                stacklevel=4,
+                stacklevel=6,  # past _to_model_range, forward and two of nn.Module
             )
 
     def _embed_captions(self, cond: Any) -> Any:
