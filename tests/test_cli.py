@@ -1,5 +1,6 @@
 """The `video-diffusion` command."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ from PIL import Image
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, __version__, commands, text
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+from video_diffusion_pytorch.data.video_file import read_video
+from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.training.checkpoint import list_checkpoints, read_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -58,7 +61,8 @@ def make_checkpoint(cond_dim=None):
     torch.manual_seed(0)
     unet = Unet3D(dim=8, dim_mults=(1, 2), channels=1, attn_heads=1, cond_dim=cond_dim)
     model = GaussianDiffusion(unet, image_size=24, num_frames=3, timesteps=2)
-    trainer = Trainer(model, "clips", results_folder=".", device="cpu")
+    vector = None if cond_dim is None else (lambda path: {"cond": torch.zeros(cond_dim)})
+    trainer = Trainer(model, "clips", results_folder=".", device="cpu", conditions=vector)
     trainer.save(1)
     return trainer.ema_model.eval()
 
@@ -91,6 +95,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 
 # Help
 
+IN_PYTHON_ONLY = {
+    "denoise_fn", "diffusion_model", "folder", "dataset", "dataloader", "data_options", "return"
+}  # fmt: skip
+
 
 def test_help_of_training_says_what_the_constructors_say(capsys):
     with pytest.raises(SystemExit, match="0"):
@@ -107,8 +115,10 @@ def test_help_of_training_says_what_the_constructors_say(capsys):
         ("trainer", Trainer),
     ):
         names = set(constructor.__init__.__annotations__)
-        for name in names - {"denoise_fn", "diffusion_model", "folder", "return"}:
+        for name in names - IN_PYTHON_ONLY:
             assert f"--{group}.{name} " in out, name
+    for name in ("conditions", "clip_start", "value_range", "cache", "manifest"):
+        assert f"--data.{name} " in out, name
 
 
 @pytest.mark.parametrize("command", ["demo", "sample"])
@@ -220,7 +230,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["trian"], "invalid choice: 'trian'"),
         (["train"], "expected a folder of clips, got none; give it after train"),
         (["train", "missing"], "expected a folder of videos at missing, found none"),
-        (["train", "empty"], "expected files ending in .gif in empty"),
+        (["train", "empty"], "in empty and its subfolders, got no file at all"),
         (["train", "clips", "--unet.dimm", "3"], "--unet.dimm 3 (is --unet.dim meant?); see"),
         (["train", "clips", "--learning", "3"], "nrecognized arguments: --learning 3"),
         (["train", "clips", "--dim", "wide"], "unet.dim does not take the value 'wide'; see"),
@@ -228,7 +238,10 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "clips", "--unet.dim", "0"], "Unet3D: dim must be at least 1, got 0"),
         (["train", "clips", "--loss_type", "l3"], "loss_type must be one of l1, l2, got 'l3'"),
         (["train", "clips", "--train_batch_size", "0"], "train_batch_size must be at least 1"),
-        (["train", "clips", "--cond_dim", "3"], "must be without condition, got cond_dim"),
+        (["train", "clips", "--cond_dim", "3"], "the network takes cond, so the data must give t"),
+        (["train", "clips", "--conditions", "label"], "to be in a sub-folder of clips that names"),
+        (["train", "clips", "--conditions", "mood"], "conditions must be among caption, label"),
+        (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, got"),
         (["train", "clips", "--trainer.device", "abacus"], "device must be 'cpu' or"),
         (["train", "clips", "--config", "no.yaml"], "--config: File does not exist:"),
         (["train", "clips", "--config", "bad.yaml"], "Problems parsing config: while parsing"),
@@ -301,7 +314,7 @@ def test_captions_guide_the_samples(capsys, mistake):
     model = make_checkpoint(cond_dim=TINY_BERT_DIM)
     argv = ["sample", "model-1.pt", "-n", "2", "--text-encoder", str(TINY_BERT)]
     captions = ["--text", "a whale", "7"]
-    assert "must be given one, got none; pass --text" in mistake(*argv)
+    assert "captions or vectors (--text or --cond), and must be given as much, g" in mistake(*argv)
     assert main([*argv, *captions, "--cond-scale", "2", "-o", "four.npy"]) is None
     torch.manual_seed(0)
     expected = model.sample(cond=["a whale", "a whale", "7", "7"], cond_scale=2.0, progress=False)
@@ -318,9 +331,9 @@ def test_captions_guide_the_samples(capsys, mistake):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--text", "a whale"], "must have been trained with captions to take --text"),
+        (["--text", "a whale"], "was trained with no condition, and must be given as much, got c"),
         (["-o", "missing/out.gif"], "expected a folder at missing to write out.gif into"),
-        (["-o", "out.mp4"], "must end in .gif or .npy, got out.mp4; rename it, as in out.gif"),
+        (["-o", "out.avi"], "got out.avi; rename it, as in out.gif"),
         (["-n", "0"], "-n must be at least 1, got 0"),
         (["-n", "few"], "count does not take the value 'few'"),
         (["--image_size", "23"], "height and width must be multiples of 2"),
@@ -342,3 +355,66 @@ def test_a_file_that_is_no_checkpoint_is_named(mistake):
         "sample", "model-1.pt"
     )
     assert "sample.checkpoint" in mistake("sample")
+
+
+# Clips with conditions
+
+
+@pytest.fixture
+def classes(workplace):
+    """Clips of two classes in several formats, with a caption each, beside `small.yaml`."""
+    clip = torch.rand(1, 3, 24, 24)
+    endings = ["a.gif", "b.mp4", "c.webp", "d.npy", "e.gif", "f.mp4"]
+    for index, name in enumerate(endings):
+        path = Path("classes", ("cats", "dogs")[index % 2], name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(clip, path)
+        path.with_suffix(".txt").write_text(f"clip {name}")
+    return workplace
+
+
+def train(*options):
+    config = ["--config", "small.yaml", "--num_workers", "0", "--held_out", "2"]
+    assert main(["train", "classes", *config, *options]) is None
+
+
+def values(*options):
+    """The samples of a checkpoint."""
+    assert main(["sample", "results/model-1.5.pt", "-o", "out.npy", *options]) is None
+    return np.load("out.npy")
+
+
+@pytest.mark.usefixtures("classes")
+def test_classes_by_name(mistake, capsys):
+    train("--conditions", "label", "--num_classes", "2")
+    assert re.fullmatch(r"row 1, column 1: (cats|dogs)\n", Path("results/1.txt").read_text())
+    names = values("-n", "2", "--labels", "dogs", "cats", "--cond_scale", "2")
+    assert names.shape == (4, 1, 3, 24, 24)
+    np.testing.assert_array_equal(names, values("-n", "2", "--labels", "1", "0", "--cond_scale=2"))
+    capsys.readouterr()
+    line = mistake("sample", "results/model-1.5.pt", "--labels", "birds")
+    assert "--labels must be among cats, dogs, got 'birds'; choose from them" in line
+
+
+@pytest.mark.usefixtures("classes", "_default_encoder_again")
+def test_captions_and_first_frames(mistake, capsys):
+    encoder = ["--text_encoder", str(TINY_BERT)]
+    train(
+        *["--conditions", "caption", "--cond_dim", str(TINY_BERT_DIM), *encoder],
+        *["--given_frames", "1", "--cond_channels", "2"],
+    )
+    told = [*encoder, "--text", "a cat", "--first_frames"]
+    assert values("-n", "3", *told, "classes/cats/a.gif").shape == (3, 1, 3, 24, 24)
+    assert values("-n", "1", *told, "classes/cats").shape == (3, 1, 3, 24, 24)
+    capsys.readouterr()
+    line = mistake("sample", "results/model-1.5.pt", *encoder, "--text", "a cat")
+    assert "and first frames (--first_frames), and must be given as much, got captions" in line
+
+
+@pytest.mark.usefixtures("classes")
+@pytest.mark.parametrize("ending", [".gif", ".webp", ".mp4", ".png"])
+def test_samples_in_any_format(ending):
+    train()
+    assert main(["sample", "results/model-1.5.pt", "-o", f"out{ending}", "-n", "2"]) is None
+    video, _ = read_video(f"out{ending}")
+    assert video.shape[1] == (1 if ending == ".png" else 3)

@@ -255,3 +255,97 @@ def test_imports_are_cheap():
     command.append(f"import sys, {imports}; print(sorted({heavy} & set(sys.modules)))")
     root = Path(__file__).parents[1]
     assert subprocess.run(command, cwd=root, capture_output=True, text=True).stdout == "[]\n"
+
+
+# An encoder of one's own
+
+
+def lengths(captions):
+    return torch.tensor([[float(len(caption)), 1.0] for caption in captions])
+
+
+def test_captions_are_embedded_in_one_go():
+    captions = ["a whale", "fireworks from afar"]
+    for use_cls in (False, True):
+        expected = text.bert_embed(text.tokenize(captions), return_cls_repr=use_cls)
+        assert torch.equal(text.embed_captions(captions, use_cls=use_cls, device="cpu"), expected)
+    assert text.embed_captions(tuple(captions)).shape == (2, 32)
+
+
+def test_a_function_may_be_the_encoder():
+    text.set_text_encoder(lengths, name="lengths")
+    expected = torch.tensor([[7.0, 1.0], [1.0, 1.0]])
+    for use_cls in (False, True):
+        assert torch.equal(text.embed_captions(("a whale", "b"), use_cls=use_cls), expected)
+    text.set_text_encoder(TINY_BERT)
+    assert text.embed_captions(["a whale"]).shape == (1, 32)
+
+
+def test_a_functions_vectors_have_no_gradient():
+    weight = torch.ones(1, 2, requires_grad=True)
+    text.set_text_encoder(lambda captions: lengths(captions) * weight)
+    assert not text.embed_captions(["a"]).requires_grad
+
+
+def test_the_encoder_has_a_name():
+    assert text.encoder_name() == str(TINY_BERT)
+    text.set_text_encoder()
+    assert text.encoder_name() == "bert-base-cased"
+    text.set_text_encoder(lengths, name="lengths")
+    assert text.encoder_name() == "lengths"
+    text.set_text_encoder(lengths)
+    assert text.encoder_name() is None
+
+
+def test_a_folders_name_does_not_depend_on_where_one_is(monkeypatch):
+    monkeypatch.chdir(GOLDEN)
+    text.set_text_encoder("./tiny_bert")
+    assert text.encoder_name() == str(TINY_BERT)
+
+
+def test_only_a_function_is_named():
+    message = r"name must be left out unless .* is a function, got 'tiny' beside '.*'; leave it out"
+    with pytest.raises(ValueError, match=message):
+        text.set_text_encoder(str(TINY_BERT), name="tiny")
+    assert text.encoder_name() == str(TINY_BERT)
+
+
+def test_a_function_has_no_tokens():
+    text.set_text_encoder(lengths)
+    message = r"encoder's {} is asked for, but the encoder is a function, got .*; call embed_capt"
+    with pytest.raises(ValueError, match=message.format("tokenizer")):
+        text.tokenize("a whale")
+    with pytest.raises(ValueError, match=message.format("model")):
+        text.bert_embed(torch.ones(1, 4, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        ([[1.0]], TypeError, r"must return a tensor of shape \(1, d\), got list; convert it"),
+        (
+            torch.ones(2, 3),
+            ValueError,
+            r"vectors of shape \(1, d\), got torch.float32 of shape \(2, 3\); return one vector",
+        ),
+        (
+            torch.ones(1),
+            ValueError,
+            r"vectors of shape \(1, d\), got torch.float32 of shape \(1,\)",
+        ),
+        (torch.ones(1, 3).long(), ValueError, r"floating-point vectors .*, got torch.int64 of"),
+    ],
+)
+def test_what_a_function_must_return(result, error, message):
+    text.set_text_encoder(lambda captions: result)
+    with pytest.raises(error, match=message):
+        text.embed_captions(["a whale"])
+
+
+@pytest.mark.parametrize("encoder", [lengths, TINY_BERT])
+def test_wrong_captions(encoder):
+    text.set_text_encoder(encoder)
+    with pytest.raises(TypeError, match="each of texts must be a string, got int; convert"):
+        text.embed_captions([7])
+    with pytest.raises(ValueError, match="texts must hold at least one caption, got none; pass ''"):
+        text.embed_captions([])

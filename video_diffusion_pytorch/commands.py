@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch import text
+from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.pretrained import load_diffusion, resume
+from video_diffusion_pytorch.sample_conditions import class_names, pick, read_conditions
 from video_diffusion_pytorch.training.checkpoint import list_checkpoints
 from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
@@ -28,34 +30,33 @@ def run_training(
     *,
     unet: dict[str, Any],
     diffusion: dict[str, Any],
+    data: dict[str, Any],
     trainer: dict[str, Any],
+    text_encoder: str | None,
     resume_from: str,
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Trains on a folder of clips without conditions.
+    """Trains on a folder of clips.
 
     Args:
         folder: Where the clips are.
         unet: Keywords of `Unet3D`.
         diffusion: Keywords of `GaussianDiffusion`.
+        data: Keywords of `data.dataset.Dataset`.
         trainer: Keywords of `Trainer`.
+        text_encoder: As in `text.set_text_encoder`; None for BERT.
         resume_from: `"auto"` for the last checkpoint in the results folder, if there is one;
             `"never"`; or a checkpoint's path.
         seed: Of the first weights and the training.
         say: Called with each line of the report.
 
     Raises:
-        ValueError: If the network takes conditions, a keyword is out of range, or the checkpoint
-            is of another model.
+        ValueError: If a keyword is out of range, the clips are not what the network takes, or the
+            checkpoint is of another model.
         FileNotFoundError: If there are no clips, or no such checkpoint.
         FileExistsError: If a new run would replace an old one's checkpoints.
     """
-    if unet["cond_dim"] is not None or unet["use_bert_text_cond"]:
-        raise ValueError(
-            "train: the network must be without condition, got cond_dim or use_bert_text_cond; "
-            "leave them out, or train in Python with a Trainer whose dataset gives conditions"
-        )
     results = Path(trainer["results_folder"])
     existing = list_checkpoints(results)
     if resume_from == "never" and existing:
@@ -64,9 +65,11 @@ def run_training(
             f"{existing[-1].name}; choose another --trainer.results_folder, or resume"
         )
 
+    if text_encoder is not None:
+        text.set_text_encoder(text_encoder)
     torch.manual_seed(seed)
     model = GaussianDiffusion(Unet3D(**unet), **diffusion)
-    loop = Trainer(model, folder, **trainer)
+    loop = Trainer(model, folder, **trainer, **data)
     if resume_from == "auto":
         checkpoint = existing[-1] if existing else None
     else:
@@ -89,61 +92,66 @@ def run_training(
 def run_sampling(
     checkpoint: str,
     *,
-    captions: list[str] | None,
-    cond_scale: float,
     count: int,
     output: str,
+    cond_scale: float,
     image_size: int | tuple[int, int] | None,
     num_frames: int | None,
     seed: int,
     device: str | None,
     text_encoder: str | None,
     say: Callable[[str], None],
+    **told: Any,
 ) -> None:
     """Draws videos from a checkpoint and writes them to one file.
 
     Args:
         checkpoint: A training file.
-        captions: What the videos should show; None for a model without condition.
+        count: Number of videos, for each condition.
+        output: A `.npy`, the values as they are, `(b, c, f, h, w)`; or one of the formats of
+            `write_video`, the videos side by side and those of each condition in a row.
         cond_scale: Strength of the guidance; 1 is without.
-        count: Number of videos, for each caption.
-        output: A `.gif`, the videos side by side and each caption in a row of its own; or a
-            `.npy`, the values as they are, `(b, c, f, h, w)`.
         image_size: As in `load_diffusion`.
         num_frames: As in `load_diffusion`.
         seed: The same seed gives the same videos.
         device: As in `load_diffusion`.
         text_encoder: As in `text.set_text_encoder`; None for BERT.
         say: Called with each line of the report.
+        **told: What the videos should show, as in `read_conditions`.
 
     Raises:
-        ValueError: If an option is out of range, or captions are missing or unexpected.
-        FileNotFoundError: If the checkpoint or the folder to write into is missing.
+        ValueError: If an option is out of range, or conditions are missing or unexpected.
+        FileNotFoundError: If a file, or the folder to write into, is missing.
     """
     target = Path(output)
     _check_output(target, count)
     diffusion = load_diffusion(
         checkpoint, image_size=image_size, num_frames=num_frames, device=device
     )
-    _check_captions(diffusion, captions)
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)
+    conditions = read_conditions(diffusion, class_names(checkpoint), **told)
 
     torch.manual_seed(seed)
-    each = [caption for caption in captions or [] for _ in range(count)] or None
-    total = count if each is None else len(each)
+    kinds = max(map(len, conditions.values()), default=1)
+    total = kinds * count
     parts = []
     for start in range(0, total, _BATCH):
-        size = min(_BATCH, total - start)
-        cond = None if each is None else each[start : start + size]
-        parts.append(diffusion.sample(cond=cond, cond_scale=cond_scale, batch_size=size).cpu())
+        rows = [row // count for row in range(start, min(start + _BATCH, total))]
+        part = {name: pick(values, rows) for name, values in conditions.items()}
+        parts.append(diffusion.sample(**part, cond_scale=cond_scale, batch_size=len(rows)).cpu())
     videos = torch.cat(parts)
 
     if target.suffix.lower() == ".npy":
         np.save(target, videos.numpy())
     else:
-        rows = len(captions) if captions else _rows(count)
-        write_sample_grid(videos, target, rows, diffusion.auto_normalize)
+        write_sample_grid(
+            videos,
+            target,
+            kinds if kinds > 1 else _rows(count),
+            diffusion.auto_normalize,
+            value_range=diffusion.config["value_range"],
+        )
     say(f"wrote {_size(videos)} to {target}")
 
 
@@ -160,27 +168,13 @@ def _size(videos: Tensor) -> str:
 def _check_output(target: Path, count: int) -> None:
     if count < 1:
         raise ValueError(f"sample: -n must be at least 1, got {count}; give a positive number")
-    if target.suffix.lower() not in (".gif", ".npy"):
+    if target.suffix.lower() not in (".npy", *PICTURE_ENDINGS):
         raise ValueError(
-            f"sample: the output must end in .gif or .npy, got {target}; rename it, as in "
-            f"{target.with_suffix('.gif')}"
+            f"sample: the output must end in .npy or {' or '.join(PICTURE_ENDINGS)}, got {target}; "
+            f"rename it, as in {target.with_suffix('.gif')}"
         )
     if not target.parent.is_dir():
         raise FileNotFoundError(
             f"sample: expected a folder at {target.parent} to write {target.name} into, found "
             "none; create it first"
-        )
-
-
-def _check_captions(diffusion: GaussianDiffusion, captions: list[str] | None) -> None:
-    has_cond = getattr(diffusion.denoise_fn, "has_cond", False)
-    if captions and not has_cond:
-        raise ValueError(
-            "sample: the model must have been trained with captions to take --text, got one "
-            "without condition; leave --text out"
-        )
-    if has_cond and not captions:
-        raise ValueError(
-            "sample: the model was trained with a condition and must be given one, got none; pass "
-            "--text, or, if its condition is no caption, sample in Python with load_diffusion"
         )

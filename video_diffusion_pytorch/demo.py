@@ -108,10 +108,10 @@ def run_demo(
         if trainer.step < total:
             say(f"the time is up at step {trainer.step} of {total}; run again to go on")
         say("draws samples ...")
-        samples = draw_samples(trainer.ema_model, GRID[0] * GRID[1], 16, None, seed).cpu()
+        samples = draw_samples(trainer.ema_model, GRID[0] * GRID[1], 16, {}, seed).cpu()
 
     # report
-    real = torch.stack([trainer.ds[i] for i in range(min(len(trainer.ds), len(samples)))])
+    real = torch.stack([trainer.ds[i] for i in range(min(len(trainer.ds), len(samples)))]) / 255
     write_comparison(repeat_to(real, len(samples)), samples, home / "samples.gif")
     losses.plot(home / "loss.png")
     last = list_checkpoints(home / "checkpoints")[-1]

@@ -58,8 +58,8 @@ def load_diffusion(
         >>> unet = Unet3D(dim=8, dim_mults=(1, 2), channels=1, attn_heads=2)
         >>> diffusion = GaussianDiffusion(unet, image_size=24, num_frames=4, timesteps=3)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = write_moving_digits(folder, num_clips=2, image_size=24)
-        ...     Trainer(diffusion, folder, results_folder=folder, device="cpu").save(1)
+        ...     _ = write_moving_digits(f"{folder}/clips", num_clips=2, image_size=24)
+        ...     Trainer(diffusion, f"{folder}/clips", results_folder=folder, device="cpu").save(1)
         ...     again = load_diffusion(f"{folder}/model-1.pt")
         >>> again.sample(batch_size=1, progress=False).shape
         torch.Size([1, 1, 4, 24, 24])

@@ -1,18 +1,19 @@
 """Beside the path: captions become the vectors that a network is conditioned on.
 
-The encoder is BERT (bert-base-cased) unless `set_text_encoder` names another one. It is loaded from
-the Hugging Face hub or its cache on first use, once, and is never trained.
+The encoder is BERT (bert-base-cased) unless `set_text_encoder` names another one or hands in a
+function. It is loaded from the Hugging Face hub or its cache on first use, once, and never trained.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from video_diffusion_pytorch.text_loading import load_part
 
 
 def exists(val: Any) -> bool:
@@ -30,11 +31,18 @@ BERT_MODEL_DIM = 768
 """Length of the vectors of the default encoder."""
 
 _DEFAULT_ENCODER = "bert-base-cased"
-_encoder = _DEFAULT_ENCODER
+_encoder: str | None = _DEFAULT_ENCODER
+_encode: Callable[[list[str]], torch.Tensor] | None = None
 
 
-def set_text_encoder(name_or_folder: str | os.PathLike[str] = _DEFAULT_ENCODER) -> None:
-    """Choose the encoder that `tokenize` and `bert_embed` use from now on.
+def set_text_encoder(
+    name_or_folder: (
+        str | os.PathLike[str] | Callable[[list[str]], torch.Tensor]
+    ) = _DEFAULT_ENCODER,
+    *,
+    name: str | None = None,
+) -> None:
+    """Choose the encoder that captions go through from now on.
 
     The encoder loaded before, if any, is let go. A network conditioned on another encoder's vectors
     needs their length (`hidden_size` in the encoder's configuration) as its `cond_dim`.
@@ -42,29 +50,94 @@ def set_text_encoder(name_or_folder: str | os.PathLike[str] = _DEFAULT_ENCODER) 
     Args:
         name_or_folder: A model's name on the Hugging Face hub, or a folder that holds one (as
             written by `save_pretrained`). It must be of BERT's kind: one vector per token, the
-            first for the whole text, and 0 as the padding token.
+            first for the whole text, and 0 as the padding token. Or a function of your own from
+            a list of `b` captions to vectors `(b, d)`.
+        name: What tells the function from others where vectors are kept; None for a function
+            whose vectors must not be kept.
 
     Raises:
         FileNotFoundError: The argument is a path, and there is no such folder.
+        ValueError: A name is given, but no function.
+
+    Example:
+        >>> lengths = lambda captions: torch.tensor([[float(len(c))] for c in captions])
+        >>> set_text_encoder(lengths, name="lengths")
+        >>> embed_captions(["a whale"])
+        tensor([[7.]])
+        >>> set_text_encoder()
     """
-    global MODEL, TOKENIZER, _encoder
-    name = os.fspath(name_or_folder)
+    global MODEL, TOKENIZER, _encoder, _encode
+    if callable(name_or_folder):
+        MODEL = TOKENIZER = None
+        _encoder, _encode = name, name_or_folder
+        return
+    if name is not None:
+        raise ValueError(
+            f"name must be left out unless the text encoder is a function, got {name!r} beside "
+            f"{name_or_folder!r}; leave it out, or pass the function"
+        )
+    found = os.fspath(name_or_folder)
     is_path = (
         isinstance(name_or_folder, os.PathLike)
-        or name.startswith((".", "~"))
-        or os.path.isabs(name)
-        or name.count("/") > 1
-        or "\\" in name
+        or found.startswith((".", "~"))
+        or os.path.isabs(found)
+        or found.count("/") > 1
+        or "\\" in found
     )
     if is_path:
-        name = os.path.expanduser(name)
-        if not os.path.isdir(name):
+        found = os.path.expanduser(found)
+        if not os.path.isdir(found):
             raise FileNotFoundError(
-                f"expected a folder with a text encoder at {name}, found none; check the path "
+                f"expected a folder with a text encoder at {found}, found none; check the path "
                 f"(working folder: {Path.cwd()}), or give the model's name on the Hugging Face hub"
             )
     MODEL = TOKENIZER = None
-    _encoder = name
+    _encoder, _encode = found, None
+
+
+def encoder_name() -> str | None:
+    """What tells the encoder from others: its name, its folder, or None for a nameless function."""
+    if _encode is None and _encoder is not None and os.path.isdir(_encoder):
+        return os.path.abspath(_encoder)
+    return _encoder
+
+
+def embed_captions(
+    captions: Sequence[str], *, use_cls: bool = False, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """Turn captions into one vector each, by the encoder that is set.
+
+    Args:
+        captions: A list or tuple of `b` captions.
+        use_cls: Take the state of [CLS] instead of the mean state; a function of your own is
+            not told.
+        device: Where the encoder runs and the result lies; None for the CPU. A function of your
+            own runs where it likes.
+
+    Returns:
+        `(b, d)`, floating-point.
+
+    Raises:
+        OSError: The encoder cannot be loaded.
+        TypeError: Something is no string, or a function of your own returns no tensor.
+        ValueError: There are no captions, or a function of your own returns another shape.
+    """
+    if _encode is None:
+        return bert_embed(tokenize(captions).to(device or "cpu"), return_cls_repr=use_cls)
+    texts = _as_captions(captions)
+    with torch.no_grad():
+        vectors = _encode(texts)
+    if not isinstance(vectors, torch.Tensor):
+        raise TypeError(
+            f"the text encoder must return a tensor of shape ({len(texts)}, d), got "
+            f"{type(vectors).__name__}; convert it with torch.as_tensor"
+        )
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.is_floating_point():
+        raise ValueError(
+            f"the text encoder must return floating-point vectors of shape ({len(texts)}, d), got "
+            f"{vectors.dtype} of shape {tuple(vectors.shape)}; return one vector per caption"
+        )
+    return vectors.to(device or "cpu")
 
 
 def get_tokenizer() -> Any:
@@ -127,8 +200,22 @@ def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> tor
     Raises:
         OSError: The tokenizer cannot be loaded.
         TypeError: `texts` is neither a string nor a list or tuple of strings.
-        ValueError: `texts` is empty.
+        ValueError: `texts` is empty, or the encoder is a function of your own.
     """
+    captions = _as_captions(texts)
+    tokenizer = get_tokenizer()
+    encoded = tokenizer(
+        captions,
+        add_special_tokens=add_special_tokens,
+        padding=True,
+        truncation=True,
+        max_length=tokenizer.model_max_length,
+        return_tensors="pt",
+    )
+    return encoded["input_ids"].long()
+
+
+def _as_captions(texts: str | Sequence[str]) -> list[str]:
     captions = [texts] if isinstance(texts, str) else texts
     if not isinstance(captions, (list, tuple)):
         raise TypeError(
@@ -142,16 +229,7 @@ def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> tor
         )
     if not captions:
         raise ValueError("texts must hold at least one caption, got none; pass '' for no text")
-    tokenizer = get_tokenizer()
-    encoded = tokenizer(
-        list(captions),
-        add_special_tokens=add_special_tokens,
-        padding=True,
-        truncation=True,
-        max_length=tokenizer.model_max_length,
-        return_tensors="pt",
-    )
-    return encoded["input_ids"].long()
+    return list(captions)
 
 
 @torch.no_grad()
@@ -175,7 +253,8 @@ def bert_embed(
 
     Raises:
         OSError: The encoder cannot be loaded.
-        ValueError: `token_ids` has another shape or type, or more tokens than the encoder takes.
+        ValueError: `token_ids` has another shape or type, or more tokens than the encoder takes;
+            or the encoder is a function of your own.
     """
     is_integer = token_ids.dtype in (torch.int64, torch.int32)
     if token_ids.ndim != 2 or not token_ids.numel() or not is_integer:
@@ -200,37 +279,10 @@ def bert_embed(
 
 
 def _load(part: str, auto_class: str) -> Any:
-    import huggingface_hub.constants
-    import transformers
-
-    try:
-        with _quiet(transformers.utils.logging):
-            return getattr(transformers, auto_class).from_pretrained(_encoder)
-    # Which error it is differs between versions of the hub's client, and with its network library
-    except Exception as error:
-        if os.path.isdir(_encoder):
-            where = f"in the folder {_encoder}"
-        else:
-            cache = huggingface_hub.constants.HF_HUB_CACHE
-            where = f"as {_encoder!r} on the Hugging Face hub and in its cache {cache}"
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
-        raise OSError(
-            f"the text encoder's {part} was expected {where}, but loading it gave "
-            f"{type(error).__name__}: {reason}; go online once to fill the cache, or call "
-            "video_diffusion_pytorch.text.set_text_encoder(folder) with a folder written by "
-            "save_pretrained"
-        ) from error
-
-
-@contextlib.contextmanager
-def _quiet(logging: Any) -> Iterator[None]:
-    """Silence progress bars and load reports, which would come between a training run's lines."""
-    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if had_bar:
-            logging.enable_progress_bar()
+    if _encode is not None:
+        raise ValueError(
+            f"the text encoder's {part} is asked for, but the encoder is a function, got "
+            f"{_encode!r}; call embed_captions, or set_text_encoder with a model's name"
+        )
+    assert _encoder is not None
+    return load_part(_encoder, part, auto_class)

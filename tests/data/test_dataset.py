@@ -1,17 +1,18 @@
 """A folder of video files becomes clips."""
 
-import logging
 import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from video_diffusion_pytorch.data.dataset import Dataset, SkipUnreadable, cast_num_frames
-from video_diffusion_pytorch.data.video_file import UnreadableVideoError, video_tensor_to_gif
+from video_diffusion_pytorch.data.dataset import Dataset, cast_num_frames
+from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GIFS = GOLDEN / "gifs"
@@ -192,109 +193,242 @@ def test_wrong_channels():
         Dataset(GIFS, 8, channels=2)
 
 
-# Damaged files
+# Parts of a file
 
 
-class Counting(torch.utils.data.Dataset):
-    """Item `i` is the number `i`; some cannot be read."""
-
-    def __init__(self, total, broken):
-        self.total, self.broken, self.asked = total, broken, []
-
-    def __len__(self):
-        return self.total
-
-    def __getitem__(self, index):
-        self.asked.append(index)
-        if index in self.broken:
-            raise UnreadableVideoError(f"cannot read clip_{index}.gif")
-        return index
+def counting(frames):
+    """Grey frames, each with its number for all its pixels."""
+    return torch.arange(frames, dtype=torch.uint8).view(1, -1, 1, 1).repeat(1, 1, 8, 8)
 
 
-def test_damaged_file_is_named_by_the_dataset(tmp_path):
-    (tmp_path / "broken.gif").write_bytes(b"GIF89a")
-    with pytest.raises(UnreadableVideoError, match=r"broken\.gif"):
-        Dataset(tmp_path, 8)[0]
+@pytest.fixture
+def numbers(tmp_path):
+    """A folder with one gif of 20 frames, 0.1 s each; each frame is its number."""
+    video_tensor_to_gif(counting(20), tmp_path / "a.gif", duration=100)
+    return tmp_path
 
 
-def test_next_readable_item_is_given():
-    dataset = SkipUnreadable(Counting(40, broken={3, 4, 39}))
-    assert len(dataset) == 40
-    expected = [5 if i in (3, 4) else 0 if i == 39 else i for i in range(40)]
-    assert [dataset[i] for i in range(40)] == expected
-    assert [dataset[i - 40] for i in range(40)] == expected
-    assert dataset.unreadable == {i: f"cannot read clip_{i}.gif" for i in (3, 4, 39)}
+def shown(clip):
+    """The numbers of a clip's frames."""
+    return (clip[0, :, 0, 0] * 255).round().int().tolist()
 
 
-def test_known_damage_is_neither_decoded_nor_logged_again(caplog):
-    counting = Counting(20, broken={7})
-    dataset = SkipUnreadable(counting)
-    with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
-        assert [dataset[7] for _ in range(3)] == [8, 8, 8]
-    assert counting.asked == [7, 8, 8, 8]
-    assert [record.getMessage() for record in caplog.records] == [
-        "left out item 7 of the dataset: cannot read clip_7.gif"
-    ]
-    assert caplog.records[0].name == "video_diffusion_pytorch"
+def dataset_of(folder, **options):
+    return Dataset(folder, 8, **{"channels": 1, "num_frames": 4, **options})
 
 
-def test_more_than_a_tenth_is_an_error():
-    dataset = SkipUnreadable(Counting(20, broken={1, 2, 3}))
-    text = (
-        r"at most a tenth of the 20 files to be unreadable, got 3 so far; repair or remove them, "
-        r"the first being:\n  cannot read clip_1.gif\n  cannot read clip_2.gif\n  .*clip_3.gif$"
-    )
-    for _ in range(2):  # it stays an error, also where the item asked for could be read
-        with pytest.raises(UnreadableVideoError, match=text):
-            dataset[1]
-    with pytest.raises(UnreadableVideoError, match="got 3 so far"):
-        dataset[10]
+def test_every_other_frame(numbers):
+    assert shown(dataset_of(numbers, frame_skip=3)[0]) == [0, 3, 6, 9]
+    assert shown(dataset_of(numbers, fps=5)[0]) == [0, 2, 4, 6]
+    assert shown(dataset_of(numbers, fps=20)[0]) == [0, 0, 1, 1]
 
 
-def test_a_tenth_is_not_yet_an_error():
-    dataset = SkipUnreadable(Counting(20, broken={1, 2}))
-    assert dataset[1] == 3
-    assert len(dataset.unreadable) == 2
+def test_all_parts(numbers):
+    dataset = dataset_of(numbers, clip_start="all", num_frames=6, frame_skip=2, pad="error")
+    assert len(dataset) == 1
+    dataset = dataset_of(numbers, clip_start="all", num_frames=6)
+    assert [shown(clip) for clip in dataset] == [list(range(i, i + 6)) for i in (0, 6, 12)]
+    assert dataset.paths == [numbers / "a.gif"] * 3
 
 
-def test_at_most_five_files_are_named():
-    dataset = SkipUnreadable(Counting(100, broken=set(range(100))))
-    with pytest.raises(UnreadableVideoError, match="got 11 so far") as caught:
-        dataset[0]
-    assert str(caught.value).count("clip_") == 5
+def test_random_parts_are_drawn_from_the_seed(numbers):
+    dataset = dataset_of(numbers, clip_start="random")
+    torch.manual_seed(0)
+    first = [shown(dataset[0]) for _ in range(40)]
+    torch.manual_seed(0)
+    assert [shown(dataset[0]) for _ in range(40)] == first
+    assert {clip[0] for clip in first} >= {0, 16}
+    assert all(clip == list(range(clip[0], clip[0] + 4)) for clip in first)
+    drawn = [shown(dataset.draw_clip(0, torch.Generator().manual_seed(3))) for _ in range(2)]
+    assert drawn[0] == drawn[1]
 
 
-def test_single_damaged_file_is_an_error():
-    dataset = SkipUnreadable(Counting(1, broken={0}))
-    for _ in range(2):
-        with pytest.raises(UnreadableVideoError, match="got 1 so far"):
+def test_short_files(numbers):
+    assert shown(dataset_of(numbers, num_frames=22)[0]) == [*range(20), 0, 0]
+    assert shown(dataset_of(numbers, num_frames=22, pad="repeat")[0]) == [*range(20), 19, 19]
+    with pytest.raises(ValueError, match=r"a.gif must have 22 frames for a clip, got 20; remove"):
+        dataset_of(numbers, num_frames=22, pad="error")[0]
+
+
+def test_a_manifest_cuts_files(numbers):
+    table = numbers / "clips.csv"
+    table.write_text("path,start,end\na.gif,0.5,\na.gif,,0.2\n")
+    dataset = dataset_of(numbers, manifest=table)
+    assert shown(dataset[0]) == [5, 6, 7, 8]
+    assert shown(dataset[1]) == [0, 1, 0, 0]
+    windows = dataset_of(numbers, manifest=table, clip_start="all")
+    assert [shown(clip)[0] for clip in windows] == [5, 9, 13, 0]
+    cached = dataset_of(numbers, manifest=table, cache=numbers / "cache")
+    assert [shown(clip) for clip in cached] == [shown(clip) for clip in dataset]
+
+
+def test_a_file_that_ends_before_its_part_begins(numbers):
+    (numbers / "clips.csv").write_text("path,start\na.gif,9\n")
+    for clip_start in ("first", "all"):
+        dataset = dataset_of(numbers, manifest=numbers / "clips.csv", clip_start=clip_start)
+        assert len(dataset) == 1
+        with pytest.raises(UnreadableVideoError, match=r"cannot cut .*a.gif: expected frames from"):
             dataset[0]
 
 
-def test_other_errors_pass_through():
-    class Fails(Counting):
-        def __getitem__(self, index):
-            raise ValueError("something else")
+# Mixed formats, arrays and units
 
-    dataset = SkipUnreadable(Fails(10, set()))
-    with pytest.raises(ValueError, match="something else"):
+
+def test_arrays_of_any_number_of_channels(tmp_path):
+    values = np.random.default_rng(0).normal(size=(2, 6, 24, 40)).astype(np.float32) * 100
+    np.save(tmp_path / "a.npy", values)
+    clip = Dataset(tmp_path, (24, 40), channels=2, num_frames=4, exts=None)[0]
+    assert np.array_equal(clip.numpy(), values[:, :4])
+    axes = Dataset(tmp_path, (24, 40), channels=6, num_frames=2, exts=None, axes="fchw")[0]
+    assert np.array_equal(axes.numpy(), values.transpose(1, 0, 2, 3))
+
+
+def test_units(tmp_path):
+    for index, top in enumerate((5.0, 9.0)):
+        values = np.zeros((2, 3, 8, 8), np.float32)
+        values[0, 0, 0, 0], values[1, 1, 1, 1] = -1 - index, top
+        np.save(tmp_path / f"{index}.npy", values)
+    options = {"channels": 2, "num_frames": 5, "exts": None}
+    dataset = Dataset(tmp_path, 8, value_range="fit", **options)
+    assert dataset.value_range == ((-2.0, 0.0), (0.0, 9.0))
+    # clips keep their units, and frames that are missing have the least value
+    assert dataset[1].min() == -2
+    assert dataset[1][:, 4, 0, 0].tolist() == [-2, 0]
+    assert Dataset(tmp_path, 8, value_range=(-5, 10), **options).value_range == (
+        (-5.0, -5.0),
+        (10.0, 10.0),
+    )
+
+
+def test_units_that_cannot_be_found(tmp_path):
+    options = {"channels": 1, "num_frames": 1, "exts": ["npy"], "axes": "cfhw"}
+    np.save(tmp_path / "a.npy", np.zeros((1, 1, 8, 8)))
+    with pytest.raises(ValueError, match=r"values that differ in each channel, got .*; give the"):
+        Dataset(tmp_path, 8, value_range="fit", **options)
+    np.save(tmp_path / "b.npy", np.full((1, 1, 8, 8), np.nan))
+    with pytest.raises(ValueError, match=r"range of .*b.npy must be finite, got .*; replace what"):
+        Dataset(tmp_path, 8, value_range="fit", **options)
+    for name in "ab":
+        (tmp_path / f"{name}.npy").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"'fit' must find a file that can be read, got none; gi"):
+        Dataset(tmp_path, 8, value_range="fit", **options)
+
+
+def test_uint8(numbers):
+    clip = dataset_of(numbers, as_uint8=True)[0]
+    assert clip.dtype == torch.uint8
+    assert torch.equal(clip.float() / 255, dataset_of(numbers)[0])
+    assert torch.equal(dataset_of(numbers, value_range=(0, 255))[0], clip.float())
+
+
+def test_a_function_that_reads(tmp_path):
+    (tmp_path / "a.raw").write_bytes(bytes(range(48)))
+
+    def read(path):
+        return np.frombuffer(path.read_bytes(), np.uint8).reshape(3, 4, 2, 2)
+
+    dataset = Dataset(tmp_path, 2, 3, 4, exts=["raw"], read_fn=read, as_uint8=True)
+    assert dataset[0].flatten().tolist() == list(range(48))
+    with pytest.raises(ValueError, match=r"must know what makes a clip, got read_fn, .*; leave o"):
+        Dataset(tmp_path, 2, exts=["raw"], read_fn=read, cache=tmp_path / "cache")
+
+
+# The cache
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"clip_start": "random"},
+        {"clip_start": "all", "num_frames": 3},
+        {"frame_skip": 2, "clip_start": "random"},
+        {"fps": 7, "num_frames": 20},
+        {"crop": "random", "horizontal_flip": True, "vertical_flip": True},
+        {"num_frames": 30, "pad": "repeat"},
+        {"as_uint8": True},
+    ],
+    ids=str,
+)
+def test_cached_clips_are_the_same(tmp_path, options):
+    torch.manual_seed(0)
+    for name in "ab":
+        video_tensor_to_gif(torch.rand(1, 12, 16, 24), tmp_path / f"{name}.gif")
+    plain = dataset_of(tmp_path, **options)
+    cached = dataset_of(tmp_path, cache=tmp_path / "cache", **options)
+    assert (plain.is_cached, cached.is_cached) == (False, True)
+    assert len(plain) == len(cached)
+    for index in range(len(plain)):
+        clips = []
+        for dataset in (plain, cached):
+            torch.manual_seed(index)
+            clips.append(dataset[index])
+        assert torch.equal(*clips)
+
+
+def test_the_cache_is_used(numbers, monkeypatch):
+    dataset_of(numbers, cache=numbers / "cache")
+    monkeypatch.setattr("video_diffusion_pytorch.data.clip_reader.open_video", None)
+    dataset = dataset_of(numbers, cache=numbers / "cache")
+    first = dataset[0]
+    first.zero_()  # of no effect on the cache
+    assert shown(dataset[0]) == [0, 1, 2, 3]
+
+
+def test_a_cache_knows_the_damaged_files(numbers):
+    (numbers / "b.gif").write_bytes(b"GIF89a")
+    dataset = dataset_of(numbers, cache=numbers / "cache")
+    with pytest.raises(UnreadableVideoError, match=r"b\.gif"):
+        dataset[1]
+
+
+def test_a_cache_and_a_transform(numbers):
+    dataset = dataset_of(numbers, cache=numbers / "cache")
+    dataset.transform = repr
+    with pytest.raises(ValueError, match="hold what the dataset's own transform gives, got anothe"):
         dataset[0]
-    assert not dataset.unreadable
 
 
-def test_skipping_in_a_loader(tmp_path):
-    for number in range(12):
-        shutil.copy(GIFS / "rgb_10x24x24.gif", tmp_path / f"{number:02d}.gif")
-    (tmp_path / "05.gif").write_bytes((GIFS / "rgb_10x24x24.gif").read_bytes()[:-1])
-    dataset = SkipUnreadable(Dataset(tmp_path, 8, num_frames=2))
-    batches = list(DataLoader(dataset, batch_size=4))
-    assert [tuple(batch.shape) for batch in batches] == [(4, 3, 2, 8, 8)] * 3
-    assert "05.gif" in dataset.unreadable[5]
+# Conditions
 
 
-@pytest.mark.parametrize("index", [5, -6])
-def test_index_out_of_range(index):
-    dataset = SkipUnreadable(Counting(5, broken=set()))
-    with pytest.raises(IndexError, match=rf"index must be in -5 to 4, got {index}; the dataset"):
-        dataset[index]
-    assert list(dataset) == [0, 1, 2, 3, 4]
+def test_items_with_conditions(numbers):
+    (numbers / "a.txt").write_text("numbers")
+    dataset = dataset_of(numbers, conditions=("caption", lambda path: {"labels": 7}))
+    item = dataset[0]
+    assert shown(item["video"]) == [0, 1, 2, 3]
+    assert (item["cond"], item["labels"]) == ("numbers", 7)
+    assert dataset.captions == ["numbers"]
+
+
+def test_arrays_follow_the_clip(numbers):
+    np.save(numbers / "a.npy", np.arange(40).reshape(20, 2))
+    options = {"conditions": "frame_vectors", "frame_skip": 2}
+    item = dataset_of(numbers, **options)[0]
+    assert item["frame_cond"][:, 0].tolist() == [0, 4, 8, 12]
+    item = dataset_of(numbers, num_frames=12, **options)[0]
+    assert item["frame_cond"][-3:, 0].tolist() == [36, 36, 36]
+    item = dataset_of(numbers, conditions="frame_vectors", fps=5, cache=numbers / "cache")[0]
+    assert item["frame_cond"][:, 0].tolist() == [0, 4, 8, 12]
+
+
+@pytest.mark.parametrize("is_still", [True, False])
+def test_fields_are_cropped_and_mirrored_like_the_clip(tmp_path, is_still):
+    values = torch.randint(256, (1, 5, 8, 20), dtype=torch.uint8)
+    video_tensor_to_gif(values, tmp_path / "a.gif")
+    field = (values[:, 0] if is_still else values).float() / 255
+    np.save(tmp_path / "a.npy", field.numpy())
+    options = {"crop": "random", "horizontal_flip": True, "vertical_flip": True}
+    dataset = dataset_of(tmp_path, num_frames=7, pad="repeat", conditions="field", **options)
+    for seed in range(12):
+        item = dataset.draw_clip(0, torch.Generator().manual_seed(seed))
+        expected = item["video"][:, 0] if is_still else item["video"]
+        assert torch.allclose(item["cond_video"], expected)
+
+
+def test_frames_of_different_sizes_cannot_be_cut_at_random(tmp_path):
+    for name, size in (("1.png", (20, 10)), ("2.png", (30, 10))):
+        Image.new("L", size, 100).save(tmp_path / name)
+    assert dataset_of(tmp_path, exts=None)[0].shape == (1, 4, 8, 8)
+    with pytest.raises(UnreadableVideoError, match=r"must have one shape to be cut alike, got .*;"):
+        dataset_of(tmp_path, exts=None, crop="random")[0]

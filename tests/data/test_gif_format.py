@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from video_diffusion_pytorch.data.gif_format import gif_is_complete
+from video_diffusion_pytorch.data.gif_format import gif_durations, gif_is_complete
 from video_diffusion_pytorch.data.video_file import (
     UnreadableVideoError,
     gif_to_tensor,
@@ -95,3 +95,13 @@ def test_truncated_gif_is_an_error_where_frames_would_decode(tmp_path):
         with pytest.raises(UnreadableVideoError, match=f"cannot read .*cut.gif: .*got {got}"):
             gif_to_tensor(target)
     assert silently_shorter  # otherwise there would be nothing to guard against
+
+
+def test_durations(tmp_path):
+    frames = [Image.new("L", (4, 4), 60 * number) for number in range(3)]
+    frames[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=[100, 2560, 0]
+    )
+    content = (tmp_path / "a.gif").read_bytes()
+    assert gif_durations(content) == [0.1, 2.56, 0]
+    assert gif_durations(content[:-1]) is None

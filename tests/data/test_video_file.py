@@ -1,271 +1,200 @@
-"""A file on disk becomes a clip, and a clip a file."""
+"""A video of any format becomes frames, or a whole clip."""
 
 import os
-import pickle
-import struct
-import zlib
-from pathlib import Path
+import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from video_diffusion_pytorch.data import video_file
+from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.video_file import (
-    ToTensor,
-    UnreadableVideoError,
-    gif_to_tensor,
-    seek_all_images,
-    video_tensor_to_gif,
+    FRAME_EXTS,
+    VIDEO_EXTS,
+    VideoReader,
+    open_video,
+    read_video,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-GIFS = sorted((GOLDEN / "gifs").glob("*.gif"))
-DAMAGED = GIFS[0].read_bytes()[:830] + b"\xff" * 100 + GIFS[0].read_bytes()[930:]
-RECORDED = torch.load(GOLDEN / "data_0.7.0.pt", weights_only=True)["gif_to_tensor"]
+PICTURES = ["gif", "webp", "png", "apng"]
+MOVIES = ["mp4", "m4v", "mov", "mkv", "webm", "avi"]
+ARRAYS = ["npy", "npz", "pt"]
+SHADES = [0, 20, 40, 60, 80, 100, 120, 140, 160, 180]
 
 
-def smooth_clip(channels, frames=6, height=20, width=17, seed=0):
-    """A clip with many more colours than a palette holds, which repeats some frames."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.rand(1, channels, 3, 4, 4, generator=generator)
-    clip = torch.nn.functional.interpolate(coarse, (frames, height, width), mode="trilinear")[0]
-    clip[:, 2] = clip[:, 1]
-    clip[:, -1] = clip[:, -2]
-    return clip
+def shade(number):
+    return np.full((48, 64, 3), SHADES[number], np.uint8)
 
 
-# Writing, then reading
+@pytest.fixture
+def write_ten(tmp_path, write_movie):
+    """Writes ten frames, each of one shade, in any format; gives the path."""
+
+    def write(ending):
+        path = tmp_path / f"ten.{ending}"
+        frames = np.stack([shade(number) for number in range(10)])
+        if ending in MOVIES:
+            codec = {"webm": "libvpx", "avi": "mpeg4"}.get(ending, "libx264")
+            return write_movie(path.name, codec=codec, num_frames=10, make=shade)
+        if ending == "npy":
+            np.save(path, frames)
+        elif ending == "npz":
+            np.savez(path, video=frames, fps=10)
+        elif ending == "pt":
+            torch.save({"video": torch.from_numpy(frames), "fps": 10}, path)
+        elif ending == "folder":
+            path = tmp_path / "ten"
+            path.mkdir()
+            for number in range(10):
+                Image.fromarray(frames[number]).save(path / f"{number}.png")
+        else:
+            first, *rest = map(Image.fromarray, frames)
+            kind = {"apng": "PNG"}.get(ending, ending.upper())
+            options = {"lossless": True} if ending == "webp" else {}
+            first.save(path, kind, save_all=True, append_images=rest, duration=100, **options)
+        return path
+
+    return write
 
 
-@pytest.mark.parametrize("optimize", [True, False])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_written_clip_reads_back(tmp_path, channels, optimize):
-    clip = smooth_clip(channels)
-    video_tensor_to_gif(clip, tmp_path / "clip.gif", optimize=optimize)
-    again = gif_to_tensor(tmp_path / "clip.gif", channels=channels)
-    assert again.shape == clip.shape
-    assert again.dtype == torch.float32
-    if channels == 1:
-        assert torch.equal(again, (clip * 255).round() / 255)
-    assert (again - clip).abs().mean() < 0.01
-    assert (again - clip).abs().max() < 0.1
+def shades(video):
+    return [min(SHADES, key=lambda s: abs(s - float(frame.float().mean()))) for frame in video[0]]
 
 
-def test_single_frame(tmp_path):
-    video_tensor_to_gif(torch.ones(3, 1, 5, 4), tmp_path / "one.gif")
-    assert torch.equal(gif_to_tensor(tmp_path / "one.gif"), torch.ones(3, 1, 5, 4))
+def test_every_ending_is_tried_here():
+    assert set(VIDEO_EXTS) == {*PICTURES, *MOVIES, *ARRAYS}
+    assert "png" in FRAME_EXTS
 
 
-def test_floats_are_clamped_and_rounded_to_the_nearest(tmp_path):
-    values = torch.tensor([-3.0, 0.4 / 255, 0.6 / 255, 99.4 / 255, 99.6 / 255, 7.0])
-    frames = video_tensor_to_gif(values.view(1, 1, 1, 6), tmp_path / "row.gif")
-    assert list(frames[0].tobytes()) == [0, 0, 1, 99, 100, 255]
-    written = gif_to_tensor(tmp_path / "row.gif", channels=1) * 255
-    assert written.round().flatten().tolist() == [0, 0, 1, 99, 100, 255]
+@pytest.mark.parametrize("ending", [*PICTURES, *MOVIES, *ARRAYS, "folder"])
+def test_read(write_ten, ending):
+    path = write_ten(ending)
+    video, fps = read_video(path)
+    assert video.shape == (3, 10, 48, 64)
+    assert (video.dtype, video.is_contiguous()) == (torch.uint8, True)
+    assert shades(video) == SHADES
+    assert fps == (None if ending in ("npy", "folder") else pytest.approx(10, rel=1e-3))
+    part, fps = read_video(str(path), start=1, num_frames=3, frame_skip=4)
+    assert torch.equal(part, video[:, 1:10:4])
+    assert fps == (None if ending in ("npy", "folder") else pytest.approx(2.5, rel=1e-3))
+    if ending not in ARRAYS:
+        for channels in (1, 3, 4):
+            one, _ = read_video(path, channels=channels, num_frames=1)
+            assert one.shape == (channels, 1, 48, 64)
+    with open_video(path) as reader:
+        assert isinstance(reader, VideoReader)
+        assert reader.num_frames == 10
+        assert reader.is_array == (ending in ARRAYS)
+        times = reader.times
+    assert (times is None) == (ending in ("npy", "folder"))
+    assert times is None or times == pytest.approx([number / 10 for number in range(10)], abs=1e-3)
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float64, torch.bfloat16])
-def test_other_dtypes(tmp_path, dtype):
-    clip = torch.tensor([0, 1]).to(dtype).view(1, 2, 1, 1).expand(1, 2, 3, 3)
-    if dtype == torch.uint8:
-        clip = clip * 255
-    video_tensor_to_gif(clip.requires_grad_(dtype != torch.uint8), tmp_path / "clip.gif")
-    again = gif_to_tensor(tmp_path / "clip.gif", channels=1)
-    assert again[0, :, 0, 0].tolist() == [0, 1]
+def test_endings_in_upper_case(write_ten):
+    path = write_ten("gif")
+    path.rename(path.with_name("TEN.GIF"))
+    assert read_video(path.with_name("TEN.GIF"))[0].shape[1] == 10
 
 
-def test_returned_frames_can_be_read_more_than_once(tmp_path):
-    clip = smooth_clip(3)
-    frames = video_tensor_to_gif(clip, tmp_path / "clip.gif")
-    for _ in range(2):
-        again = torch.stack([ToTensor()(frame) for frame in frames], dim=1)
-        assert torch.equal(again, (clip * 255).round() / 255)
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    target = tmp_path / "clip.gif"
-    video_tensor_to_gif(smooth_clip(1), target)
-    before = target.read_bytes()
-
-    def full_disk(self, content):
-        with self.open("wb") as file:
-            file.write(content[:10])
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        video_tensor_to_gif(smooth_clip(1, seed=1), target)
-    assert target.read_bytes() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["clip.gif"]
-
-
-# What cannot be written
-
-
-@pytest.mark.parametrize(
-    ("clip", "text"),
-    [
-        (torch.zeros(3, 8, 8), r"shape must be .* got \(3, 8, 8\); pass one clip, not a batch"),
-        (torch.zeros(2, 4, 8, 8), r"with 1, 3 or 4 channels .* got \(2, 4, 8, 8\)"),
-        (torch.zeros(3, 0, 8, 8), r"at least one frame, got \(3, 0, 8, 8\)"),
-        (torch.zeros(3, 4, 8, 8, dtype=torch.int64), r"floats in \[0, 1\] or uint8, got torch.i"),
-        (torch.full((1, 1, 2, 2), torch.nan), r"must hold numbers, got NaN in 4 of 4 values"),
-    ],
-)
-def test_wrong_clip(tmp_path, clip, text):
-    with pytest.raises(ValueError, match=text):
-        video_tensor_to_gif(clip, tmp_path / "clip.gif")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "error", "text"),
-    [
-        ("clip.mp4", {}, ValueError, r"path must end in '.gif', got .*clip.mp4; rename it"),
-        ("no/clip.gif", {}, FileNotFoundError, r"expected a folder at .*no to write clip.gif"),
-        ("clip.gif", {"duration": -1}, ValueError, r"duration must be 0 to 655350 .* got -1;"),
-        ("clip.gif", {"loop": 65536}, ValueError, r"loop must be None or 0 to 65535.* got 65536"),
-    ],
-)
-def test_wrong_target(tmp_path, name, options, error, text):
-    with pytest.raises(error, match=text):
-        video_tensor_to_gif(torch.zeros(1, 2, 4, 4), tmp_path / name, **options)
-
-
-# Reading
-
-
-@pytest.mark.parametrize("key", sorted(RECORDED))
-def test_same_pixels_as_the_reference(key):
-    name, channels = key.split(":")
-    clip = gif_to_tensor(GOLDEN / "gifs" / name, channels=int(channels))
-    assert clip.is_contiguous()
-    assert clip.min() >= 0
-    assert clip.max() <= 1
-    assert torch.equal((clip * 255).round().to(torch.uint8), RECORDED[key])
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (b"", "got an empty file; fetch"),
-        (b"GIF89a", "got a gif cut short after 6 bytes"),
-        (b"no picture at all", "got bytes that Pillow does not take for a picture"),
-        (b"GIF89a" + bytes(7) + b";", "got bytes that Pillow does not take for a picture"),
-        (DAMAGED, "got OSError: broken data stream .*; fetch or write the file again, or remove"),
-    ],
-)
-def test_unreadable_file(tmp_path, content, text):
-    target = tmp_path / "broken.gif"
-    target.write_bytes(content)
-    with pytest.raises(UnreadableVideoError, match=f"broken.gif: expected a complete gif.*{text}"):
-        gif_to_tensor(target)
-
-
-def test_unreadable_file_keeps_the_cause(tmp_path):
-    (tmp_path / "broken.gif").write_bytes(b"no picture at all")
-    with pytest.raises(UnreadableVideoError) as caught:
-        gif_to_tensor(tmp_path / "broken.gif")
-    assert isinstance(caught.value.__cause__, Image.UnidentifiedImageError)
-    # As a worker process would hand it over
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
-
-
-def test_other_animations(tmp_path):
-    clip = smooth_clip(3)
-    frames = video_tensor_to_gif(clip, tmp_path / "clip.gif")
-    frames[0].save(tmp_path / "clip.png", save_all=True, append_images=frames[1:3])
-    assert torch.equal(
-        gif_to_tensor(tmp_path / "clip.png")[:, :2], (clip[:, :2] * 255).round() / 255
-    )
-
-
-def png_of_size(side):
-    """A png that claims a size, without its pixels."""
-
-    def chunk(kind, content):
-        checksum = zlib.crc32(kind + content)
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100)))
-    return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
-
-
-@pytest.mark.parametrize("side", [11, 20])  # Pillow warns of the first and refuses the second
-def test_decompression_bomb(tmp_path, monkeypatch, side):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    (tmp_path / "bomb.gif").write_bytes(png_of_size(side))
-    text = "bomb.gif: .*possible decompression bomb .*raise PIL.Image.MAX_IMAGE_PIXELS"
+@pytest.mark.parametrize("ending", ["gif", "mp4", "npy", "folder"])
+def test_beyond_the_end(write_ten, ending):
+    path = write_ten(ending)
+    assert shades(read_video(path, start=8, num_frames=5)[0]) == SHADES[8:]
+    text = r"ten.*: expected a video with a frame number 10, got 10 frames; begin earlier"
     with pytest.raises(UnreadableVideoError, match=text):
-        gif_to_tensor(tmp_path / "bomb.gif")
+        read_video(path, start=10)
 
 
-def test_frames_of_different_shapes(tmp_path):
-    sizes = iter([(1, 4, 4), (1, 5, 4)] * 9)
-    text = r"all frames must have one shape, got \[\(1, 4, 4\), \(1, 5, 4\)\]; give a transform"
+@pytest.mark.parametrize("ending", ["gif", "mp4", "npy", "npz", "folder"])
+def test_larger_than_allowed(write_ten, ending):
+    path = write_ten(ending)
+    size = read_video(path)[0].nbytes
+    read_video(path, max_bytes=size)
+    text = rf"expected .*at most {size - 1} bytes, got .*{size}.*; "
     with pytest.raises(UnreadableVideoError, match=text):
-        gif_to_tensor(GIFS[0], transform=lambda frame: torch.zeros(next(sizes)))
+        read_video(path, max_bytes=size - 1)
+    if ending != "npz":  # which is inflated as a whole
+        read_video(path, max_bytes=size // 2, num_frames=5)
 
 
-def test_errors_of_the_transform_are_its_own():
-    def fails(frame):
-        raise KeyError("mine")
-
-    with pytest.raises(KeyError, match="mine"):
-        gif_to_tensor(GIFS[0], transform=fails)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected a video file at .*gone.gif, found none"):
-        gif_to_tensor(tmp_path / "gone.gif")
+def test_axes(tmp_path):
+    np.save(tmp_path / "scan.npy", np.zeros((20, 8, 9), np.float64))
+    video, fps = read_video(tmp_path / "scan.npy", axes="fhw")
+    assert (video.shape, video.dtype, fps) == ((1, 20, 8, 9), torch.float32, None)
+    with pytest.raises(UnreadableVideoError, match="whose axes can be told"):
+        open_video(tmp_path / "scan.npy")
+    with pytest.raises(ValueError, match="axes must name the stored order"):
+        open_video(tmp_path / "scan.gif", axes="thw")
 
 
-@pytest.mark.parametrize("channels", [0, 2, 5, "RGB"])
-def test_wrong_channels(channels):
-    text = r"channels must be one of \[1, 3, 4\], got .*; choose 1 for grey"
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"start": -1}, "start must be a whole number of at least 0, got -1; frames are counted"),
+        ({"frame_skip": 0}, "frame_skip must be a whole number of at least 1, got 0"),
+        ({"num_frames": 0}, "num_frames must be a whole number of at least 1, got 0"),
+        ({"num_frames": True}, "num_frames must be a whole number of at least 1, got True"),
+        ({"num_frames": 1.5}, "num_frames must be a whole number of at least 1, got 1.5"),
+        ({"channels": 2}, r"channels must be one of \[1, 3, 4\], got 2"),
+    ],
+)
+def test_arguments_out_of_range(write_ten, options, text):
     with pytest.raises(ValueError, match=text):
-        gif_to_tensor(GIFS[0], channels=channels)
-    with Image.open(GIFS[0]) as image, pytest.raises(ValueError, match=text):
-        seek_all_images(image, channels)
+        read_video(write_ten("gif"), **options)
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files through /proc")
-def test_files_are_closed(tmp_path):
-    (tmp_path / "cut.gif").write_bytes(GIFS[0].read_bytes()[:-1])
-    before = sorted(os.listdir("/proc/self/fd"))
-    clips = [gif_to_tensor(path) for path in GIFS]
-    with pytest.raises(UnreadableVideoError):
-        gif_to_tensor(tmp_path / "cut.gif")
-    assert sorted(os.listdir("/proc/self/fd")) == before
-    assert len(clips) == len(GIFS)
+def test_frames_of_different_sizes(tmp_path):
+    for number in range(3):
+        Image.new("L", (5, 4 + number)).save(tmp_path / f"{number}.png")
+    text = r"expected frames of one size, got \(height, width, channels\) \[\(4, 5, 1\), .*; bring"
+    with pytest.raises(UnreadableVideoError, match=text):
+        read_video(tmp_path)
 
 
-# Frames
+@pytest.mark.parametrize("ending", [*VIDEO_EXTS, "txt", "folder"])
+def test_missing_file(tmp_path, ending):
+    with pytest.raises(FileNotFoundError, match=rf"expected a video file at .*gone\.{ending}, fo"):
+        open_video(tmp_path / f"gone.{ending}")
 
 
-def test_to_tensor():
-    assert repr(ToTensor()) == "ToTensor()"
-    picture = Image.new("RGBA", (3, 2), (255, 128, 0, 51))
-    tensor = ToTensor()(picture)
-    assert tensor.shape == (4, 2, 3)
-    assert tensor.is_contiguous()
-    assert torch.equal(tensor[:, 1, 2], torch.tensor([255, 128, 0, 51]) / 255)
-    assert ToTensor()(Image.new("L", (3, 2))).shape == (1, 2, 3)
+def test_unknown_ending(tmp_path):
+    (tmp_path / "notes.txt").write_text("text")
+    text = "ending must be one of gif, webp, .*, pt, got .*notes.txt; convert the file"
+    with pytest.raises(ValueError, match=text):
+        open_video(tmp_path / "notes.txt")
 
 
-def test_to_tensor_refuses_other_modes():
-    with pytest.raises(ValueError, match=r"mode must be one of \['L', 'RGB', 'RGBA'\], got 'CMYK'"):
-        ToTensor()(Image.new("CMYK", (3, 2)))
+@pytest.mark.parametrize("ending", VIDEO_EXTS)
+def test_empty_and_mislabelled(tmp_path, write_ten, ending):
+    path = tmp_path / f"clip.{ending}"
+    path.write_bytes(b"")
+    with pytest.raises(UnreadableVideoError, match=rf"clip.{ending}: .* got an empty file"):
+        open_video(path)
+    other = write_ten("npy" if ending == "gif" else "gif")
+    path.write_bytes(other.read_bytes())
+    with pytest.raises(UnreadableVideoError, match=r"bytes that look like (gif|npy); rename it to"):
+        open_video(path)
 
 
-def test_all_frames_are_visited_in_order():
-    with Image.open(GIFS[0]) as image:
-        frames = list(seek_all_images(image, channels=1))
-        assert len(frames) == image.n_frames
-        assert {frame.mode for frame in frames} == {"L"}
-    key = f"{GIFS[0].name}:1"
-    assert torch.equal(
-        torch.stack([(ToTensor()(frame) * 255).round() for frame in frames], dim=1).byte(),
-        RECORDED[key],
-    )
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names exist on Unix only")
+def test_a_pipe_does_not_make_it_wait(tmp_path):
+    os.mkfifo(tmp_path / "clip.gif")
+    with pytest.raises(UnreadableVideoError, match="got a device or a pipe; store the video as a"):
+        open_video(tmp_path / "clip.gif")
+
+
+def test_names_of_before_stay():
+    old = "ToTensor UnreadableVideoError gif_to_tensor seek_all_images video_tensor_to_gif"
+    assert {*old.split(), "CHANNELS_TO_MODE"} <= set(video_file.__all__)
+    assert all(hasattr(video_file, name) for name in video_file.__all__)
+
+
+def test_a_damaged_file_leaves_no_warning_behind(write_ten):
+    path = write_ten("png")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(UnreadableVideoError, match=r"ten.png"):
+        read_video(path, num_frames=sys.maxsize)

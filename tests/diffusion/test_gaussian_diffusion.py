@@ -134,8 +134,8 @@ def test_clips_outside_their_range_are_told_once(clips, got):
     clips = clips.repeat(768 // len(clips)).view(1, 3, 4, 8, 8)
     message = (
         f"GaussianDiffusion: clips must be in [0, 1], got values from {got}; rescale them "
-        "((x + 1) / 2 if they are in [-1, 1]), or build GaussianDiffusion with "
-        "auto_normalize=False to keep a range of their own"
+        "((x + 1) / 2 if they are in [-1, 1]), build GaussianDiffusion with value_range=(low, "
+        "high) in their units, or with auto_normalize=False to keep a range of their own"
     )
     with pytest.warns(UserWarning, match=exactly(message)):
         diffusion(clips)

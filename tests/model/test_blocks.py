@@ -193,6 +193,14 @@ def test_the_embedding_scales_and_shifts_the_first_block():
     torch.testing.assert_close(block(x, emb), hidden + block.res_conv(x))
 
 
+@torch.no_grad()
+def test_an_embedding_per_frame_scales_and_shifts_its_frame():
+    block = randomise(ResnetBlock(4, 6, time_emb_dim=5))
+    x, emb = torch.randn(2, 4, 3, 5, 5), torch.randn(2, 3, 5)
+    frames = [block(x[:, :, i : i + 1], emb[:, i]) for i in range(3)]
+    torch.testing.assert_close(block(x, emb), torch.cat(frames, dim=2), rtol=1e-5, atol=1e-4)
+
+
 def test_a_missing_embedding_is_told():
     with pytest.raises(
         ValueError,

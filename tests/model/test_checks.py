@@ -165,3 +165,141 @@ def test_a_misspelt_keyword(unet, wrong):
 def test_arguments_outside_their_range(config, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Unet3D(**{"dim": 8, "dim_mults": (1, 2), **config})
+
+
+# Conditions other than the vector
+
+
+NAMED = {"num_classes": 4, "frame_cond_dim": 6, "cond_channels": 2}
+
+
+@pytest.fixture(scope="module")
+def told():
+    return Unet3D(8, dim_mults=(1, 2), attn_heads=2, **NAMED)
+
+
+def good(**changed):
+    conditions = {
+        "labels": torch.tensor([0, 3]),
+        "frame_cond": torch.randn(2, 4, 6),
+        "cond_video": torch.randn(2, 2, 4, 8, 8),
+    }
+    return {**conditions, **changed}
+
+
+@pytest.mark.parametrize(
+    ("name", "has", "keyword"),
+    [
+        ("labels", "classes", "num_classes"),
+        ("frame_cond", "a condition per frame", "frame_cond_dim"),
+        ("cond_video", "a dense condition", "cond_channels"),
+    ],
+)
+def test_an_unexpected_and_a_missing_condition(unet, told, name, has, keyword):
+    message = (
+        f"Unet3D: this network was built without {has}, so {name} must be None, got Tensor; "
+        f"build it with {keyword}"
+    )
+    for call in (unet, unet.forward_with_cond_scale):
+        with pytest.raises(ValueError, match=exactly(message)):
+            call(X, TIME, **{name: good()[name]})
+    shape = tuple(good()[name].shape)
+    message = (
+        f"Unet3D: this network was built with {has}, so {name} of shape {shape} is expected, got "
+        "None; pass it, or null_cond_prob=1 for none"
+    )
+    for call in (told, told.forward_with_cond_scale):
+        with pytest.raises(ValueError, match=exactly(message)):
+            call(X, TIME, **good(**{name: None}))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"labels": torch.tensor([0])},
+            "labels must have the shape (2,), got (1,); give one class per video",
+        ),
+        (
+            {"labels": [0, 3]},
+            "labels must be a tensor of shape (2,), got list; convert it with torch.as_tensor",
+        ),
+        (
+            {"labels": torch.tensor([0.0, 3.0])},
+            "labels must be integers, got torch.float32; convert them with .long()",
+        ),
+        (
+            {"labels": torch.tensor([True, False])},
+            "labels must be integers, got torch.bool; convert them with .long()",
+        ),
+        (
+            {"labels": torch.tensor([0, 4])},
+            "labels must be from 0 to 3, or -1 for no class, got 0 to 4; number the classes from "
+            "0, or build the network with more num_classes",
+        ),
+        (
+            {"labels": torch.tensor([-2, 0])},
+            "labels must be from 0 to 3, or -1 for no class, got -2 to 0; number the classes from "
+            "0, or build the network with more num_classes",
+        ),
+        (
+            {"frame_cond": torch.randn(2, 6)},
+            "frame_cond must have the shape (2, 4, 6), got (2, 6); give one vector per frame, of "
+            "the network's frame_cond_dim",
+        ),
+        (
+            {"cond_video": torch.randn(2, 3, 4, 8, 8)},
+            "cond_video must have the shape (2, 2, 4, 8, 8), got (2, 3, 4, 8, 8); resize it to "
+            "the video, and check its channels against the network's cond_channels",
+        ),
+        (
+            {"cond_video": torch.randn(2, 2, 4, 4)},
+            "cond_video must have the shape (2, 2, 4, 8, 8), got (2, 2, 4, 4); resize it to "
+            "the video, and check its channels against the network's cond_channels",
+        ),
+        (
+            {"null_cond_mask": torch.tensor([True, False])},
+            "this network was built without cond, so null_cond_mask must be None, got Tensor; "
+            "build it with cond_dim or use_bert_text_cond",
+        ),
+    ],
+)
+def test_conditions_that_do_not_fit(told, wrong, message):
+    for call in (told, told.forward_with_cond_scale):
+        with pytest.raises(ValueError, match=exactly(f"Unet3D: {message}")):
+            call(X, TIME, **good(**wrong))
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (torch.ones(2), "torch.float32 of shape (2,)"),
+        (torch.ones(3, dtype=torch.bool), "torch.bool of shape (3,)"),
+        ([True, False], "list"),
+    ],
+)
+def test_a_wrong_mask_of_captions(conditional, mask, got):
+    message = (
+        "Unet3D: null_cond_mask must be boolean with one element per video, shape (2,), got "
+        f"{got}; use torch.tensor([True, False, ...])"
+    )
+    for call in (conditional, conditional.forward_with_cond_scale):
+        with pytest.raises(ValueError, match=exactly(message)):
+            call(X, TIME, torch.randn(2, 3), null_cond_mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be at least 1, got 0; give a positive number"),
+        ({"frame_cond_dim": 0}, "frame_cond_dim must be at least 1, got 0; give a positive number"),
+        (
+            {"cond_channels": -1},
+            "cond_channels must be at least 0, got -1; give the number of channels of cond_video, "
+            "0 for none",
+        ),
+    ],
+)
+def test_conditions_without_a_width(config, message):
+    with pytest.raises(ValueError, match=exactly(f"Unet3D: {message}")):
+        Unet3D(8, dim_mults=(1, 2), **config)

@@ -201,6 +201,9 @@ def test_the_references_networks_are_rebuilt_from_their_tensors(recorded):
         {"attn_heads": 3, "attn_dim_head": 48},
         {"use_sparse_linear_attn": False},
         {"resnet_groups": 8},
+        {"num_classes": 4},
+        {"frame_cond_dim": 6, "cond_dim": 5},
+        {"cond_channels": 2, "channels": 1},
     ],
 )
 def test_our_networks_are_rebuilt_from_their_tensors(config):

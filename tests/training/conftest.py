@@ -35,6 +35,7 @@ def make_trainer(clips, tmp_path):
             "num_sample_rows": 2,
             "results_folder": tmp_path / "results",
             "device": "cpu",
+            "num_workers": 0,
             **options,
         }
         return trainer_class(diffusion, clips, **options)

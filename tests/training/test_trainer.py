@@ -29,7 +29,9 @@ def test_training_lowers_the_loss_and_writes_checkpoints_and_samples(make_traine
     ]
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
         "1.gif",
+        "1.npy",
         "2.gif",
+        "2.npy",
         "model-1.pt",
         "model-2.pt",
     ]
@@ -114,7 +116,7 @@ def test_an_interrupt_while_writing_keeps_the_old_file(make_trainer, tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         trainer.save(1)
     assert (tmp_path / "results" / "model-1.pt").read_bytes() == before
-    assert len(list((tmp_path / "results").iterdir())) == 2
+    assert [path.name for path in (tmp_path / "results").glob(".*")] == []
 
 
 def test_gradients_are_those_of_the_whole_batch(make_trainer, monkeypatch):
@@ -182,7 +184,7 @@ def test_conditions_of_real_clips_reach_the_loss_and_the_samples(make_trainer, a
 
     trainer = make_trainer(ConditionalTrainer, cond_dim=4, train_num_steps=2)
     seen = []
-    trainer.ema_model.sample = lambda cond, batch_size, progress: (
+    trainer.ema_model.sample = lambda cond, cond_scale, batch_size, progress: (
         seen.append(cond),
         torch.rand(batch_size, 1, 3, 8, 8),
     )[1]
@@ -242,7 +244,7 @@ def test_clips_that_are_no_pictures_train_and_are_shown(make_trainer, tmp_path):
     )
     trainer.train()
     with Image.open(tmp_path / "fields" / "1.gif") as gif:
-        assert gif.size == (24 + 4, 8 + 4)  # two channels side by side, and the frame
+        assert gif.size == (24 + 1 + 4, 8 + 4)  # two channels, a line between, and the frame
 
 
 def test_amp_on_a_cpu_is_bfloat16_and_trains(make_trainer):

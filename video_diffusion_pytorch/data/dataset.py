@@ -2,104 +2,114 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-import operator
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import Any
 
 import torch
 from torch.utils import data
+from tqdm.auto import tqdm
 
-from .video_file import CHANNELS_TO_MODE, ToTensor, UnreadableVideoError, gif_to_tensor
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-logger = logging.getLogger("video_diffusion_pytorch")
+from .clip_files import find_clips
+from .clip_reader import ClipReader, FrameTransform
+from .clip_window import View, cast_num_frames, fill_up, random_window, repeat_last, windows
+from .conditions import ClipConditions, ConditionFn
+from .dataset_options import (
+    as_value_range,
+    check_channels,
+    check_choices,
+    check_image_size,
+    check_num_frames,
+    split_conditions,
+)
+from .frame_size import FrameSize
+from .manifest import Clip, read_manifest
+from .timeline import Timeline
+from .user_reader import ReadFn
 
 _DEFAULT_EXTS = ["gif"]
 
 
-def cast_num_frames(t: torch.Tensor, *, frames: int) -> torch.Tensor:
-    """Cut a clip to its first frames, or lengthen it with black ones.
-
-    Args:
-        t: `(c, f, h, w)`.
-        frames: The number of frames wanted.
-
-    Returns:
-        `(c, frames, h, w)`: `t` itself where it has that length, a view of it where it is longer.
-
-    Example:
-        >>> cast_num_frames(torch.ones(1, 3, 2, 2), frames=5)[0, :, 0, 0]
-        tensor([1., 1., 1., 0., 0.])
-    """
-    missing = frames - t.shape[1]
-    if missing > 0:
-        return torch.nn.functional.pad(t, (0, 0, 0, 0, 0, missing))
-    return t[:, :frames]
+def _list_clips(
+    folder: Path,
+    manifest: str | os.PathLike[str] | None,
+    split: str | None,
+    exts: Sequence[str] | None,
+    exclude: Sequence[str | os.PathLike[str]],
+) -> list[Clip]:
+    if manifest is not None:
+        return read_manifest(manifest, folder, split)
+    exts = [exts] if isinstance(exts, str) else exts
+    return [Clip(path) for path in find_clips(folder, exts, exclude)]
 
 
 def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
     return t
 
 
-class _FrameTransform:
-    """Scale a frame until it covers the target, cut out the middle, make it a tensor."""
+class Dataset(data.Dataset[Any]):
+    """The clips in a folder, each `(c, f, h, w)`: 8-bit ones float32 in [0, 1].
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        self.size = size
-        self.to_tensor = ToTensor()
-
-    def __call__(self, frame: Image) -> torch.Tensor:
-        from PIL.Image import Resampling
-
-        target_h, target_w = self.size
-        # Cover: one side fits exactly, the other one is rounded down as torchvision does
-        if frame.height * target_w >= frame.width * target_h:
-            w, h = target_w, max(target_h, target_w * frame.height // frame.width)
-        else:
-            w, h = max(target_w, target_h * frame.width // frame.height), target_h
-        if (w, h) != frame.size:
-            frame = frame.resize((w, h), Resampling.BILINEAR)
-        # Centre crop
-        top, left = round((h - target_h) / 2), round((w - target_w) / 2)
-        return self.to_tensor(frame.crop((left, top, left + target_w, top + target_h)))
-
-    def __repr__(self) -> str:
-        return f"resize to cover and centre-crop to {self.size}, ToTensor()"
-
-
-class Dataset(data.Dataset[torch.Tensor]):
-    """The clips in a folder, each `(c, f, h, w)` float32 in [0, 1].
-
-    A frame is scaled (bilinear, antialiased) until it covers `image_size`, and its middle is cut
-    out. Files whose names start with a dot are left out: they are half-written or a file system's
-    own.
+    With conditions an item is a dict: the clip is its `video`, and its other keys are keywords of
+    `GaussianDiffusion.forward`.
 
     Args:
         folder: Searched with all its subfolders.
         image_size: Height and width in pixels: one number for squares, or `(height, width)`.
-        channels: 1 (grey), 3 (colour) or 4 (colour and opacity).
-        num_frames: Frames of a clip: longer files are cut, shorter ones end in black frames.
-        horizontal_flip: Mirror half of the clips, drawn from torch's global generator on each
-            access.
+        channels: Of a clip. Pictures and films have 1 (grey), 3 (colour) or 4 (colour and opacity),
+            arrays any number.
+        num_frames: Frames of a clip: longer files are cut, shorter ones filled up.
+        horizontal_flip: Mirror half of the clips left to right.
         force_num_frames: False leaves each clip as long as its file.
-        exts: File name endings to look for, in upper or lower case.
+        exts: File name endings to look for, in upper or lower case; None for all that can be read,
+            folders of numbered pictures included.
+        frame_skip: Take every `frame_skip`-th frame of a file.
+        fps: Frames per second to take instead, by the file's own clock, whatever its rate.
+        clip_start: Which part of a long file: its `"first"` frames; a `"random"` part, drawn on
+            each access; `"all"` parts, one clip after the other.
+        pad: What follows on a file that is too short: `"black"` frames (the least value, where
+            there is a `value_range`), its last one (`"repeat"`), or an `"error"`.
+        fit: Scale a frame until it covers the size and cut the rest off (`"cover"`), until it fits
+            in and leave the rest black (`"contain"`), or distort it (`"stretch"`).
+        crop: Keep the `"center"` of a frame that covers the size, or a `"random"` part, the same
+            for all frames of a clip.
+        vertical_flip: Turn half of the clips upside down.
+        value_range: `(low, high)`, each a number or one per channel, in the files' own units, or
+            `"fit"` for the least and largest values in the files. Clips keep their units: a
+            `GaussianDiffusion` with this `value_range` scales them. The attribute of this name
+            holds lows and highs, one per channel each.
+        conditions: What comes with a clip; one or several of `"caption"` (the text in `clip.txt`
+            or in the manifest), `"label"` (by sub-folder, or in the manifest), `"vector"`,
+            `"frame_vectors"` or `"field"` (an array in `clip.npy` or `clip.pt`: `(d,)`, `(f, d)`,
+            `(c, h, w)` or `(c, f, h, w)`), and a function that is called with the file's path
+            and gives a dict of keywords.
+        missing_captions: `"error"`, or `"null"`: a clip without caption is trained as if its
+            condition had been dropped.
+        manifest: A `.csv` or `.jsonl` with the columns `path`, `caption`, `label`, `start`, `end`
+            (seconds) and `split`, of which all but `path` may be left out; only its clips are
+            taken. Paths are relative to `folder`.
+        split: Take the manifest's clips of this split; None for all.
+        read_fn: Reads a file in the place of `read_video`: called with its path, it gives an array
+            `(c, f, h, w)`, or that and the frames per second.
+        axes: Order of the axes in array files, such as `"fhwc"`; None where it can be recognised.
+        cache: A folder for decoded clips, filled on first use and read from then on.
+        exclude: Sub-folders not to search.
+        as_uint8: Leave 8-bit clips uint8, as `GaussianDiffusion` takes them as well; not with a
+            `value_range`, in whose units they are floats from 0 to 255.
 
     Attributes:
         paths: The files in sorted order, one per clip.
         transform: Called with each decoded frame, a Pillow picture; gives its `(c, h, w)` tensor.
-        cast_num_frames_fn: Called with each clip.
+            Another one may be put in its place, but not with a cache.
+        cast_num_frames_fn: Called with each clip that is cut or filled up with black.
+        class_names: Of the labels: the sorted names, or, if all are whole numbers, these.
 
     Raises:
-        FileNotFoundError: The folder is missing, or there is no such file in it.
+        FileNotFoundError: The folder, a clip or a condition is missing.
         NotADirectoryError: `folder` is a file.
-        ValueError: `image_size`, `channels` or `num_frames` is out of range.
+        ValueError: An argument is out of range.
 
     Differs from the reference: clips are flipped as a whole rather than frame by frame, `paths` is
     sorted, and two numbers in `image_size` crop where the reference distorts.
@@ -121,143 +131,149 @@ class Dataset(data.Dataset[torch.Tensor]):
         num_frames: int = 16,
         horizontal_flip: bool = False,
         force_num_frames: bool = True,
-        exts: Sequence[str] = _DEFAULT_EXTS,
+        exts: Sequence[str] | None = _DEFAULT_EXTS,
+        *,
+        frame_skip: int = 1,
+        fps: float | None = None,
+        clip_start: str = "first",
+        pad: str = "black",
+        fit: str = "cover",
+        crop: str = "center",
+        vertical_flip: bool = False,
+        value_range: Any = None,
+        conditions: str | ConditionFn | Sequence[str | ConditionFn] | None = None,
+        missing_captions: str = "error",
+        manifest: str | os.PathLike[str] | None = None,
+        split: str | None = "train",
+        read_fn: ReadFn | None = None,
+        axes: str | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        exclude: Sequence[str | os.PathLike[str]] = (),
+        as_uint8: bool = False,
     ) -> None:
         super().__init__()
-        size = _check_image_size(image_size)
-        if channels not in CHANNELS_TO_MODE:
-            raise ValueError(
-                f"channels must be one of {list(CHANNELS_TO_MODE)}, got {channels!r}; choose 1 "
-                "for grey, 3 for colour, 4 for colour and opacity"
-            )
-        if not _is_positive_int(num_frames):
-            raise ValueError(
-                f"num_frames must be a whole number of at least 1, got {num_frames!r}; for clips "
-                "of any length pass force_num_frames=False"
-            )
-        self.folder = folder
-        self.image_size = image_size
-        self.channels = channels
-        self.horizontal_flip = horizontal_flip
-        self.paths = _find_files(Path(folder), [exts] if isinstance(exts, str) else exts)
-        self.transform: Callable[[Image], torch.Tensor] = _FrameTransform(size)
-        self.cast_num_frames_fn: Callable[[torch.Tensor], torch.Tensor] = (
-            functools.partial(cast_num_frames, frames=num_frames)
-            if force_num_frames
-            else _keep_all_frames
+        frame_size = FrameSize(check_image_size(image_size), fit, crop)
+        check_num_frames(num_frames)
+        check_choices(force_num_frames, clip_start=clip_start, pad=pad)
+        self.folder, self.image_size, self.channels = folder, image_size, channels
+        self.num_frames = num_frames if force_num_frames else None
+        self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
+        self.clip_start, self.pad, self.as_uint8 = clip_start, pad, as_uint8
+        self.transform: FrameTransform = frame_size
+        cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
+        self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
+
+        # which files, and what comes with them
+        clips = _list_clips(Path(folder), manifest, split, exts, exclude)
+        check_channels(channels, [clip.path for clip in clips], read_fn is not None)
+        self._conditions = ClipConditions(*split_conditions(conditions), missing_captions)
+        clips = self._conditions.complete(clips, Path(folder))
+        self.class_names = self._conditions.class_names
+
+        # which parts of them
+        self._reader = ClipReader(frame_size, Timeline(frame_skip, fps), channels, axes, read_fn)
+        paths = [clip.path for clip in clips]
+        if cache is not None:
+            is_first = clip_start == "first" and all(clip.is_whole for clip in clips)
+            self._reader.fill_cache(cache, paths, self.num_frames if is_first else None)
+        self._clips = self._spans(clips)
+        self.paths = [clip.path for clip, _ in self._clips]
+
+        # in which units
+        is_fit = isinstance(value_range, str) and value_range == "fit"
+        self.value_range = (
+            self._reader.fit_value_range(paths) if is_fit else as_value_range(value_range, channels)
         )
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    @property
+    def _black(self) -> torch.Tensor | None:
+        return None if self.value_range is None else torch.tensor(self.value_range[0])
 
-    def __getitem__(self, index: int) -> torch.Tensor:
-        """Decode the clip with this index.
+    @property
+    def is_cached(self) -> bool:
+        """Whether clips are decoded already."""
+        return self._reader.cache is not None
+
+    @property
+    def captions(self) -> list[str]:
+        """All captions, each once; empty where clips have none."""
+        return list(dict.fromkeys(clip.caption for clip, _ in self._clips if clip.caption))
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def __getitem__(self, index: int) -> Any:
+        """Read the clip with this index, with draws from torch's global generator.
 
         Raises:
             UnreadableVideoError: The file is damaged; the message names it.
+            ValueError: The file is too short, and `pad` is `"error"`.
         """
-        video = gif_to_tensor(self.paths[index], self.channels, transform=self.transform)
-        if self.horizontal_flip and torch.rand(()) < 0.5:
-            video = video.flip(-1)
-        return self.cast_num_frames_fn(video)
+        return self.draw_clip(index)
 
+    def draw_clip(self, index: int, generator: torch.Generator | None = None) -> Any:
+        """As `dataset[index]`, with draws from a generator of the caller's.
 
-class SkipUnreadable(data.Dataset[Any]):
-    """Another dataset, with the next readable item in place of each unreadable one.
-
-    A long training run should not end at one damaged file, nor go on without its user's knowledge:
-    each such file is logged as a warning, and more than a tenth of them is an error. Which ones are
-    known is remembered per process: each worker of a `DataLoader` finds them for itself.
-
-    Args:
-        dataset: Has a length, and raises `UnreadableVideoError` for an item it cannot decode.
-
-    Attributes:
-        dataset: The wrapped dataset.
-        unreadable: Index -> message, for each item found unreadable so far.
-
-    Example:
-        >>> clips = [torch.zeros(1, 2, 4, 4)] * 3
-        >>> len(SkipUnreadable(clips)), SkipUnreadable(clips)[2].shape
-        (3, torch.Size([1, 2, 4, 4]))
-    """
-
-    def __init__(self, dataset: data.Dataset[Any] | Sequence[Any]) -> None:
-        super().__init__()
-        self.dataset: Any = dataset
-        self.unreadable: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: SupportsIndex) -> Any:
-        """Give the item, or the next readable one after it (after the last comes the first).
-
-        Raises:
-            IndexError: The index is out of range.
-            UnreadableVideoError: More than a tenth of all items are known to be unreadable.
+        Args:
+            index: Of the clip.
+            generator: Draws the part of the file, the crop and the flips; None for torch's global
+                one.
         """
-        total = len(self)
-        start = operator.index(index)
-        if not -total <= start < total:
-            raise IndexError(
-                f"index must be in -{total} to {total - 1}, got {start}; the dataset has "
-                f"{total} items"
-            )
-        position = start % total
-        while True:
-            self._check_share()
-            if position not in self.unreadable:
-                try:
-                    return self.dataset[position]
-                except UnreadableVideoError as error:
-                    self.unreadable[position] = str(error)
-                    logger.warning("left out item %d of the dataset: %s", position, error)
-            position = (position + 1) % total
+        clip, span = self._clips[index]
+        reader, conditions = self._reader, self._conditions
+        transform = None if self.transform is reader.size else self.transform
+        video, positions = reader.read(clip, span, partial(self._cut, generator), transform)
+        is_random_crop = reader.size.crop == "random"
+        view = View.draw(is_random_crop, self.horizontal_flip, self.vertical_flip, generator)
+        # a transform of the user's own gives frames as large as it likes
+        size = reader.size if transform is None else None
+        video = self._finish(view.of(video, size, self._black), clip.path)
+        if not conditions:
+            return video
+        is_array = conditions.array_kind is not None
+        frames = reader.frame_numbers(clip.path, positions) if is_array else []
+        found = conditions.read(clip, frames)
+        if conditions.array_kind == "field":
+            found["cond_video"] = self._view_field(found["cond_video"], view)
+        elif conditions.array_kind == "frame_vectors":
+            found["frame_cond"] = repeat_last(found["frame_cond"], self.num_frames, 0)
+        return {"video": video, **found}
 
-    def _check_share(self) -> None:
-        count, total = len(self.unreadable), len(self)
-        if count > total / 10:
-            first = "\n  ".join(list(self.unreadable.values())[:5])
-            raise UnreadableVideoError(
-                f"expected at most a tenth of the {total} files to be unreadable, got {count} so "
-                f"far; repair or remove them, the first being:\n  {first}"
-            )
+    def _spans(self, clips: list[Clip]) -> list[tuple[Clip, range | None]]:
+        """The part of each file's timeline that clips are cut from; None if yet to be found out."""
+        if self.clip_start == "all":
+            assert self.num_frames is not None
+            parts: list[tuple[Clip, range | None]] = []
+            for clip in tqdm(clips, desc="counting frames", leave=False, disable=len(clips) < 100):
+                span = self._reader.span(clip)
+                cut: list[Any] = [None] if span is None else windows(span, self.num_frames)
+                parts += [(clip, part) for part in cut]
+            return parts
+        # the beginning of a file is known without counting its frames
+        is_first = self.clip_start == "first" and self.num_frames is not None
+        first = range(self.num_frames or 0) if is_first else None
+        return [(clip, first if clip.is_whole else None) for clip in clips]
 
+    def _cut(self, generator: torch.Generator | None, span: range) -> range:
+        if self.num_frames is None:
+            return span
+        if self.clip_start == "random":
+            return random_window(span, self.num_frames, generator)
+        return span[: self.num_frames]
 
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    def _finish(self, video: torch.Tensor, path: Path) -> torch.Tensor:
+        is_plain = self.pad == "black" and self._black is None
+        if self.num_frames is not None and not is_plain:
+            video = fill_up(video, self.num_frames, self.pad, self._black, path)
+        video = self.cast_num_frames_fn(video)
+        if video.dtype != torch.uint8:
+            return video
+        if self.value_range is not None:
+            return video.float()
+        return video if self.as_uint8 else video.float() / 255
 
-
-def _check_image_size(image_size: object) -> tuple[int, int]:
-    pair = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
-    if len(pair) != 2 or not all(_is_positive_int(side) for side in pair):
-        raise ValueError(
-            "image_size must be a whole number of pixels of at least 1, or such a (height, width), "
-            f"got {image_size!r}; pass for example 64 or (48, 64)"
-        )
-    return pair[0], pair[1]
-
-
-def _find_files(folder: Path, exts: Sequence[str]) -> list[Path]:
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"expected a folder of videos at {folder}, found none; check the path (working "
-            f"folder: {Path.cwd()})"
-        )
-    if not folder.is_dir():
-        raise NotADirectoryError(
-            f"expected a folder of videos at {folder}, got a file; pass the folder that holds it"
-        )
-    endings = tuple("." + ext.lower().lstrip(".") for ext in exts)
-    names = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
-    names = [path for path in names if not path.name.startswith(".")]
-    found = sorted(path for path in names if path.name.lower().endswith(endings))
-    if not found:
-        others = Counter(path.suffix.lower() or "no extension" for path in names).most_common(5)
-        instead = ", ".join(f"{count} × {ext}" for ext, count in others) or "no file at all"
-        raise FileNotFoundError(
-            f"expected files ending in {' or '.join(endings) or '(exts is empty)'} in {folder} and "
-            f"its subfolders, got {instead}; check the folder, or say in exts what to look for"
-        )
-    return found
+    def _view_field(self, field: torch.Tensor, view: View) -> torch.Tensor:
+        size = self._reader.size
+        whole = field if field.ndim == 4 else field[:, None]
+        whole = repeat_last(view.of(size.read_array(whole), size), self.num_frames, 1)
+        return whole if field.ndim == 4 else whole[:, 0]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def gif_is_complete(content: bytes) -> bool:
-    """Walk the blocks of a gif (GIF89a specification, appendix B) up to its trailer.
+    """Walk the blocks of a gif up to its trailer.
 
     Pillow takes the end of a file for the end of the animation: one cut between two frames would
     pass for a shorter one.
@@ -25,27 +25,54 @@ def gif_is_complete(content: bytes) -> bool:
         >>> gif_is_complete(empty), gif_is_complete(empty[:-1])
         (True, False)
     """
+    return gif_durations(content) is not None
 
-    def color_table_size(flags: int) -> int:
-        return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
-    def end_of_sub_blocks(position: int) -> int:
-        while position < len(content) and content[position]:
-            position += content[position] + 1
-        return position + 1
+def gif_durations(content: bytes) -> list[float] | None:
+    """Walk the blocks of a gif (GIF89a specification, appendix B) and count its frames.
 
-    position = 13 + color_table_size(content[10]) if len(content) >= 13 else len(content)
-    while position < len(content):
-        block = content[position : position + 10]
-        if block[:1] == b";":
-            return True
-        if block[:1] == b"!":
-            position = end_of_sub_blocks(position + 2)
-        elif block[:1] == b"," and len(block) == 10:
-            position = end_of_sub_blocks(position + 11 + color_table_size(block[9]))
+    Args:
+        content: The whole file, of at least its six bytes of signature.
+
+    Returns:
+        How long each frame is shown, in seconds; None if the bytes end before the trailer.
+
+    Example:
+        >>> gif_durations(b"GIF89a" + bytes(7) + b";")
+        []
+    """
+    total = len(content)
+    durations: list[float] = []
+    delay = 0
+    position = 13 + _color_table_size(content[10]) if total >= 13 else total
+    while position < total:
+        block = content[position]
+        if block == 0x3B:
+            return durations
+        if block == 0x21:
+            # A graphic control extension: its delay is that of the next frame
+            if content[position + 1 : position + 3] == b"\xf9\x04" and position + 6 < total:
+                delay = content[position + 4] + 256 * content[position + 5]
+            position = _end_of_sub_blocks(content, position + 2)
+        elif block == 0x2C and position + 10 <= total:
+            durations.append(delay / 100)
+            delay = 0
+            position += 11 + _color_table_size(content[position + 9])
+            position = _end_of_sub_blocks(content, position)
         else:
             position += 1  # a stray byte between blocks: decoders step over it
-    return False
+    return None
+
+
+def _color_table_size(flags: int) -> int:
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+
+
+def _end_of_sub_blocks(content: bytes, position: int) -> int:
+    total = len(content)
+    while position < total and (size := content[position]):
+        position += size + 1
+    return position + 1
 
 
 def encode_gif(frames: list[Image], duration: float, loop: int | None, optimize: bool) -> bytes:

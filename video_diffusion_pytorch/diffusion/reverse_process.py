@@ -2,59 +2,33 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess, draw_noise
-from video_diffusion_pytorch.text import bert_embed, tokenize
+from video_diffusion_pytorch.diffusion.conditions import (
+    Conditions,
+    common_length,
+    given,
+    is_list_str,
+    unwrap,
+)
+from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
+from video_diffusion_pytorch.diffusion.value_range import normalize_img, unnormalize_img
 
-# how far outside [0, 1] a clip's values may be before it looks like a mistake
-RANGE_TOLERANCE = 0.05
-
-
-def is_list_str(x: Any) -> bool:
-    """Whether `x` is a list or tuple of strings."""
-    return isinstance(x, (list, tuple)) and all(isinstance(item, str) for item in x)
-
-
-def normalize_img(t: Tensor) -> Tensor:
-    """From [0, 1] to [-1, 1]."""
-    return t * 2 - 1
+__all__ = ["ReverseProcess", "is_list_str", "normalize_img", "unnormalize_img", "unwrap"]
 
 
-def unnormalize_img(t: Tensor) -> Tensor:
-    """From [-1, 1] to [0, 1]."""
-    return (t + 1) * 0.5
-
-
-def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
-    wrapped = getattr(module, "_orig_mod", None)
-    if wrapped is None and isinstance(
-        module, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    ):
-        wrapped = module.module
-    return module if wrapped is None else unwrap(wrapped)
-
-
-class ReverseProcess(ForwardProcess):
+class ReverseProcess(Conditions):
     """Draws videos with a denoiser; `GaussianDiffusion` documents the attributes."""
 
-    denoise_fn: nn.Module
     image_size: int | tuple[int, int]
-    num_frames: int
-    channels: int
-    text_use_bert_cls: bool
     use_dynamic_thres: bool
     dynamic_thres_percentile: float
-    auto_normalize: bool
-    _range_is_known = False
 
     @property
     def clip_shape(self) -> tuple[int, int, int, int]:
@@ -68,8 +42,14 @@ class ReverseProcess(ForwardProcess):
         x: Tensor,
         t: Tensor,
         clip_denoised: bool,
-        cond: Tensor | None = None,
+        cond: Any = None,
         cond_scale: float = 1.0,
+        *,
+        labels: Any = None,
+        frame_cond: Any = None,
+        cond_video: Any = None,
+        first_frames: Any = None,
+        null_cond_mask: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of p(x_{t-1} | x_t) (Ho et al. 2020, eq. 11).
 
@@ -77,11 +57,27 @@ class ReverseProcess(ForwardProcess):
             x: Noisy videos, `(b, c, f, h, w)`.
             t: Time steps, `(b,)`.
             clip_denoised: Whether the predicted x_start is brought into [-1, 1].
-            cond: Conditions, `(b, cond_dim)`.
+            cond: As in `sample`, and so the other conditions.
             cond_scale: Strength of the guidance; 1 is without.
+            labels: As in `sample`.
+            frame_cond: As in `sample`.
+            cond_video: As in `sample`.
+            first_frames: As in `sample`.
+            null_cond_mask: As in `sample`.
         """
+        conditions = self._for_network(
+            x,
+            cond=cond,
+            labels=labels,
+            frame_cond=frame_cond,
+            cond_video=cond_video,
+            first_frames=first_frames,
+            null_cond_mask=null_cond_mask,
+        )
         denoiser: Any = unwrap(self.denoise_fn)
-        pred_noise = denoiser.forward_with_cond_scale(x, t, cond=cond, cond_scale=cond_scale)
+        pred_noise = denoiser.forward_with_cond_scale(
+            x, t, cond=conditions.pop("cond", None), cond_scale=cond_scale, **conditions
+        )
         pred_x_start = self.predict_start_from_noise(x, t=t, noise=pred_noise)
         if clip_denoised:
             pred_x_start = self._clip(pred_x_start)
@@ -100,13 +96,26 @@ class ReverseProcess(ForwardProcess):
         self,
         x: Tensor,
         t: Tensor,
-        cond: Tensor | None = None,
+        cond: Any = None,
         cond_scale: float = 1.0,
         clip_denoised: bool = True,
+        *,
+        labels: Any = None,
+        frame_cond: Any = None,
+        cond_video: Any = None,
+        first_frames: Any = None,
+        null_cond_mask: Any = None,
     ) -> Tensor:
         """Draws x_{t-1} from p(x_{t-1} | x_t); arguments as in `p_mean_variance`."""
+        conditions = given(
+            labels=labels,
+            frame_cond=frame_cond,
+            cond_video=cond_video,
+            first_frames=first_frames,
+            null_cond_mask=null_cond_mask,
+        )
         mean, _, log_variance = self.p_mean_variance(
-            x, t, clip_denoised=clip_denoised, cond=cond, cond_scale=cond_scale
+            x, t, clip_denoised=clip_denoised, cond=cond, cond_scale=cond_scale, **conditions
         )
         noise = draw_noise(x)
         # the last step is without noise
@@ -114,20 +123,24 @@ class ReverseProcess(ForwardProcess):
         return mean + noisy * (0.5 * log_variance).exp() * noise
 
     def _denoise_from(
-        self, x: Tensor, steps: int, cond: Any, cond_scale: float, progress: bool
+        self,
+        x: Tensor,
+        steps: int,
+        cond_scale: float,
+        progress: bool,
+        conditions: dict[str, Any],
     ) -> Tensor:
         """Takes `x` from step `steps - 1` to the end, and into the range of the clips."""
-        cond = self._embed_captions(cond)
-        if torch.is_tensor(cond):
-            cond = cond.to(x.device)
+        # captions go through their encoder once, not at every step
+        conditions = {"cond": None, **self._ready(**conditions)}
         batch = x.shape[0]
         every_step = reversed(range(steps))
         for i in tqdm(every_step, desc="sampling", total=steps, disable=not progress):
             t = torch.full((batch,), i, device=x.device, dtype=torch.long)
             x = self.p_sample(
-                x, t, cond=cond, cond_scale=cond_scale, clip_denoised=self.auto_normalize
+                x, t, cond_scale=cond_scale, clip_denoised=self.auto_normalize, **conditions
             )
-        return unnormalize_img(x) if self.auto_normalize else x
+        return self._to_users_range(x)
 
     @torch.no_grad()
     def p_sample_loop(
@@ -136,11 +149,24 @@ class ReverseProcess(ForwardProcess):
         cond: Any = None,
         cond_scale: float = 1.0,
         *,
+        labels: Any = None,
+        frame_cond: Any = None,
+        cond_video: Any = None,
+        first_frames: Any = None,
+        null_cond_mask: Any = None,
         progress: bool = True,
     ) -> Tensor:
         """Draws videos of a shape `(b, c, f, h, w)`; arguments as in `sample`."""
+        conditions = given(
+            labels=labels,
+            frame_cond=frame_cond,
+            cond_video=cond_video,
+            first_frames=first_frames,
+            null_cond_mask=null_cond_mask,
+        )
         noise = torch.randn(tuple(shape), device=self.betas.device)
-        return self._denoise_from(noise, self.num_timesteps, cond, cond_scale, progress)
+        conditions = {"cond": cond, **conditions}
+        return self._denoise_from(noise, self.num_timesteps, cond_scale, progress, conditions)
 
     @torch.no_grad()
     def sample(
@@ -149,24 +175,51 @@ class ReverseProcess(ForwardProcess):
         cond_scale: float = 1.0,
         batch_size: int = 16,
         *,
+        labels: Any = None,
+        frame_cond: Any = None,
+        cond_video: Any = None,
+        first_frames: Any = None,
+        null_cond_mask: Any = None,
         progress: bool = True,
     ) -> Tensor:
         """Draws videos from the model by ancestral sampling over all steps.
 
+        Conditions are tensors, arrays or lists of numbers, with one row per video; which of them
+        there must be is a matter of the network.
+
         Args:
-            cond: Conditions, `(b, cond_dim)`, or a list of `b` captions; None for none.
+            cond: Vectors, `(b, cond_dim)`, or a list of `b` captions, of which some may be None
+                for no caption; None for none.
             cond_scale: Strength of the guidance; 1 is without.
             batch_size: Number of videos, where there is no condition to tell it.
+            labels: Classes, integers `(b,)`, -1 for none.
+            frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
+            cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
+                or in `cond_value_range`, or without that range as the network takes it.
+            first_frames: The frames to go on from, `(b, c, given_frames, h, w)` in the range of
+                the clips; for a model with `given_frames`.
+            null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
             progress: Whether to show a progress bar.
 
         Returns:
-            `(b, c, f, h, w)` in [0, 1], or in the clips' range if `auto_normalize` is False.
+            `(b, c, f, h, w)` in [0, 1], or in `value_range`, or in the clips' range if
+            `auto_normalize` is False.
+
+        Raises:
+            TypeError: If a condition cannot become a tensor.
+            ValueError: If conditions differ in number, or don't fit the model.
         """
-        if cond is not None:
-            batch_size = len(cond)
-        return self.p_sample_loop(
-            (batch_size, *self.clip_shape), cond, cond_scale, progress=progress
+        conditions = self._ready(
+            cond,
+            labels=labels,
+            frame_cond=frame_cond,
+            cond_video=cond_video,
+            first_frames=first_frames,
+            null_cond_mask=null_cond_mask,
         )
+        shape = (common_length(conditions, batch_size), *self.clip_shape)
+        cond = conditions.pop("cond", None)
+        return self.p_sample_loop(shape, cond, cond_scale, progress=progress, **conditions)
 
     @torch.no_grad()
     def interpolate(
@@ -178,6 +231,11 @@ class ReverseProcess(ForwardProcess):
         *,
         cond: Any = None,
         cond_scale: float = 1.0,
+        labels: Any = None,
+        frame_cond: Any = None,
+        cond_video: Any = None,
+        first_frames: Any = None,
+        null_cond_mask: Any = None,
         progress: bool = True,
     ) -> Tensor:
         """Blends two batches of clips at a noise level, and denoises the blend.
@@ -189,6 +247,11 @@ class ReverseProcess(ForwardProcess):
             lam: Share of `x2`, in [0, 1].
             cond: As in `sample`.
             cond_scale: As in `sample`.
+            labels: As in `sample`.
+            frame_cond: As in `sample`.
+            cond_video: As in `sample`.
+            first_frames: As in `sample`.
+            null_cond_mask: As in `sample`.
             progress: Whether to show a progress bar.
 
         Returns:
@@ -210,34 +273,13 @@ class ReverseProcess(ForwardProcess):
             )
         steps = torch.full(x1.shape[:1], t, device=x1.device, dtype=torch.long)
         x1, x2 = (self.q_sample(self._to_model_range(x), steps) for x in (x1, x2))
-        return self._denoise_from((1 - lam) * x1 + lam * x2, t, cond, cond_scale, progress)
-
-    def _to_model_range(self, x: Tensor) -> Tensor:
-        """Clips as the user has them, as the model wants them."""
-        if x.dtype == torch.uint8:
-            x = x.float() / 255
-        elif self.auto_normalize and not torch.compiler.is_compiling():
-            self._check_range(x)
-        return normalize_img(x) if self.auto_normalize else x
-
-    def _check_range(self, x: Tensor) -> None:
-        """Warns once of clips that are not in [0, 1]; on a GPU it looks at the first only."""
-        if self._range_is_known:
-            return
-        low, high = (value.item() for value in torch.aminmax(x.detach()))
-        outside = low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE
-        # on a GPU each look would make the host wait
-        self._range_is_known = outside or not x.is_cpu
-        if outside:
-            warnings.warn(
-                f"GaussianDiffusion: clips must be in [0, 1], got values from {low:.3g} to "
-                f"{high:.3g}; rescale them ((x + 1) / 2 if they are in [-1, 1]), or build "
-                "GaussianDiffusion with auto_normalize=False to keep a range of their own",
-                stacklevel=6,  # past _to_model_range, forward and two of nn.Module
-            )
-
-    def _embed_captions(self, cond: Any) -> Any:
-        if not is_list_str(cond):
-            return cond
-        token_ids = tokenize(cond).to(self.betas.device)
-        return bert_embed(token_ids, return_cls_repr=self.text_use_bert_cls)
+        conditions = given(
+            cond=cond,
+            labels=labels,
+            frame_cond=frame_cond,
+            cond_video=cond_video,
+            first_frames=first_frames,
+            null_cond_mask=null_cond_mask,
+        )
+        blend = (1 - lam) * x1 + lam * x2
+        return self._denoise_from(blend, t, cond_scale, progress, conditions)

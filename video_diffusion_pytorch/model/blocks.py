@@ -118,8 +118,8 @@ class Block(nn.Module):
 
         Args:
             x: The features.
-            scale_shift: Two `(b, dim_out, 1, 1, 1)`: the normalised features are multiplied by
-                `scale + 1`, then `shift` is added.
+            scale_shift: Two `(b, dim_out, 1, 1, 1)`, or per frame `(b, dim_out, f, 1, 1)`: the
+                normalised features are multiplied by `scale + 1`, then `shift` is added.
         """
         x = self.norm(self.proj(x))
         if scale_shift is not None:
@@ -161,7 +161,8 @@ class ResnetBlock(nn.Module):
 
         Args:
             x: The features.
-            time_emb: The embedding vector, `(b, time_emb_dim)`.
+            time_emb: The embedding vector, `(b, time_emb_dim)`, or one per frame,
+                `(b, f, time_emb_dim)`.
 
         Raises:
             ValueError: If the block was built with `time_emb_dim` and `time_emb` is missing.
@@ -174,7 +175,8 @@ class ResnetBlock(nn.Module):
                     f"of shape (b, {self.mlp[1].in_features}), got None; pass the embedding or "
                     "build the block without time_emb_dim"
                 )
-            scale, shift = rearrange(self.mlp(time_emb), "b c -> b c 1 1 1").chunk(2, dim=1)
+            pattern = "b c -> b c 1 1 1" if time_emb.ndim == 2 else "b f c -> b c f 1 1"
+            scale, shift = rearrange(self.mlp(time_emb), pattern).chunk(2, dim=1)
             scale_shift = scale, shift
         hidden = self.block2(self.block1(x, scale_shift))
         return hidden + self.res_conv(x)

@@ -3,19 +3,37 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+# The width of BERT's states, which `use_bert_text_cond` stands for.
+BERT_DIM = 768
 
-def check_input(
-    x: Tensor,
-    time: Tensor,
-    cond: Tensor | None,
-    null_cond_prob: float,
-    *,
-    channels: int,
-    levels: int,
-    cond_dim: int | None,
-) -> None:
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+# Of each condition: what a network has that takes it, the keywords that build such a network, and
+# where to look if the shape is wrong.
+_CONDITIONS = {
+    "cond": (
+        "a condition",
+        "cond_dim or use_bert_text_cond",
+        "check the encoder's width against the network's cond_dim",
+    ),
+    "labels": ("classes", "num_classes", "give one class per video"),
+    "frame_cond": (
+        "a condition per frame",
+        "frame_cond_dim",
+        "give one vector per frame, of the network's frame_cond_dim",
+    ),
+    "cond_video": (
+        "a dense condition",
+        "cond_channels",
+        "resize it to the video, and check its channels against the network's cond_channels",
+    ),
+}
+
+
+def check_input(x: Tensor, time: Tensor, *, channels: int, levels: int) -> None:
     """Raises a ValueError unless shapes fit the network and each other."""
     multiple = 2 ** (levels - 1)
     if x.ndim != 5 or x.shape[1] != channels:
@@ -36,23 +54,101 @@ def check_input(
             f"Unet3D: time must have one step per video, shape ({x.shape[0]},), got "
             f"{tuple(time.shape)}; expand it to the batch"
         )
-    if cond_dim is None:
-        if cond is not None:
+
+
+def check_conditions(
+    x: Tensor, conditions: Mapping[str, Any], null_cond_prob: float, config: Mapping[str, Any]
+) -> None:
+    """Raises a ValueError unless the conditions are those of the network, and fit the videos.
+
+    Args:
+        x: Noisy videos that `check_input` has found good, `(b, c, f, h, w)`.
+        conditions: By keyword of `Unet3D.forward`, None or absent where not given.
+        null_cond_prob: Probability of their being dropped.
+        config: The network's.
+    """
+    for name, shape in _shapes(x, config).items():
+        value = conditions.get(name)
+        has, keyword, hint = _CONDITIONS[name]
+        if shape is None:
+            if value is not None:
+                raise ValueError(
+                    f"Unet3D: this network was built without {has}, so {name} must be None, got "
+                    f"{type(value).__name__}; build it with {keyword}"
+                )
+            continue
+        if value is None:
+            if null_cond_prob < 1:
+                raise ValueError(
+                    f"Unet3D: this network was built with {has}, so {name} of shape {shape} is "
+                    "expected, got None; pass it, or null_cond_prob=1 for none"
+                )
+            continue
+        if not torch.is_tensor(value):
             raise ValueError(
-                "Unet3D: this network was built without a condition, so cond must be None, "
-                f"got {type(cond).__name__}; build it with cond_dim or use_bert_text_cond"
+                f"Unet3D: {name} must be a tensor of shape {shape}, got {type(value).__name__}; "
+                "convert it with torch.as_tensor"
             )
-        return
-    expected = (x.shape[0], cond_dim)
-    if cond is None and null_cond_prob < 1:
+        frames_alike = name == "cond_video" and value.ndim == 4
+        if tuple(value.shape) != ((*shape[:2], *shape[3:]) if frames_alike else shape):
+            raise ValueError(
+                f"Unet3D: {name} must have the shape {shape}, got {tuple(value.shape)}; {hint}"
+            )
+    if conditions.get("labels") is not None:
+        _check_labels(conditions["labels"], config["num_classes"])
+    if conditions.get("null_cond_mask") is not None:
+        _check_mask(conditions["null_cond_mask"], x.shape[0], cond_dim_of(config))
+
+
+def cond_dim_of(config: Mapping[str, Any]) -> int | None:
+    """Width of the network's `cond`; None for a network without."""
+    return BERT_DIM if config["use_bert_text_cond"] else config["cond_dim"]
+
+
+def _shapes(x: Tensor, config: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
+    """The shape that each condition must have; None for one that the network doesn't take."""
+    b, _, f, h, w = x.shape
+    cond_dim, frame_dim = cond_dim_of(config), config["frame_cond_dim"]
+    channels = config["cond_channels"]
+    return {
+        "cond": None if cond_dim is None else (b, cond_dim),
+        "labels": None if config["num_classes"] is None else (b,),
+        "frame_cond": None if frame_dim is None else (b, f, frame_dim),
+        "cond_video": (b, channels, f, h, w) if channels else None,
+    }
+
+
+def _check_labels(labels: Tensor, num_classes: int) -> None:
+    if labels.dtype not in INTEGERS:
         raise ValueError(
-            f"Unet3D: this network was built with a condition, so cond of shape {expected} is "
-            "expected, got None; pass it, or null_cond_prob=1 for none"
+            f"Unet3D: labels must be integers, got {labels.dtype}; convert them with .long()"
         )
-    if cond is not None and tuple(cond.shape) != expected:
+    # on a GPU a look would make the host wait
+    if not labels.is_cpu or not labels.numel() or torch.compiler.is_compiling():
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < -1 or high >= num_classes:
         raise ValueError(
-            f"Unet3D: cond must have the shape {expected}, got {tuple(cond.shape)}; "
-            "check the encoder's width against the network's cond_dim"
+            f"Unet3D: labels must be from 0 to {num_classes - 1}, or -1 for no class, got {low} "
+            f"to {high}; number the classes from 0, or build the network with more num_classes"
+        )
+
+
+def _check_mask(mask: Any, batch: int, cond_dim: int | None) -> None:
+    if cond_dim is None:
+        raise ValueError(
+            "Unet3D: this network was built without cond, so null_cond_mask must be None, got "
+            f"{type(mask).__name__}; build it with cond_dim or use_bert_text_cond"
+        )
+    if not torch.is_tensor(mask) or mask.dtype != torch.bool or mask.shape != (batch,):
+        got = (
+            f"{mask.dtype} of shape {tuple(mask.shape)}"
+            if torch.is_tensor(mask)
+            else type(mask).__name__
+        )
+        raise ValueError(
+            f"Unet3D: null_cond_mask must be boolean with one element per video, shape "
+            f"({batch},), got {got}; use torch.tensor([True, False, ...])"
         )
 
 
@@ -62,7 +158,7 @@ def _round_up(size: int, multiple: int) -> int:
 
 def check_arguments(config: Mapping[str, Any]) -> None:
     """Raises a ValueError for constructor arguments outside their range."""
-    optional = ("cond_dim", "out_dim", "init_dim", "resnet_groups")
+    optional = ("cond_dim", "out_dim", "init_dim", "resnet_groups", "num_classes", "frame_cond_dim")
     for name in ("dim", "channels", "attn_heads", "attn_dim_head", "init_kernel_size", *optional):
         if config[name] is None and name in optional:
             continue
@@ -70,6 +166,11 @@ def check_arguments(config: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"Unet3D: {name} must be at least 1, got {config[name]}; give a positive number"
             )
+    if config["cond_channels"] < 0:
+        raise ValueError(
+            f"Unet3D: cond_channels must be at least 0, got {config['cond_channels']}; give the "
+            "number of channels of cond_video, 0 for none"
+        )
     if not config["dim_mults"] or min(config["dim_mults"]) < 1:
         raise ValueError(
             "Unet3D: dim_mults must hold a positive factor for each resolution, got "

@@ -1,4 +1,4 @@
-"""The network: a noisy video, its time step and a condition in, the predicted noise out."""
+"""The network: a noisy video, its time step and its conditions in, the predicted noise out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from video_diffusion_pytorch.model.blocks import (
     keep_kernels_channels_last,
 )
 from video_diffusion_pytorch.model.checks import check_arguments, check_input
+from video_diffusion_pytorch.model.conditions import Conditioned, join_channels
 from video_diffusion_pytorch.model.embeddings import (
     RelativePositionBias,
     SinusoidalPosEmb,
@@ -29,11 +30,8 @@ from video_diffusion_pytorch.reference.state_dict import (
     unet_config_from_state_dict,
 )
 
-# The width of BERT's states, which `use_bert_text_cond` stands for.
-BERT_DIM = 768
 
-
-class Unet3D(nn.Module):
+class Unet3D(Conditioned):
     """The space-time factored U-Net of Ho et al. 2022, section 3.
 
     Convolutions and spatial attention work within a frame, temporal attention within a pixel.
@@ -56,6 +54,12 @@ class Unet3D(nn.Module):
         block_type: Only `"resnet"` exists.
         resnet_groups: None for RMSNorm; a number of groups for the GroupNorm network of versions
             0.6.x, whose checkpoints have 8.
+        num_classes: Number of classes of videos; None for a network without classes. Each has a
+            learned vector, added to the embedding of time.
+        frame_cond_dim: Width of a vector that is given for each frame (a position, an action,
+            a pose); None for none. It scales and shifts the features of its own frame.
+        cond_channels: Channels of a field that is given for each pixel (a mask, a coarse video,
+            known frames), joined to the noisy video before the first convolution; 0 for none.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -67,6 +71,15 @@ class Unet3D(nn.Module):
         >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
         >>> unet(torch.randn(1, 3, 5, 16, 24), torch.tensor([10])).shape
         torch.Size([1, 3, 5, 16, 24])
+
+        A class for each video and a vector for each frame:
+
+        >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2, num_classes=10, frame_cond_dim=6)
+        >>> unet.condition_names
+        ('labels', 'frame_cond')
+        >>> x, t = torch.randn(2, 3, 5, 16, 24), torch.tensor([10, 20])
+        >>> unet(x, t, labels=torch.tensor([7, -1]), frame_cond=torch.randn(2, 5, 6)).shape
+        torch.Size([2, 3, 5, 16, 24])
     """
 
     def __init__(
@@ -85,13 +98,14 @@ class Unet3D(nn.Module):
         block_type: str = "resnet",
         *,
         resnet_groups: int | None = None,
+        num_classes: int | None = None,
+        frame_cond_dim: int | None = None,
+        cond_channels: int = 0,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
         check_arguments(config)
         self.config, self.channels = config, channels
-        cond_dim = BERT_DIM if use_bert_text_cond else cond_dim
-        self.has_cond = cond_dim is not None
         first = init_dim or dim
 
         # what all layers are told: time and condition, and the place of each frame
@@ -102,28 +116,27 @@ class Unet3D(nn.Module):
             nn.GELU(),
             nn.Linear(time_dim, time_dim),
         )
-        self.null_cond_emb = None if cond_dim is None else nn.Parameter(torch.randn(1, cond_dim))
+        emb_dim = self._make_conditions(config, time_dim)
         self.rotary_emb = RotaryEmbedding(min(32, attn_dim_head))
         self.time_rel_pos_bias = RelativePositionBias(heads=attn_heads, max_distance=32)
 
         # full resolution
-        size = init_kernel_size
+        size, half = init_kernel_size, init_kernel_size // 2
         self.init_conv = FramewiseConv(
-            channels, first, (1, size, size), padding=(0, size // 2, size // 2)
+            channels + cond_channels, first, (1, size, size), padding=(0, half, half)
         )
         self.init_temporal_attn = TemporalAttention(first, attn_heads, attn_dim_head)
 
         # down, through the coarsest resolution, and up
         plain_block = partial(ResnetBlock, groups=resnet_groups)
-        block = partial(plain_block, time_emb_dim=time_dim + (cond_dim or 0))
+        block = partial(plain_block, time_emb_dim=emb_dim)
         dims = [first, *(dim * mult for mult in dim_mults)]
         attention = (attn_heads, attn_dim_head)
         self.downs, self.ups = make_levels(dims, block, *attention, use_sparse_linear_attn)
-        coarsest = dims[-1]
-        self.mid_block1 = block(coarsest, coarsest)
-        self.mid_spatial_attn = SpatialAttention(coarsest, attn_heads)
-        self.mid_temporal_attn = TemporalAttention(coarsest, *attention)
-        self.mid_block2 = block(coarsest, coarsest)
+        self.mid_block1 = block(dims[-1], dims[-1])
+        self.mid_spatial_attn = SpatialAttention(dims[-1], attn_heads)
+        self.mid_temporal_attn = TemporalAttention(dims[-1], *attention)
+        self.mid_block2 = block(dims[-1], dims[-1])
         self.final_conv = nn.Sequential(
             plain_block(first * 2, dim), FramewiseConv(dim, out_dim or channels, 1)
         )
@@ -149,50 +162,6 @@ class Unet3D(nn.Module):
         unet.load_state_dict(tensors)
         return unet
 
-    def forward_with_cond_scale(
-        self,
-        x: Tensor,
-        time: Tensor,
-        cond: Tensor | None = None,
-        *,
-        cond_scale: float = 2.0,
-        focus_present_mask: Tensor | None = None,
-        prob_focus_present: float = 0.0,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Classifier-free guidance (Ho et al. 2022, eq. 6), in one pass over both halves.
-
-        Args:
-            x: Noisy videos, `(b, channels, f, h, w)`.
-            time: Time steps, `(b,)`.
-            cond: Conditions, `(b, cond_dim)`.
-            cond_scale: 1 is without guidance, 0 without condition; the paper's w is
-                `cond_scale - 1`.
-            focus_present_mask: As in `forward`.
-            prob_focus_present: As in `forward`.
-            **kwargs: Further arguments of a subclass's `forward`; tensors have `b` rows.
-
-        Returns:
-            `null + (conditional - null) * cond_scale`, of the shape of `forward`'s output.
-        """
-        focus = focus_mask(focus_present_mask, prob_focus_present, x)
-        if cond_scale == 1 or not self.has_cond:
-            return self(x, time, cond=cond, focus_present_mask=focus, **kwargs)
-        self._check(x, time, cond, null_cond_prob=0.0)
-        assert cond is not None
-        assert self.null_cond_emb is not None
-        null = self.null_cond_emb.to(cond.dtype).expand_as(cond)
-        twice = {k: torch.cat((v, v)) if torch.is_tensor(v) else v for k, v in kwargs.items()}
-        both = self(
-            torch.cat((x, x)),
-            torch.cat((time, time)),
-            cond=torch.cat((cond, null)),
-            focus_present_mask=None if focus is None else torch.cat((focus, focus)),
-            **twice,
-        )
-        conditional, unconditional = both.chunk(2)
-        return unconditional + (conditional - unconditional) * cond_scale
-
     def forward(
         self,
         x: Tensor,
@@ -201,17 +170,32 @@ class Unet3D(nn.Module):
         null_cond_prob: float = 0.0,
         focus_present_mask: Tensor | None = None,
         prob_focus_present: float = 0.0,
+        *,
+        labels: Tensor | None = None,
+        frame_cond: Tensor | None = None,
+        cond_video: Tensor | None = None,
+        null_cond_mask: Tensor | None = None,
     ) -> Tensor:
         """Predicts the noise in `x`.
 
         Args:
             x: Noisy videos, `(b, channels, f, h, w)`.
             time: Time steps, `(b,)`.
-            cond: Conditions, `(b, cond_dim)`; only for a network with `cond_dim`.
-            null_cond_prob: Probability of each condition to be replaced by the learned null
-                embedding; 1 for all, and then `cond` may be None.
+            cond: A vector per video, `(b, cond_dim)`; only for a network with `cond_dim`.
+            null_cond_prob: Probability of each video to lose its conditions, which learned null
+                values then replace: it loses all of them, or keeps all. With 1 all videos do, and
+                no condition need be given.
             focus_present_mask: Boolean `(b,)`: where true, no frame sees another. None to draw it.
             prob_focus_present: Probability of true in a drawn `focus_present_mask`.
+            labels: Classes, integers `(b,)` from 0 to `num_classes - 1`, or -1 for none; only for
+                a network with `num_classes`. On a GPU their range is not checked.
+            frame_cond: A vector per frame, `(b, f, frame_cond_dim)`; only for a network with
+                `frame_cond_dim`.
+            cond_video: A value per pixel and channel, `(b, cond_channels, f, h, w)`, or
+                `(b, cond_channels, h, w)` for all frames alike; only for a network with
+                `cond_channels`. Best in [-1, 1], as the videos.
+            null_cond_mask: Boolean `(b,)`: where true, `cond` alone is replaced by its null
+                embedding, for videos without a caption. None for nowhere.
 
         Returns:
             `(b, out_dim, f, h, w)`.
@@ -219,11 +203,21 @@ class Unet3D(nn.Module):
         Raises:
             ValueError: If shapes don't fit the network, or a condition is missing or unexpected.
         """
-        self._check(x, time, cond, null_cond_prob)
+        conditions = {
+            "cond": cond,
+            "labels": labels,
+            "frame_cond": frame_cond,
+            "cond_video": cond_video,
+            "null_cond_mask": null_cond_mask,
+        }
+        self._check(x, time, null_cond_prob, **conditions)
         if x.is_cpu and not torch.compiler.is_compiling():
             keep_freed_memory()
         focus = focus_mask(focus_present_mask, prob_focus_present, x)
-        emb = self._embed(time, cond, null_cond_prob)
+        # one draw for all conditions of a video
+        dropped = prob_mask_like(x.shape[:1], null_cond_prob, x.device) if self.has_cond else None
+        emb = self._embed(time, dropped, conditions)
+        x = self._join_field(x, cond_video, dropped)
         frames = x.shape[2]
         bias = self.time_rel_pos_bias(frames, device=x.device)
         temporal = (bias, rotary_tables(self.rotary_emb.freqs, frames), focus)
@@ -248,33 +242,9 @@ class Unet3D(nn.Module):
 
         # up
         for level in self.ups:
-            _, x = level(_join(x, skips.pop()), emb, temporal)
-        return self.final_conv(_join(x, full_resolution))
+            _, x = level(join_channels(x, skips.pop()), emb, temporal)
+        return self.final_conv(join_channels(x, full_resolution))
 
-    def _check(self, x: Tensor, time: Tensor, cond: Tensor | None, null_cond_prob: float) -> None:
-        cond_dim = None if self.null_cond_emb is None else self.null_cond_emb.shape[1]
-        levels = len(self.downs)
-        check_input(
-            x, time, cond, null_cond_prob, channels=self.channels, levels=levels, cond_dim=cond_dim
-        )
-
-    def _embed(self, time: Tensor, cond: Tensor | None, null_cond_prob: float) -> Tensor:
-        """The vector that every residual block gets: time, and the condition beside it."""
-        sinusoids, *layers = self.time_mlp
-        emb = sinusoids(time).to(layers[0].weight.dtype)
-        for layer in layers:
-            emb = layer(emb)
-        if self.null_cond_emb is None:
-            return emb
-        if cond is None:
-            cond = self.null_cond_emb.expand(time.shape[0], -1)
-        # even if none is dropped, so that the null embedding has a gradient, as DDP demands
-        dropped = prob_mask_like((time.shape[0],), null_cond_prob, cond.device)
-        cond = torch.where(dropped[:, None], self.null_cond_emb, cond)
-        return torch.cat((emb, cond.to(emb.dtype)), dim=-1)
-
-
-def _join(x: Tensor, skip: Tensor) -> Tensor:
-    """Puts the skip connection's channels behind those of `x`."""
-    # in memory channels are the last axis, where torch.cat has its fast path
-    return torch.cat((x.movedim(1, -1), skip.movedim(1, -1)), dim=-1).movedim(-1, 1)
+    def _check(self, x: Tensor, time: Tensor, null_cond_prob: float, **conditions: Any) -> None:
+        check_input(x, time, channels=self.channels, levels=len(self.downs))
+        super()._check(x, time, null_cond_prob, **conditions)

@@ -89,7 +89,8 @@ def to_reference_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             and `ema`, of which then all is kept that the reference's Trainer reads.
 
     Returns:
-        The same tensors under the reference's names.
+        The same tensors under the reference's names; those of options that it lacks (classes,
+        frame conditions, value ranges) keep ours.
     """
     if "model" in state_dict and "ema" in state_dict:
         weights = {name: to_reference_state_dict(state_dict[name]) for name in ("model", "ema")}
@@ -138,6 +139,7 @@ def unet_config_from_state_dict(
         if key.startswith(prefix)
     }
     init_dim, channels, _, kernel, _ = ours["init_conv.weight"].shape
+    cond_channels = ours["null_cond_video"].shape[1] if "null_cond_video" in ours else 0
     dim = ours["time_mlp.1.weight"].shape[1]
     levels = len({key.split(".")[1] for key in ours if key.startswith("downs.")})
     widths = [ours[f"downs.{i}.block1.block1.proj.weight"].shape[0] for i in range(levels)]
@@ -147,12 +149,16 @@ def unet_config_from_state_dict(
         "cond_dim": ours["null_cond_emb"].shape[1] if "null_cond_emb" in ours else None,
         "out_dim": ours["final_conv.1.weight"].shape[0],
         "dim_mults": tuple(width // dim for width in widths),
-        "channels": channels,
+        "channels": channels - cond_channels,
         "attn_heads": heads,
         "attn_dim_head": ours["init_temporal_attn.attn.to_out.weight"].shape[1] // heads,
         "init_dim": init_dim,
         "init_kernel_size": kernel,
         "use_sparse_linear_attn": "downs.0.spatial_attn.attn.to_qkv.weight" in ours,
         "resnet_groups": 8 if "mid_block1.block1.norm.weight" in ours else None,
+        # beyond the reference; the last class is none
+        "num_classes": len(ours["label_emb.weight"]) - 1 if "label_emb.weight" in ours else None,
+        "frame_cond_dim": ours["null_frame_cond"].shape[2] if "null_frame_cond" in ours else None,
+        "cond_channels": cond_channels,
     }
     return ours, config

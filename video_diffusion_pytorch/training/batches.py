@@ -1,38 +1,94 @@
 """Which clips make the next batch, and what of a batch is the video and what its condition."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from typing import Any
+from __future__ import annotations
 
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
+
+from video_diffusion_pytorch.data.skip_unreadable import SkipUnreadable
 
 
-class EndlessShuffle(Sampler[int]):
+class Draw(NamedTuple):
+    """Number of a clip to read, and the seed of what is random about it, such as its crop."""
+
+    clip: int
+    seed: int
+
+
+class EndlessShuffle(Sampler[Draw]):
     """Shuffled epochs without end, which begin at `position`.
 
-    The order is a function of the seed, so that a resumed run goes on with the clip at which the
-    interrupted one stopped.
+    Order and seeds are a function of `seed` and the position, so that a resumed run goes on with
+    the clip at which the interrupted one stopped, whatever the number of workers.
 
     Args:
-        dataset: The clips, of which only the number counts.
+        indices: Of the clips to train on.
         seed: Seed of the order.
 
     Attributes:
         position: Number of clips, over all epochs, that training has had. The trainer counts.
     """
 
-    def __init__(self, dataset: Sized, seed: int) -> None:
-        self.dataset, self.seed, self.position = dataset, seed, 0
+    def __init__(self, indices: Sequence[int], seed: int) -> None:
+        self.indices, self.seed, self.position = indices, seed, 0
 
-    def __iter__(self) -> Iterator[int]:
-        """Yields indices of clips."""
-        length = len(self.dataset)
-        epoch, offset = divmod(self.position, length)
-        while True:
+    def __iter__(self) -> Iterator[Draw]:
+        """Yields clips."""
+        length, position = len(self.indices), self.position
+        while length:
+            epoch, offset = divmod(position, length)
             generator = torch.Generator().manual_seed(self.seed + epoch)
-            yield from torch.randperm(length, generator=generator)[offset:].tolist()
-            epoch, offset = epoch + 1, 0
+            for place in torch.randperm(length, generator=generator)[offset:].tolist():
+                # seeds of neighbouring runs lie far apart
+                yield Draw(self.indices[place], self.seed * 1_000_003 + position)
+                position += 1
+
+
+class SeededItems(Dataset[Any]):
+    """Another dataset, whose random draws follow from the seed that comes with the index.
+
+    One with a method `draw_clip(index, generator)`, as `data.dataset.Dataset` has, is given a
+    generator. Any other one finds the global generators of torch, numpy and Python seeded, and they
+    are put back afterwards.
+
+    Args:
+        dataset: Has a length. Items that cannot be decoded are replaced as in `SkipUnreadable`.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = SkipUnreadable(dataset)
+        self._takes_generator = hasattr(dataset, "draw_clip")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, draw: Draw) -> Any:
+        """Gives the item of `draw.clip`."""
+        if self._takes_generator:
+            return self.dataset.draw_clip(draw.clip, torch.Generator().manual_seed(draw.seed))
+        with _seeded(draw.seed):
+            return self.dataset[draw.clip]
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
 
 
 class Endless(Iterator[Any]):
@@ -73,13 +129,74 @@ class Endless(Iterator[Any]):
         )
 
 
+def collate(items: Sequence[Any]) -> Any:
+    """Makes a batch of items, as torch does, but for two things.
+
+    Texts may be missing (None), and stay a list. Clips of 8 bits and of floats in [0, 1] may be
+    mixed, and become floats.
+
+    Args:
+        items: Tensors, tuples, dicts, numbers or texts, all of one kind.
+    """
+    first = items[0]
+    if isinstance(first, Tensor):
+        return _stack([torch.as_tensor(item) for item in items])
+    if isinstance(first, str) or any(item is None for item in items):
+        return list(items)
+    if isinstance(first, Mapping):
+        _check_keys(items)
+        return {key: collate([item[key] for item in items]) for key in first}
+    if isinstance(first, list) and all(isinstance(value, (int, float)) for value in first):
+        return torch.tensor(items)
+    if isinstance(first, (tuple, list)):
+        return type(first)(map(collate, zip(*items, strict=True)))
+    return default_collate(list(items))
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        tensors = [t.float() / 255 if t.dtype == torch.uint8 else t.float() for t in tensors]
+    if len({tensor.shape for tensor in tensors}) > 1:
+        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+        raise ValueError(
+            f"Trainer: the items of a batch must have one shape, got {shapes}; cut or fill them up "
+            "in the dataset"
+        )
+    if tensors[0].ndim == 4 and all(t.movedim(0, -1).is_contiguous() for t in tensors):
+        # decoded frames have their channels last, as the network wants them
+        return torch.stack([tensor.movedim(0, -1) for tensor in tensors]).movedim(-1, 1)
+    return torch.stack(tensors)
+
+
+def _check_keys(items: Sequence[Mapping[str, Any]]) -> None:
+    for item in items:
+        if item.keys() != items[0].keys():
+            raise ValueError(
+                "Trainer: the items of a dataset must have the same keys, got "
+                f"{sorted(items[0])} and {sorted(item)}; give None for a text that is missing"
+            )
+
+
+# Names that other data sets have for a condition
+_ALIASES = {
+    "caption": "cond",
+    "captions": "cond",
+    "text": "cond",
+    "label": "labels",
+    "videos": "video",
+}
+
+
 def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
     """Splits a batch into videos and the keywords that go with them to the diffusion.
 
     Args:
         batch: The videos `(b, c, f, h, w)`; or a tuple or list of videos and conditions; or a dict
             with the key `video`, whose other keys are keywords of `GaussianDiffusion.forward`
-            (`cond`, for one).
+            (`cond`, `labels`, `frame_cond`, `cond_video`; `caption`, `text` and `label` count as
+            `cond` and `labels`; keys that begin with two underscores are left out). In a tuple,
+            integers are labels, and other tensors a `cond`, a `frame_cond` or a `cond_video` by
+            their number of axes: 2, 3, or 4 and 5.
 
     Raises:
         TypeError: If it is something else.
@@ -88,12 +205,14 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
     if isinstance(batch, Tensor):
         return batch, {}
     if isinstance(batch, Mapping):
-        if "video" not in batch:
+        named = {_ALIASES.get(str(key), str(key)): value for key, value in batch.items()}
+        if "video" not in named:
             raise ValueError(
                 f"Trainer: a batch that is a dict must have the key 'video', got "
                 f"{sorted(batch)}; rename the clips' key, or override Trainer.unpack_batch"
             )
-        return batch["video"], {key: value for key, value in batch.items() if key != "video"}
+        video = named.pop("video")
+        return video, {key: value for key, value in named.items() if not key.startswith("__")}
     if isinstance(batch, (tuple, list)):
         if len(batch) > 2:
             raise ValueError(
@@ -101,11 +220,20 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
                 f"{len(batch)} items; use a dict with the keys 'video' and 'cond', or override "
                 "Trainer.unpack_batch"
             )
-        return batch[0], {"cond": batch[1]} if len(batch) == 2 else {}
+        return batch[0], {_keyword(batch[1]): batch[1]} if len(batch) == 2 else {}
     raise TypeError(
         f"Trainer: a batch must be a tensor, a tuple or a dict, got {type(batch).__name__}; "
         "change what the dataset returns, or override Trainer.unpack_batch"
     )
+
+
+def _keyword(cond: Any) -> str:
+    """The keyword of the diffusion for the second item of a tuple."""
+    if not isinstance(cond, Tensor) or not cond.ndim:
+        return "cond"
+    if cond.ndim == 1 and not cond.is_floating_point():
+        return "labels"
+    return {3: "frame_cond", 4: "cond_video", 5: "cond_video"}.get(cond.ndim, "cond")
 
 
 def repeat_to(cond: Any, count: int) -> Any:

@@ -133,6 +133,7 @@ class Resumable:
     opt: Any
     accelerator: Any
     results_folder: Path
+    ds: Any
     order: EndlessShuffle
     dl: Endless
 
@@ -145,7 +146,11 @@ class Resumable:
             "ema": self.ema_model.state_dict(),
             "optimizer": self.opt.state_dict(),
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
-            "config": {"unet": denoiser, "diffusion": self.model.config},
+            "config": {
+                "unet": denoiser,
+                "diffusion": self.model.config,
+                "class_names": tuple(getattr(self.ds, "class_names", ())),
+            },
             "version": __version__,
             "random_states": random_states(),
             "data": {"seed": self.order.seed, "position": self.order.position},
@@ -181,6 +186,7 @@ class Resumable:
         """
         path = find_checkpoint(self.results_folder, milestone)
         state = read_checkpoint(path, map_location)
+        self._check_classes(path, (state.get("config") or {}).get("class_names"))
         self.model.load_state_dict(state["model"], **kwargs)
         self.ema_model.load_state_dict(state["ema"], **kwargs)
         self.step = state["step"]
@@ -195,3 +201,12 @@ class Resumable:
         self.dl.restart()
         if "random_states" in state:
             restore_random_states(state["random_states"])
+
+    def _check_classes(self, path: Path, theirs: Any) -> None:
+        ours = tuple(getattr(self.ds, "class_names", ()))
+        if theirs and ours and tuple(theirs) != ours:
+            raise ValueError(
+                f"the clips must be of the classes that {path} was trained on, "
+                f"{', '.join(theirs)}, got {', '.join(ours)}; a label would mean another class: "
+                "train on the same classes, or begin anew in another results folder"
+            )

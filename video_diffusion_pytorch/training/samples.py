@@ -1,21 +1,30 @@
 """A milestone's samples: drawn from the averaged model, written as a grid that plays."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from video_diffusion_pytorch.data.video_file import CHANNELS_TO_MODE, video_tensor_to_gif
+from video_diffusion_pytorch.data.false_colour import ValueRange, to_pictures
+from video_diffusion_pytorch.data.video_reader import CHANNELS_TO_MODE
+from video_diffusion_pytorch.data.write_video import replacing, write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.batches import repeat_to
 
 
 @torch.no_grad()
 def draw_samples(
-    diffusion: GaussianDiffusion, count: int, max_batch: int, cond: Any, seed: int
+    diffusion: GaussianDiffusion,
+    count: int,
+    max_batch: int,
+    conditions: Mapping[str, Any],
+    seed: int,
+    cond_scale: float = 1.0,
 ) -> Tensor:
     """Draws videos from a seed of its own, without touching the caller's random numbers.
 
@@ -23,42 +32,148 @@ def draw_samples(
         diffusion: The model.
         count: Number of videos.
         max_batch: How many are drawn at a time.
-        cond: Conditions, repeated to `count`; None for none.
+        conditions: Keywords of `diffusion.sample`, such as `cond`, each a tensor with a row, or a
+            list with an item, for each of the first videos; the next ones begin with the first
+            again. Empty for none.
         seed: The same seed gives the same noise.
+        cond_scale: Strength of the guidance, where there are conditions; 1 is without.
 
     Returns:
         `(count, c, f, h, w)`.
     """
+    repeated = {name: repeat_to(condition, count) for name, condition in conditions.items()}
+    guidance: dict[str, Any] = {"cond_scale": cond_scale} if conditions else {}
     device = diffusion.betas.device
     parts = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, count, max_batch):
             size = min(max_batch, count - start)
-            part = None if cond is None else repeat_to(cond, count)[start : start + size]
-            parts.append(diffusion.sample(cond=part, batch_size=size, progress=False))
+            part = {name: rows[start : start + size] for name, rows in repeated.items()}
+            parts.append(diffusion.sample(**part, **guidance, batch_size=size, progress=False))
     return torch.cat(parts)
 
 
-def write_sample_grid(videos: Tensor, path: Path, rows: int, in_unit_range: bool = True) -> None:
-    """Writes a gif of `rows` rows of videos, with a black frame around each.
-
-    Clips that are no pictures are shown all the same: other than 1, 3 or 4 channels side by side,
-    and values of another range from the lowest in black to the highest in white.
+def write_samples(
+    videos: Tensor,
+    folder: Path,
+    name: str,
+    *,
+    rows: int,
+    value_range: ValueRange | None,
+    in_unit_range: bool,
+    captions: Sequence[str] | None,
+    fps: float = 8.0,
+) -> Path:
+    """Writes videos as numbers and as a grid that plays, and what they were told to show.
 
     Args:
         videos: `(b, c, f, h, w)`, `b` a multiple of `rows`.
-        path: The gif.
-        rows: Number of rows.
-        in_unit_range: Whether values are in [0, 1].
+        folder: Gets `{name}.npy` (the values, float32), `{name}.gif` (the grid) and, with captions,
+            `{name}.txt` (a line for each video).
+        name: What the files' names begin with.
+        rows: Number of rows of the grid.
+        value_range: As in `write_sample_grid`.
+        in_unit_range: As in `write_sample_grid`.
+        captions: One for each video; None for none.
+        fps: Frames per second.
+
+    Returns:
+        The path of the gif.
+
+    Raises:
+        ValueError: If the videos don't fill the rows, or there is not a caption for each.
     """
-    # a diverged model must not end the training that may yet recover
-    videos = videos.float().nan_to_num()
-    if not in_unit_range:
-        low, high = videos.aminmax()
-        videos = (videos - low) / (high - low).clamp(min=1e-12)
-    if videos.shape[1] not in CHANNELS_TO_MODE:
-        videos = rearrange(videos, "b c f h w -> b 1 f h (c w)")
-    framed = F.pad(videos, (2, 2, 2, 2))
+    if captions is not None and len(captions) != len(videos):
+        raise ValueError(
+            f"captions must be as many as there are videos, {len(videos)}, got {len(captions)}; "
+            "give one for each"
+        )
+    grid = folder / f"{name}.gif"
+    write_sample_grid(videos, grid, rows, in_unit_range, value_range=value_range, fps=fps)
+    with replacing(folder / f"{name}.npy") as unfinished, unfinished.open("wb") as file:
+        np.save(file, videos.detach().float().cpu().numpy())
+    if captions is not None:
+        columns = len(videos) // rows
+        places = (f"row {i // columns + 1}, column {i % columns + 1}" for i in range(len(videos)))
+        # a caption of several lines would look like several videos
+        lines = [f"{p}: {' '.join(c.split())}\n" for p, c in zip(places, captions, strict=True)]
+        (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+    return grid
+
+
+def write_sample_grid(
+    videos: Tensor,
+    path: Path,
+    rows: int,
+    in_unit_range: bool = True,
+    *,
+    value_range: ValueRange | None = None,
+    fps: float = 8.0,
+) -> None:
+    """Writes a file of `rows` rows of videos that play at once, with a black frame around each.
+
+    Videos that are no pictures are shown all the same, in the false colours of `to_pictures`.
+
+    Args:
+        videos: `(b, c, f, h, w)`, `b` a multiple of `rows`.
+        path: The file, of a format that `write_video` knows.
+        rows: Number of rows.
+        in_unit_range: Whether values are in [0, 1], where `value_range` is None.
+        value_range: The low and the high of the videos' units, each a number or one per channel;
+            None for [0, 1], or, unless `in_unit_range`, the least and the largest value of each
+            channel.
+        fps: Frames per second.
+
+    Raises:
+        ValueError: If the videos don't fill the rows.
+    """
+    if rows < 1 or not len(videos) or len(videos) % rows:
+        raise ValueError(
+            f"the videos must fill the rows of the grid, got {len(videos)} for {rows}; choose a "
+            "number of rows that divides that of the videos"
+        )
+    if value_range is not None:
+        pictures = to_pictures(videos, value_range)
+    elif not in_unit_range:
+        pictures = to_pictures(videos, "fit")
+    elif videos.shape[1] not in CHANNELS_TO_MODE:
+        pictures = to_pictures(videos, (0.0, 1.0))
+    else:
+        # a diverged model must not end the training that may yet recover
+        pictures = to_pictures(videos.clamp(0, 1).where(videos.isfinite(), videos))
+    framed = F.pad(pictures, (2, 2, 2, 2))
     grid = rearrange(framed, "(i j) c f h w -> c f (i h) (j w)", i=rows)
-    video_tensor_to_gif(grid.cpu(), path)
+    write_video(grid, path, fps=fps)
+
+
+def describe(
+    conditions: Mapping[str, Any], class_names: tuple[str, ...], count: int
+) -> list[str] | None:
+    """What each of `count` samples was told, in words; None if there is nothing to say.
+
+    Args:
+        conditions: Keywords of `diffusion.sample`.
+        class_names: Of the labels, where they are known.
+        count: Number of samples, over which the conditions are repeated.
+    """
+    lines = [_words(conditions, class_names, i) for i in range(count)]
+    return lines if any(lines) else None
+
+
+def _words(conditions: Mapping[str, Any], class_names: tuple[str, ...], i: int) -> str:
+    words = []
+    for name, rows in conditions.items():
+        row = rows[i % len(rows)]
+        if row is None:
+            words.append("(no caption)")
+        elif isinstance(row, str):
+            words.append(row)
+        elif name == "labels":
+            label = int(row)
+            words.append(class_names[label] if label < len(class_names) else f"class {label}")
+        else:
+            row = torch.as_tensor(row)
+            numbers = ", ".join(f"{value:.4g}" for value in row.flatten()[:4].tolist())
+            words.append(f"{name} {tuple(row.shape)}: {numbers}{', ...' * (row.numel() > 4)}")
+    return "; ".join(words)

@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.data.dataset import Dataset, SkipUnreadable
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle, unpack_batch
 from video_diffusion_pytorch.training.checkpoint import Resumable
 from video_diffusion_pytorch.training.ema import EMA
 from video_diffusion_pytorch.training.precision import make_accelerator
-from video_diffusion_pytorch.training.samples import draw_samples, write_sample_grid
+from video_diffusion_pytorch.training.samples import describe, draw_samples, write_samples
+from video_diffusion_pytorch.training.training_data import TrainingData
 
 
 def noop(*args: Any, **kwargs: Any) -> None:
     """Logs nothing: the default of `Trainer.train`'s `log_fn`."""
 
 
-class Trainer(Resumable):
-    """Trains a `GaussianDiffusion` on a folder of clips.
+class Trainer(TrainingData, Resumable):
+    """Trains a `GaussianDiffusion` on a folder of clips, or on any dataset.
 
-    Writes `model-N.pt` and `N.gif` to the results folder at every N-th milestone. What it does is
+    Writes `model-N.pt`, and samples as `N.gif` (to look at), `N.npy` (their values) and, if they
+    have conditions, `N.txt`, to the results folder at every N-th milestone. What it does is
     made of small methods, to be replaced in a subclass: `make_dataset`, `make_dataloader`,
     `make_optimizer`, `unpack_batch`, `compute_loss`, `sample`, `save_sample` and
     `checkpoint_state`.
 
     Args:
         diffusion_model: The diffusion to train; it is moved to the training device.
-        folder: Where the clips are; gifs, at any depth.
+        folder: Where the clips are, at any depth and in any format that `Dataset` reads.
         ema_decay: Share of the old average in the new one, at each update.
         num_frames: Without effect: a clip has `diffusion_model.num_frames` frames.
         train_batch_size: Clips of a micro-batch.
@@ -53,10 +53,24 @@ class Trainer(Resumable):
         num_sample_rows: Rows, and columns, of a milestone's grid of samples.
         max_grad_norm: Norm to which gradients are cut; None for no cut.
         device: Where to train, such as `"cpu"`; None for the fastest there is.
-        num_workers: Processes that read clips; 0 to read between the steps.
+        num_workers: Processes that read clips; 0 to read between the steps. None for one less than
+            the cores, at most 8, and none for a cache, or where processes cannot fork.
+        dataset: In the place of `folder`: any dataset of torch's, one that iterates included, whose
+            items `unpack_batch` understands once they are collated.
+        dataloader: In the place of `folder`: anything that gives such batches when it is iterated
+            over. Its order is its own, also after `load`.
+        held_out: Number of files that are not trained on, and whose conditions the samples get.
+            None for as many as there are samples, but at most a twentieth of the clips, if they
+            come with conditions.
+        sample_conditions: What the samples are told instead: keywords of `diffusion.sample`, such
+            as `{"cond": ["a whale"]}`, repeated to the number of samples.
+        sample_cond_scale: Strength of the samples' guidance; 1 is without.
+        **data_options: Further keywords of `data.dataset.Dataset`, such as `conditions`,
+            `clip_start`, `value_range` and `cache`; only with `folder`.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        TypeError: If a keyword is neither the Trainer's nor the Dataset's.
+        ValueError: If an argument is outside its range, or the first clip does not fit the model.
         FileNotFoundError: If the folder is missing or holds no clips.
 
     Attributes:
@@ -68,7 +82,7 @@ class Trainer(Resumable):
     def __init__(
         self,
         diffusion_model: GaussianDiffusion,
-        folder: str | os.PathLike[str],
+        folder: str | os.PathLike[str] | None = None,
         *,
         ema_decay: float = 0.995,
         num_frames: int = 16,
@@ -84,15 +98,14 @@ class Trainer(Resumable):
         num_sample_rows: int = 4,
         max_grad_norm: float | None = None,
         device: str | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
+        dataset: Any = None,
+        dataloader: Any = None,
+        held_out: int | None = None,
+        sample_conditions: Mapping[str, Any] | None = None,
+        sample_cond_scale: float = 1.0,
+        **data_options: Any,
     ) -> None:
-        _check_positive(
-            train_batch_size=train_batch_size,
-            gradient_accumulate_every=gradient_accumulate_every,
-            update_ema_every=update_ema_every,
-            save_and_sample_every=save_and_sample_every,
-            num_sample_rows=num_sample_rows,
-        )
         self.batch_size = train_batch_size
         self.train_lr = train_lr
         self.train_num_steps = train_num_steps
@@ -106,54 +119,50 @@ class Trainer(Resumable):
         self.num_workers = num_workers
         self.image_size = diffusion_model.image_size
         self.step = 0
+        self._check_counts()
 
         # data
-        self.ds = self.make_dataset(folder, diffusion_model)
-        self.order = EndlessShuffle(self.ds, seed=int(torch.randint(2**31, ())))
-        self.dl = Endless(self.make_dataloader(SkipUnreadable(self.ds)))
-        self._sample_cond: Any = None
+        self.data_options = data_options
+        self.results_folder = Path(results_folder)
+        self.model = diffusion_model
+        self.sample_cond_scale = sample_cond_scale
+        sources = {"folder": folder, "dataset": dataset, "dataloader": dataloader}
+        self._prepare_data(sources, held_out, num_sample_rows**2)
+        if sample_conditions is not None:
+            self._sample_conditions = dict(sample_conditions)
 
         # model, average and optimizer
-        self.accelerator = make_accelerator(amp, device)
+        self._prepare_model(device, ema_decay)
+        self.captions.prepare(getattr(self.ds, "captions", ()), self.device)
+        self.results_folder.mkdir(exist_ok=True, parents=True)
+
+    def _check_counts(self) -> None:
+        counts = {
+            "train_batch_size": self.batch_size,
+            "gradient_accumulate_every": self.gradient_accumulate_every,
+            "update_ema_every": self.update_ema_every,
+            "save_and_sample_every": self.save_and_sample_every,
+            "num_sample_rows": self.num_sample_rows,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ValueError(
+                    f"Trainer: {name} must be at least 1, got {value}; give a positive number"
+                )
+
+    def _prepare_model(self, device: str | None, ema_decay: float) -> None:
+        self.accelerator = make_accelerator(self.amp, device)
         self.device = self.accelerator.device
-        self.model = diffusion_model.to(self.device)
+        self.model.to(self.device)
         self.ema = EMA(ema_decay)
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False)
         self.opt = self.accelerator.prepare(self.make_optimizer())
 
-        self.results_folder = Path(results_folder)
-        self.results_folder.mkdir(exist_ok=True, parents=True)
-
     # what a subclass may make differently
-
-    def make_dataset(self, folder: str | os.PathLike[str], diffusion: GaussianDiffusion) -> Any:
-        """The clips: a dataset whose items `unpack_batch` understands once they are collated."""
-        return Dataset(
-            folder,
-            diffusion.image_size,
-            channels=diffusion.channels,
-            num_frames=diffusion.num_frames,
-        )
-
-    def make_dataloader(self, dataset: Any) -> Any:
-        """The batches: shuffled, without end, from where training stopped before."""
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=self.order,
-            num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            # its own generator: making the loader draws, and a resumed run makes it once more
-            generator=torch.Generator().manual_seed(self.order.seed),
-        )
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of `model`."""
         return torch.optim.Adam(self.model.parameters(), lr=self.train_lr)
-
-    def unpack_batch(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        """The videos of a batch, and keywords of the diffusion's forward, such as `cond`."""
-        return unpack_batch(batch)
 
     def compute_loss(self, videos: Tensor, **kwargs: Any) -> Tensor:
         """The loss of a micro-batch, in the training precision."""
@@ -163,19 +172,30 @@ class Trainer(Resumable):
     def sample(self) -> Tensor:
         """A milestone's samples, `(num_sample_rows ** 2, c, f, h, w)`, of the averaged model.
 
-        The noise is the same at every milestone, and a conditional model gets the conditions of
-        real clips. Training's random numbers are not touched.
+        Noise and conditions are the same at every milestone. Training's random numbers are not
+        touched.
         """
-        count = self.num_sample_rows**2
         return draw_samples(
-            self.ema_model, count, self.batch_size, self._sample_cond, self.order.seed
+            self.ema_model,
+            self.num_sample_rows**2,
+            self.batch_size,
+            self._to_device(self._sample_conditions or {}),
+            self.order.seed,
+            self.sample_cond_scale,
         )
 
     def save_sample(self, videos: Tensor, milestone: int) -> Path:
-        """Writes the samples as a grid, `N.gif`."""
-        path = self.results_folder / f"{milestone}.gif"
-        write_sample_grid(videos, path, self.num_sample_rows, self.model.auto_normalize)
-        return path
+        """Writes the samples: a grid `N.gif`, their values `N.npy`, what they were told `N.txt`."""
+        class_names = getattr(self.ds, "class_names", ())
+        return write_samples(
+            videos,
+            self.results_folder,
+            str(milestone),
+            rows=self.num_sample_rows,
+            value_range=self.model.config["value_range"],
+            in_unit_range=self.model.auto_normalize,
+            captions=describe(self._sample_conditions or {}, class_names, len(videos)),
+        )
 
     # the average
 
@@ -204,14 +224,7 @@ class Trainer(Resumable):
 
         # gradients, summed over the micro-batches and exchanged with the last of them
         for i in range(self.gradient_accumulate_every):
-            videos, conditions = self.unpack_batch(next(self.dl))
-            self.order.position += len(videos)
-            videos = videos.to(self.device, non_blocking=True)
-            conditions = {
-                name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
-                for name, value in conditions.items()
-            }
-            self._sample_cond = conditions.get("cond")
+            videos, conditions = self.next_batch()
             last = i == self.gradient_accumulate_every - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss = self.compute_loss(videos, **conditions, **kwargs)
@@ -242,7 +255,8 @@ class Trainer(Resumable):
             focus_present_mask: Boolean `(train_batch_size,)`, the clips whose frames do not see
                 each other; None to draw them.
             log_fn: Called after each step with a dict: `step` (done so far), `loss` (mean over
-                the step's micro-batches), `lr`, and at a milestone `sample`, the gif's path.
+                the step's micro-batches), `lr`, `data_wait` (share of the step's time that was
+                spent waiting for clips), and at a milestone `sample`, the gif's path.
         """
         focus: dict[str, Any] = {}
         if prob_focus_present:
@@ -253,24 +267,24 @@ class Trainer(Resumable):
             while self.step < self.train_num_steps:
                 log = self._step_and_milestone(**focus)
                 log_fn(log)
-                bar.set_postfix(loss=f"{log['loss']:.4f}", refresh=False)
+                bar.set_postfix(
+                    loss=f"{log['loss']:.4f}", data_wait=f"{log['data_wait']:.0%}", refresh=False
+                )
                 bar.update()
 
     def _step_and_milestone(self, **kwargs: Any) -> dict[str, Any]:
         """A step, and the files of the milestone if it ends one; gives what there is to log."""
+        start, self.waited = time.perf_counter(), 0.0
         loss = self.train_step(**kwargs)
-        log = {"step": self.step, "loss": loss, "lr": self.opt.param_groups[0]["lr"]}
+        log = {
+            "step": self.step,
+            "loss": loss,
+            "lr": self.opt.param_groups[0]["lr"],
+            "data_wait": self.waited / (time.perf_counter() - start),
+        }
         if self.step % self.save_and_sample_every == 0:
             milestone = self.step // self.save_and_sample_every
             # the checkpoint first: sampling takes long, and may be interrupted
             self.save(milestone)
             log["sample"] = str(self.save_sample(self.sample(), milestone))
         return log
-
-
-def _check_positive(**arguments: int) -> None:
-    for name, value in arguments.items():
-        if value < 1:
-            raise ValueError(
-                f"Trainer: {name} must be at least 1, got {value}; give a positive number"
-            )

@@ -1,0 +1,57 @@
+"""Damaged files of every format are read or refused, and never do worse."""
+
+import importlib
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+FORMATS = ["gif", "webp", "png", "mp4", "mov", "mkv", "webm", "avi", "npy", "npz", "pt"]
+
+
+@pytest.fixture
+def fuzz(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return importlib.import_module("fuzz_readers")
+
+
+def test_all_formats_are_tried(fuzz):
+    assert fuzz.FORMATS == FORMATS
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_damaged_files_are_read_or_refused(tmp_path, fuzz, ending):
+    contents = fuzz.seeds(ending, tmp_path)
+    assert [fuzz.read(path) for path in sorted(tmp_path.iterdir())] == ["read"] * len(contents)
+    open_before = fuzz.open_files()
+    rng = random.Random(f"test {ending}")
+    path = tmp_path / f"damaged.{ending}"
+    outcomes = []
+    for _ in range(40):
+        path.write_bytes(fuzz.damage(rng.choice(contents), rng.choice(contents), rng))
+        outcomes.append(fuzz.read(path))
+    assert set(outcomes) <= {"read", "refused"}
+    assert "refused" in outcomes
+    assert fuzz.open_files() == open_before
+
+
+def test_another_error_is_told_from_a_refusal(tmp_path, fuzz, monkeypatch):
+    from video_diffusion_pytorch.data import video_file
+
+    def fails(*arguments, **options):
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(video_file, "read_video", fails)
+    assert "ZeroDivisionError: on purpose" in fuzz.read(tmp_path / "clip.gif")
+
+
+@pytest.mark.skipif(not hasattr(os, "kill"), reason="needs processes that can be killed")
+def test_a_process_that_dies_is_noticed_and_replaced(tmp_path, fuzz):
+    fuzz.seeds("gif", tmp_path)
+    path = tmp_path / "seed0.gif"
+    reader = fuzz.Reader([path])
+    reader.process.kill()
+    assert reader.read(path)[0].startswith("crash: exit code")
+    assert reader.read(path)[0] == "read"
+    reader.stop()

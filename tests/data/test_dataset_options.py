@@ -1,0 +1,70 @@
+"""What a Dataset can be asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from video_diffusion_pytorch.data.dataset_options import (
+    as_value_range,
+    check_channels,
+    check_choices,
+    split_conditions,
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((-5, 5), ((-5.0, -5.0), (5.0, 5.0))),
+        ([0, [1, 2]], ((0.0, 0.0), (1.0, 2.0))),
+        ((np.array([1.5, 2]), torch.tensor([3.0, 4.0])), ((1.5, 2.0), (3.0, 4.0))),
+        (None, None),
+    ],
+)
+def test_value_ranges(given, expected):
+    assert as_value_range(given, 2) == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [5, (1, 2, 3), (5, -5), (0, 0), (0, float("inf")), (float("nan"), 1), ((1, 2, 3), 4), "all"],
+)
+def test_no_value_range(given):
+    message = r"value_range must be 'fit' or \(low, high\) .* got .*; pass for example \(-5, 5\)"
+    with pytest.raises(ValueError, match=message):
+        as_value_range(given, 2)
+
+
+def test_channels():
+    check_channels(80, [Path("a.npy"), Path("b.PT")], False)
+    check_channels(2, [Path("a.nii.gz")], True)
+    check_channels(4, [Path("a.gif")], False)
+    message = r"channels must be one of \[1, 3, 4\], got 2; choose .* only arrays"
+    with pytest.raises(ValueError, match=message):
+        check_channels(2, [Path("a.npy"), Path("a.mp4")], False)
+    with pytest.raises(ValueError, match=r"channels must be one of .* got 0; choose"):
+        check_channels(0, [Path("a.npy")], False)
+
+
+def test_choices():
+    check_choices(True, clip_start="all", pad="repeat")
+    with pytest.raises(ValueError, match=r"clip_start must be one of first, .* got 'last'; choose"):
+        check_choices(True, clip_start="last", pad="black")
+    with pytest.raises(ValueError, match=r"pad must be one of black, .* got 'white'; choose one"):
+        check_choices(True, clip_start="first", pad="white")
+    message = "clip_start must be 'first' where .* got 'random'; leave force_num_frames=False out"
+    with pytest.raises(ValueError, match=message):
+        check_choices(False, clip_start="random", pad="black")
+
+
+def test_names_and_a_function():
+    function = str
+    assert split_conditions(None) == ([], None)
+    assert split_conditions("label") == (["label"], None)
+    assert split_conditions(function) == ([], function)
+    assert split_conditions(("label", function, "field")) == (["label", "field"], function)
+    for wrong in ([function, function], ["label", 3]):
+        with pytest.raises(TypeError, match=r"names of conditions and at most one .* got .*; let"):
+            split_conditions(wrong)

@@ -1,0 +1,365 @@
+"""Conditions on their way to the denoiser, in training and in sampling."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
+from video_diffusion_pytorch.diffusion.conditions import given, show_first_frames
+
+TINY_BERT = Path(__file__).parents[1] / "golden" / "tiny_bert"
+
+
+class Recorder(nn.Module):
+    """Notes what it is called with; predicts noise of zero."""
+
+    def __init__(self, cond_channels=None):
+        super().__init__()
+        if cond_channels is not None:
+            self.cond_channels = cond_channels
+        self.calls = []
+
+    def forward(self, x, t, null_cond_prob=0.0, **conditions):
+        self.calls.append({"null_cond_prob": null_cond_prob, **conditions})
+        return torch.zeros_like(x)
+
+    def forward_with_cond_scale(self, x, t, cond_scale=1.0, **conditions):
+        self.calls.append({"cond_scale": cond_scale, **conditions})
+        return torch.zeros_like(x)
+
+
+def diffusion_with(denoiser, **config):
+    config = {"image_size": 8, "num_frames": 4, "timesteps": 3, "channels": 3} | config
+    return GaussianDiffusion(denoiser, **config)
+
+
+def every_call(diffusion, clips, **conditions):
+    """Calls all that takes conditions; gives what the denoiser was called with."""
+    t = torch.zeros(len(clips), dtype=torch.long)
+    diffusion.denoise_fn.calls.clear()
+    diffusion(clips, **conditions)
+    diffusion.p_losses(clips * 2 - 1, t, **conditions)
+    diffusion.p_mean_variance(clips, t, clip_denoised=True, **conditions)
+    diffusion.p_sample(clips, t, **conditions)
+    diffusion.p_sample_loop(clips.shape, progress=False, **conditions)
+    diffusion.interpolate(clips, clips, progress=False, **conditions)
+    if conditions:
+        assert len(diffusion.sample(progress=False, **conditions)) == len(clips)
+    return diffusion.denoise_fn.calls
+
+
+def exactly(message):
+    return f"^{re.escape(message)}$"
+
+
+CLIPS = torch.rand(2, 3, 4, 8, 8)
+TOLD = {
+    "cond": torch.randn(2, 5),
+    "labels": torch.tensor([3, -1]),
+    "frame_cond": torch.randn(2, 4, 6),
+    "cond_video": torch.randn(2, 2, 8, 8),
+    "null_cond_mask": torch.tensor([True, False]),
+}
+
+
+# Passing on
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_every_call_takes_every_condition(name):
+    calls = every_call(diffusion_with(Recorder()), CLIPS, **{name: TOLD[name]})
+    assert len(calls) == 4 + 3 + 2 + 3
+    for call in calls:
+        assert call[name] is TOLD[name]
+        assert call.keys() - {"null_cond_prob", "cond_scale"} == {"cond", name}
+    # dropped in training as a vector is, and in sampling not
+    assert [call.get("null_cond_prob") for call in calls] == [0.1, 0.1] + [None] * 10
+
+
+def test_what_is_not_given_is_not_passed_on():
+    for call in every_call(diffusion_with(Recorder()), CLIPS):
+        assert call.keys() - {"null_cond_prob", "cond_scale"} == {"cond"}
+        assert call["cond"] is None
+        assert call.get("null_cond_prob", 0.0) == 0.0
+    assert given(a=None, b=0) == {"b": 0}
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist])
+@pytest.mark.parametrize("name", TOLD)
+def test_arrays_and_lists_become_tensors(name, convert):
+    diffusion = diffusion_with(Recorder())
+    diffusion(CLIPS, **{name: convert(TOLD[name])})
+    diffusion.sample(progress=False, **{name: convert(TOLD[name])})
+    for call in diffusion.denoise_fn.calls:
+        assert torch.equal(call[name], TOLD[name])
+
+
+def test_double_precision_of_an_array_is_not_meant():
+    diffusion = diffusion_with(Recorder())
+    diffusion(CLIPS, cond=np.random.default_rng(0).random((2, 5))[::-1])
+    assert diffusion.denoise_fn.calls[0]["cond"].dtype == torch.float32
+
+
+def test_a_conditional_network_trains_and_samples():
+    torch.manual_seed(0)
+    unet = Unet3D(
+        8,
+        cond_dim=5,
+        num_classes=4,
+        frame_cond_dim=6,
+        cond_channels=2,
+        dim_mults=(1,),
+        attn_heads=1,
+    )
+    diffusion = diffusion_with(unet)
+    diffusion(CLIPS, **TOLD).backward()
+    assert all(p.grad is not None for p in unet.parameters() if p.requires_grad)
+    videos = diffusion.sample(**TOLD, cond_scale=2.0, progress=False)
+    assert videos.shape == (2, 3, 4, 8, 8)
+    assert videos.isfinite().all()
+
+
+def test_a_misspelt_condition_is_refused():
+    diffusion = diffusion_with(Unet3D(8, num_classes=4, dim_mults=(1,), attn_heads=1))
+    labels = torch.tensor([0, 1])
+    calls = (diffusion, diffusion.sample, diffusion.p_sample_loop)
+    for call, args in zip(calls, [(CLIPS,), (), ((2, 3, 4, 8, 8),)], strict=True):
+        with pytest.raises(TypeError, match="label"):
+            call(*args, label=labels)
+
+
+# Captions
+
+
+@pytest.fixture
+def encoded():
+    """An encoder of captions by their lengths, which notes its calls."""
+    calls = []
+
+    def encode(captions):
+        calls.append(captions)
+        return torch.tensor([[float(len(caption)), 1.0] for caption in captions])
+
+    text.set_text_encoder(encode)
+    yield calls
+    text.set_text_encoder()
+
+
+def test_captions_go_through_the_encoder_once_per_call(encoded):
+    diffusion = diffusion_with(Recorder())
+    diffusion.sample(cond=["a", "whale"], progress=False)
+    diffusion(CLIPS, ("a", "whale"))
+    assert encoded == [["a", "whale"]] * 2
+    for call in diffusion.denoise_fn.calls:
+        assert call["cond"].tolist() == [[1.0, 1.0], [5.0, 1.0]]
+        assert "null_cond_mask" not in call
+
+
+@pytest.mark.parametrize("mask", [None, [False, True], torch.tensor([False, True])])
+def test_a_missing_caption_is_masked(encoded, mask):
+    diffusion = diffusion_with(Recorder())
+    for call in every_call(diffusion, CLIPS, cond=[None, "whale"], null_cond_mask=mask):
+        assert call["cond"].shape == (2, 2)
+        assert call["cond"][1].tolist() == [5.0, 1.0]
+        assert call["null_cond_mask"].tolist() == [True, mask is not None]
+
+
+def test_all_captions_may_be_missing(encoded):
+    diffusion = diffusion_with(Recorder())
+    diffusion(CLIPS, cond=[None, None])
+    assert diffusion.denoise_fn.calls[0]["null_cond_mask"].tolist() == [True, True]
+
+
+def test_missing_captions_sample_as_the_null_condition():
+    text.set_text_encoder(TINY_BERT)
+    try:
+        torch.manual_seed(0)
+        unet = Unet3D(8, cond_dim=32, dim_mults=(1,), attn_heads=1)
+        diffusion = diffusion_with(unet)
+        videos = []
+        for call in ({"cond": [None, None]}, {"cond": ["a", "b"], "cond_scale": 0.0}):
+            torch.manual_seed(1)
+            videos.append(diffusion.sample(progress=False, **call))
+    finally:
+        text.set_text_encoder()
+    torch.testing.assert_close(*videos, rtol=1e-4, atol=1e-5)
+
+
+# Known frames
+
+
+def test_known_frames_and_where_they_are():
+    frames = torch.randn(2, 3, 2, 8, 8)
+    shown = show_first_frames(frames, 5)
+    assert shown.shape == (2, 4, 5, 8, 8)
+    assert torch.equal(shown[:, :3, :2], frames)
+    assert (shown[:, 3, :2] == 1).all()
+    assert (shown[:, :, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("field", [None, torch.randn(2, 2, 8, 8), torch.randn(2, 2, 4, 8, 8)])
+@pytest.mark.parametrize("cond_channels", [None, 4])
+def test_the_network_is_told_the_first_frames(field, cond_channels):
+    if field is not None and cond_channels is not None:
+        cond_channels += 2
+    diffusion = diffusion_with(Recorder(cond_channels), given_frames=2, value_range=(0, 10))
+    frames = CLIPS[:, :, :2]
+    expected = show_first_frames(frames * 2 - 1, 4)
+    if field is not None:
+        each = field if field.ndim == 5 else field[:, :, None].expand(-1, -1, 4, -1, -1)
+        expected = torch.cat((each, expected), dim=1)
+    diffusion(CLIPS * 10, cond_video=field)  # its own
+    diffusion(torch.zeros(2, 3, 4, 8, 8), cond_video=field, first_frames=frames * 10)
+    diffusion.sample(cond_video=field, first_frames=frames * 10, progress=False)
+    assert len(diffusion.denoise_fn.calls) == 5
+    for call in diffusion.denoise_fn.calls:
+        torch.testing.assert_close(call["cond_video"], expected, rtol=1e-5, atol=1e-6)
+        assert "first_frames" not in call
+
+
+def test_every_call_takes_first_frames_also_as_bytes():
+    diffusion = diffusion_with(Recorder(4), given_frames=1)
+    frames = torch.randint(0, 256, (2, 3, 1, 8, 8), dtype=torch.uint8)
+    calls = every_call(diffusion, CLIPS, first_frames=frames)
+    assert len(calls) == 12
+    for call in calls:
+        torch.testing.assert_close(
+            call["cond_video"], show_first_frames(frames / 255 * 2 - 1, 4), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_network_learns_to_go_on_from_a_frame():
+    # clips that stand still: the first frame tells all
+    torch.manual_seed(0)
+    unet = Unet3D(16, channels=1, cond_channels=2, dim_mults=(1,), attn_heads=2, attn_dim_head=16)
+    config = {"channels": 1, "image_size": 2, "num_frames": 3, "timesteps": 20, "loss_type": "l2"}
+    diffusion = diffusion_with(unet, given_frames=1, cond_drop_prob=0.0, **config)
+    opt = torch.optim.Adam(unet.parameters(), lr=3e-3)
+    for _ in range(200):
+        clips = torch.randint(0, 2, (32, 1, 1, 1, 1)).float().expand(-1, -1, 3, 2, 2)
+        opt.zero_grad()
+        diffusion(clips).backward()
+        opt.step()
+    first = torch.tensor([0.0, 1.0] * 8).view(16, 1, 1, 1, 1).expand(-1, -1, 1, 2, 2)
+    videos = diffusion.sample(first_frames=first, progress=False)
+    dark, bright = videos[:, :, 1:].mean(dim=(1, 2, 3, 4)).view(8, 2).unbind(dim=1)
+    assert dark.mean() < 0.3
+    assert bright.mean() > 0.7
+
+
+def test_config_rebuilds_it():
+    diffusion = diffusion_with(Recorder(4), given_frames=1)
+    assert diffusion.config["given_frames"] == 1
+    assert GaussianDiffusion(Recorder(4), **diffusion.config).given_frames == 1
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize("given_frames", [-1, 4])
+def test_some_frames_must_be_left_to_predict(given_frames):
+    message = (
+        "GaussianDiffusion: given_frames must be from 0 to 3, one less than num_frames, got "
+        f"{given_frames}; leave frames to predict"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion_with(Recorder(), given_frames=given_frames)
+
+
+@pytest.mark.parametrize("cond_channels", [0, 3])
+def test_a_network_without_room_for_known_frames(cond_channels):
+    message = (
+        "GaussianDiffusion: with given_frames the network must have at least 4 cond_channels, "
+        f"those of a frame and one, got {cond_channels}; build it with cond_channels=4, and more "
+        "for a cond_video of your own"
+    )
+    unet = Unet3D(8, cond_channels=cond_channels, dim_mults=(1,), attn_heads=1)
+    for network in (unet, nn.DataParallel(unet)):
+        with pytest.raises(ValueError, match=exactly(message)):
+            diffusion_with(network, given_frames=1)
+
+
+def test_first_frames_that_do_not_fit():
+    diffusion = diffusion_with(Recorder(4), given_frames=2)
+    message = (
+        "GaussianDiffusion: this model was built with given_frames, so first_frames of 2 frames is "
+        "expected, got None; pass the beginning of each video"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion.sample(batch_size=2, progress=False)
+    message = (
+        "GaussianDiffusion: first_frames must have the shape (b, c, given_frames, h, w) = "
+        "(2, 3, 2, 8, 8), got (2, 3, 1, 8, 8); cut or resize them"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion.sample(first_frames=CLIPS[:, :, :1], progress=False)
+    message = (
+        "GaussianDiffusion: first_frames must be floating-point or uint8, got torch.int64; convert "
+        "them with .float(), in the range of the clips"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion.sample(first_frames=CLIPS[:, :, :2].long(), progress=False)
+    message = (
+        "GaussianDiffusion: this model was built without given_frames, so first_frames must be "
+        "None, got (2, 3, 2, 8, 8); build and train it with given_frames"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion_with(Recorder(4)).sample(first_frames=CLIPS[:, :, :2], progress=False)
+
+
+@pytest.mark.parametrize("field", [None, torch.randn(2, 3, 8, 8), torch.randn(2, 2, 4, 4)])
+def test_a_field_that_does_not_fit_beside_known_frames(field):
+    got = None if field is None else (*field.shape[:2], 4, *field.shape[2:])
+    message = (
+        "GaussianDiffusion: cond_video must have the shape (2, 2, 4, 8, 8), what the network's "
+        f"cond_channels leave beside the known frames, got {got}; give it so, or build the network "
+        "with other cond_channels"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion_with(Recorder(6), given_frames=1)(CLIPS, cond_video=field)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "got"),
+    [
+        ("cond", "a whale", "str 'a whale'"),
+        ("cond", {"a": 1}, "dict \"{'a': 1}\""),
+        ("cond", ["a", 1], "list \"['a', 1]\""),
+        ("cond", [[1.0], [1.0, 2.0]], "list '[[1.0], [1.0, 2.0]]'"),
+        ("labels", ["a", "b"], "list \"['a', 'b']\""),
+    ],
+)
+def test_conditions_that_are_no_numbers(name, value, got):
+    captions = ", or a list of captions" if name == "cond" else ""
+    message = (
+        f"GaussianDiffusion: {name} must be a tensor, an array or a list of numbers{captions}, got "
+        f"{got}; put one row per video into a list or a tensor"
+    )
+    diffusion = diffusion_with(Recorder())
+    with pytest.raises(TypeError, match=exactly(message)):
+        diffusion(CLIPS, **{name: value})
+    with pytest.raises(TypeError, match=exactly(message)):
+        diffusion.sample(**{name: value})
+
+
+@pytest.mark.parametrize("value", [3, 0.5, torch.tensor(3)])
+def test_one_number_for_all(value):
+    message = (
+        "GaussianDiffusion: labels must have one row per video, got a single number; put it into a "
+        "list, or expand it to the batch"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion_with(Recorder()).sample(labels=value)
+
+
+def test_conditions_that_differ_in_number():
+    message = (
+        "GaussianDiffusion: all conditions must have one row per video, got 2 of cond, 3 of "
+        "labels; give as many of each"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion_with(Recorder()).sample(cond=torch.randn(2, 5), labels=[1, 2, 3])

@@ -1,0 +1,86 @@
+"""What the command line says a sample should show."""
+
+import numpy as np
+import pytest
+import torch
+
+from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+from video_diffusion_pytorch.data.write_video import write_video
+from video_diffusion_pytorch.sample_conditions import pick, read_conditions
+
+
+def diffusion(given_frames=0, **unet):
+    network = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **unet)
+    return GaussianDiffusion(
+        network, image_size=8, num_frames=3, timesteps=2, given_frames=given_frames
+    )
+
+
+def test_arrays_of_all_kinds(tmp_path):
+    shapes = {"cond": (3, 5), "frame_cond": (3, 3, 2), "cond_video": (1, 2, 8, 8)}
+    for name, shape in shapes.items():
+        np.save(tmp_path / f"{name}.npy", np.ones(shape))
+    model = diffusion(cond_dim=5, frame_cond_dim=2, cond_channels=2)
+    files = {name: str(tmp_path / f"{name}.npy") for name in shapes}
+    found = read_conditions(model, **files)
+    # what is given once is for all
+    assert {name: value.shape for name, value in found.items()} == {
+        "cond": (3, 5),
+        "frame_cond": (3, 3, 2),
+        "cond_video": (3, 2, 8, 8),
+    }
+    assert all(value.dtype == torch.float32 for value in found.values())
+    model.sample(**found, progress=False)
+
+
+def test_first_frames_of_a_file_or_a_folder(tmp_path):
+    for index in range(2):
+        write_video(torch.full((1, 4, 16, 24), index / 2), tmp_path / f"{index}.gif")
+    model = diffusion(given_frames=2, cond_channels=2)
+    one = read_conditions(model, first_frames=str(tmp_path / "1.gif"))["first_frames"]
+    assert one.shape == (1, 1, 2, 8, 8)
+    assert one.unique().tolist() == [128]
+    both = read_conditions(model, first_frames=str(tmp_path))["first_frames"]
+    assert both.shape == (2, 1, 2, 8, 8)
+    write_video(torch.zeros(1, 1, 8, 8), tmp_path / "0.gif")
+    with pytest.raises(ValueError, match=r"must have 2 frames, got 1 in .*0.gif; give a longer"):
+        read_conditions(model, first_frames=str(tmp_path))
+
+
+def test_labels_by_name_and_number():
+    model = diffusion(num_classes=3)
+    found = read_conditions(model, ("x", "y", "z"), labels=["z", "0"])
+    assert found["labels"].tolist() == [2, 0]
+    with pytest.raises(ValueError, match="among only numbers, as the checkpoint holds no names, g"):
+        read_conditions(model, labels=["z"])
+
+
+def test_rows_that_do_not_match():
+    model = diffusion(num_classes=3, cond_dim=4)
+    message = "conditions must be given once or 3 times, got 2 of labels; give as many of each"
+    with pytest.raises(ValueError, match=message):
+        read_conditions(model, text=["a", "b", "c"], labels=["0", "1"])
+    with pytest.raises(ValueError, match=r"only one of --text and --cond .* got both; leave one"):
+        read_conditions(model, text=["a"], cond="a.npy", labels=["0"])
+
+
+def test_files_that_are_none(tmp_path):
+    model = diffusion(cond_dim=4)
+    with pytest.raises(FileNotFoundError, match=r"a .npy at .*x.npy for --cond, found none; check"):
+        read_conditions(model, cond=str(tmp_path / "x.npy"))
+    (tmp_path / "x.npy").write_text("no array")
+    with pytest.raises(ValueError, match=r"--cond must be a .npy of numbers, got .*x.npy, which"):
+        read_conditions(model, cond=str(tmp_path / "x.npy"))
+
+
+def test_what_the_model_does_not_take():
+    with pytest.raises(ValueError, match=r"trained with no condition, .* got classes \(--labels"):
+        read_conditions(diffusion(), labels=["0"])
+    with pytest.raises(ValueError, match=r"trained with classes \(--labels\), .* got none; corre"):
+        read_conditions(diffusion(num_classes=2))
+    assert read_conditions(diffusion()) == {}
+
+
+def test_picking_rows():
+    assert pick(["a", "b"], [1, 1, 0]) == ["b", "b", "a"]
+    assert pick(torch.arange(3), [2, 0]).tolist() == [2, 0]

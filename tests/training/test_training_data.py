@@ -1,0 +1,396 @@
+"""Where batches come from, and what is told of each clip."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+from video_diffusion_pytorch.training.training_data import choose_workers, hold_out
+
+# how many numbers tell a caption from another
+WIDTH = 4
+
+
+class Clips(Dataset):
+    """Clips with items of any kind."""
+
+    def __init__(self, make, count=8):
+        self.make, self.count = make, count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return self.make(torch.rand(1, 3, 8, 8), index)
+
+
+class Stream(IterableDataset):
+    """The same, one after the other."""
+
+    def __init__(self, make, count=8):
+        self.clips = Clips(make, count)
+
+    def __iter__(self):
+        return (self.clips[index] for index in range(len(self.clips)))
+
+
+def vector(video, index):
+    return {"video": video, "cond": torch.full((WIDTH,), float(index))}
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Trains two steps of a small network; gives the trainer and what the network was told."""
+
+    def run(*sources, unet=None, diffusion=None, steps=2, **options):
+        torch.manual_seed(0)
+        network = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **(unet or {}))
+        model = GaussianDiffusion(
+            network, image_size=8, num_frames=3, timesteps=2, **(diffusion or {})
+        )
+        trainer = Trainer(
+            model,
+            *sources,
+            **{
+                "train_batch_size": 2,
+                "gradient_accumulate_every": 1,
+                "train_num_steps": steps,
+                "save_and_sample_every": 2,
+                "num_sample_rows": 2,
+                "results_folder": tmp_path / "results",
+                "device": "cpu",
+                "num_workers": 0,
+                **options,
+            },
+        )
+        told = []
+        network.register_forward_pre_hook(
+            lambda module, args, kwargs: told.append(kwargs), with_kwargs=True
+        )
+        trainer.train()
+        assert trainer.step == steps
+        return trainer, told
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of three clips, each with a caption, a vector for each frame and a field."""
+    for index in range(6):
+        path = tmp_path / "clips" / ("cats", "dogs")[index % 2] / f"{index}.gif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        video_tensor_to_gif(torch.rand(1, 3, 8, 8), path)
+        path.with_suffix(".txt").write_text(f"clip {index}")
+    return tmp_path / "clips"
+
+
+def write_arrays(folder, shape):
+    for path in folder.glob("*/*.gif"):
+        np.save(path.with_suffix(".npy"), np.full(shape, float(path.stem), np.float32))
+
+
+@pytest.fixture
+def encoder():
+    """Turns `clip 3` into 3, 3, 3, 3; remembers what it was asked for."""
+    asked = []
+
+    def encode(captions):
+        asked.extend(captions)
+        numbers = [float(re.sub(r"\D", "", caption) or -1) for caption in captions]
+        return torch.tensor([[number] * WIDTH for number in numbers])
+
+    text.set_text_encoder(encode, name="numbers")
+    yield asked
+    text.set_text_encoder()
+
+
+# Sources
+
+
+@pytest.mark.parametrize("kind", [Clips, Stream])
+@pytest.mark.parametrize(
+    "make",
+    [
+        vector,
+        lambda video, index: (video, torch.full((WIDTH,), float(index))),
+        lambda video, index: (video, [float(index)] * WIDTH),
+    ],
+    ids=["dict", "tuple", "list of numbers"],
+)
+def test_datasets_of_any_kind(train, kind, make):
+    _, told = train(unet={"cond_dim": WIDTH}, dataset=kind(make))
+    assert all(call["cond"].shape[1] == WIDTH for call in told)
+
+
+def test_plain_tensors(train):
+    train(dataset=Clips(lambda video, index: video))
+    train(dataset=[torch.rand(1, 3, 8, 8) for _ in range(4)])
+
+
+def test_a_loader(train):
+    trainer, _ = train(unet={"cond_dim": WIDTH}, dataloader=DataLoader(Clips(vector), 4))
+    assert trainer.ds is None
+    assert trainer.order.position == 8
+    # the samples have the conditions of the first batch
+    assert trainer._sample_conditions["cond"][:, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_generator_of_batches_in_a_list(train):
+    batches = [(torch.rand(2, 1, 3, 8, 8), torch.tensor([0, 1]))]
+    _, told = train(unet={"num_classes": 2}, dataloader=batches)
+    assert told[0]["labels"].tolist() == [0, 1]
+
+
+def test_workers(train):
+    train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), num_workers=2)
+    train(unet={"cond_dim": WIDTH}, dataset=Stream(vector), num_workers=1)
+
+
+def test_the_number_of_workers(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: "fork")
+    assert choose_workers(Clips(vector)) == 5
+    assert choose_workers(Stream(vector)) == 0
+    cached = Clips(vector)
+    cached.is_cached = True
+    assert choose_workers(cached) == 0
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert choose_workers(Clips(vector)) == 8
+    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: "spawn")
+    assert choose_workers(Clips(vector)) == 0
+
+
+@pytest.mark.parametrize(
+    ("sources", "got"), [({}, "none"), ({"dataset": [1], "dataloader": [2]}, "dataset and datal")]
+)
+def test_one_source(train, sources, got):
+    message = f"one of folder, dataset and dataloader must be given, got {got}.*; choose where"
+    with pytest.raises(ValueError, match=message):
+        train(**sources)
+
+
+def test_options_of_clips_need_a_folder(train):
+    with pytest.raises(TypeError, match="clip_start must go with a folder of clips, got a datase"):
+        train(dataset=Clips(vector), clip_start="all")
+
+
+def test_unknown_keywords(train, folder):
+    with pytest.raises(TypeError, match="got 'clip_stat'; is 'clip_start' meant"):
+        train(folder, clip_stat="all")
+    with pytest.raises(TypeError, match="got 'train_lrr'; is 'train_lr' meant"):
+        train(folder, train_lrr=1)
+    with pytest.raises(TypeError, match="got 'qqqq'; leave it out"):
+        train(folder, qqqq=1)
+    # what the Trainer says by itself
+    with pytest.raises(TypeError, match="got 'image_size'"):
+        train(folder, image_size=16)
+
+
+def test_the_first_clip_must_fit(train):
+    message = r"clips must have the shape \(b, c, f, h, w\) = \(b, 1, 3, 8, 8\), got \(1, 1, 3, 8,"
+    with pytest.raises(ValueError, match=message):
+        train(dataset=[torch.rand(1, 3, 8, 9)])
+
+
+# Conditions from files
+
+
+def test_captions_are_embedded_once(train, folder, encoder):
+    options = {"conditions": "caption", "unet": {"cond_dim": WIDTH}, "steps": 6}
+    trainer, told = train(folder, **options)
+    assert sorted(encoder) == [f"clip {index}" for index in range(6)]
+    for call in told[: 2 * 3]:
+        assert set(call["cond"].flatten().tolist()) <= set(range(6))
+    assert trainer.captions.file.parent == folder
+    # nor again in another run
+    train(folder, **options)
+    assert len(encoder) == 6
+    lines = (trainer.results_folder / "1.txt").read_text().splitlines()
+    assert len(lines) == 4
+    assert all(re.fullmatch(r"row \d, column \d: clip \d", line) for line in lines)
+
+
+def test_a_missing_caption_is_the_null_condition(train, folder, encoder):
+    for path in folder.glob("*/*.txt"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="expected a caption for each of 6 clips"):
+        train(folder, conditions="caption", unet={"cond_dim": WIDTH})
+    _, told = train(folder, conditions="caption", missing_captions="null", unet={"cond_dim": WIDTH})
+    assert told[0]["null_cond_mask"].all()
+
+
+def test_classes(train, folder):
+    trainer, told = train(folder, conditions="label", unet={"num_classes": 2})
+    assert set(told[0]["labels"].tolist()) <= {0, 1}
+    lines = (trainer.results_folder / "1.txt").read_text()
+    assert set(re.findall(r": (\w+)", lines)) == {"cats", "dogs"}
+
+
+def test_other_classes_than_before_are_refused(train, folder):
+    train(folder, conditions="label", unet={"num_classes": 2})
+    (folder / "cats").rename(folder / "birds")
+    trainer, _ = train(
+        folder, conditions="label", unet={"num_classes": 2}, results_folder=folder / ".other"
+    )
+    message = (
+        r"classes that .*model-1.pt was trained on, cats, dogs, got birds, dogs; a label would mean"
+    )
+    with pytest.raises(ValueError, match=message):
+        trainer.load(folder.parent / "results" / "model-1.pt")
+
+
+def test_vectors(train, folder):
+    write_arrays(folder, (WIDTH,))
+    _, told = train(folder, conditions="vector", unet={"cond_dim": WIDTH})
+    assert told[0]["cond"].shape == (2, WIDTH)
+
+
+def test_vectors_of_frames(train, folder):
+    write_arrays(folder, (3, 5))
+    _, told = train(folder, conditions="frame_vectors", unet={"frame_cond_dim": 5})
+    assert told[0]["frame_cond"].shape == (2, 3, 5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 3, 8, 8)])
+def test_fields(train, folder, shape):
+    write_arrays(folder, shape)
+    _, told = train(folder, conditions="field", unet={"cond_channels": 2})
+    assert told[0]["cond_video"].shape == (2, *shape)
+
+
+def test_first_frames_and_captions_together(train, folder, encoder):
+    trainer, told = train(
+        folder,
+        conditions="caption",
+        unet={"cond_dim": WIDTH, "cond_channels": 2},
+        diffusion={"given_frames": 1},
+        sample_cond_scale=2.0,
+    )
+    assert {"cond", "cond_video"} <= told[0].keys()
+    assert trainer._sample_conditions["first_frames"].shape == (4, 1, 1, 8, 8)
+    assert np.load(trainer.results_folder / "1.npy").shape == (4, 1, 3, 8, 8)
+
+
+def test_a_function(train, folder):
+    _, told = train(
+        folder,
+        conditions=lambda path: {"cond": torch.full((WIDTH,), float(path.stem))},
+        unet={"cond_dim": WIDTH},
+    )
+    assert told[0]["cond"].shape == (2, WIDTH)
+
+
+def test_a_condition_that_nobody_gives(train, folder):
+    message = (
+        "the network takes cond, labels, so the data must give them, got none for cond, labels; say"
+    )
+    with pytest.raises(ValueError, match=message):
+        train(folder, unet={"num_classes": 2, "cond_dim": WIDTH})
+
+
+# Conditions of the samples
+
+
+def test_held_out_clips_give_the_samples_conditions(train):
+    trainer, told = train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), held_out=3, steps=8)
+    apart = trainer._sample_conditions["cond"][:, 0].tolist()
+    assert apart == [0, 4, 7] or apart == [0, 3, 7]
+    trained = {n for call in told if len(call["cond"]) == 2 for n in call["cond"][:, 0].tolist()}
+    assert trained & set(apart) == set()
+
+
+def test_what_is_held_out():
+    clips = Clips(vector, 10)
+    assert hold_out(clips, 0) == (list(range(10)), [])
+    train_on, apart = hold_out(clips, 2)
+    assert apart == [0, 9]
+    assert train_on == list(range(1, 9))
+    # all clips of a file, of which the first is shown
+    clips.paths = [*"aaabbbccdd"]
+    assert hold_out(clips, 2) == ([3, 4, 5, 6, 7], [0, 8])
+
+
+def test_nothing_is_left_to_train_on(train):
+    with pytest.raises(ValueError, match="held_out must leave clips to train on, got 8 of 8; hold"):
+        train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), held_out=8)
+
+
+def test_by_default_a_twentieth_is_held_out(train):
+    trainer, _ = train(unet={"cond_dim": WIDTH}, dataset=Clips(vector, 41))
+    assert len(trainer.order.indices) == 39
+    trainer, _ = train(dataset=Clips(lambda video, index: video, 41))
+    assert len(trainer.order.indices) == 41
+
+
+def test_conditions_of_the_users_own_choice(train):
+    trainer, _ = train(
+        unet={"cond_dim": WIDTH},
+        dataset=Clips(vector),
+        sample_conditions={"cond": torch.ones(1, WIDTH)},
+    )
+    assert (trainer.results_folder / "1.txt").read_text().splitlines()[3] == (
+        "row 2, column 2: cond (4,): 1, 1, 1, 1"
+    )
+
+
+def test_conditions_and_noise_are_the_same_at_every_milestone(train):
+    trainer, _ = train(unet={"cond_dim": WIDTH}, dataset=Clips(vector))
+    assert torch.equal(trainer.sample(), trainer.sample())
+
+
+# Units
+
+
+def fields(folder, scale=5.0):
+    folder.mkdir(exist_ok=True)
+    for index in range(3):
+        values = np.random.default_rng(index).uniform(-scale, scale, (1, 4, 8, 8))
+        values[0, 0, 0, :2] = -scale, scale
+        np.save(folder / f"{index}.npy", values)
+    return folder
+
+
+@pytest.mark.parametrize("value_range", ["fit", (-5, 5)])
+def test_samples_are_in_the_units_of_the_clips(train, tmp_path, value_range):
+    trainer, _ = train(fields(tmp_path / "fields"), value_range=value_range)
+    assert trainer.model.config["value_range"] == ((-5.0,), (5.0,))
+    samples = trainer.sample()
+    assert samples.min() >= -5
+    assert samples.max() <= 5
+    assert samples.max() > 1
+    # another scale is refused
+    other, _ = train(
+        fields(tmp_path / "larger", 7.0), value_range="fit", results_folder=tmp_path / "other"
+    )
+    with pytest.raises(ValueError, match=r"must have the model's value_range, .*7.0.*, got .*5.0"):
+        other.load(tmp_path / "results" / "model-1.pt")
+
+
+def test_units_of_model_and_clips_must_agree(train, tmp_path):
+    folder = fields(tmp_path / "fields")
+    train(folder, value_range=(-5, 5), diffusion={"value_range": (-5, 5)})
+    message = r"clips must be in the model's value_range, .*6.0.*, got .*5.0.*; give one of them"
+    with pytest.raises(ValueError, match=message):
+        train(folder, value_range=(-5, 5), diffusion={"value_range": (-6, 6)})
+
+
+def test_clips_without_units_are_refused(train, tmp_path):
+    message = r"clips must be in \[0, 1\], got values from -5 to 5 in .*0.npy; pass value_range='f"
+    with pytest.raises(ValueError, match=message):
+        train(fields(tmp_path / "fields"))
+
+
+# How long it waits
+
+
+def test_the_share_of_waiting_is_logged(train, tmp_path):
+    trainer, _ = train(dataset=[torch.rand(1, 3, 8, 8)] * 4)
+    trainer.train_num_steps += 3
+    logs = []
+    trainer.train(log_fn=logs.append)
+    assert all(0 < log["data_wait"] < 1 for log in logs)

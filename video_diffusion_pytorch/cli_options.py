@@ -1,0 +1,202 @@
+"""The options of the `video-diffusion` command: what may be given, and in which forms."""
+
+from __future__ import annotations
+
+import inspect
+from argparse import SUPPRESS
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.training.trainer import Trainer
+from video_diffusion_pytorch.training.training_data import dataset_options
+from video_diffusion_pytorch.version import __version__
+
+PROG = "video-diffusion"
+
+# What can only be said in Python, and what another group of options says
+_NOT_OF_TRAINER = {"diffusion_model", "folder", "dataset", "dataloader", "data_options"}
+_DATA = dataset_options(Trainer)
+_NOT_OF_DATA = {"read_fn", *(inspect.signature(Dataset).parameters.keys() - _DATA.keys())}
+
+# Option groups of `train`: the class, what the command itself gives it, and defaults of its own
+GROUPS: dict[str, tuple[type, set[str | int], dict[str, Any]]] = {
+    "unet": (Unet3D, set(), {"dim": 64}),
+    "diffusion": (GaussianDiffusion, {"denoise_fn"}, {"image_size": 64, "num_frames": 16}),
+    "data": (Dataset, {*_NOT_OF_DATA}, {"exts": None}),
+    "trainer": (Trainer, {*_NOT_OF_TRAINER}, {}),
+}
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the whole command."""
+    parser = ArgumentParser(
+        prog=PROG,
+        description="Train your own video diffusion models (Ho et al. 2022, arXiv 2204.03458).",
+        version=__version__,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(
+        dest="command",
+        title="commands",
+        metavar="{demo,train,sample}",
+        description="For a command's options, add --help to it.",
+    )
+    commands.add_subcommand(
+        "demo", _demo_parser(), help="train a small model on moving digits, with nothing to fetch"
+    )
+    commands.add_subcommand("train", _train_parser(), help="train a model on a folder of clips")
+    commands.add_subcommand("sample", _sample_parser(), help="draw videos from a checkpoint")
+    return parser
+
+
+def _demo_parser() -> ArgumentParser:
+    from video_diffusion_pytorch.demo import run_demo
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=_intro(run_demo))
+    parser.add_function_arguments(run_demo, as_group=False, skip={"say"})
+    return parser
+
+
+def _train_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        usage=f"{PROG} train [FOLDER] [options]",
+        description="Trains a model on a folder of clips: gif, webp, mp4, webm and other films, "
+        "folders of pictures, arrays. Where it is clear, the part of an option before the dot may "
+        "be left out: --dim 32 is --unet.dim 32.",
+    )
+    parser.add_argument("--config", action=ActionConfigFile, help=_CONFIG_HELP)
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=str,
+        # left out, it may still be in the file
+        default=SUPPRESS,
+        help="Where the clips are, at any depth. Either here or in the file.",
+    )
+    parser.add_argument(
+        "--text_encoder",
+        type=str | None,
+        help="Folder or Hugging Face name of the encoder of captions; null for BERT.",
+    )
+    parser.add_argument("--resume", type=str, default="auto", help=_RESUME_HELP)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="Of the first weights and the training."
+    )
+    for group, (constructor, skip, defaults) in GROUPS.items():
+        parser.add_class_arguments(constructor, group, skip=skip, default=defaults)
+    for action in parser._actions:
+        # required by the constructor, but not here, where it has a default
+        action.required = False
+    return parser
+
+
+_CONFIG_HELP = (
+    "A YAML file with any of these options, as --print_config writes it. What is given on the "
+    "command line takes its place."
+)
+_RESUME_HELP = (
+    "auto goes on from the last checkpoint in the results folder, if there is one; never begins "
+    "anew, in a results folder without checkpoints; a path goes on from that checkpoint."
+)
+
+
+_FILES = {
+    "cond": "A .npy of vectors, (n, d)",
+    "frame_cond": "A .npy of vectors for each frame, (n, f, d)",
+    "cond_video": "A .npy of fields, (n, c, f, h, w) or (n, c, h, w)",
+    "first_frames": "A clip of any format to go on from, or a folder of clips",
+}
+
+
+def _sample_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Draws videos with the averaged weights of a checkpoint; the file is all it "
+        "needs.",
+    )
+    add = parser.add_argument
+    add("checkpoint", type=str, help="A file model-N.pt of this library, or of version 0.6 or 0.7.")
+    add("--text", type=str, nargs="+", help="Captions, for a model that was trained with them.")
+    add("--labels", type=str, nargs="+", help="Classes, by name or number.")
+    for name, what in _FILES.items():
+        add(f"--{name}", type=str | None, help=f"{what}, for a model that was trained with such.")
+    add(
+        "--cond_scale",
+        type=float,
+        default=1.0,
+        help="Strength of the guidance by the conditions; 1 is without, more is nearer to them.",
+    )
+    add("-n", "--count", type=int, default=4, help="Number of videos, for each condition.")
+    add(
+        "-o",
+        "--output",
+        type=str,
+        default="samples.gif",
+        help="A .gif, .webp, .mp4 or .png that shows all videos, or a .npy of their values, "
+        "(b, c, f, h, w).",
+    )
+    add(
+        "--image_size",
+        type=int | tuple[int, int],
+        help="Height and width in pixels, 64 or [48,64]. Needed for files of version 0.6 or 0.7, "
+        "which do not hold it; null for the training clips'.",
+    )
+    add("--num_frames", type=int | None, help="Frames of a video; as --image_size.")
+    add("--seed", type=int, default=0, help="The same seed gives the same videos.")
+    add("--device", type=str | None, help="Where to compute, such as cuda; null for the CPU.")
+    add(
+        "--text_encoder",
+        type=str | None,
+        help="Folder or Hugging Face name of the encoder the model was trained with; null for "
+        "BERT.",
+    )
+    return parser
+
+
+def _intro(function: Any) -> str:
+    """The part of a docstring before its arguments, as one paragraph."""
+    return " ".join((inspect.getdoc(function) or "").split("\n\nArgs:")[0].split())
+
+
+def rewrite(argv: list[str]) -> list[str]:
+    """Options as the parser knows them: underscores, full names, and the file before the rest."""
+    if not argv or argv[0].startswith("-"):
+        return argv
+    short = short_names() if argv[0] == "train" else {}
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(argv[1:])
+    for argument in rest:
+        if not argument.startswith("--"):
+            others.append(argument)
+            continue
+        name, equals, value = argument[2:].partition("=")
+        name = name.replace("-", "_")
+        option = f"--{short.get(name, name)}{equals}{value}"
+        if name == "config" and argv[0] == "train":
+            # the later of two wins, and that shall be the command line
+            files += (
+                [option] if equals else [option, *[path for path in [next(rest, None)] if path]]
+            )
+        else:
+            others.append(option)
+    return [argv[0], *files, *others]
+
+
+def short_names() -> dict[str, str]:
+    """Option names without their group; the first group that has a name gets it."""
+    return {name: f"{group}.{name}" for group in reversed(GROUPS) for name in option_names(group)}
+
+
+def option_names(group: str) -> list[str]:
+    """Names of a group's options, without the group."""
+    constructor, skip, _ = GROUPS[group]
+    return [name for name in inspect.signature(constructor).parameters if name not in skip]

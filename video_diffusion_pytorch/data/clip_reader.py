@@ -1,0 +1,275 @@
+"""Second step of the path: the frames of one clip, out of a file or out of the cache."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from .clip_cache import ClipCache
+from .dataset_options import ValueRange
+from .errors import UnreadableVideoError
+from .frame_size import FrameSize
+from .manifest import Clip
+from .timeline import Timeline
+from .user_reader import FunctionReader, ReadFn
+from .video_file import open_video
+from .video_reader import VideoReader
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# To be raised when the decoders give other pixels than before, or read more files: caches of
+# another number are not used
+_DECODER = 1
+
+FrameTransform = Callable[["Image"], torch.Tensor]
+
+
+class ClipReader:
+    """Decodes frames of files, at the size of the clips.
+
+    Args:
+        size: Scales the frames.
+        timeline: Says which frames of a file are seen.
+        channels: Of the clips.
+        axes: Order of the axes in array files, as in `read_video`.
+        read_fn: Reads files in the place of `open_video`; None for none.
+
+    Attributes:
+        cache: Where decoded files are; None for none. `fill_cache` sets it.
+    """
+
+    def __init__(
+        self,
+        size: FrameSize,
+        timeline: Timeline,
+        channels: int,
+        axes: str | None = None,
+        read_fn: ReadFn | None = None,
+    ) -> None:
+        self.size, self.timeline, self.channels = size, timeline, channels
+        self.axes, self.read_fn = axes, read_fn
+        self.cache: ClipCache | None = None
+        self._limit: int | None = None
+
+    def open(self, path: Path) -> VideoReader:
+        """Opens a file or a folder of frames."""
+        if self.read_fn is not None:
+            return FunctionReader(path, self.read_fn, self.channels)
+        return open_video(path, channels=self.channels, axes=self.axes)
+
+    def span(self, clip: Clip) -> range | None:
+        """The positions of the file's timeline that a clip may be cut from.
+
+        None for a file that cannot be read: reading a clip of it will say what is wrong.
+        """
+        try:
+            if self.cache is not None and clip.is_whole:
+                return range(len(self.cached(clip.path)))
+            with self.open(clip.path) as file:
+                return self.timeline.between(file, clip.start, clip.end)
+        except UnreadableVideoError:
+            return None
+
+    def frame_numbers(self, path: Path, positions: range) -> list[int]:
+        """The frames of a file that are at these positions of its timeline."""
+        if self.timeline.fps is None:
+            return [position * self.timeline.frame_skip for position in positions]
+        with self.open(path) as file:
+            return self.timeline.frames(file, positions)
+
+    def read(
+        self,
+        clip: Clip,
+        span: range | None,
+        choose: Callable[[range], range],
+        transform: FrameTransform | None = None,
+    ) -> tuple[torch.Tensor, range]:
+        """Reads the frames of a clip.
+
+        Args:
+            clip: The file.
+            span: Positions of the timeline to choose from, which may run past the file's end; None
+                for those of the clip.
+            choose: Gives those to read.
+            transform: As in `decode`.
+
+        Returns:
+            As `decode`, and the positions.
+
+        Raises:
+            UnreadableVideoError: As `decode`.
+            ValueError: There is a transform as well as a cache.
+        """
+        stored = None
+        if self.cache is not None:
+            if transform is not None:
+                raise ValueError(
+                    "a cache must hold what the dataset's own transform gives, got another one in "
+                    f"Dataset.transform, {transform!r}; leave one of cache and transform out"
+                )
+            stored = self.cached(clip.path)
+            if span is None and clip.is_whole:
+                span = range(len(stored))
+        if stored is not None and span is not None:
+            return _copy(stored, choose(span))
+        with self.open(clip.path) as file:
+            if span is None:
+                span = self.timeline.between(file, clip.start, clip.end)
+            positions = choose(span)
+            if stored is not None:
+                return _copy(stored, positions)
+            video = self.decode(file, self.timeline.frames(file, positions), transform)
+            return video, positions[: video.shape[1]]
+
+    def decode(
+        self, file: VideoReader, frames: Sequence[int], transform: FrameTransform | None = None
+    ) -> torch.Tensor:
+        """Decodes frames of an opened file.
+
+        Args:
+            file: The file.
+            frames: Their numbers; a number may follow on itself.
+            transform: What to make a frame's tensor with; None for the reader's own way.
+
+        Returns:
+            `(c, f, h, w)`, fewer frames where the file ends before. Uint8 for 8-bit files; `h` and
+            `w` are those of the clip unless its crop is random, when they may be larger.
+
+        Raises:
+            UnreadableVideoError: The file is damaged, or has not one frame.
+        """
+        once = sorted(set(frames))
+        if file.is_array:
+            video = self.size.read_array(file.array(once))
+        elif transform is not None:
+            pictures = [transform(picture) for picture in file.pictures(once)]
+            video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
+        else:
+            arrays = [self.size.read(picture) for picture in file.pictures(once)]
+            if len({array.shape for array in arrays}) > 1:
+                shapes = sorted({array.shape[:2] for array in arrays})
+                raise UnreadableVideoError(
+                    f"cannot make a clip of {file.path}: all frames must have one shape to be cut "
+                    f"alike, got {shapes} (height, width); use crop='center', or remove the file"
+                )
+            video = _stack(arrays)
+        if not video.shape[1]:
+            raise UnreadableVideoError(
+                f"cannot make a clip of {file.path}: expected a frame with the number "
+                f"{frames[0] if len(frames) else 0}, got a file that ends before; correct the "
+                "part that is asked for, or remove the file"
+            )
+        if len(once) < len(frames):
+            places = {frame: place for place, frame in enumerate(once[: video.shape[1]])}
+            kept = [places[frame] for frame in frames if frame in places]
+            video = video[:, kept]
+        return video
+
+    # the cache
+
+    def fill_cache(
+        self, folder: str | os.PathLike[str], paths: Iterable[Path], limit: int | None
+    ) -> None:
+        """Decodes all files into a cache, but for those that are there already.
+
+        Args:
+            folder: Where the cache is; made if missing.
+            paths: The files.
+            limit: Number of positions of the timeline, from the first on, that are wanted of each
+                file; None for all.
+
+        Raises:
+            ValueError: The clips are read by a function, whose results a cache cannot know.
+        """
+        if self.read_fn is not None:
+            raise ValueError(
+                "a cache must know what makes a clip, got read_fn, whose code may change; leave "
+                "one of cache and read_fn out, or write what read_fn gives into .npy files"
+            )
+        settings = {
+            "decoder": _DECODER,
+            "size": list(self.size.size),
+            "fit": self.size.fit,
+            "is_cropped": self.size.crop == "center",
+            "channels": self.channels,
+            "axes": self.axes,
+            "frame_skip": self.timeline.frame_skip,
+            "fps": self.timeline.fps,
+            "limit": limit,
+        }
+        self._limit = limit
+        cache = ClipCache(folder, settings)
+        cache.build(list(dict.fromkeys(paths)), self._decode_for_cache)
+        self.cache = cache
+
+    def _decode_for_cache(self, path: Path) -> np.ndarray:
+        with self.open(path) as file:
+            limit = self.timeline.length(file) if self._limit is None else self._limit
+            video = self.decode(file, self.timeline.frames(file, range(limit)))
+        return np.ascontiguousarray(video.permute(1, 2, 3, 0).numpy())
+
+    def cached(self, path: Path) -> np.ndarray:
+        """All that the cache holds of a file, `(positions, h, w, c)`, not to be written to.
+
+        Raises:
+            UnreadableVideoError: The file could not be decoded.
+        """
+        assert self.cache is not None
+        if path in self.cache.failures:
+            raise UnreadableVideoError(self.cache.failures[path])
+        return self.cache[path]
+
+    # the range of values
+
+    def fit_value_range(self, paths: Iterable[Path]) -> ValueRange:
+        """The least and the largest value of each channel over all files.
+
+        Raises:
+            ValueError: No file can be read, or a channel has one value everywhere.
+        """
+        lows: list[np.ndarray] = []
+        highs: list[np.ndarray] = []
+        for path in tqdm(list(dict.fromkeys(paths)), desc="fitting the value range", leave=False):
+            try:
+                values = self.cached(path) if self.cache else self._decode_for_cache(path)
+            except UnreadableVideoError:
+                continue  # named and counted when training comes to it
+            low, high = values.min(axis=(0, 1, 2)), values.max(axis=(0, 1, 2))
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                raise ValueError(
+                    f"the value range of {path} must be finite, got {low.tolist()} to "
+                    f"{high.tolist()}; replace what is no number, or remove the file"
+                )
+            lows.append(low.astype(np.float64))
+            highs.append(high.astype(np.float64))
+        if not lows:
+            raise ValueError(
+                "value_range='fit' must find a file that can be read, got none; give the range"
+            )
+        least, most = np.min(lows, axis=0), np.max(highs, axis=0)
+        if (least >= most).any():
+            raise ValueError(
+                f"value_range='fit' must find values that differ in each channel, got "
+                f"{least.tolist()} to {most.tolist()}; give the range, or leave the channel out"
+            )
+        return tuple(least.tolist()), tuple(most.tolist())
+
+
+def _copy(stored: np.ndarray, positions: range) -> tuple[torch.Tensor, range]:
+    # what is done to a clip must not reach the cache
+    pixels = torch.from_numpy(stored[positions.start : positions.stop].copy())
+    return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
+
+
+def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
+    """Frames `(h, w, c)` as `(c, f, h, w)`, channels last in memory."""
+    if not arrays:
+        return torch.empty(0, 0)
+    return torch.from_numpy(np.stack(arrays)).permute(3, 0, 1, 2)

@@ -1,0 +1,208 @@
+"""Beside the path: what a model is told of a clip, from the files beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .array_file import read_array
+from .clip_files import beside
+from .errors import UnreadableVideoError
+from .manifest import Clip
+
+KINDS = ("caption", "label", "vector", "frame_vectors", "field")
+"""What a clip may come with, beside what a function of the user's gives."""
+
+ConditionFn = Callable[[Path], Mapping[str, Any]]
+
+_ARRAYS = (".npy", ".pt", ".npz")
+# The keyword of the diffusion that takes each kind
+_KEYS = {
+    "caption": "cond",
+    "label": "labels",
+    "vector": "cond",
+    "frame_vectors": "frame_cond",
+    "field": "cond_video",
+}
+_AXES = {"vector": (1,), "frame_vectors": (2,), "field": (3, 4)}
+_SHAPES = {"vector": "(d,)", "frame_vectors": "(f, d)", "field": "(c, h, w) or (c, f, h, w)"}
+
+
+class ClipConditions:
+    """Finds and reads the conditions of clips.
+
+    Args:
+        kinds: Any of `"caption"` (from the manifest, or `clip.txt`), `"label"` (from the manifest,
+            or the sub-folder's name), and, from `clip.npy` or `clip.pt`, one of `"vector"`,
+            `"frame_vectors"` (one for each frame of the file) and `"field"`.
+        function: Called with a clip's path, gives a dict of further conditions.
+        missing: What to do about a clip without caption: `"error"`, or `"null"` for the condition
+            that stands for none.
+
+    Attributes:
+        class_names: Names of the classes, sorted; the place of each is its label. Where all names
+            are whole numbers they are the labels themselves.
+
+    Raises:
+        ValueError: `kinds` or `missing` is not as said above.
+    """
+
+    def __init__(
+        self, kinds: Sequence[str], function: ConditionFn | None = None, missing: str = "error"
+    ) -> None:
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown:
+            raise ValueError(
+                f"conditions must be among {', '.join(KINDS)}, or be a function, got "
+                f"{unknown[0]!r}; choose one of them"
+            )
+        keys = [_KEYS[kind] for kind in kinds]
+        arrays = [kind for kind in kinds if kind in _AXES]
+        if len(set(keys)) < len(keys) or len(arrays) > 1:
+            raise ValueError(
+                "conditions must differ in where they come from and where they go, got "
+                f"{', '.join(kinds)}; only one of vector, frame_vectors and field can be the array "
+                "beside the clip, and a caption and a vector cannot both be cond: give a function "
+                "for the others"
+            )
+        if missing not in ("error", "null"):
+            raise ValueError(
+                f"missing_captions must be 'error' or 'null', got {missing!r}; choose one of them"
+            )
+        self.kinds, self.function, self.missing = tuple(kinds), function, missing
+        self.array_kind = arrays[0] if arrays else None
+        self.class_names: tuple[str, ...] = ()
+        self._labels: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self.kinds) or self.function is not None
+
+    def complete(self, clips: Sequence[Clip], folder: Path) -> list[Clip]:
+        """Adds captions and class names to clips, and checks that each has what it needs.
+
+        Raises:
+            FileNotFoundError: A caption or an array is missing.
+            ValueError: A clip has no class.
+        """
+        if "caption" in self.kinds:
+            clips = [_with_caption(clip) for clip in clips]
+            self._check_captions(clips)
+        if "label" in self.kinds:
+            clips = [_with_label(clip, folder) for clip in clips]
+            self.class_names, self._labels = _classes({str(clip.label) for clip in clips})
+        if self.array_kind is not None:
+            for path in {clip.path: None for clip in clips}:
+                self._array_path(path)
+        return list(clips)
+
+    def read(self, clip: Clip, frames: Sequence[int]) -> dict[str, Any]:
+        """The conditions of a clip that is made of these frames of its file.
+
+        Returns:
+            Keywords of the diffusion: a caption is a string or None, a label an int, arrays are
+            float32 tensors.
+        """
+        found: dict[str, Any] = {}
+        if "caption" in self.kinds:
+            found["cond"] = clip.caption
+        if "label" in self.kinds:
+            found["labels"] = self._labels[str(clip.label)]
+        if self.array_kind is not None:
+            found[_KEYS[self.array_kind]] = self._read_array(clip.path, frames)
+        if self.function is not None:
+            found.update(self._call(clip.path))
+        return found
+
+    def _check_captions(self, clips: Sequence[Clip]) -> None:
+        without = [clip.path for clip in clips if clip.caption is None]
+        if without and self.missing == "error":
+            raise FileNotFoundError(
+                f"expected a caption for each of {len(clips)} clips, in the manifest or in a .txt "
+                f"of the clip's name, got none for {len(without)}, the first being {without[0]}; "
+                "write them, or pass missing_captions='null'"
+            )
+
+    def _array_path(self, clip: Path) -> Path:
+        path = beside(clip, _ARRAYS)
+        if path is None:
+            raise FileNotFoundError(
+                f"expected the {self.array_kind} of {clip} in a .npy or .pt of the same name "
+                "beside it, found none; write it there (or, beside an array, as "
+                f"{clip.stem}.cond.npy)"
+            )
+        return path
+
+    def _read_array(self, clip: Path, frames: Sequence[int]) -> torch.Tensor:
+        kind = self.array_kind
+        assert kind is not None
+        path = self._array_path(clip)
+        values = read_array(path).float()
+        if values.ndim not in _AXES[kind]:
+            raise UnreadableVideoError(
+                f"cannot take {path} for the {kind} of {clip.name}: expected the shape "
+                f"{_SHAPES[kind]}, got {tuple(values.shape)}; write it so, or choose another kind "
+                "of condition"
+            )
+        per_frame = {"frame_vectors": 0, "field": 1 if values.ndim == 4 else None}.get(kind)
+        if per_frame is None:
+            return values
+        if frames and values.shape[per_frame] <= frames[-1]:
+            raise UnreadableVideoError(
+                f"cannot take {path} for the {kind} of {clip.name}: expected one for each frame, "
+                f"at least {frames[-1] + 1}, got {values.shape[per_frame]}; add those that are "
+                "missing"
+            )
+        return values.index_select(per_frame, torch.tensor(frames, dtype=torch.long))
+
+    def _call(self, path: Path) -> Mapping[str, Any]:
+        assert self.function is not None
+        given = self.function(path)
+        if not isinstance(given, Mapping):
+            raise TypeError(
+                f"the function of conditions must give a dict, got {type(given).__name__} for "
+                f"{path}; return for example {{'cond': vector}}"
+            )
+        return given
+
+
+def _with_caption(clip: Clip) -> Clip:
+    if clip.caption is not None:
+        return clip
+    path = beside(clip.path, (".txt",))
+    if path is None:
+        return clip
+    try:
+        text = " ".join(path.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the caption {path} must be text in UTF-8, got {error}; save it as UTF-8"
+        ) from error
+    return replace(clip, caption=text or None)
+
+
+def _with_label(clip: Clip, folder: Path) -> Clip:
+    if clip.label is not None:
+        return clip
+    try:
+        inside = clip.path.relative_to(folder).parts[:-1]
+    except ValueError:
+        inside = ()
+    if not inside:
+        raise ValueError(
+            f"expected {clip.path} to be in a sub-folder of {folder} that names its class, got "
+            "none; sort the clips into sub-folders, or give a manifest with a column label"
+        )
+    return replace(clip, label=inside[0])
+
+
+def _classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
+    """Names of the classes in the order of their labels, and the label of each name."""
+    if all(name.isdecimal() for name in names):
+        labels = {name: int(name) for name in names}
+        return tuple(str(number) for number in range(max(labels.values()) + 1)), labels
+    ordered = tuple(sorted(names))
+    return ordered, {name: number for number, name in enumerate(ordered)}

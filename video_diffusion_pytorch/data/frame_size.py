@@ -1,0 +1,152 @@
+"""Beside the path: a frame of any size becomes one of the size that training wants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .picture_file import ToTensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FITS = ("cover", "contain", "stretch")
+CROPS = ("center", "random")
+
+# Where in the part that sticks out a crop begins: 0 is the top and left end, 1 the other
+Offset = tuple[float, float]
+
+
+class FrameSize:
+    """Brings frames to one height and width: scales them, then cuts or fills up.
+
+    Pictures are scaled by Pillow, arrays by torch, both bilinear with antialiasing.
+
+    Args:
+        size: `(height, width)` in pixels.
+        fit: `"cover"` scales a frame until it covers the target, and the rest is cut off;
+            `"contain"` until it fits in, and the rest is black (zero); `"stretch"` scales height
+            and width apart from each other.
+        crop: What of a frame that covers the target is kept: its `"center"`, or a part drawn anew
+            for each clip, `"random"`.
+
+    Raises:
+        ValueError: `fit` or `crop` is none of these.
+
+    Example:
+        >>> FrameSize((16, 16)).scaled_size(20, 30)
+        (16, 24)
+        >>> FrameSize((16, 16)).finish_array(torch.rand(2, 5, 16, 24)).shape
+        torch.Size([2, 5, 16, 16])
+    """
+
+    def __init__(self, size: tuple[int, int], fit: str = "cover", crop: str = "center") -> None:
+        for name, value, known in (("fit", fit, FITS), ("crop", crop, CROPS)):
+            if value not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {value!r}; choose one of them"
+                )
+        self.size, self.fit, self.crop = size, fit, crop
+        self._to_tensor = ToTensor()
+
+    def __call__(self, frame: Image) -> torch.Tensor:
+        """Gives a picture's middle as `(c, height, width)` float32 in [0, 1]."""
+        return self._to_tensor(self.finish(self.scale(frame)))
+
+    def __repr__(self) -> str:
+        return f"FrameSize({self.size}, fit={self.fit!r}, crop={self.crop!r})"
+
+    def scaled_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that a frame is scaled to before it is cut or filled up."""
+        target_h, target_w = self.size
+        if self.fit == "stretch":
+            return self.size
+        # One side fits exactly, the other one is rounded down as torchvision does
+        is_tall = height * target_w >= width * target_h
+        if is_tall == (self.fit == "cover"):
+            other = target_w * height // width
+            return self._at_least_or_most(other, target_h), target_w
+        other = target_h * width // height
+        return target_h, self._at_least_or_most(other, target_w)
+
+    def _at_least_or_most(self, side: int, target: int) -> int:
+        return max(target, side) if self.fit == "cover" else min(target, max(1, side))
+
+    # pictures
+
+    def scale(self, frame: Image) -> Image:
+        """Scales a picture, without cutting it."""
+        from PIL.Image import Resampling
+
+        h, w = self.scaled_size(frame.height, frame.width)
+        return frame if (w, h) == frame.size else frame.resize((w, h), Resampling.BILINEAR)
+
+    def finish(self, frame: Image) -> Image:
+        """Cuts the middle out of a scaled picture, or puts it into the middle of a black one."""
+        if frame.size == self.size[::-1]:
+            return frame
+        top, left = self._corner(frame.height, frame.width, (0.5, 0.5))
+        # beyond its borders a picture is black
+        return frame.crop((left, top, left + self.size[1], top + self.size[0]))
+
+    def read(self, frame: Image) -> np.ndarray:
+        """The pixels that a cache holds: `(h, w, c)` uint8, not yet cut if `crop` is random."""
+        frame = self.scale(frame)
+        if self.crop == "center":
+            frame = self.finish(frame)
+        pixels = np.asarray(frame)
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+
+    # arrays
+
+    def scale_array(self, video: torch.Tensor) -> torch.Tensor:
+        """Scales `(c, f, h, w)`, floats or uint8, without cutting it."""
+        size = self.scaled_size(*video.shape[-2:])
+        if tuple(video.shape[-2:]) == size:
+            return video
+        frames = video.movedim(1, 0)
+        scaled = F.interpolate(
+            frames.float(), size=size, mode="bilinear", antialias=True, align_corners=False
+        )
+        if video.dtype == torch.uint8:
+            scaled = scaled.round_().clamp_(0, 255).to(torch.uint8)
+        return scaled.movedim(0, 1)
+
+    def read_array(self, video: torch.Tensor) -> torch.Tensor:
+        """What a cache holds of `(c, f, h, w)`: scaled, not yet cut if `crop` is random."""
+        scaled = self.scale_array(video)
+        return self.finish_array(scaled) if self.crop == "center" else scaled
+
+    def finish_array(
+        self,
+        video: torch.Tensor,
+        offset: Offset = (0.5, 0.5),
+        black: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Cuts a scaled `(c, f, h, w)` to the target, or fills it up around it.
+
+        Args:
+            video: The scaled clip.
+            offset: Which part to keep: 0 the upper or left end, 1 the lower or right one.
+            black: What to fill up with, one value per channel, `(c,)`; None for 0.
+        """
+        (target_h, target_w), (h, w) = self.size, video.shape[-2:]
+        if (h, w) == (target_h, target_w):
+            return video
+        top, left = self._corner(h, w, offset)
+        if h >= target_h and w >= target_w:
+            return video[..., top : top + target_h, left : left + target_w]
+        filled = video.new_zeros((*video.shape[:-2], target_h, target_w))
+        if black is not None:
+            filled += black.to(video.dtype).view(-1, 1, 1, 1)
+        filled[..., -top : h - top, -left : w - left] = video
+        return filled
+
+    def _corner(self, height: int, width: int, offset: Offset) -> tuple[int, int]:
+        return (
+            round((height - self.size[0]) * offset[0]),
+            round((width - self.size[1]) * offset[1]),
+        )

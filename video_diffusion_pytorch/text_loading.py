@@ -1,0 +1,53 @@
+"""Beside the path: a text encoder and its tokenizer, from the Hugging Face hub or a folder."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+def load_part(encoder: str, part: str, auto_class: str) -> Any:
+    """Reads one part of a text encoder.
+
+    Args:
+        encoder: A model's name on the Hugging Face hub, or a folder that holds one.
+        part: What it is, in a word, for the message if it fails.
+        auto_class: The class of `transformers` that reads it.
+
+    Raises:
+        OSError: If it cannot be read; the message says what was looked for and where.
+    """
+    import huggingface_hub.constants
+    import transformers
+
+    try:
+        with _quiet(transformers.utils.logging):
+            return getattr(transformers, auto_class).from_pretrained(encoder)
+    # Which error it is differs between versions of the hub's client, and with its network library
+    except Exception as error:
+        if os.path.isdir(encoder):
+            where = f"in the folder {encoder}"
+        else:
+            cache = huggingface_hub.constants.HF_HUB_CACHE
+            where = f"as {encoder!r} on the Hugging Face hub and in its cache {cache}"
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        raise OSError(
+            f"the text encoder's {part} was expected {where}, but loading it gave "
+            f"{type(error).__name__}: {reason}; go online once to fill the cache, or call "
+            "video_diffusion_pytorch.text.set_text_encoder(folder) with a folder written by "
+            "save_pretrained"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Silence progress bars and load reports, which would come between a training run's lines."""
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
