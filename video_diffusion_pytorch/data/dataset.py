@@ -181,9 +181,8 @@ class Dataset(data.Dataset[Any]):
 
         # in which units
         is_fit = isinstance(value_range, str) and value_range == "fit"
-        self.value_range = (
-            self._reader.fit_value_range(paths) if is_fit else as_value_range(value_range, channels)
-        )
+        found = self._reader.fit_value_range(paths) if is_fit else value_range
+        self.value_range = as_value_range(found, channels)
 
     @property
     def _black(self) -> torch.Tensor | None:
