@@ -13,7 +13,7 @@ from torch import Tensor
 
 from video_diffusion_pytorch.data.clip_files import find_clips
 from video_diffusion_pytorch.data.clip_reader import ClipReader
-from video_diffusion_pytorch.data.frame_folder import is_frame_folder
+from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
 from video_diffusion_pytorch.data.frame_size import FrameSize
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.timeline import Timeline

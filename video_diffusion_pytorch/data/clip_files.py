@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from .frame_folder import is_frame_folder
-from .video_file import VIDEO_EXTS
+from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
+from video_diffusion_pytorch.data.video_file import VIDEO_EXTS
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

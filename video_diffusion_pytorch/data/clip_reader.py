@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .clip_cache import ClipCache
-from .dataset_options import ValueRange
-from .errors import UnreadableVideoError
-from .frame_size import FrameSize
-from .manifest import Clip
-from .timeline import Timeline
-from .user_reader import FunctionReader, ReadFn
-from .video_file import open_video
-from .video_reader import VideoReader
+from video_diffusion_pytorch.data.cache.clip_cache import ClipCache
+from video_diffusion_pytorch.data.dataset_options import ValueRange
+from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.formats.user_reader import FunctionReader, ReadFn
+from video_diffusion_pytorch.data.formats.video_reader import VideoReader
+from video_diffusion_pytorch.data.frame_size import FrameSize
+from video_diffusion_pytorch.data.manifest import Clip
+from video_diffusion_pytorch.data.timeline import Timeline
+from video_diffusion_pytorch.data.video_file import open_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from .frame_size import FrameSize, Offset
+from video_diffusion_pytorch.data.frame_size import FrameSize, Offset
 
 
 def cast_num_frames(t: torch.Tensor, *, frames: int) -> torch.Tensor:

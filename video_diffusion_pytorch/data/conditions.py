@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from .array_file import read_array
-from .clip_files import beside
-from .errors import UnreadableVideoError
-from .manifest import Clip
+from video_diffusion_pytorch.data.clip_files import beside
+from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.formats.array_file import read_array
+from video_diffusion_pytorch.data.manifest import Clip
 
 KINDS = ("caption", "label", "vector", "frame_vectors", "field")
 """What a clip may come with, beside what a function of the user's gives."""

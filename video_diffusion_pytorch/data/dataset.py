@@ -12,11 +12,18 @@ import torch
 from torch.utils import data
 from tqdm.auto import tqdm
 
-from .clip_files import find_clips
-from .clip_reader import ClipReader, FrameTransform
-from .clip_window import View, cast_num_frames, fill_up, random_window, repeat_last, windows
-from .conditions import ClipConditions, ConditionFn
-from .dataset_options import (
+from video_diffusion_pytorch.data.clip_files import find_clips
+from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform
+from video_diffusion_pytorch.data.clip_window import (
+    View,
+    cast_num_frames,
+    fill_up,
+    random_window,
+    repeat_last,
+    windows,
+)
+from video_diffusion_pytorch.data.conditions import ClipConditions, ConditionFn
+from video_diffusion_pytorch.data.dataset_options import (
     as_value_range,
     check_channels,
     check_choices,
@@ -24,10 +31,10 @@ from .dataset_options import (
     check_num_frames,
     split_conditions,
 )
-from .frame_size import FrameSize
-from .manifest import Clip, read_manifest
-from .timeline import Timeline
-from .user_reader import ReadFn
+from video_diffusion_pytorch.data.formats.user_reader import ReadFn
+from video_diffusion_pytorch.data.frame_size import FrameSize
+from video_diffusion_pytorch.data.manifest import Clip, read_manifest
+from video_diffusion_pytorch.data.timeline import Timeline
 
 _DEFAULT_EXTS = ["gif"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .video_reader import CHANNELS_TO_MODE
+from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
 
 ValueRange = tuple[tuple[float, ...], tuple[float, ...]]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .picture_file import ToTensor
+from video_diffusion_pytorch.data.formats.picture_file import ToTensor
 
 if TYPE_CHECKING:
     from PIL.Image import Image

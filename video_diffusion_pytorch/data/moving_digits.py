@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .video_file import video_tensor_to_gif
+from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """The word for each label in the clips' file names."""

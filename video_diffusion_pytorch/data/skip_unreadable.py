@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 from torch import Generator
 from torch.utils import data
 
-from .errors import UnreadableVideoError
+from video_diffusion_pytorch.data.errors import UnreadableVideoError
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .errors import UnreadableVideoError
+from video_diffusion_pytorch.data.errors import UnreadableVideoError
 
 # A frame counts as shown at a time although rounding puts it this many seconds later.
 _ROUNDING = 1e-4

@@ -9,15 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .array_axes import check_axes
-from .array_file import MAX_BYTES, ArrayReader
-from .errors import UnreadableVideoError, missing_file, unreadable
-from .file_signature import FAMILY_OF_ENDING, check_signature
-from .frame_folder import FRAME_EXTS, FrameFolderReader
-from .movie_file import MovieReader
-from .picture_file import PictureReader, ToTensor, gif_to_tensor, seek_all_images
-from .video_reader import CHANNELS_TO_MODE, VideoReader, mode_of
-from .write_video import video_tensor_to_gif
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.formats.array_axes import check_axes
+from video_diffusion_pytorch.data.formats.array_file import MAX_BYTES, ArrayReader
+from video_diffusion_pytorch.data.formats.file_signature import FAMILY_OF_ENDING, check_signature
+from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS, FrameFolderReader
+from video_diffusion_pytorch.data.formats.movie_file import MovieReader
+from video_diffusion_pytorch.data.formats.picture_file import (
+    PictureReader,
+    ToTensor,
+    gif_to_tensor,
+    seek_all_images,
+)
+from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE, VideoReader, mode_of
+from video_diffusion_pytorch.data.write_video import video_tensor_to_gif
 
 __all__ = [
     "CHANNELS_TO_MODE",

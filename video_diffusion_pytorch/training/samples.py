@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from video_diffusion_pytorch.data.false_colour import ValueRange, to_pictures
-from video_diffusion_pytorch.data.video_reader import CHANNELS_TO_MODE
+from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.write_video import replacing, write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.batches import repeat_to

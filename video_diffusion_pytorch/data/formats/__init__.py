@@ -1,0 +1,1 @@
+"""What each format of video files is made of, read and written."""

@@ -1,0 +1,88 @@
+"""First step of the path, for formats that only the user can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from video_diffusion_pytorch.data.errors import unreadable
+from video_diffusion_pytorch.data.formats.video_reader import VideoReader, check_indices
+
+ReadFn = Callable[[Path], Any]
+
+
+class FunctionReader(VideoReader):
+    """What a function of the user's gives for a file, as an opened video.
+
+    Args:
+        path: The file.
+        read_fn: Called with the path, gives an array or tensor `(c, f, h, w)`, or that and the
+            frames per second.
+        channels: Expected; None for any.
+
+    Raises:
+        TypeError: The function gives something else.
+        UnreadableVideoError: Its array has other axes or another number of channels, or complex
+            numbers.
+    """
+
+    is_array = True
+
+    def __init__(self, path: Path, read_fn: ReadFn, channels: int | None = None) -> None:
+        given = read_fn(path)
+        has_rate = isinstance(given, tuple) and len(given) == 2
+        values, fps = given if has_rate else (given, None)
+        self._fps: float | None = fps
+        if not isinstance(values, (np.ndarray, torch.Tensor)):
+            raise TypeError(
+                f"read_fn must give an array or tensor (c, f, h, w), or (array, fps), got "
+                f"{type(values).__name__} for {path}; convert it with numpy.asarray"
+            )
+        if isinstance(values, np.ndarray):
+            # torch knows neither foreign byte orders nor most unsigned types
+            kind = values.dtype.kind
+            values = values if kind == "c" else values.astype(_plain_type(values.dtype))
+            values = torch.from_numpy(np.ascontiguousarray(values))
+        expected = "any number of" if channels is None else str(channels)
+        if values.ndim != 4 or values.is_complex() or channels not in (None, values.shape[0]):
+            raise unreadable(
+                path,
+                f"read_fn to give real numbers of shape (c, f, h, w) with {expected} channels",
+                f"{values.dtype} of shape {tuple(values.shape)}",
+                "move the axes in read_fn, or set channels",
+            )
+        super().__init__(path, values.shape[0])
+        self._video = values if values.dtype == torch.uint8 else values.float()
+
+    @property
+    def num_frames(self) -> int:
+        """How many frames the function gave."""
+        return self._video.shape[1]
+
+    @property
+    def fps(self) -> float | None:
+        """What the function said; None if nothing."""
+        return self._fps
+
+    @property
+    def times(self) -> Sequence[float] | None:
+        """By the rate that the function said."""
+        if self._fps is None:
+            return None
+        return [index / self._fps for index in range(self.num_frames)]
+
+    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
+        """The frames of these numbers, as far as there are such."""
+        wanted = [index for index in check_indices(indices) if index < self.num_frames]
+        return self._video[:, wanted]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _plain_type(dtype: np.dtype) -> type:
+    return np.uint8 if dtype == np.uint8 else np.float32
