@@ -201,6 +201,12 @@ def step_flops(model: dict[str, Any], shape: tuple[int, ...]) -> float:
     return counter.get_total_flops()
 
 
+def install_reference(folder: Path) -> Path:
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", str(folder), REFERENCE], check=True)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reference", type=Path, help="a folder that holds the reference")
@@ -211,9 +217,7 @@ def main() -> None:
     import torch
 
     if args.reference is None:
-        args.reference = Path(tempfile.mkdtemp()) / "reference"
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
-        subprocess.run([*pip, "--target", str(args.reference), REFERENCE], check=True)
+        args.reference = install_reference(Path(tempfile.mkdtemp()) / "reference")
     rate = matmul_rate(args.threads)
     print(f"torch {torch.__version__}, {args.threads} threads, medians of {args.repeats} runs;")
     print(f"fp32 matrix products on this CPU: {rate / 1e9:.0f} GFLOP/s")

@@ -154,13 +154,16 @@ def test_workers(train):
 def test_the_number_of_workers(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
     monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: "fork")
-    assert choose_workers(Clips(vector)) == 5
+    assert choose_workers(Clips(vector)) == 6
     assert choose_workers(Stream(vector)) == 0
     cached = Clips(vector)
     cached.is_cached = True
     assert choose_workers(cached) == 0
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
     assert choose_workers(Clips(vector)) == 8
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3}, raising=False)
+    assert choose_workers(Clips(vector)) == 0
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 4}, raising=False)
     monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: "spawn")
     assert choose_workers(Clips(vector)) == 0
 

@@ -53,8 +53,8 @@ class Trainer(TrainingData, Resumable):
         num_sample_rows: Rows, and columns, of a milestone's grid of samples.
         max_grad_norm: Norm to which gradients are cut; None for no cut.
         device: Where to train, such as `"cpu"`; None for the fastest there is.
-        num_workers: Processes that read clips; 0 to read between the steps. None for one less than
-            the cores, at most 8, and none for a cache, or where processes cannot fork.
+        num_workers: Processes that read clips; 0 to read between the steps. None for as many as
+            cores, at most 8, and none for a cache, or where processes cannot fork.
         dataset: In the place of `folder`: any dataset of torch's, one that iterates included, whose
             items `unpack_batch` understands once they are collated.
         dataloader: In the place of `folder`: anything that gives such batches when it is iterated

@@ -47,17 +47,17 @@ def dataset_options(trainer_class: type) -> dict[str, Any]:
 
 
 def choose_workers(dataset: Any) -> int:
-    """Number of processes that read clips: one less than the cores, at most 8.
+    """Number of processes that read clips: as many as cores, at most 8.
 
-    None where clips need no decoding, and where a new process would run the user's script again
-    (Windows, macOS).
+    None with a single core, where clips need no decoding, and where a new process would run the
+    user's script again (Windows, macOS).
     """
     can_fork = torch.multiprocessing.get_start_method() == "fork"
     is_cached = getattr(dataset, "is_cached", False)
     if not can_fork or is_cached or isinstance(dataset, IterableDataset):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(8, (cores or 1) - 1)
+    return 0 if cores in (None, 1) else min(8, cores)
 
 
 def hold_out(dataset: Any, count: int) -> tuple[list[int], list[int]]:

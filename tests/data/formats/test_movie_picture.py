@@ -5,6 +5,7 @@ import struct
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import VideoReformatter
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats.movie_file import MovieReader
@@ -125,7 +126,7 @@ def test_ten_bit(write_movie, channels):
 def test_pixels_are_those_that_pyav_gives(tmp_path):
     frame = av.VideoFrame.from_ndarray(quarters(0), format="rgb24").reformat(format="yuv444p")
     for channels, name in ((1, "gray"), (3, "rgb24"), (4, "rgba")):
-        pixels = np.asarray(picture_of(frame, channels, tmp_path))
+        pixels = np.asarray(picture_of(frame, channels, tmp_path, VideoReformatter()))
         assert np.array_equal(pixels, frame.to_ndarray(format=name))
 
 

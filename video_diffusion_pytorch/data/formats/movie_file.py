@@ -100,11 +100,14 @@ class MovieReader(VideoReader):
         return self._pictures(check_indices(indices))
 
     def _pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
+        from av.video.reformatter import VideoReformatter
+
+        reformatter = VideoReformatter()
         for number in indices:
             frame = self._frame(number)
             if frame is None:
                 return
-            yield picture_of(frame, self.channels, self.path)
+            yield picture_of(frame, self.channels, self.path, reformatter)
 
     def close(self) -> None:
         """Close the file."""

@@ -30,20 +30,23 @@ def channels_of_format(pixel_format: Any) -> int:
     return 4 if any(part.is_alpha for part in pixel_format.components) else 3
 
 
-def picture_of(frame: Any, channels: int, path: Path) -> Image:
+def picture_of(frame: Any, channels: int, path: Path, reformatter: Any) -> Image:
     """Convert a frame to 8 bit, and turn it as the file says that it is to be shown.
 
     Args:
         frame: PyAV's `VideoFrame`.
         channels: 1, 3 or 4.
         path: The file, for the error's message.
+        reformatter: PyAV's `VideoReformatter`, the same for all frames of a movie: a new one costs
+            more than to convert a small frame.
 
     Raises:
         UnreadableVideoError: The file asks for another turn than a quarter's.
     """
     from PIL import Image as pillow
 
-    picture = pillow.fromarray(frame.to_ndarray(format=_FORMAT_OF_CHANNELS[channels]))
+    converted = reformatter.reformat(frame, format=_FORMAT_OF_CHANNELS[channels])
+    picture = pillow.fromarray(converted.to_ndarray())
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return picture
