@@ -78,6 +78,7 @@ def our_batches(case: dict[str, Any]) -> Any:
 def reference_batches(case: dict[str, Any]) -> Any:
     """The reference's dataset in the loader that its Trainer makes, less the pinned memory."""
     from torch.utils.data import DataLoader
+
     from video_diffusion_pytorch.video_diffusion_pytorch import Dataset
 
     dataset = Dataset(case["clips"], CLIP["image_size"], channels=3, num_frames=CLIP["num_frames"])
@@ -165,9 +166,8 @@ def main() -> None:
                     found[label].append(result)
 
         base = statistics.median(result["rate"] for result in found["gif, 0.7.0"])
-        print(
-            "| clips of 64 x 64 x 10 | clips per second | ratio | first batch, s |\n|---|---|---|---|"
-        )
+        print("| clips of 64 x 64 x 10 | clips per second | ratio | first batch, s |")
+        print("|---|---|---|---|")
         for label, results in found.items():
             rate = statistics.median(result["rate"] for result in results)
             first = statistics.median(result["first"] for result in results)

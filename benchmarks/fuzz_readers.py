@@ -28,11 +28,15 @@ from typing import Any
 
 import numpy as np
 
-FORMATS = ["gif", "webp", "png", "mp4", "mov", "mkv", "webm", "avi", "npy", "npz", "pt"]
+MOVIES = ["mp4", "m4v", "mov", "mkv", "webm", "avi"]
+# read as the only still of a folder
+STILLS = ["jpg", "bmp", "tif"]
+FORMATS = ["gif", "webp", "png", *MOVIES, *STILLS, "npy", "npz", "pt"]
 SECONDS = 10.0
 EXTREMES = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\x01")
 CODECS = {
     "mp4": ("libx264", "mpeg4", "libx265"),
+    "m4v": ("libx264", "mpeg4"),
     "mov": ("libx264", "png", "mjpeg"),
     "mkv": ("libx264", "ffv1", "libvpx-vp9"),
     "webm": ("libvpx", "libvpx-vp9"),
@@ -71,6 +75,12 @@ def write_animation(path: Path, **options: Any) -> None:
     first.save(path, save_all=True, append_images=rest, duration=100, **options)
 
 
+def write_still(path: Path, mode: str) -> None:
+    from PIL import Image
+
+    Image.fromarray(pictures()[0]).convert(mode).save(path)
+
+
 def write_array(path: Path, dtype: str, **notes: Any) -> None:
     import torch
 
@@ -94,6 +104,8 @@ def seeds(ending: str, folder: Path) -> list[bytes]:
             lambda path: write_array(path, "u1"),
             lambda path: write_array(path, ">f4" if ending != "pt" else "f4", fps=10, axes="fhwc"),
         ]
+    elif ending in STILLS:
+        writers = [lambda path, mode=mode: write_still(path, mode) for mode in ("RGB", "L")]
     elif ending == "webp":
         writers = [write_animation, lambda path: write_animation(path, lossless=True)]
     else:
@@ -238,12 +250,14 @@ def fuzz(ending: str, count: int, seed: int, keep: Path) -> tuple[Counter[str], 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         contents = seeds(ending, folder)
-        reader = Reader(sorted(folder.iterdir()))
+        reader = Reader([] if ending in STILLS else sorted(folder.iterdir()))
         rng = random.Random(f"{seed} {ending}")
         for number in range(count):
-            path = folder / f"{number}.{ending}"
+            path = folder / "damaged" / f"{number}.{ending}"
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(damage(rng.choice(contents), rng.choice(contents), rng))
-            outcome, open_now, mebibytes = reader.read(path)
+            is_still = ending in STILLS
+            outcome, open_now, mebibytes = reader.read(path.parent if is_still else path)
             kind = outcome.partition(":")[0]
             outcomes[kind] += 1
             leaked = max(leaked, open_now)

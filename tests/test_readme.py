@@ -8,6 +8,8 @@ import torch
 
 from video_diffusion_pytorch import text
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+from video_diffusion_pytorch.data.video_file import read_video
+from video_diffusion_pytorch.data.write_video import write_video
 
 ROOT = Path(__file__).parents[1]
 # a smaller network and fewer steps; the tiny encoder's vectors have 32 numbers
@@ -29,7 +31,10 @@ SMALLER = {
 def workplace(tmp_path, monkeypatch):
     """A working folder with clips in `data`, and the tiny text encoder."""
     monkeypatch.chdir(tmp_path)
-    write_moving_digits(tmp_path / "data", num_clips=4, image_size=24)
+    for path in write_moving_digits(tmp_path / "data", num_clips=4, image_size=24):
+        path.with_suffix(".txt").write_text(path.stem)
+    write_video(torch.rand(3, 12, 24, 24), tmp_path / "data" / "clip.mp4")
+    (tmp_path / "data" / "clip.txt").write_text("noise")
     text.set_text_encoder(ROOT / "tests/golden/tiny_bert")
     yield tmp_path
     text.set_text_encoder()
@@ -46,6 +51,8 @@ def test_the_readmes_code_runs(workplace):
     videos = names["videos"]
     assert torch.is_tensor(videos)
     assert videos.shape == (4, 3, 10, 24, 24)
+    assert names["sampled_fields"].shape == (1, 2, 10, 24, 40)
+    assert read_video("clip.gif")[0].shape == (3, 8, 24, 24)
 
 
 def test_the_readmes_commands_are_those_that_continuous_integration_runs():

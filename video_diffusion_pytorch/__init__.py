@@ -2,6 +2,8 @@
 
 # `text` and `video_diffusion_pytorch` are the modules that the reference has, bound as it does
 from video_diffusion_pytorch import text, video_diffusion_pytorch
+from video_diffusion_pytorch.data.video_file import read_video
+from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.pretrained import load_diffusion
@@ -15,7 +17,9 @@ __all__ = [
     "Unet3D",
     "__version__",
     "load_diffusion",
+    "read_video",
     "text",
     "to_reference_state_dict",
     "video_diffusion_pytorch",
+    "write_video",
 ]

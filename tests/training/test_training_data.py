@@ -1,5 +1,6 @@
 """Where batches come from, and what is told of each clip."""
 
+import multiprocessing
 import re
 
 import numpy as np
@@ -153,7 +154,7 @@ def test_workers(train):
 
 def test_the_number_of_workers(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: "fork")
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "fork")
     assert choose_workers(Clips(vector)) == 6
     assert choose_workers(Stream(vector)) == 0
     cached = Clips(vector)
@@ -164,7 +165,7 @@ def test_the_number_of_workers(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3}, raising=False)
     assert choose_workers(Clips(vector)) == 0
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 4}, raising=False)
-    monkeypatch.setattr(torch.multiprocessing, "get_start_method", lambda: "spawn")
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
     assert choose_workers(Clips(vector)) == 0
 
 

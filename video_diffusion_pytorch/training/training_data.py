@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import multiprocessing
 import os
 import time
 from collections.abc import Mapping
@@ -52,7 +53,9 @@ def choose_workers(dataset: Any) -> int:
     None with a single core, where clips need no decoding, and where a new process would run the
     user's script again (Windows, macOS).
     """
-    can_fork = torch.multiprocessing.get_start_method() == "fork"
+    # asking for the method in use would settle it, and a script may yet want to
+    method = multiprocessing.get_start_method(allow_none=True)
+    can_fork = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
     is_cached = getattr(dataset, "is_cached", False)
     if not can_fork or is_cached or isinstance(dataset, IterableDataset):
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import warnings
@@ -184,7 +185,11 @@ class PictureReader(VideoReader):
     def num_frames(self) -> int:
         """How many frames the file has."""
         if self._durations is None:
-            return getattr(self._image, "n_frames", 1)
+            try:
+                with _pillows_warnings():
+                    return getattr(self._image, "n_frames", 1)
+            except Exception as error:
+                raise _undecodable(self.path, error) from error
         return len(self._durations) or 1
 
     @property
@@ -215,10 +220,7 @@ class PictureReader(VideoReader):
             yield frame
 
     def _frame(self, position: int) -> Image:
-        from PIL import Image as pillow
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+        with _pillows_warnings():
             if self._image.tell() > position:  # Pillow does not rewind every kind of file
                 self._image = self._open()
             self._image.seek(position)
@@ -264,12 +266,22 @@ def _open(path: Path, content: bytes, formats: tuple[str, ...] | None) -> Image:
     from PIL import Image as pillow
 
     try:
-        # Pillow only warns of a picture of one to two times its limit
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+        with _pillows_warnings():
             return pillow.open(BytesIO(content), formats=formats)
     except Exception as error:
         raise _undecodable(path, error) from error
+
+
+@contextlib.contextmanager
+def _pillows_warnings() -> Iterator[None]:
+    """Make an error of what Pillow warns of only: a picture of one to two times its limit."""
+    from PIL import Image as pillow
+
+    with warnings.catch_warnings():
+        # Notes on damaged metadata are nothing that a caller could do anything about
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("error", pillow.DecompressionBombWarning)
+        yield
 
 
 def _undecodable(path: Path, error: Exception) -> UnreadableVideoError:

@@ -1,0 +1,221 @@
+"""Trains small models on conditions from files, and measures whether their samples follow them.
+
+    python benchmarks/conditions_followed.py                       # every kind of condition
+    python benchmarks/conditions_followed.py class --steps 1200
+
+Clips of moving digits go into a folder with their conditions beside them, as anybody's would. Then
+a classifier that was trained on other real clips tells what the samples show (class, text), or the
+digit is looked for where the condition has it (vector, frame_vectors, first_frame).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from video_diffusion_pytorch.data.moving_digits import load_digits, moving_digit_clip
+from video_diffusion_pytorch.data.write_video import write_video
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DIGITS = {"zero": 0, "one": 1}
+DIRECTIONS = ("left", "right")
+FRAMES, SIZE = 8, 16
+UNET = {"dim": 16, "dim_mults": (1, 2, 4), "channels": 1, "attn_heads": 2, "attn_dim_head": 16}
+# keywords of Unet3D, of GaussianDiffusion and of Trainer, and the number of steps
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
+    "class": ({"num_classes": 2}, {}, {"conditions": "label"}, 800),
+    "text": ({"cond_dim": 32}, {}, {"conditions": "caption"}, 1600),
+    "vector": ({"cond_dim": 2}, {}, {"conditions": "vector"}, 800),
+    "frame_vectors": ({"frame_cond_dim": 2}, {}, {"conditions": "frame_vectors"}, 800),
+    "first_frame": ({"cond_channels": 2}, {"given_frames": 1}, {}, 800),
+}
+
+
+class Shown:
+    """A clip, and what it shows."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        def draw(count: int) -> int:
+            return int(torch.randint(count, (), generator=generator))
+
+        images, labels = load_digits()
+        self.digit = list(DIGITS)[draw(len(DIGITS))]
+        self.direction = DIRECTIONS[draw(len(DIRECTIONS))]
+        places = (labels == DIGITS[self.digit]).nonzero().flatten()
+        self.clip = moving_digit_clip(
+            images[places[draw(len(places))]], FRAMES, 32, generator, direction=self.direction
+        )
+
+    @property
+    def caption(self) -> str:
+        """What is to be seen, in words."""
+        return f"a {self.digit} that moves {self.direction}"
+
+    def write(self, folder: Path, number: int, kind: str) -> None:
+        """Writes the clip, and its condition beside it."""
+        path = folder / self.digit / f"{number:04d}.gif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(self.clip, path)
+        if kind == "text":
+            path.with_suffix(".txt").write_text(self.caption)
+        if kind in ("vector", "frame_vectors"):
+            where = centers(small(self.clip)[None])[0]
+            np.save(path.with_suffix(".npy"), (where[0] if kind == "vector" else where).numpy())
+
+
+def small(clip: Tensor) -> Tensor:
+    """A clip at the size of the samples, in [0, 1]."""
+    frames = clip.movedim(1, 0).float() / 255
+    return F.interpolate(frames, size=(SIZE, SIZE), mode="area").movedim(0, 1)
+
+
+def centers(videos: Tensor) -> Tensor:
+    """Where the ink is, `(b, f, 2)`: rows and columns from -1 to 1."""
+    ink = (videos[:, 0] - 0.2).clamp(min=0)
+    mass = ink.sum(dim=(2, 3)).clamp(min=1e-6)
+    axis = torch.linspace(-1, 1, SIZE)
+    rows = (ink.sum(dim=3) * axis).sum(dim=2) / mass
+    columns = (ink.sum(dim=2) * axis).sum(dim=2) / mass
+    return torch.stack((rows, columns), dim=-1)
+
+
+def train(kind: str, folder: Path, results: Path, steps: int, seed: int) -> Trainer:
+    unet, diffusion, data, _ = KINDS[kind]
+    torch.manual_seed(seed)
+    model = GaussianDiffusion(
+        Unet3D(**UNET, **unet),
+        image_size=SIZE,
+        num_frames=FRAMES,
+        timesteps=100,
+        loss_type="l2",
+        **diffusion,
+    )
+    trainer = Trainer(
+        model,
+        folder,
+        train_batch_size=4,
+        gradient_accumulate_every=1,
+        train_lr=2e-3,
+        max_grad_norm=1.0,
+        step_start_ema=100,
+        update_ema_every=1,
+        train_num_steps=steps,
+        save_and_sample_every=steps + 1,
+        results_folder=results,
+        **data,
+    )
+
+    def fall(log: dict[str, Any]) -> None:
+        for group in trainer.opt.param_groups:
+            group["lr"] = 2e-3 * min(1.0, 2 * (1 - log["step"] / steps))
+
+    trainer.train(log_fn=fall)
+    return trainer
+
+
+def classifier(clips: list[Shown], name: str) -> tuple[nn.Module, list[str], float]:
+    """A small network that tells clips apart, its classes, and its accuracy on clips left out."""
+    names = sorted({getattr(shown, name) for shown in clips})
+    videos = torch.stack([small(shown.clip) for shown in clips])
+    labels = torch.tensor([names.index(getattr(shown, name)) for shown in clips])
+    network = nn.Sequential(
+        nn.Conv3d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool3d((1, 2, 2)),
+        nn.Conv3d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2),
+        nn.Conv3d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool3d(1), nn.Flatten(),
+        nn.Linear(64, len(names)),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    known = len(videos) * 3 // 4
+    for _ in range(300):
+        batch = torch.randint(known, (32,))
+        optimizer.zero_grad()
+        F.cross_entropy(network(videos[batch]), labels[batch]).backward()
+        optimizer.step()
+    with torch.no_grad():
+        right = network(videos[known:]).argmax(dim=1) == labels[known:]
+    return network.eval(), names, right.float().mean().item()
+
+
+def measure(kind: str, trainer: Trainer, clips: list[Shown], count: int, scale: float) -> str:
+    """Draws samples with guidance, and says how they follow their conditions."""
+    model = trainer.ema_model
+    real = torch.stack([small(shown.clip) for shown in clips])
+    where = centers(real[:count])
+    options = {"cond_scale": scale, "progress": False}
+    if kind in ("class", "text"):
+        name = "digit" if kind == "class" else "caption"
+        judge, names, on_real = classifier(clips, name)
+        wanted = torch.arange(count) % len(names)
+        if kind == "class":
+            # the Trainer's order of the sub-folders is the sorted one, too
+            videos = model.sample(labels=wanted, **options)
+        else:
+            videos = model.sample(cond=[names[i] for i in wanted], **options)
+        with torch.no_grad():
+            right = judge(videos).argmax(dim=1) == wanted
+        return (
+            f"{right.float().mean():.0%} of samples shown for what was asked (chance "
+            f"{1 / len(names):.0%}, real clips {on_real:.0%})"
+        )
+    if kind == "first_frame":
+        videos = model.sample(first_frames=real[:count, :, :1], **options)
+        given, drawn = real[:count, :, 0].flatten(1), videos[:, :, 0].flatten(1)
+        pairs = torch.corrcoef(torch.cat((given, drawn)))[:count, count:]
+        found = (pairs.argmax(dim=1) == torch.arange(count)).float().mean()
+        return (
+            f"correlation of first frames with those given {pairs.diag().mean():.2f} (with others' "
+            f"{(pairs.sum() - pairs.diag().sum()) / (count * (count - 1)):.2f}); {found:.0%} found "
+            "by it"
+        )
+    if kind == "vector":
+        videos, truth = model.sample(cond=where[:, 0], **options), where[:, 0]
+        drawn = centers(videos)[:, 0]
+    else:
+        videos, truth = model.sample(frame_cond=where, **options), where
+        drawn = centers(videos)
+    error = (drawn - truth).abs().mean() * SIZE / 2
+    others = (drawn - truth.roll(1, dims=0)).abs().mean() * SIZE / 2
+    return f"digit {error:.1f} pixels from where it was asked for (others' places: {others:.1f})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("kinds", nargs="*", help=f"Any of {', '.join(KINDS)}; all if none.")
+    parser.add_argument("--steps", type=int, help="Training steps; the kind's own if left out.")
+    parser.add_argument("--clips", type=int, default=400)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--cond_scale", type=float, default=2.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    # a small random encoder: of text it only tells what is the same and what is not
+    text.set_text_encoder(REPOSITORY / "tests" / "golden" / "tiny_bert")
+
+    for kind in options.kinds or KINDS:
+        steps = options.steps or KINDS[kind][3]
+        generator = torch.Generator().manual_seed(options.seed)
+        clips = [Shown(generator) for _ in range(options.clips)]
+        others = [Shown(generator) for _ in range(400)]
+        with tempfile.TemporaryDirectory() as name:
+            for number, shown in enumerate(clips):
+                shown.write(Path(name, "clips"), number, kind)
+            start = time.perf_counter()
+            folder, results = Path(name, "clips"), Path(name, "results")
+            trainer = train(kind, folder, results, steps, options.seed)
+            seconds = time.perf_counter() - start
+            found = measure(kind, trainer, others, options.samples, options.cond_scale)
+        print(f"{kind}: {steps} steps, {seconds:.0f} s: {found}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
