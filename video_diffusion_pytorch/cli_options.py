@@ -11,8 +11,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.training.clip_source import dataset_options
 from video_diffusion_pytorch.training.trainer import Trainer
-from video_diffusion_pytorch.training.training_data import dataset_options
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
@@ -193,7 +193,9 @@ def rewrite(argv: list[str]) -> list[str]:
 
 def short_names() -> dict[str, str]:
     """Option names without their group; the first group that has a name gets it."""
-    return {name: f"{group}.{name}" for group in reversed(GROUPS) for name in option_names(group)}
+    names = {name: f"{group}.{name}" for group in reversed(GROUPS) for name in option_names(group)}
+    # of the clips, whose range may be found out ("fit"), and which the model takes over
+    return {**names, "value_range": "data.value_range"}
 
 
 def option_names(group: str) -> list[str]:

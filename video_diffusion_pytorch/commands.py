@@ -16,7 +16,7 @@ from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.pretrained import load_diffusion, resume
-from video_diffusion_pytorch.sample_conditions import class_names, pick, read_conditions
+from video_diffusion_pytorch.sample_conditions import OPTIONS, class_names, pick, read_conditions
 from video_diffusion_pytorch.training.checkpoint import list_checkpoints
 from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
@@ -86,7 +86,9 @@ def run_training(
         loop.save(round(loop.step / loop.save_and_sample_every, 4))
     last = list_checkpoints(results)[-1]
     say(f"trained to step {loop.step}: {last}")
-    say(f"samples: video-diffusion sample {last} -o {results / 'samples.gif'}")
+    names = [*model.condition_names, *["first_frames"] * bool(model.given_frames)]
+    told = "".join(f" {OPTIONS[name]} ..." for name in names)
+    say(f"samples: video-diffusion sample {last}{told} -o {results / 'samples.gif'}")
 
 
 def run_sampling(
@@ -131,6 +133,12 @@ def run_sampling(
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)
     conditions = read_conditions(diffusion, class_names(checkpoint), **told)
+
+    if cond_scale != 1 and not conditions:
+        raise ValueError(
+            f"sample: --cond_scale must be 1 for a model without conditions, got {cond_scale}; "
+            "leave it out"
+        )
 
     torch.manual_seed(seed)
     kinds = max(map(len, conditions.values()), default=1)

@@ -18,6 +18,7 @@ from video_diffusion_pytorch.data.frame_size import FrameSize
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.timeline import Timeline
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.training.batches import collate
 from video_diffusion_pytorch.training.checkpoint import read_checkpoint
 
 
@@ -103,7 +104,14 @@ def _read_rows(file: Path, name: str) -> Tensor:
             f"sample: --{name} must be a .npy of numbers, got {file}, which is none ({error}); "
             "write it with numpy.save"
         ) from error
-    return torch.from_numpy(np.asarray(values, dtype=np.float32))
+    if name == "cond_video" and values.dtype == np.uint8:
+        return torch.from_numpy(values)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(
+            f"sample: --{name} must be a .npy of numbers, got {values.dtype} in {file}; write it "
+            "with numpy.save"
+        )
+    return torch.from_numpy(values.astype(np.float32))
 
 
 def _read_first_frames(diffusion: GaussianDiffusion, path: Path) -> Tensor:
@@ -120,8 +128,9 @@ def _read_first_frames(diffusion: GaussianDiffusion, path: Path) -> Tensor:
                 f"sample: --first_frames must have {len(wanted)} frames, got {frames.shape[1]} in "
                 f"{file}; give a longer clip"
             )
-        beginnings.append(frames)
-    return torch.stack(beginnings)
+        # in units of their own, bytes are their values
+        beginnings.append(frames if diffusion.config["value_range"] is None else frames.float())
+    return collate(beginnings)
 
 
 def _check_names(diffusion: GaussianDiffusion, found: dict[str, Any]) -> None:
@@ -136,6 +145,15 @@ def _check_names(diffusion: GaussianDiffusion, found: dict[str, Any]) -> None:
             "correct the options"
         )
 
+
+OPTIONS = {
+    "cond": "--text",
+    "labels": "--labels",
+    "frame_cond": "--frame_cond",
+    "cond_video": "--cond_video",
+    "first_frames": "--first_frames",
+}
+"""The option of `video-diffusion sample` that gives each condition."""
 
 _OPTIONS = {
     "cond": "captions or vectors (--text or --cond)",

@@ -1,6 +1,7 @@
 import random
 import re
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -89,6 +90,44 @@ def test_what_is_random_about_an_item_follows_from_its_seed(dataset):
     assert items[Draw(5, 2**31 * 1_000_003)] == item
     assert items[Draw(5, 1)] != item
     assert items[Draw(3, 1)][0] == 4
+
+
+@pytest.mark.parametrize("kind", [Drawing, OwnGenerator])
+def test_a_broken_item_does_not_change_the_next_ones_draws(kind):
+    items = SeededItems(kind())
+    # the second time it is known to be broken, and not tried
+    assert items[Draw(3, 11)] == items[Draw(3, 11)] == SeededItems(kind())[Draw(4, 11)]
+
+
+def test_a_subclass_that_replaces_the_items_is_heard():
+    class Dimmed(OwnGenerator):
+        def __getitem__(self, index):
+            return index * 2
+
+    class Brighter(Dimmed):
+        def draw_clip(self, index, generator):
+            return index * 3
+
+    assert SeededItems(Dimmed())[Draw(5, 1)] == 10
+    assert SeededItems(Brighter())[Draw(5, 1)] == 15
+    assert SeededItems([7, 8])[Draw(1, 1)] == 8
+
+
+class Pair(NamedTuple):
+    video: torch.Tensor
+    cond: list[float]
+
+
+def test_named_tuples_stay_such():
+    batch = collate([Pair(torch.zeros(2), [1.0, 2.0]), Pair(torch.ones(2), [3.0, 4.0])])
+    assert isinstance(batch, Pair)
+    assert batch.cond.tolist() == [[1, 2], [3, 4]]
+
+
+def test_two_keys_for_one_thing():
+    message = r"keys of a batch must differ in what they stand for, got \['caption', 'text', 'vid"
+    with pytest.raises(ValueError, match=message):
+        unpack_batch({"video": 1, "text": 2, "caption": 3})
 
 
 def test_collating():

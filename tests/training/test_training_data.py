@@ -1,6 +1,5 @@
 """Where batches come from, and what is told of each clip."""
 
-import multiprocessing
 import re
 
 import numpy as np
@@ -10,7 +9,6 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training.training_data import choose_workers, hold_out
 
 # how many numbers tell a caption from another
 WIDTH = 4
@@ -152,23 +150,6 @@ def test_workers(train):
     train(unet={"cond_dim": WIDTH}, dataset=Stream(vector), num_workers=1)
 
 
-def test_the_number_of_workers(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "fork")
-    assert choose_workers(Clips(vector)) == 6
-    assert choose_workers(Stream(vector)) == 0
-    cached = Clips(vector)
-    cached.is_cached = True
-    assert choose_workers(cached) == 0
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    assert choose_workers(Clips(vector)) == 8
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3}, raising=False)
-    assert choose_workers(Clips(vector)) == 0
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 4}, raising=False)
-    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
-    assert choose_workers(Clips(vector)) == 0
-
-
 @pytest.mark.parametrize(
     ("sources", "got"), [({}, "none"), ({"dataset": [1], "dataloader": [2]}, "dataset and datal")]
 )
@@ -308,17 +289,6 @@ def test_held_out_clips_give_the_samples_conditions(train):
     assert trained & set(apart) == set()
 
 
-def test_what_is_held_out():
-    clips = Clips(vector, 10)
-    assert hold_out(clips, 0) == (list(range(10)), [])
-    train_on, apart = hold_out(clips, 2)
-    assert apart == [0, 9]
-    assert train_on == list(range(1, 9))
-    # all clips of a file, of which the first is shown
-    clips.paths = [*"aaabbbccdd"]
-    assert hold_out(clips, 2) == ([3, 4, 5, 6, 7], [0, 8])
-
-
 def test_nothing_is_left_to_train_on(train):
     with pytest.raises(ValueError, match="held_out must leave clips to train on, got 8 of 8; hold"):
         train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), held_out=8)
@@ -345,6 +315,58 @@ def test_conditions_of_the_users_own_choice(train):
 def test_conditions_and_noise_are_the_same_at_every_milestone(train):
     trainer, _ = train(unet={"cond_dim": WIDTH}, dataset=Clips(vector))
     assert torch.equal(trainer.sample(), trainer.sample())
+
+
+def test_conditions_are_those_of_the_first_run_after_a_resume(train, folder):
+    options = {"diffusion": {"given_frames": 1}, "unet": {"cond_channels": 2}}
+    for path in folder.glob("*/*.gif"):
+        video_tensor_to_gif(torch.rand(1, 30, 8, 8), path)
+    first, _ = train(folder, clip_start="random", **options)
+    torch.rand(3)
+    second, _ = train(folder, clip_start="random", results_folder=folder / ".other", **options)
+    frames = [trainer._sample_conditions["first_frames"] for trainer in (first, second)]
+    second.order.seed += 1  # as if it had been made with another seed
+    second.restart_data()
+    assert not torch.equal(second._sample_conditions["first_frames"], frames[0])
+    second.load(first.results_folder / "model-1.pt")
+    assert torch.equal(second._sample_conditions["first_frames"], frames[0])
+    assert torch.equal(first.sample(), second.sample())
+
+
+def test_a_loader_has_told_nothing_before_its_first_batch(train):
+    trainer, _ = train(unet={"cond_dim": WIDTH}, dataloader=DataLoader(Clips(vector), 4))
+    trainer._sample_conditions = None
+    with pytest.raises(ValueError, match="samples must be told cond, got none, as no batch has co"):
+        trainer.sample()
+
+
+def test_another_number_of_clips_after_a_resume(train, caplog):
+    train(dataset=Clips(lambda video, index: video, 8))
+    other, _ = train(dataset=Clips(lambda video, index: video, 9), steps=4)
+    with caplog.at_level("WARNING", "video_diffusion_pytorch"):
+        other.load(1)
+        other.load(2)
+    assert caplog.text.count("clips, and now there are 9") == 0
+    (other.results_folder / "model-1.pt").unlink()
+    train(dataset=Clips(lambda video, index: video, 8))
+    with caplog.at_level("WARNING", "video_diffusion_pytorch"):
+        other.load(1)
+    assert "was trained on 8 clips, and now there are 9" in caplog.text
+
+
+@pytest.mark.parametrize(("name", "value"), [("num_workers", -1), ("train_batch_size", 2.0)])
+def test_counts_that_are_none(train, name, value):
+    with pytest.raises(ValueError, match=rf"Trainer: {name} must be at least \d, got {value}; "):
+        train(dataset=Clips(vector), **{name: value})
+
+
+def test_an_empty_dataset(train):
+    with pytest.raises(ValueError, match="the dataset must hold clips, got none; check where it"):
+        train(dataset=[])
+
+
+def test_clips_in_double_precision(train):
+    train(dataset=Clips(lambda video, index: video.double()))
 
 
 # Units

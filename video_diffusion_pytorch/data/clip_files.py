@@ -8,17 +8,23 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
+from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder, stills_among
 from video_diffusion_pytorch.data.video_file import VIDEO_EXTS
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
 # Beside a film of the same name such a file is its condition, or its thumbnail
 _BESIDE = (".npy", ".npz", ".pt", ".png")
+# `scan.nii.gz` is a scan that was compressed: both endings are left out of its name
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 
 def find_clips(
-    folder: Path, exts: Sequence[str] | None = None, exclude: Sequence[str | os.PathLike[str]] = ()
+    folder: Path,
+    exts: Sequence[str] | None = None,
+    exclude: Sequence[str | os.PathLike[str]] = (),
+    *,
+    uses_arrays: bool = True,
 ) -> list[Path]:
     """Finds the clips in a folder and its subfolders.
 
@@ -31,6 +37,8 @@ def find_clips(
         exts: File name endings to look for, in upper or lower case; None for all that can be
             read, folders of numbered pictures included.
         exclude: Folders that are not looked into.
+        uses_arrays: Whether arrays beside clips are read as their conditions; if not, a warning
+            says that they are left out.
 
     Returns:
         Files and folders of frames, sorted.
@@ -51,6 +59,8 @@ def find_clips(
     endings = tuple("." + ext.lower().lstrip(".") for ext in (VIDEO_EXTS if exts is None else exts))
     closed = {Path(path).resolve() for path in exclude}
     found: list[Path] = []
+    frame_folders: set[Path] = set()
+    apart: list[Path] = []
     others: Counter[str] = Counter()
     for parent, folders, names in os.walk(folder):
         here = Path(parent)
@@ -60,9 +70,20 @@ def find_clips(
         others.update(Path(name).suffix.lower() or "no extension" for name in names)
         if exts is None and is_frame_folder(here, [*names, *folders]):
             found.append(here)
-        else:
-            found += [here / name for name in names if name.lower().endswith(endings)]
-    found = _without_company(sorted(found))
+            frame_folders.add(here)
+            continue
+        found += [here / name for name in names if name.lower().endswith(endings)]
+        if exts is None and stills_among(here, names):
+            apart.append(here)
+    if apart:
+        logger.warning(
+            "the numbered pictures of %d folders, such as %s, are not taken for frames of one "
+            "clip, because of what else is there: move the other files, or those pictures, into a "
+            "folder of their own",
+            len(apart),
+            apart[0],
+        )
+    found = _without_company(sorted(found), frame_folders, uses_arrays)
     if not found:
         counts = ", ".join(f"{count} × {ext}" for ext, count in others.most_common(5))
         wanted = " or ".join(endings) or "(exts is empty)"
@@ -73,9 +94,28 @@ def find_clips(
     return found
 
 
+def name_of(path: Path, is_folder: bool) -> str:
+    """The name of a clip without its ending, which what belongs to it shares.
+
+    Args:
+        path: The clip.
+        is_folder: Whether it is a folder of frames; it has no ending, whatever its name.
+
+    Example:
+        >>> name_of(Path("knee.nii.gz"), False), name_of(Path("a.b.mp4"), False)
+        ('knee', 'a.b')
+        >>> name_of(Path("run.v2"), True)
+        'run.v2'
+    """
+    if is_folder:
+        return path.name
+    inner = Path(path.stem)
+    return inner.stem if path.suffix.lower() in _COMPRESSED else inner.name
+
+
 def beside(clip: Path, endings: Sequence[str]) -> Path | None:
     """The file that belongs to a clip: `clip.cond` with one of the endings, or `clip`."""
-    stem = clip.name if clip.is_dir() else clip.stem
+    stem = name_of(clip, clip.is_dir())
     for middle in (".cond", ""):
         for ending in endings:
             path = clip.with_name(stem + middle + ending)
@@ -84,25 +124,40 @@ def beside(clip: Path, endings: Sequence[str]) -> Path | None:
     return None
 
 
-def _without_company(found: list[Path]) -> list[Path]:
+def _without_company(found: list[Path], frame_folders: set[Path], uses_arrays: bool) -> list[Path]:
     """Leaves out files that belong to another clip."""
-    stems = {path.with_name(path.stem): path for path in found if not _may_belong(path)}
-    company = [
+    names = {
+        path.with_name(name_of(path, path in frame_folders))
+        for path in found
+        if path in frame_folders or path.suffix.lower() not in _BESIDE
+    }
+    named = [
         path
         for path in found
-        if path.stem.endswith(".cond") or (_may_belong(path) and path.with_name(path.stem) in stems)
+        if path not in frame_folders
+        and path.suffix.lower() in _BESIDE
+        and path.with_name(path.stem) in names
     ]
-    thumbnails = [path for path in company if path.suffix.lower() == ".png"]
+    thumbnails = [path for path in named if path.suffix.lower() == ".png"]
     if thumbnails:
-        logger.warning(
-            "left out %d pictures beside clips of the same name, such as %s: rename those that "
-            "are clips of their own",
-            len(thumbnails),
-            thumbnails[0],
-        )
-    left_out = set(company)
-    return [path for path in found if path not in left_out]
+        _warn_of("pictures", thumbnails, "rename those that are clips of their own")
+    arrays = [path for path in named if path.suffix.lower() != ".png"]
+    if arrays and not uses_arrays:
+        advice = "rename those that are clips of their own, or say in conditions what they are"
+        _warn_of("arrays", arrays, advice)
+    left_out = set(named)
+    return [
+        path
+        for path in found
+        if path not in left_out and (path in frame_folders or not path.stem.endswith(".cond"))
+    ]
 
 
-def _may_belong(path: Path) -> bool:
-    return path.suffix.lower() in _BESIDE
+def _warn_of(kind: str, paths: list[Path], advice: str) -> None:
+    logger.warning(
+        "left out %d %s beside clips of the same name, such as %s: %s",
+        len(paths),
+        kind,
+        paths[0],
+        advice,
+    )

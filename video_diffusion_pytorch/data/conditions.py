@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch.data.clip_files import beside
-from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors
+from video_diffusion_pytorch.data.finite import finite
 from video_diffusion_pytorch.data.formats.array_file import read_array
 from video_diffusion_pytorch.data.manifest import Clip
 
@@ -20,6 +21,8 @@ KINDS = ("caption", "label", "vector", "frame_vectors", "field")
 ConditionFn = Callable[[Path], Mapping[str, Any]]
 
 _ARRAYS = (".npy", ".pt", ".npz")
+# Numbers from here on are names, such as years with months: too many labels would be in between
+_LABELS = 10_000
 # The keyword of the diffusion that takes each kind
 _KEYS = {
     "caption": "cond",
@@ -38,14 +41,14 @@ class ClipConditions:
     Args:
         kinds: Any of `"caption"` (from the manifest, or `clip.txt`), `"label"` (from the manifest,
             or the sub-folder's name), and, from `clip.npy` or `clip.pt`, one of `"vector"`,
-            `"frame_vectors"` (one for each frame of the file) and `"field"`.
+            `"frame_vectors"` (one for each frame of the file) and `"field"`, whose bytes stay uint8.
         function: Called with a clip's path, gives a dict of further conditions.
         missing: What to do about a clip without caption: `"error"`, or `"null"` for the condition
             that stands for none.
 
     Attributes:
         class_names: Names of the classes, sorted; the place of each is its label. Where all names
-            are whole numbers they are the labels themselves.
+            are whole numbers below 10000 they are the labels themselves.
 
     Raises:
         ValueError: `kinds` or `missing` is not as said above.
@@ -81,19 +84,32 @@ class ClipConditions:
     def __bool__(self) -> bool:
         return bool(self.kinds) or self.function is not None
 
-    def complete(self, clips: Sequence[Clip], folder: Path) -> list[Clip]:
+    @property
+    def may_use_arrays(self) -> bool:
+        """Whether arrays beside the clips are conditions, as far as can be told."""
+        return self.array_kind is not None or self.function is not None
+
+    def complete(
+        self, clips: Sequence[Clip], folder: Path, all_rows: Sequence[Clip] = ()
+    ) -> list[Clip]:
         """Adds captions and class names to clips, and checks that each has what it needs.
+
+        Args:
+            clips: The clips.
+            folder: Its sub-folders name classes.
+            all_rows: Of the manifest, whatever their split: all splits number classes alike.
 
         Raises:
             FileNotFoundError: A caption or an array is missing.
-            ValueError: A clip has no class.
+            ValueError: A clip has no class, or two classes have one number.
         """
         if "caption" in self.kinds:
             clips = [_with_caption(clip) for clip in clips]
             self._check_captions(clips)
         if "label" in self.kinds:
             clips = [_with_label(clip, folder) for clip in clips]
-            self.class_names, self._labels = _classes({str(clip.label) for clip in clips})
+            names = {str(clip.label) for clip in clips} | _names_in(all_rows, folder)
+            self.class_names, self._labels = _classes(names)
         if self.array_kind is not None:
             for path in {clip.path: None for clip in clips}:
                 self._array_path(path)
@@ -104,7 +120,11 @@ class ClipConditions:
 
         Returns:
             Keywords of the diffusion: a caption is a string or None, a label an int, arrays are
-            float32 tensors.
+            float32 tensors, or uint8 ones for a field of bytes.
+
+        Raises:
+            UnreadableVideoError: An array is damaged, has another shape, or holds what is no
+                finite number.
         """
         found: dict[str, Any] = {}
         if "caption" in self.kinds:
@@ -140,7 +160,10 @@ class ClipConditions:
         kind = self.array_kind
         assert kind is not None
         path = self._array_path(clip)
-        values = read_array(path).float()
+        with file_errors(path):
+            values = read_array(path)
+        # the model knows what bytes of a field mean; elsewhere they are numbers like others
+        values = values if kind == "field" else values.float()
         if values.ndim not in _AXES[kind]:
             raise UnreadableVideoError(
                 f"cannot take {path} for the {kind} of {clip.name}: expected the shape "
@@ -149,14 +172,15 @@ class ClipConditions:
             )
         per_frame = {"frame_vectors": 0, "field": 1 if values.ndim == 4 else None}.get(kind)
         if per_frame is None:
-            return values
+            return finite(values, path)
         if frames and values.shape[per_frame] <= frames[-1]:
             raise UnreadableVideoError(
                 f"cannot take {path} for the {kind} of {clip.name}: expected one for each frame, "
                 f"at least {frames[-1] + 1}, got {values.shape[per_frame]}; add those that are "
                 "missing"
             )
-        return values.index_select(per_frame, torch.tensor(frames, dtype=torch.long))
+        chosen = values.index_select(per_frame, torch.tensor(frames, dtype=torch.long))
+        return finite(chosen, path)
 
     def _call(self, path: Path) -> Mapping[str, Any]:
         assert self.function is not None
@@ -187,22 +211,46 @@ def _with_caption(clip: Clip) -> Clip:
 def _with_label(clip: Clip, folder: Path) -> Clip:
     if clip.label is not None:
         return clip
-    try:
-        inside = clip.path.relative_to(folder).parts[:-1]
-    except ValueError:
-        inside = ()
-    if not inside:
+    name = _folder_of(clip, folder)
+    if name is None:
         raise ValueError(
             f"expected {clip.path} to be in a sub-folder of {folder} that names its class, got "
             "none; sort the clips into sub-folders, or give a manifest with a column label"
         )
-    return replace(clip, label=inside[0])
+    return replace(clip, label=name)
+
+
+def _folder_of(clip: Clip, folder: Path) -> str | None:
+    """The first sub-folder that a clip is in; None if it is in none."""
+    try:
+        inside = clip.path.relative_to(folder).parts[:-1]
+    except ValueError:
+        return None
+    return inside[0] if inside else None
+
+
+def _names_in(rows: Sequence[Clip], folder: Path) -> set[str]:
+    """Names of classes in a manifest; rows of other splits may have none."""
+    told = {row.label for row in rows} or {None}
+    names = told if told != {None} else {_folder_of(row, folder) for row in rows}
+    return {name for name in names if name is not None}
 
 
 def _classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Names of the classes in the order of their labels, and the label of each name."""
-    if all(name.isdecimal() for name in names):
-        labels = {name: int(name) for name in names}
+    if all(name.isdecimal() and int(name) < _LABELS for name in names):
+        labels = {name: int(name) for name in sorted(names)}
+        if len(set(labels.values())) < len(labels):
+            seen: dict[int, str] = {}
+            one, other = next(
+                (seen[number], name)
+                for name, number in labels.items()
+                if seen.setdefault(number, name) != name
+            )
+            raise ValueError(
+                f"classes that are whole numbers must each be written in one way, got {one!r} and "
+                f"{other!r}; write them alike"
+            )
         return tuple(str(number) for number in range(max(labels.values()) + 1)), labels
     ordered = tuple(sorted(names))
     return ordered, {name: number for number, name in enumerate(ordered)}

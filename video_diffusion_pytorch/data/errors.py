@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 REPLACE = "fetch or write the file again, or remove it"
 """What to do about a damaged file."""
+
+# They say of the machine that it has no room or lost its disk, and nothing of the file
+_OF_THE_MACHINE = {
+    getattr(errno, name, None)
+    for name in (
+        "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EDQUOT", "ESTALE", "ENOTCONN", "ETIMEDOUT",
+    )
+} - {None}  # fmt: skip
 
 
 class UnreadableVideoError(ValueError):
@@ -23,6 +34,37 @@ def unreadable(
         cannot read a.gif: expected a complete gif, got an empty file; fetch or write the ...
     """
     return UnreadableVideoError(f"cannot read {path}: expected {expected}, got {got}; {what_to_do}")
+
+
+@contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Make of an `OSError` that concerns one file what is raised for a damaged one.
+
+    A disk that is full or gone, and too many open files, stay what they are: another file would
+    fare no better.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UnreadableVideoError: It may not be read, is gone, is a link to nothing, or the like.
+
+    Example:
+        >>> with file_errors(Path("a.gif")):
+        ...     raise PermissionError(13, "Permission denied")
+        Traceback (most recent call last):
+        video_diffusion_pytorch.data.errors.UnreadableVideoError: cannot read a.gif: expected a ...
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise
+        got = f"{type(error).__name__}: {error.strerror or error}"
+        if isinstance(error, FileNotFoundError):
+            got = "a link to nothing" if path.is_symlink() else "none, or none any more"
+        advice = "allow reading it, correct or remove it"
+        raise unreadable(path, "a file that can be opened", got, advice) from error
 
 
 def missing_file(path: str | os.PathLike[str]) -> FileNotFoundError:

@@ -72,11 +72,6 @@ def read_manifest(
         ('cat.mp4', 'a cat', None, 2.5)
     """
     table = Path(path)
-    if not table.is_file():
-        raise FileNotFoundError(
-            f"expected a manifest at {table}, found none; check the path (working folder: "
-            f"{Path.cwd()})"
-        )
     rows = list(_rows(table))
     splits = {_cell(row, "split") for _, row in rows} - {None}
     is_wanted = split is not None and bool(splits)
@@ -94,8 +89,35 @@ def read_manifest(
     return clips
 
 
+def read_labels(path: str | os.PathLike[str], folder: Path) -> list[Clip]:
+    """Reads which classes a table knows, whatever the split.
+
+    Args:
+        path: The table.
+        folder: Where relative paths begin.
+
+    Returns:
+        Path and label of all rows that have a path; whether their files are there is not looked up.
+
+    Raises:
+        FileNotFoundError: The table is missing.
+        ValueError: It is none.
+    """
+    paths_and_rows = ((_cell(row, "path"), row) for _, row in _rows(Path(path)))
+    return [
+        Clip(folder / name, label=_cell(row, "label"))
+        for name, row in paths_and_rows
+        if name is not None
+    ]
+
+
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows, each with the place to name in an error."""
+    if not table.is_file():
+        raise FileNotFoundError(
+            f"expected a manifest at {table}, found none; check the path (working folder: "
+            f"{Path.cwd()})"
+        )
     kind = table.suffix.lower()
     if kind not in (".csv", ".jsonl"):
         raise ValueError(

@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
-from torch import Generator
 from torch.utils import data
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
@@ -51,13 +50,10 @@ class SkipUnreadable(data.Dataset[Any]):
             IndexError: The index is out of range.
             UnreadableVideoError: More than a tenth of all items are known to be unreadable.
         """
-        return self._first_readable(index, self.dataset.__getitem__)
+        return self.first_readable(index, self.dataset.__getitem__)
 
-    def draw_clip(self, index: SupportsIndex, generator: Generator) -> Any:
-        """The same, with draws from a generator, of a dataset that has such a method, too."""
-        return self._first_readable(index, lambda place: self.dataset.draw_clip(place, generator))
-
-    def _first_readable(self, index: SupportsIndex, read: Callable[[int], Any]) -> Any:
+    def first_readable(self, index: SupportsIndex, read: Callable[[int], Any]) -> Any:
+        """The same, with a way of one's own to read the item of an index."""
         total = len(self)
         start = operator.index(index)
         if not -total <= start < total:

@@ -84,7 +84,8 @@ class Timeline:
         """The positions shown from second `start` on and before second `end`.
 
         Raises:
-            UnreadableVideoError: There is none, or the file has no clock.
+            UnreadableVideoError: There is none.
+            ValueError: The file has no clock, which no repair of it would change.
         """
         length = self.length(file)
         if start is None and end is None:
@@ -105,8 +106,10 @@ class Timeline:
 
     def _times(self, file: Clock, option: str) -> Sequence[float]:
         times = file.times
+        if times is None and file.num_frames == 1:
+            return [0.0]  # a picture that does not move is shown from the beginning
         if times is None:
-            raise UnreadableVideoError(
+            raise ValueError(
                 f"cannot cut {file.path} by {option}: expected a file that says when its frames "
                 "are shown, got one without a clock (a folder of pictures, or an array); leave "
                 f"{option} out and choose frames by number"

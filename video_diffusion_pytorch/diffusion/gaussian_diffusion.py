@@ -246,6 +246,25 @@ class GaussianDiffusion(ReverseProcess):
                 "convert them with .float() and bring them into [0, 1]"
             )
 
+    def check_batch(self, x: Tensor, **conditions: Any) -> None:
+        """Finds out whether a batch is what `forward` takes, as far as shapes and types tell.
+
+        Args:
+            x: As in `forward`.
+            **conditions: As in `forward`; captions can be left out.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        self.check_clips(x)
+        denoiser: Any = unwrap(self.denoise_fn)
+        if not hasattr(denoiser, "check_inputs"):
+            return
+        steps = torch.zeros(len(x), dtype=torch.long)
+        told = self._for_network(x, clips=x.to(self.betas), **conditions)
+        # with probability 1 of no condition, those that are left out are not missed
+        denoiser.check_inputs(x, steps, 1.0, **told)
+
     def _denoiser_drops_conditions(self) -> bool:
         parameters = inspect.signature(unwrap(self.denoise_fn).forward).parameters
         return "null_cond_prob" in parameters

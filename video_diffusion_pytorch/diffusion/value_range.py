@@ -144,6 +144,7 @@ class ValueRanges(ForwardProcess):
             self._check_range(x)
         if self.value_low is not None and self.value_high is not None:
             return to_unit_range(x, self.value_low, self.value_high)
+        x = x.to(self.betas.dtype)
         return normalize_img(x) if self.auto_normalize else x
 
     def _to_users_range(self, x: Tensor) -> Tensor:
@@ -177,7 +178,8 @@ class ValueRanges(ForwardProcess):
             low, high = self.value_low.min().item(), self.value_high.max().item()
             unit = unnormalize_img(to_unit_range(unit, self.value_low, self.value_high))
         least, most = (value.item() for value in torch.aminmax(unit))
-        outside = least < -RANGE_TOLERANCE or most > 1 + RANGE_TOLERANCE
+        # said so that not-a-number is outside, too
+        outside = not (least >= -RANGE_TOLERANCE and most <= 1 + RANGE_TOLERANCE)
         # on a GPU each look would make the host wait
         self._range_is_known = outside or not x.is_cpu
         if outside:

@@ -106,7 +106,7 @@ class Conditioned(nn.Module):
         conditions = {name: value for name, value in optional.items() if value is not None}
         if cond_scale == 1 or not self.has_cond:
             return self(x, time, cond=cond, focus_present_mask=focus, **conditions, **kwargs)
-        self._check(x, time, 0.0, cond=cond, **conditions)
+        self.check_inputs(x, time, 0.0, cond=cond, **conditions)
         if cond is not None:
             conditions["cond"] = cond
         twice = {k: torch.cat((v, v)) if torch.is_tensor(v) else v for k, v in kwargs.items()}
@@ -120,7 +120,9 @@ class Conditioned(nn.Module):
         conditional, unconditional = both.chunk(2)
         return unconditional + (conditional - unconditional) * cond_scale
 
-    def _check(self, x: Tensor, time: Tensor, null_cond_prob: float, **conditions: Any) -> None:
+    def check_inputs(
+        self, x: Tensor, time: Tensor, null_cond_prob: float, **conditions: Any
+    ) -> None:
         """Raises a ValueError for what doesn't fit; `Unet3D` adds the videos."""
         check_conditions(x, conditions, null_cond_prob, self.config)
 

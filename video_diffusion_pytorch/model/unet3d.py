@@ -210,7 +210,7 @@ class Unet3D(Conditioned):
             "cond_video": cond_video,
             "null_cond_mask": null_cond_mask,
         }
-        self._check(x, time, null_cond_prob, **conditions)
+        self.check_inputs(x, time, null_cond_prob, **conditions)
         if x.is_cpu and not torch.compiler.is_compiling():
             keep_freed_memory()
         focus = focus_mask(focus_present_mask, prob_focus_present, x)
@@ -245,6 +245,9 @@ class Unet3D(Conditioned):
             _, x = level(join_channels(x, skips.pop()), emb, temporal)
         return self.final_conv(join_channels(x, full_resolution))
 
-    def _check(self, x: Tensor, time: Tensor, null_cond_prob: float, **conditions: Any) -> None:
+    def check_inputs(
+        self, x: Tensor, time: Tensor, null_cond_prob: float, **conditions: Any
+    ) -> None:
+        """Raises a ValueError for what `forward` would refuse; the arguments are its own."""
         check_input(x, time, channels=self.channels, levels=len(self.downs))
-        super()._check(x, time, null_cond_prob, **conditions)
+        super().check_inputs(x, time, null_cond_prob, **conditions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +45,7 @@ class EndlessShuffle(Sampler[Draw]):
         length, position = len(self.indices), self.position
         while length:
             epoch, offset = divmod(position, length)
-            generator = torch.Generator().manual_seed(self.seed + epoch)
+            generator = torch.Generator().manual_seed(-1 - self.seed * 1_000_003 - epoch)
             for place in torch.randperm(length, generator=generator)[offset:].tolist():
                 # seeds of neighbouring runs lie far apart
                 yield Draw(self.indices[place], self.seed * 1_000_003 + position)
@@ -64,17 +65,32 @@ class SeededItems(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = SkipUnreadable(dataset)
-        self._takes_generator = hasattr(dataset, "draw_clip")
+        self._takes_generator = _draws_clips(type(dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
         """Gives the item of `draw.clip`."""
+        return self.dataset.first_readable(draw.clip, partial(self._read, draw.seed))
+
+    def _read(self, seed: int, index: int) -> Any:
+        # seeded anew for each item: one that cannot be read must not change the next one's draws
+        dataset = self.dataset.dataset
         if self._takes_generator:
-            return self.dataset.draw_clip(draw.clip, torch.Generator().manual_seed(draw.seed))
-        with _seeded(draw.seed):
-            return self.dataset[draw.clip]
+            return dataset.draw_clip(index, torch.Generator().manual_seed(seed))
+        with _seeded(seed):
+            return dataset[index]
+
+
+def _draws_clips(kind: type) -> bool:
+    """Whether `draw_clip` gives the items: a subclass may have replaced `__getitem__` only."""
+    for owner in kind.__mro__:
+        if "draw_clip" in owner.__dict__:
+            return True
+        if "__getitem__" in owner.__dict__:
+            return False
+    return False
 
 
 @contextmanager
@@ -149,7 +165,8 @@ def collate(items: Sequence[Any]) -> Any:
     if isinstance(first, list) and all(isinstance(value, (int, float)) for value in first):
         return torch.tensor(items)
     if isinstance(first, (tuple, list)):
-        return type(first)(map(collate, zip(*items, strict=True)))
+        columns = map(collate, zip(*items, strict=True))
+        return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
     return default_collate(list(items))
 
 
@@ -206,6 +223,11 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
         return batch, {}
     if isinstance(batch, Mapping):
         named = {_ALIASES.get(str(key), str(key)): value for key, value in batch.items()}
+        if len(named) < len(batch):
+            raise ValueError(
+                "Trainer: the keys of a batch must differ in what they stand for, got "
+                f"{sorted(batch)}; leave out those that say the same"
+            )
         if "video" not in named:
             raise ValueError(
                 f"Trainer: a batch that is a dict must have the key 'video', got "

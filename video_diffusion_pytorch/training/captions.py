@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -33,6 +34,8 @@ class CaptionVectors:
 
     def __init__(self, use_cls: bool, folder: Path | None = None) -> None:
         self.use_cls, self.folder = use_cls, folder
+        # those known beforehand stay, of the others only so many
+        self._kept: dict[str, Tensor] = {}
         self._vectors: dict[str, Tensor] = {}
 
     @property
@@ -53,16 +56,18 @@ class CaptionVectors:
             captions: All that training will meet.
             device: Where the encoder runs.
         """
-        wanted = list(captions)
+        wanted = list(dict.fromkeys(captions))
+        if not wanted:
+            return
         file = self.file
-        if wanted and file is not None and file.is_file():
+        if file is not None and file.is_file():
             self._read(file)
-        missing = [caption for caption in wanted if caption not in self._vectors]
+        missing = [caption for caption in wanted if caption not in self._kept]
         if not missing:
             return
         starts = range(0, len(missing), _BATCH)
         for start in tqdm(starts, desc="embedding captions", leave=False, disable=len(starts) < 2):
-            self._embed(missing[start : start + _BATCH], device)
+            self._kept.update(self._embed(missing[start : start + _BATCH], device))
         if file is not None:
             self._write(file)
 
@@ -79,38 +84,38 @@ class CaptionVectors:
             `(b, d)`, and the boolean mask `(b,)` of those without caption, None if all have one.
         """
         wanted = ["" if caption is None else caption for caption in captions]
-        missing = [caption for caption in dict.fromkeys(wanted) if caption not in self._vectors]
+        known = {c: self._kept[c] for c in wanted if c in self._kept}
+        known |= {c: self._vectors[c] for c in wanted if c in self._vectors}
+        missing = [caption for caption in dict.fromkeys(wanted) if caption not in known]
         if missing:
-            if len(self._vectors) + len(missing) > _MOST:
-                self._vectors = {
-                    caption: self._vectors[caption]
-                    for caption in wanted
-                    if caption in self._vectors
-                }
-            self._embed(missing, device)
-        vectors = torch.stack([self._vectors[caption] for caption in wanted])
+            known |= (embedded := self._embed(missing, device))
+            if len(self._vectors) + len(embedded) > _MOST:
+                self._vectors = {c: self._vectors[c] for c in wanted if c in self._vectors}
+            self._vectors.update(embedded)
+        vectors = torch.stack([known[caption] for caption in wanted])
         is_missing = torch.tensor([caption is None for caption in captions])
         mask = is_missing.to(device) if is_missing.any() else None
         return vectors.to(device, non_blocking=True), mask
 
-    def _embed(self, captions: list[str], device: torch.device) -> None:
+    def _embed(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
         vectors = embed_captions(captions, use_cls=self.use_cls, device=device).float().cpu()
-        self._vectors.update(zip(captions, vectors, strict=True))
+        return dict(zip(captions, vectors, strict=True))
 
     def _read(self, file: Path) -> None:
         try:
             kept = torch.load(file, weights_only=True)
-            self._vectors.update(zip(kept["captions"], kept["vectors"], strict=True))
+            self._kept.update(zip(kept["captions"], kept["vectors"], strict=True))
         # whatever is wrong with it, captions can be embedded anew
         except Exception as error:
-            logger.warning("%s could not be read (%s): captions are embedded anew", file, error)
+            kind = type(error).__name__
+            logger.warning("%s could not be read (%s): captions are embedded anew", file, kind)
 
     def _write(self, file: Path) -> None:
         unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         try:
             kept = {
-                "captions": list(self._vectors),
-                "vectors": torch.stack(list(self._vectors.values())),
+                "captions": list(self._kept),
+                "vectors": torch.stack(list(self._kept.values())),
             }
             torch.save(kept, unfinished)
             unfinished.replace(file)
@@ -119,4 +124,5 @@ class CaptionVectors:
                 "%s could not be written (%s): the next run embeds the captions again", file, error
             )
         finally:
-            unfinished.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ import torch
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.reverse_process import unwrap
 from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle
+from video_diffusion_pytorch.training.clip_source import clips_behind
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -149,11 +150,15 @@ class Resumable:
             "config": {
                 "unet": denoiser,
                 "diffusion": self.model.config,
-                "class_names": tuple(getattr(self.ds, "class_names", ())),
+                "class_names": self.class_names,
             },
             "version": __version__,
             "random_states": random_states(),
-            "data": {"seed": self.order.seed, "position": self.order.position},
+            "data": {
+                "seed": self.order.seed,
+                "position": self.order.position,
+                "clips": len(self.order.indices),
+            },
         }
 
     @property
@@ -197,13 +202,35 @@ class Resumable:
         else:
             logger.warning("%s holds no optimizer state: Adam begins anew", path)
         if "data" in state:
-            self.order.seed, self.order.position = state["data"]["seed"], state["data"]["position"]
-        self.dl.restart()
+            self._go_to(path, state["data"])
+        self.restart_data()
         if "random_states" in state:
             restore_random_states(state["random_states"])
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that labels stand for, where the clips' folder tells them."""
+        clips = clips_behind(self.ds)
+        return () if clips is None else clips.class_names
+
+    def restart_data(self) -> None:
+        """Goes to the batch at `order.position`; `TrainingData` knows how."""
+        raise NotImplementedError
+
+    def _go_to(self, path: Path, data: dict[str, Any]) -> None:
+        self.order.seed, self.order.position = data["seed"], data["position"]
+        theirs, ours = data.get("clips"), len(self.order.indices)
+        if theirs not in (None, ours):
+            logger.warning(
+                "%s was trained on %d clips, and now there are %d (held_out not counted): their "
+                "order is another one",
+                path,
+                theirs,
+                ours,
+            )
+
     def _check_classes(self, path: Path, theirs: Any) -> None:
-        ours = tuple(getattr(self.ds, "class_names", ()))
+        ours = self.class_names
         if theirs and ours and tuple(theirs) != ours:
             raise ValueError(
                 f"the clips must be of the classes that {path} was trained on, "

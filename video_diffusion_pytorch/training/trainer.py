@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.checkpoint import Resumable
+from video_diffusion_pytorch.training.clip_source import check_sample_conditions, clips_behind
 from video_diffusion_pytorch.training.ema import EMA
 from video_diffusion_pytorch.training.precision import make_accelerator
 from video_diffusion_pytorch.training.samples import describe, draw_samples, write_samples
@@ -127,13 +129,17 @@ class Trainer(TrainingData, Resumable):
         self.model = diffusion_model
         self.sample_cond_scale = sample_cond_scale
         sources = {"folder": folder, "dataset": dataset, "dataloader": dataloader}
+        self._chosen_conditions = None if sample_conditions is None else dict(sample_conditions)
+        if self._chosen_conditions is not None:
+            check_sample_conditions(diffusion_model, self._chosen_conditions)
+        self.accelerator = make_accelerator(amp, device)
+        self.device = self.accelerator.device
         self._prepare_data(sources, held_out, num_sample_rows**2)
-        if sample_conditions is not None:
-            self._sample_conditions = dict(sample_conditions)
 
         # model, average and optimizer
-        self._prepare_model(device, ema_decay)
-        self.captions.prepare(getattr(self.ds, "captions", ()), self.device)
+        self._prepare_model(ema_decay)
+        clips = clips_behind(self.ds)
+        self.captions.prepare(() if clips is None else clips.captions, self.device)
         self.results_folder.mkdir(exist_ok=True, parents=True)
 
     def _check_counts(self) -> None:
@@ -145,14 +151,17 @@ class Trainer(TrainingData, Resumable):
             "num_sample_rows": self.num_sample_rows,
         }
         for name, value in counts.items():
-            if value < 1:
+            if not isinstance(value, Integral) or value < 1:
                 raise ValueError(
                     f"Trainer: {name} must be at least 1, got {value}; give a positive number"
                 )
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(
+                f"Trainer: num_workers must be at least 0, got {self.num_workers}; leave it out to "
+                "have it chosen"
+            )
 
-    def _prepare_model(self, device: str | None, ema_decay: float) -> None:
-        self.accelerator = make_accelerator(self.amp, device)
-        self.device = self.accelerator.device
+    def _prepare_model(self, ema_decay: float) -> None:
         self.model.to(self.device)
         self.ema = EMA(ema_decay)
         self.ema_model = copy.deepcopy(self.model).requires_grad_(False)
@@ -179,14 +188,13 @@ class Trainer(TrainingData, Resumable):
             self.ema_model,
             self.num_sample_rows**2,
             self.batch_size,
-            self._to_device(self._sample_conditions or {}),
+            self.sample_conditions(),
             self.order.seed,
             self.sample_cond_scale,
         )
 
     def save_sample(self, videos: Tensor, milestone: int) -> Path:
         """Writes the samples: a grid `N.gif`, their values `N.npy`, what they were told `N.txt`."""
-        class_names = getattr(self.ds, "class_names", ())
         return write_samples(
             videos,
             self.results_folder,
@@ -194,7 +202,7 @@ class Trainer(TrainingData, Resumable):
             rows=self.num_sample_rows,
             value_range=self.model.config["value_range"],
             in_unit_range=self.model.auto_normalize,
-            captions=describe(self._sample_conditions or {}, class_names, len(videos)),
+            captions=describe(self._sample_conditions or {}, self.class_names, len(videos)),
         )
 
     # the average

@@ -23,14 +23,17 @@ FRAME_EXTS = ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp")
 _FRAME_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 # The text before the last number of a name, that number, the text behind it, the ending
 _NUMBERED = re.compile(r"(.*?)(\d+)(\D*)\.(\w+)", re.DOTALL)
-_ADVICE = "put numbered stills into it, such as frame_0001.png, and nothing else"
+_ADVICE = "put numbered stills into it, such as frame_0001.png, and no other pictures"
+# What file managers leave behind, and notes on the frames
+_NO_FRAMES = ("thumbs.db", "desktop.ini")
+_NOTES = (".txt", ".json", ".csv", ".md", ".xml")
 
 
 class FrameFolderReader(VideoReader):
     """Frames of a folder that holds them as numbered stills: frame2.png, ..., frame10.png.
 
     Args:
-        path: The folder; files in it whose names start with a dot do not count.
+        path: The folder; hidden files and notes in it do not count, as in `is_frame_folder`.
         channels: 1 (grey), 3 (colour), 4 (colour and opacity); None for what the first still has.
 
     Raises:
@@ -49,8 +52,7 @@ class FrameFolderReader(VideoReader):
         if not is_frame_folder(path, names):
             listed = ", ".join(sorted(names)[:5]) or "an empty folder"
             raise unreadable(path, "a folder of numbered stills", listed, _ADVICE)
-        visible = [name for name in names if not name.startswith(".")]
-        self._files = [path / name for name in sorted(visible, key=_number)]
+        self._files = [path / name for name in sorted(_frames_among(names), key=_number)]
         if channels is None:
             with PictureReader(self._files[0], formats=_FRAME_FORMATS) as first:
                 channels = first.channels
@@ -94,17 +96,21 @@ def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
         names: Of all that is in it.
 
     Returns:
-        True if all names but hidden ones are of pictures, differ in one number only, and the first
-        picture is not an animation, which would be a video by itself.
+        True if the names are of pictures, differ in one number only, and the first picture is not
+        an animation, which would be a video by itself. Names that begin with a dot do not count,
+        nor do `Thumbs.db`, `desktop.ini` and notes: txt, json, csv, md, xml. But a txt of the same
+        name as a picture is its caption: then each picture is a clip.
 
     Example:
         >>> is_frame_folder(Path("clip"), ["f1.jpg", "f2.jpg", "f10.jpg"])
         True
+        >>> is_frame_folder(Path("clip"), ["f1.jpg", "f2.jpg", "notes.txt"])
+        True
         >>> is_frame_folder(Path("clip"), ["f1.jpg", "g2.jpg"])
         False
     """
-    visible = [name for name in names if not name.startswith(".")]
-    parts = [_NUMBERED.fullmatch(name) for name in visible]
+    frames = _frames_among(names)
+    parts = [_NUMBERED.fullmatch(name) for name in frames]
     if not parts or any(part is None for part in parts):
         return False
     surroundings = {(part[1], part[3], part[4]) for part in parts if part is not None}
@@ -112,7 +118,56 @@ def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
     ending = next(iter(surroundings))[2].lower()
     if len(surroundings) != 1 or ending not in FRAME_EXTS or max(numbers.values()) > 1:
         return False
-    return ending not in ("png", "webp") or not _is_animation(folder / min(visible, key=_number))
+    if _captioned_among(names):
+        return False
+    return ending not in ("png", "webp") or not _is_animation(folder / min(frames, key=_number))
+
+
+def stills_among(folder: Path, names: Sequence[str]) -> list[str]:
+    """Find the numbered stills of a folder that is no video because of what else is in it.
+
+    Args:
+        folder: The folder.
+        names: Of all that is in it.
+
+    Returns:
+        Names of two or more pictures that would be one video if they were alone; empty if there
+        are none. A picture that has the name of a movie beside it is its thumbnail.
+
+    Example:
+        >>> stills_among(Path("clip"), ["f1.jpg", "f2.jpg", "cover.jpg"])
+        ['f1.jpg', 'f2.jpg']
+    """
+    no_movies = ("", *_NOTES, *("." + ending for ending in FRAME_EXTS))
+    taken = {Path(name).stem for name in names if _ending(name) not in no_movies}
+    series: dict[tuple[str, str, str], list[str]] = {}
+    for name in names:
+        part = _NUMBERED.fullmatch(name)
+        is_still = part is not None and part[4].lower() in FRAME_EXTS
+        if part is not None and is_still and Path(name).stem not in taken:
+            series.setdefault((part[1], part[3], part[4]), []).append(name)
+    longest = max(series.values(), key=len, default=[])
+    return longest if len(longest) > 1 and is_frame_folder(folder, longest) else []
+
+
+def _frames_among(names: Sequence[str]) -> list[str]:
+    """Names without those that are hidden, or of notes."""
+    return [
+        name
+        for name in names
+        if not name.startswith(".")
+        and name.lower() not in _NO_FRAMES
+        and _ending(name) not in _NOTES
+    ]
+
+
+def _captioned_among(names: Sequence[str]) -> bool:
+    captions = {Path(name).stem for name in names if _ending(name) == ".txt"}
+    return bool(captions) and any(Path(name).stem in captions for name in _frames_among(names))
+
+
+def _ending(name: str) -> str:
+    return Path(name).suffix.lower()
 
 
 def _number(name: str) -> int:
@@ -122,6 +177,9 @@ def _number(name: str) -> int:
 
 
 def _is_animation(file: Path) -> bool:
-    content = file.read_bytes()
+    try:
+        content = file.read_bytes()
+    except (PermissionError, FileNotFoundError):
+        return False  # whoever reads the folder is told of it
     durations_of = png_durations if file.suffix.lower() == ".png" else webp_durations
     return len(content) >= 12 and bool(durations_of(content))

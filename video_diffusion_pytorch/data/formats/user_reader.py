@@ -14,6 +14,8 @@ from video_diffusion_pytorch.data.formats.video_reader import VideoReader, check
 
 ReadFn = Callable[[Path], Any]
 
+_WHOLE = "read_fn to give a number for each pixel"
+
 
 class FunctionReader(VideoReader):
     """What a function of the user's gives for a file, as an opened video.
@@ -26,8 +28,8 @@ class FunctionReader(VideoReader):
 
     Raises:
         TypeError: The function gives something else.
-        UnreadableVideoError: Its array has other axes or another number of channels, or complex
-            numbers.
+        UnreadableVideoError: Its array has other axes or another number of channels, complex
+            numbers, or values that are masked.
     """
 
     is_array = True
@@ -42,6 +44,9 @@ class FunctionReader(VideoReader):
                 f"read_fn must give an array or tensor (c, f, h, w), or (array, fps), got "
                 f"{type(values).__name__} for {path}; convert it with numpy.asarray"
             )
+        if np.ma.is_masked(values):
+            got = f"{np.ma.count_masked(values)} that are masked"
+            raise unreadable(path, _WHOLE, got, "fill them in read_fn, as by values.filled(0)")
         if isinstance(values, np.ndarray):
             # torch knows neither foreign byte orders nor most unsigned types
             kind = values.dtype.kind

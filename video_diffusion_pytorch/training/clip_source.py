@@ -1,0 +1,247 @@
+"""Before the loop: what a dataset is, which of its clips are trained on, and whether they fit."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import multiprocessing
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, Subset
+
+from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.dataset_options import as_value_range
+from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
+
+# What a Trainer gives its Dataset by itself
+_OWN = {"folder", "image_size", "channels", "num_frames", "exclude", "as_uint8"}
+
+
+def dataset_options(trainer_class: type) -> dict[str, Any]:
+    """Keywords of `Dataset` that a Trainer passes on, and their defaults."""
+    own = inspect.signature(trainer_class).parameters
+    parameters = inspect.signature(Dataset).parameters.values()
+    options = {p.name: p.default for p in parameters if p.name not in own and p.name not in _OWN}
+    # a Trainer takes whatever can be read
+    return {**options, "exts": None}
+
+
+def check_source(
+    given: Mapping[str, Any], options: Mapping[str, Any], trainer_class: type, results: Path
+) -> str:
+    """Finds out where the clips come from.
+
+    Args:
+        given: `folder`, `dataset` and `dataloader`.
+        options: What else was given, for the Dataset.
+        trainer_class: Whose keywords there are besides.
+        results: The results folder.
+
+    Returns:
+        The name of the one that is given.
+
+    Raises:
+        TypeError: If a keyword is unknown, or does not go with the source.
+        ValueError: If there is not one source, or it is the results folder.
+    """
+    known = dataset_options(trainer_class)
+    for name in options:
+        if name not in known:
+            names = [*known, *inspect.signature(trainer_class).parameters]
+            close = difflib.get_close_matches(name, names, n=1)
+            raise TypeError(
+                "Trainer: keywords must be the Trainer's or those of data.dataset.Dataset, got "
+                f"{name!r}; {f'is {close[0]!r} meant?' if close else 'leave it out'}"
+            )
+    sources = [name for name, value in given.items() if value is not None]
+    if len(sources) != 1:
+        raise ValueError(
+            "Trainer: one of folder, dataset and dataloader must be given, got "
+            f"{' and '.join(sources) or 'none'}; choose where the clips come from"
+        )
+    [source] = sources
+    if options and source != "folder":
+        raise TypeError(
+            f"Trainer: {', '.join(options)} must go with a folder of clips, got a {source}; leave "
+            "them out"
+        )
+    if source == "folder":
+        _check_folder(given["folder"], results)
+    return source
+
+
+def _check_folder(folder: Any, results: Path) -> None:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(
+            f"Trainer: folder must be a path, got {type(folder).__name__}; pass a dataset as "
+            "dataset=..., and a loader as dataloader=..."
+        )
+    if Path(folder).resolve() == results.resolve():
+        raise ValueError(
+            f"Trainer: results_folder must not be the folder of the clips, got {folder} for "
+            "both, where samples would be trained on; choose another results_folder"
+        )
+
+
+def clips_behind(dataset: Any) -> Dataset | None:
+    """The `Dataset` of this library that another one is, or is a part of; None for others'."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset if isinstance(dataset, Dataset) else None
+
+
+def choose_workers(dataset: Any) -> int:
+    """Number of processes that read clips: as many as cores, at most 8.
+
+    None with a single core, where clips need no decoding, and where a new process would run the
+    user's script again (Windows, macOS).
+    """
+    # asking for the method in use would settle it, and a script may yet want to
+    method = multiprocessing.get_start_method(allow_none=True)
+    can_fork = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+    clips = clips_behind(dataset)
+    is_cached = clips is not None and clips.is_cached
+    if not can_fork or is_cached or isinstance(dataset, IterableDataset):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if cores in (None, 1) else min(8, cores)
+
+
+def hold_out(dataset: Any, count: int) -> tuple[list[int], list[int]]:
+    """Indices to train on, and of clips of `count` files kept apart, spread over the dataset.
+
+    Args:
+        dataset: Has a length. Of a `Dataset`, all clips of a file are kept apart.
+        count: Number of files; of each the first clip is given.
+
+    Raises:
+        ValueError: If there are not more files than that.
+    """
+    paths: Sequence[Any] = range(len(dataset))
+    if isinstance(dataset, Dataset):
+        paths = dataset.paths
+    files = list(dict.fromkeys(paths))
+    if not 0 <= count < len(files):
+        raise ValueError(
+            f"Trainer: held_out must leave clips to train on, got {count} of {len(files)}; hold "
+            "out fewer, or give more clips"
+        )
+    places = torch.linspace(0, len(files) - 1, count).round().long().tolist() if count else []
+    kept = {files[place] for place in places}
+    first = {path: index for index, path in reversed(list(enumerate(paths)))}
+    return [i for i, path in enumerate(paths) if path not in kept], sorted(first[p] for p in kept)
+
+
+def take_value_range(diffusion: GaussianDiffusion, clips: Dataset | None) -> None:
+    """Tells the model the units of the clips, where these say them.
+
+    Raises:
+        ValueError: If the model has other units.
+    """
+    found = None if clips is None else as_value_range(clips.value_range, diffusion.channels)
+    if found is None:
+        return
+    own = diffusion.config["value_range"]
+    if own is None:
+        diffusion.set_value_range(found)
+    elif as_value_range(own, diffusion.channels) != found:
+        raise ValueError(
+            f"Trainer: the clips must be in the model's value_range, {own}, got {found}; give "
+            "one of them only"
+        )
+
+
+def check_first_clip(
+    diffusion: GaussianDiffusion,
+    clips: Dataset | None,
+    videos: Tensor,
+    conditions: Mapping[str, Any],
+) -> None:
+    """Finds out before the first step whether a batch is what the model takes.
+
+    Args:
+        diffusion: The model.
+        clips: Where the batch is from, if it is a folder.
+        videos: The clips of the batch.
+        conditions: Its conditions.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    names = diffusion.condition_names
+    missing = [name for name in names if name not in conditions]
+    if missing:
+        raise ValueError(
+            f"Trainer: the network takes {', '.join(names)}, so the data must give them, got "
+            f"none for {', '.join(missing)}; say in conditions where they come from, give "
+            "them in the dataset's items, or build the network without"
+        )
+    _check_names(diffusion, conditions)
+    # captions are checked where they become vectors
+    tensors = {name: conditions[name] for name in names if torch.is_tensor(conditions[name])}
+    diffusion.check_batch(videos, **tensors)
+    if clips is None:
+        return
+    classes = getattr(diffusion.denoise_fn, "config", {}).get("num_classes")
+    if classes is not None and len(clips.class_names) > classes:
+        raise ValueError(
+            f"Trainer: the clips must be of at most {classes} classes, the network's num_classes, "
+            f"got {len(clips.class_names)}; build it with num_classes={len(clips.class_names)}"
+        )
+    _check_units(diffusion, clips, videos)
+
+
+def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a condition that the network does not take."""
+    network = inspect.signature(unwrap(diffusion.denoise_fn).forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in network.values()):
+        return
+    own = inspect.signature(diffusion.forward).parameters
+    unused = {"cond", "labels", "frame_cond", "cond_video"} - {*diffusion.condition_names}
+    is_told = hasattr(unwrap(diffusion.denoise_fn), "condition_names")
+    for name in conditions:
+        if name not in {*own, *network, "cond"} or (is_told and name in unused):
+            known = ", ".join(diffusion.condition_names) or "no condition"
+            raise ValueError(
+                f"Trainer: the network takes {known}, got {name!r} from the data; leave it out, "
+                "rename it, or build the network with it"
+            )
+
+
+def _check_units(diffusion: GaussianDiffusion, clips: Dataset, videos: Tensor) -> None:
+    config = diffusion.config
+    has_units = not config["auto_normalize"] or config["value_range"] is not None
+    if has_units or not videos.is_floating_point():
+        return
+    low, high = (value.item() for value in videos.aminmax())
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise ValueError(
+            f"Trainer: clips must be in [0, 1], got values from {low:.3g} to {high:.3g} "
+            f"in {clips.paths[0]}; pass value_range='fit', or (low, high) in the clips' "
+            "units, or build GaussianDiffusion with auto_normalize=False"
+        )
+
+
+def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, Any]) -> None:
+    """Raises a ValueError for conditions of samples that the model does not take."""
+    names = [*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames)]
+    for name, value in given.items():
+        if name not in names or isinstance(value, str) or not hasattr(value, "__len__"):
+            raise ValueError(
+                "Trainer: sample_conditions must hold rows of "
+                f"{', '.join(names) or 'no condition'}, got {name}={value!r:.60}; give for example "
+                "{'cond': ['a whale']}"
+            )
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ValueError(
+            f"Trainer: sample_conditions must hold {', '.join(names)}, got none for "
+            f"{', '.join(missing)}; add them, or leave sample_conditions out"
+        )
