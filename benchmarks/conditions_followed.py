@@ -34,7 +34,7 @@ UNET = {"dim": 16, "dim_mults": (1, 2, 4), "channels": 1, "attn_heads": 2, "attn
 # keywords of Unet3D, of GaussianDiffusion and of Trainer, and the number of steps
 KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
     "class": ({"num_classes": 2}, {}, {"conditions": "label"}, 800),
-    "text": ({"cond_dim": 32}, {}, {"conditions": "caption"}, 1600),
+    "text": ({"cond_dim": 32}, {}, {"conditions": "caption"}, 3200),
     "vector": ({"cond_dim": 1}, {}, {"conditions": "vector"}, 800),
     "frame_vectors": ({"frame_cond_dim": 1}, {}, {"conditions": "frame_vectors"}, 800),
     "first_frame": ({"cond_channels": 2}, {"given_frames": 1}, {}, 800),
@@ -182,10 +182,18 @@ def measure(kind: str, trainer: Trainer, clips: list[Shown], count: int, scale: 
         else:
             videos = model.sample(cond=[names[i] for i in wanted], **options)
         with torch.no_grad():
-            right = judge(videos).argmax(dim=1) == wanted
+            seen = judge(videos).argmax(dim=1)
+        parts = ""
+        if kind == "text":
+            for part in (("digit", 1), ("direction", -1)):
+                right = [
+                    names[a].split()[part[1]] == names[b].split()[part[1]]
+                    for a, b in zip(seen, wanted, strict=True)
+                ]
+                parts += f", {part[0]} alone {sum(right) / count:.0%}"
         return (
-            f"{right.float().mean():.0%} of samples shown for what was asked (chance "
-            f"{1 / len(names):.0%}, real clips {on_real:.0%})"
+            f"{(seen == wanted).float().mean():.0%} of samples show what was asked for (chance "
+            f"{1 / len(names):.0%}, real clips {on_real:.0%}{parts})"
         )
     if kind == "first_frame":
         videos = model.sample(first_frames=real[:count, :, :1], **options)

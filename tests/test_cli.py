@@ -338,6 +338,7 @@ def test_captions_guide_the_samples(capsys, mistake):
         (["-n", "few"], "count does not take the value 'few'"),
         (["--image_size", "23"], "height and width must be multiples of 2"),
         (["--device", "abacus"], "device must be one that this machine has, got 'abacus'"),
+        (["--cond-scale", "3"], "--cond_scale must be 1 for a model without conditions, got 3.0"),
         (["--cond-scale", "x"], "cond_scale does not take the value 'x'"),
         (["--cond-scal", "2"], "nrecognized arguments: --cond_scal 2"),
         (["--colour", "red"], "nrecognized arguments: --colour red; see video-diffusion sample"),
@@ -387,6 +388,8 @@ def values(*options):
 @pytest.mark.usefixtures("classes")
 def test_classes_by_name(mistake, capsys):
     train("--conditions", "label", "--num_classes", "2")
+    # the line that says how to draw samples names what they must be told
+    assert "sample results/model-1.5.pt --labels ... -o results" in capsys.readouterr().out
     assert re.fullmatch(r"row 1, column 1: (cats|dogs)\n", Path("results/1.txt").read_text())
     names = values("-n", "2", "--labels", "dogs", "cats", "--cond_scale", "2")
     assert names.shape == (4, 1, 3, 24, 24)
@@ -418,3 +421,20 @@ def test_samples_in_any_format(ending):
     assert main(["sample", "results/model-1.5.pt", "-o", f"out{ending}", "-n", "2"]) is None
     video, _ = read_video(f"out{ending}")
     assert video.shape[1] == (1 if ending == ".png" else 3)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_fields_in_units_of_their_own(capsys):
+    Path("fields").mkdir()
+    for index in range(3):
+        field = np.random.default_rng(index).uniform(-5, 5, (1, 3, 24, 24))
+        np.save(f"fields/{index}.npy", field)
+    config = ["--config", "small.yaml", "--value_range", "fit"]
+    assert main(["train", "fields", *config]) is None
+    low, high = read_checkpoint(Path("results/model-1.5.pt"))["config"]["diffusion"]["value_range"]
+    assert -5 <= low[0] < -4.9
+    assert 4.9 < high[0] <= 5
+    samples = values("-n", "2")
+    assert samples.min() >= low[0] - 1e-5
+    assert samples.max() <= high[0] + 1e-5
+    assert np.abs(samples).max() > 1

@@ -47,6 +47,28 @@ def test_first_frames_of_a_file_or_a_folder(tmp_path):
         read_conditions(model, first_frames=str(tmp_path))
 
 
+def test_first_frames_of_bytes_and_floats(tmp_path):
+    write_video(torch.ones(1, 2, 8, 8), tmp_path / "0.gif")
+    write_video(torch.full((1, 2, 8, 8), 0.5), tmp_path / "1.npy")
+    model = diffusion(given_frames=1, cond_channels=2)
+    frames = read_conditions(model, first_frames=str(tmp_path))["first_frames"]
+    assert frames[:, 0, 0, 0, 0].tolist() == [1, 0.5]
+    # in units of its own, a byte is its value
+    model.set_value_range((0, 255))
+    frames = read_conditions(model, first_frames=str(tmp_path))["first_frames"]
+    assert frames[:, 0, 0, 0, 0].tolist() == [255, 0.5]
+
+
+def test_bytes_of_a_field_stay_bytes(tmp_path):
+    np.save(tmp_path / "x.npy", np.full((1, 2, 8, 8), 255, np.uint8))
+    model = diffusion(cond_channels=2)
+    found = read_conditions(model, cond_video=str(tmp_path / "x.npy"))["cond_video"]
+    assert found.dtype == torch.uint8
+    np.save(tmp_path / "x.npy", np.full((1, 2), "a"))
+    with pytest.raises(ValueError, match=r"--cond_video must be a .npy of numbers, got <U1 in"):
+        read_conditions(model, cond_video=str(tmp_path / "x.npy"))
+
+
 def test_labels_by_name_and_number():
     model = diffusion(num_classes=3)
     found = read_conditions(model, ("x", "y", "z"), labels=["z", "0"])

@@ -53,6 +53,49 @@ def test_arrays_beside_a_folder_of_frames_belong_to_it(files):
     assert found(files("a/1.png", "a/2.png", "a.npy", "b.npy")) == ["a", "b.npy"]
 
 
+def test_what_belongs_to_a_clip_has_its_whole_name(files):
+    folder = files("run.v2/1.png", "run.v2/2.png", "run.v2.npy", "run.npy", "a.b.mp4", "a.b.npy")
+    assert found(folder) == ["a.b.mp4", "run.npy", "run.v2"]
+    assert beside(folder / "run.v2", (".npy",)) == folder / "run.v2.npy"
+    assert beside(folder / "a.b.mp4", (".npy",)) == folder / "a.b.npy"
+
+
+def test_two_endings_of_a_compressed_file(files):
+    folder = files("scan.nii.gz", "scan.npy", "scan.txt", "other.npy")
+    assert found(folder, ["nii.gz", "npy"]) == ["other.npy", "scan.nii.gz"]
+    assert beside(folder / "scan.nii.gz", (".txt",)) == folder / "scan.txt"
+
+
+def test_arrays_that_nobody_asked_for_are_left_out_with_a_warning(files, caplog):
+    folder = files("a.gif", "a.npy", "b.gif", "b.pt", "c.npy", "d.gif", "d.cond.npy")
+    with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
+        found(folder)
+        assert caplog.text == ""
+        assert found(folder, uses_arrays=False) == ["a.gif", "b.gif", "c.npy", "d.gif"]
+    assert len(caplog.records) == 1
+    assert "left out 2 arrays beside clips of the same name, such as " in caplog.text
+    assert f"{folder / 'a.npy'}: rename those that are clips of their own, or say" in caplog.text
+
+
+def test_stills_that_are_taken_apart_are_named(files, caplog):
+    folder = files(
+        "a/1.png", "a/2.png", "a/notes.txt", "b/1.png", "b/2.png", "b/map.png", "c/1.jpg",
+        "c/2.jpg", "c/x.gif", "d/1.png", "d/1.mp4", "d/2.png", "d/2.mp4",
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
+        clips = found(folder)
+    assert clips == ["a", "b/1.png", "b/2.png", "b/map.png", "c/x.gif", "d/1.mp4", "d/2.mp4"]
+    assert f"the numbered pictures of 2 folders, such as {folder / 'b'}, are not" in caplog.text
+    # who asks for pictures by their ending wants them apart
+    caplog.clear()
+    found(folder / "b", ["png"])
+    assert caplog.text == ""
+
+
+def test_one_ending_needs_no_list(files):
+    assert found(files("a.gif", "b.mp4"), "mp4") == ["b.mp4"]
+
+
 def test_thumbnails_are_left_out_with_a_warning(files, caplog):
     with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
         assert found(files("a.mp4", "a.png", "b.png")) == ["a.mp4", "b.png"]

@@ -80,6 +80,30 @@ def test_numbers_among_names_are_names(tmp_path):
     assert labels(tmp_path, "7/a.gif", "cats/b.gif") == (("7", "cats"), [0, 1])
 
 
+def test_large_numbers_are_names(tmp_path):
+    assert labels(tmp_path, "202406/a.gif", "7/b.gif") == (("202406", "7"), [0, 1])
+    assert len(labels(tmp_path, "9999/a.gif")[0]) == 10_000
+
+
+def test_two_names_for_one_number(tmp_path):
+    message = r"whole numbers must each be written in one way, got '01' and '1'; write them alike"
+    with pytest.raises(ValueError, match=message):
+        labels(tmp_path, "1/a.gif", "01/b.gif", "2/c.gif")
+
+
+def test_all_splits_number_classes_alike(tmp_path):
+    rows = [Clip(tmp_path / name, label=label) for name, label in
+            (("x/a.gif", "cat"), ("x/b.gif", "ant"), ("x/c.gif", None))]  # fmt: skip
+    conditions = ClipConditions(["label"])
+    [clip] = conditions.complete(rows[:1], tmp_path, rows)
+    assert conditions.class_names == ("ant", "cat")
+    assert conditions.read(clip, [])["labels"] == 1
+    # a table that says nothing of classes leaves them to the sub-folders
+    rows = [Clip(tmp_path / name) for name in ("cats/a.gif", "ants/b.gif", "c.gif")]
+    conditions.complete(rows[:1], tmp_path, rows)
+    assert conditions.class_names == ("ants", "cats")
+
+
 def test_no_class(tmp_path):
     message = r"expected .*a.gif to be in a sub-folder of .* got none; sort the clips into"
     with pytest.raises(ValueError, match=message):
@@ -109,6 +133,34 @@ def test_fields(clip, tmp_path, shape):
     given = read(clip, tmp_path, "field", frames=[0, 3])["cond_video"]
     expected = values if len(shape) == 3 else values[:, [0, 3]]
     assert np.allclose(given.numpy(), expected)
+
+
+def test_bytes_of_a_field_stay_bytes(clip, tmp_path):
+    np.save(clip.path.with_suffix(".npy"), np.full((1, 4, 5, 6), 200, np.uint8))
+    assert read(clip, tmp_path, "field")["cond_video"].dtype == torch.uint8
+    np.save(clip.path.with_suffix(".npy"), np.full(3, 200, np.uint8))
+    assert read(clip, tmp_path, "vector")["cond"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("vector", (4,)), ("frame_vectors", (4, 2)), ("field", (2, 4, 5, 6))]
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_what_is_no_number(clip, tmp_path, kind, shape, value):
+    values = np.zeros(shape)
+    values.flat[0] = value
+    np.save(clip.path.with_suffix(".npy"), values)
+    message = r"cannot read .*a.npy: expected finite numbers in float32, got 1 NaN or infinite ones"
+    with pytest.raises(UnreadableVideoError, match=message):
+        read(clip, tmp_path, kind)
+    if kind == "frame_vectors":  # what belongs to other frames does not matter
+        assert read(clip, tmp_path, kind, frames=[1, 2])["frame_cond"].shape == (2, 2)
+
+
+def test_arrays_that_may_be_used():
+    assert ClipConditions(["vector"]).may_use_arrays
+    assert ClipConditions([], str).may_use_arrays
+    assert not ClipConditions(["caption", "label"]).may_use_arrays
 
 
 def test_missing_array(clip, tmp_path):

@@ -1,8 +1,16 @@
 """What readers raise has four parts, and names the file."""
 
+import errno
 import pickle
 
-from video_diffusion_pytorch.data.errors import missing_file, unreadable
+import pytest
+
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    file_errors,
+    missing_file,
+    unreadable,
+)
 
 
 def test_four_parts():
@@ -19,3 +27,44 @@ def test_missing_file(tmp_path, monkeypatch):
     text = str(missing_file("a.gif"))
     assert text.startswith("expected a video file at a.gif, found none; check the path")
     assert str(tmp_path.resolve()) in text
+
+
+def failing(path, error):
+    with file_errors(path):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        PermissionError(errno.EACCES, "Permission denied"),
+        IsADirectoryError(errno.EISDIR, "Is a directory"),
+        OSError(errno.ELOOP, "Too many levels"),
+        OSError("Unable to open file (file signature not found)"),
+    ],
+)
+def test_a_file_that_cannot_be_opened(tmp_path, error):
+    text = r"cannot read .*a.gif: expected a file that can be opened, got .*: .*; allow reading it"
+    with pytest.raises(UnreadableVideoError, match=text):
+        failing(tmp_path / "a.gif", error)
+
+
+def test_a_file_that_is_gone(tmp_path):
+    with pytest.raises(UnreadableVideoError, match="got none, or none any more; allow"):
+        failing(tmp_path / "a.gif", missing_file("a.gif"))
+    try:
+        (tmp_path / "link.gif").symlink_to(tmp_path / "a.gif")
+    except OSError:
+        pytest.skip("the system does not let everybody make links")
+    with pytest.raises(UnreadableVideoError, match="got a link to nothing; allow"):
+        failing(tmp_path / "link.gif", FileNotFoundError(errno.ENOENT, "No such file"))
+    inner = FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "link.gif"))
+    with pytest.raises(UnreadableVideoError, match=r"got a link to nothing at .*link.gif; allow"):
+        failing(tmp_path, inner)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC])
+def test_what_another_file_would_meet_too_stays_an_error(tmp_path, number):
+    with pytest.raises(OSError, match="no") as error:
+        failing(tmp_path / "a.gif", OSError(number, "no"))
+    assert error.value.errno == number

@@ -17,9 +17,13 @@ def test_pictures_and_arrays_get_the_size(fit, size, shape):
     frame_size = FrameSize(size, fit)
     picture = Image.fromarray(np.full(shape, 200, np.uint8))
     assert frame_size(picture).shape == (1, *size)
-    assert frame_size.read(picture).shape == (*size, 1)
+    # filled up is at the end only
+    kept = size if fit != "contain" else frame_size.scaled_size(*shape)
+    assert frame_size.read(picture).shape == (*kept, 1)
     video = torch.full((2, 3, *shape), 200, dtype=torch.uint8)
-    assert frame_size.read_array(video).shape == (2, 3, *size)
+    read = frame_size.read_array(video)
+    assert read.shape == (2, 3, *kept)
+    assert frame_size.finish_array(read).shape == (2, 3, *size)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -39,11 +43,9 @@ def test_contain_leaves_black_around():
     assert frame[:, :5].max() == 0
     assert frame[:, 15:].max() == 0
     assert frame[:, 5:15].min() == 1
-    video = torch.ones(2, 1, 15, 30)
     filled = FrameSize((20, 20), "contain").finish_array(
         torch.ones(2, 1, 10, 20), black=torch.tensor([-5.0, 3.0])
     )
-    assert FrameSize((20, 20), "contain").read_array(video)[:, :, :5].max() == 0
     assert filled[0, 0, :5].unique().tolist() == [-5]
     assert filled[1, 0, 15:].unique().tolist() == [3]
     assert filled[:, 0, 5:15].unique().tolist() == [1]
@@ -58,6 +60,35 @@ def test_a_random_crop_is_left_to_the_end():
     assert frame_size.finish_array(video, (0.0, 0.0))[0, 0, 0, 0] == 0
     assert frame_size.finish_array(video, (0.0, 1.0))[0, 0, 0, 0] == 16
     assert frame_size.finish_array(video)[0, 0, 0, 0] == 8
+
+
+@pytest.mark.parametrize("shape", [(3, 4000), (4000, 3), (3, 4001), (2, 100), (31, 700)])
+@pytest.mark.parametrize("size", [(16, 16), (24, 8)])
+def test_frames_that_are_all_length_are_cut_before_they_are_scaled(shape, size, monkeypatch):
+    waves = np.sin(np.add.outer(np.arange(shape[0]), np.arange(shape[1])) / 10)
+    pixels = (128 + 127 * waves).astype(np.uint8)
+    sizes = []
+    resize = Image.Image.resize
+
+    def remember(frame, size, resample):
+        sizes.append(size)
+        return resize(frame, size, resample)
+
+    monkeypatch.setattr(Image.Image, "resize", remember)
+    cut = FrameSize(size).read(Image.fromarray(pixels))
+    assert cut.shape == (*size, 1)
+    assert max(sizes[0]) <= 4 * max(size)
+    array = FrameSize(size).read_array(torch.from_numpy(pixels)[None, None])[0, 0]
+    monkeypatch.setattr("video_diffusion_pytorch.data.frame_size._EXTREME", 10**6)
+    whole = FrameSize(size).read(Image.fromarray(pixels))
+    # both take the middle, to half a pixel
+    assert np.abs(cut.astype(int) - whole.astype(int)).max() <= 16
+    assert np.abs(array.numpy().astype(int) - whole[..., 0].astype(int)).max() <= 16
+
+
+def test_a_random_crop_of_a_frame_that_is_all_length_may_be_anywhere():
+    video = torch.zeros(1, 1, 4, 400)
+    assert FrameSize((8, 8), crop="random").read_array(video).shape == (1, 1, 8, 800)
 
 
 def test_arrays_are_scaled_like_pictures():

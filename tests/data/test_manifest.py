@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from video_diffusion_pytorch.data.manifest import Clip, read_manifest
+from video_diffusion_pytorch.data.manifest import Clip, read_labels, read_manifest
 
 
 @pytest.fixture
@@ -37,6 +37,17 @@ def test_csv(table, tmp_path):
     assert [clip.is_whole for clip in clips] == [False, False]
     assert read_manifest(path, tmp_path, "val") == [Clip(tmp_path / "b.mp4", label="dog")]
     assert len(read_manifest(path, tmp_path, None)) == 3
+
+
+def test_labels_of_all_splits(table, tmp_path):
+    path = table("path,label,split\na.mp4,cat,train\ngone.mp4,dog,test\nb.mp4,,val\n,bird,val\n")
+    assert read_labels(path, tmp_path) == [
+        Clip(tmp_path / "a.mp4", label="cat"),
+        Clip(tmp_path / "gone.mp4", label="dog"),
+        Clip(tmp_path / "b.mp4"),
+    ]
+    with pytest.raises(FileNotFoundError, match=r"a manifest at .*x.csv, found none; check the"):
+        read_labels(tmp_path / "x.csv", tmp_path)
 
 
 def test_rows_of_no_split(table, tmp_path):

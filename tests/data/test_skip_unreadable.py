@@ -120,12 +120,6 @@ def test_index_out_of_range(index):
     assert list(dataset) == [0, 1, 2, 3, 4]
 
 
-def test_a_generator_reaches_the_dataset():
-    class Drawing(Counting):
-        def draw_clip(self, index, generator):
-            return self[index], float(torch.rand((), generator=generator))
-
-    dataset = SkipUnreadable(Drawing(20, broken={3}))
-    first, again = (dataset.draw_clip(3, torch.Generator().manual_seed(7)) for _ in range(2))
-    assert first == again
-    assert first[0] == 4
+def test_items_may_be_read_in_another_way():
+    dataset = SkipUnreadable(Counting(20, broken={3}))
+    assert dataset.first_readable(3, lambda index: dataset.dataset[index] * 10) == 40

@@ -92,8 +92,15 @@ def test_a_file_without_clock_cannot_be_cut_by_it(cut, option):
         rf"cannot cut clip.mp4 by {option}: expected a file that says when its frames are shown, "
         rf"got one without a clock .*; leave {option} out and choose frames by number"
     )
-    with pytest.raises(UnreadableVideoError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         cut()
+    # of no other file could more be had
+    assert not isinstance(error.value, UnreadableVideoError)
+
+
+def test_a_single_picture_needs_no_clock():
+    assert Timeline(fps=5).frames(File(1), range(3)) == [0]
+    assert Timeline().between(File(1), None, 2) == range(1)
 
 
 @pytest.mark.parametrize("skip", [0, -1, 1.5, True, "2"])

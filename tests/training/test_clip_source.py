@@ -109,7 +109,7 @@ def test_what_is_held_out(clips):
             hold_out(clips(), count)
 
 
-def test_what_others_datasets_say_is_not_believed():
+def test_others_datasets_may_say_their_units_and_no_more():
     class Others(list):
         paths = ("a", "b")
         value_range = (-3, 3)
@@ -118,8 +118,11 @@ def test_what_others_datasets_say_is_not_believed():
     assert hold_out(others, 1) == ([1, 2, 3, 4], [0])
     assert clips_behind(others) is None
     diffusion = model()
-    take_value_range(diffusion, clips_behind(others))
-    assert diffusion.config["value_range"] is None
+    take_value_range(diffusion, others)
+    assert diffusion.config["value_range"] == ((-3.0,), (3.0,))
+    others.value_range = (3, -3)
+    with pytest.raises(ValueError, match="value_range must be 'fit' or"):
+        take_value_range(diffusion, others)
 
 
 def test_units_are_found_behind_a_part_of_the_clips(clips):
@@ -127,9 +130,9 @@ def test_units_are_found_behind_a_part_of_the_clips(clips):
     part = Subset(Subset(dataset, [1, 0]), [0])
     assert clips_behind(part) is dataset
     diffusion = model()
-    take_value_range(diffusion, clips_behind(part))
+    take_value_range(diffusion, part)
     # and a second time, when they are there already
-    take_value_range(diffusion, clips_behind(part))
+    take_value_range(diffusion, part)
     assert diffusion.config["value_range"] == ((0.0,), (255.0,))
     take_value_range(model({"value_range": (0, 255)}), dataset)
 

@@ -21,7 +21,7 @@ _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 
 def find_clips(
     folder: Path,
-    exts: Sequence[str] | None = None,
+    exts: str | Sequence[str] | None = None,
     exclude: Sequence[str | os.PathLike[str]] = (),
     *,
     uses_arrays: bool = True,
@@ -56,7 +56,8 @@ def find_clips(
         raise NotADirectoryError(
             f"expected a folder of videos at {folder}, got a file; pass the folder that holds it"
         )
-    endings = tuple("." + ext.lower().lstrip(".") for ext in (VIDEO_EXTS if exts is None else exts))
+    wanted = VIDEO_EXTS if exts is None else [exts] if isinstance(exts, str) else exts
+    endings = tuple("." + ext.lower().lstrip(".") for ext in wanted)
     closed = {Path(path).resolve() for path in exclude}
     found: list[Path] = []
     frame_folders: set[Path] = set()
@@ -86,9 +87,9 @@ def find_clips(
     found = _without_company(sorted(found), frame_folders, uses_arrays)
     if not found:
         counts = ", ".join(f"{count} × {ext}" for ext, count in others.most_common(5))
-        wanted = " or ".join(endings) or "(exts is empty)"
+        listed = " or ".join(endings) or "(exts is empty)"
         raise FileNotFoundError(
-            f"expected files ending in {wanted} in {folder} and its subfolders, got "
+            f"expected files ending in {listed} in {folder} and its subfolders, got "
             f"{counts or 'no file at all'}; check the folder, or say in exts what to look for"
         )
     return found

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.cache.clip_cache import ClipCache
-from video_diffusion_pytorch.data.dataset_options import ValueRange
-from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors
+from video_diffusion_pytorch.data.finite import finite
 from video_diffusion_pytorch.data.formats.user_reader import FunctionReader, ReadFn
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader
 from video_diffusion_pytorch.data.frame_size import FrameSize
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # To be raised when the decoders give other pixels than before, or read more files: caches of
 # another number are not used
-_DECODER = 1
+_DECODER = 2
 
 FrameTransform = Callable[["Image"], torch.Tensor]
 
@@ -58,8 +58,18 @@ class ClipReader:
         self.cache: ClipCache | None = None
         self._limit: int | None = None
 
-    def open(self, path: Path) -> VideoReader:
-        """Opens a file or a folder of frames."""
+    @contextmanager
+    def open(self, path: Path) -> Iterator[VideoReader]:
+        """Opens a file or a folder of frames, for as long as a `with` statement lasts.
+
+        Raises:
+            UnreadableVideoError: It is damaged, or the system lets nobody read it; also where that
+                comes out within the statement.
+        """
+        with file_errors(path), self._open(path) as file:
+            yield file
+
+    def _open(self, path: Path) -> VideoReader:
         if self.read_fn is not None:
             return FunctionReader(path, self.read_fn, self.channels)
         return open_video(path, channels=self.channels, axes=self.axes)
@@ -140,24 +150,28 @@ class ClipReader:
 
         Returns:
             `(c, f, h, w)`, fewer frames where the file ends before. Uint8 for 8-bit files; `h` and
-            `w` are those of the clip unless its crop is random, when they may be larger.
+            `w` are those of the clip, but larger before a random crop, and smaller where they will
+            be filled up.
 
         Raises:
-            UnreadableVideoError: The file is damaged, or has not one frame.
+            UnreadableVideoError: The file is damaged, has not one frame, or holds what is no finite
+                number.
         """
         once = sorted(set(frames))
         if file.is_array:
-            video = self.size.read_array(file.array(once))
+            video = self.size.read_array(finite(file.array(once), file.path))
         elif transform is not None:
             pictures = [transform(picture) for picture in file.pictures(once)]
             video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
+            finite(video, file.path)
         else:
             arrays = [self.size.read(picture) for picture in file.pictures(once)]
             if len({array.shape for array in arrays}) > 1:
                 shapes = sorted({array.shape[:2] for array in arrays})
                 raise UnreadableVideoError(
                     f"cannot make a clip of {file.path}: all frames must have one shape to be cut "
-                    f"alike, got {shapes} (height, width); use crop='center', or remove the file"
+                    f"or filled up alike, got {shapes} (height, width); use fit='stretch', or "
+                    "fit='cover' and crop='center', or remove the file"
                 )
             video = _stack(arrays)
         if not video.shape[1]:
@@ -197,7 +211,7 @@ class ClipReader:
             "decoder": _DECODER,
             "size": list(self.size.size),
             "fit": self.size.fit,
-            "is_cropped": self.size.crop == "center",
+            "is_cropped": self.size.is_cut_at_once,
             "channels": self.channels,
             "axes": self.axes,
             "frame_skip": self.timeline.frame_skip,
@@ -225,41 +239,6 @@ class ClipReader:
         if path in self.cache.failures:
             raise UnreadableVideoError(self.cache.failures[path])
         return self.cache[path]
-
-    # the range of values
-
-    def fit_value_range(self, paths: Iterable[Path]) -> ValueRange:
-        """The least and the largest value of each channel over all files.
-
-        Raises:
-            ValueError: No file can be read, or a channel has one value everywhere.
-        """
-        lows: list[np.ndarray] = []
-        highs: list[np.ndarray] = []
-        for path in tqdm(list(dict.fromkeys(paths)), desc="fitting the value range", leave=False):
-            try:
-                values = self.cached(path) if self.cache else self._decode_for_cache(path)
-            except UnreadableVideoError:
-                continue  # named and counted when training comes to it
-            low, high = values.min(axis=(0, 1, 2)), values.max(axis=(0, 1, 2))
-            if not (np.isfinite(low).all() and np.isfinite(high).all()):
-                raise ValueError(
-                    f"the value range of {path} must be finite, got {low.tolist()} to "
-                    f"{high.tolist()}; replace what is no number, or remove the file"
-                )
-            lows.append(low.astype(np.float64))
-            highs.append(high.astype(np.float64))
-        if not lows:
-            raise ValueError(
-                "value_range='fit' must find a file that can be read, got none; give the range"
-            )
-        least, most = np.min(lows, axis=0), np.max(highs, axis=0)
-        if (least >= most).any():
-            raise ValueError(
-                f"value_range='fit' must find values that differ in each channel, got "
-                f"{least.tolist()} to {most.tolist()}; give the range, or leave the channel out"
-            )
-        return tuple(least.tolist()), tuple(most.tolist())
 
 
 def _copy(stored: np.ndarray, positions: range) -> tuple[torch.Tensor, range]:

@@ -21,7 +21,7 @@ KINDS = ("caption", "label", "vector", "frame_vectors", "field")
 ConditionFn = Callable[[Path], Mapping[str, Any]]
 
 _ARRAYS = (".npy", ".pt", ".npz")
-# Numbers from here on are names, such as years with months: too many labels would be in between
+# Whole numbers from here on are names: a label for each number up to them would be too many
 _LABELS = 10_000
 # The keyword of the diffusion that takes each kind
 _KEYS = {
@@ -41,7 +41,7 @@ class ClipConditions:
     Args:
         kinds: Any of `"caption"` (from the manifest, or `clip.txt`), `"label"` (from the manifest,
             or the sub-folder's name), and, from `clip.npy` or `clip.pt`, one of `"vector"`,
-            `"frame_vectors"` (one for each frame of the file) and `"field"`, whose bytes stay uint8.
+            `"frame_vectors"` (one for each frame of the file) and `"field"` (bytes stay uint8).
         function: Called with a clip's path, gives a dict of further conditions.
         missing: What to do about a clip without caption: `"error"`, or `"null"` for the condition
             that stands for none.
@@ -240,17 +240,14 @@ def _classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Names of the classes in the order of their labels, and the label of each name."""
     if all(name.isdecimal() and int(name) < _LABELS for name in names):
         labels = {name: int(name) for name in sorted(names)}
-        if len(set(labels.values())) < len(labels):
-            seen: dict[int, str] = {}
-            one, other = next(
-                (seen[number], name)
-                for name, number in labels.items()
-                if seen.setdefault(number, name) != name
-            )
-            raise ValueError(
-                f"classes that are whole numbers must each be written in one way, got {one!r} and "
-                f"{other!r}; write them alike"
-            )
+        written: dict[int, str] = {}
+        for name, number in labels.items():
+            other = written.setdefault(number, name)
+            if other != name:
+                raise ValueError(
+                    "classes that are whole numbers must each be written in one way, got "
+                    f"{other!r} and {name!r}; write them alike"
+                )
         return tuple(str(number) for number in range(max(labels.values()) + 1)), labels
     ordered = tuple(sorted(names))
     return ordered, {name: number for number, name in enumerate(ordered)}

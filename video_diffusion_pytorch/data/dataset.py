@@ -31,9 +31,10 @@ from video_diffusion_pytorch.data.dataset_options import (
     check_num_frames,
     split_conditions,
 )
+from video_diffusion_pytorch.data.fitted_range import fit_value_range, join_parts
 from video_diffusion_pytorch.data.formats.user_reader import ReadFn
 from video_diffusion_pytorch.data.frame_size import FrameSize
-from video_diffusion_pytorch.data.manifest import Clip, read_manifest
+from video_diffusion_pytorch.data.manifest import Clip, read_labels, read_manifest
 from video_diffusion_pytorch.data.timeline import Timeline
 
 _DEFAULT_EXTS = ["gif"]
@@ -43,13 +44,16 @@ def _list_clips(
     folder: Path,
     manifest: str | os.PathLike[str] | None,
     split: str | None,
-    exts: Sequence[str] | None,
+    exts: str | Sequence[str] | None,
     exclude: Sequence[str | os.PathLike[str]],
+    conditions: ClipConditions,
 ) -> list[Clip]:
-    if manifest is not None:
-        return read_manifest(manifest, folder, split)
-    exts = [exts] if isinstance(exts, str) else exts
-    return [Clip(path) for path in find_clips(folder, exts, exclude)]
+    if manifest is None:
+        paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
+        return conditions.complete([Clip(path) for path in paths], folder)
+    clips = read_manifest(manifest, folder, split)
+    all_rows = read_labels(manifest, folder) if "label" in conditions.kinds else []
+    return conditions.complete(clips, folder, all_rows)
 
 
 def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
@@ -70,8 +74,8 @@ class Dataset(data.Dataset[Any]):
         num_frames: Frames of a clip: longer files are cut, shorter ones filled up.
         horizontal_flip: Mirror half of the clips left to right.
         force_num_frames: False leaves each clip as long as its file.
-        exts: File name endings to look for, in upper or lower case; None for all that can be read,
-            folders of numbered pictures included.
+        exts: File name endings to look for, in upper or lower case, one or several; None for all
+            that can be read, folders of numbered pictures included.
         frame_skip: Take every `frame_skip`-th frame of a file.
         fps: Frames per second to take instead, by the file's own clock, whatever its rate.
         clip_start: Which part of a long file: its `"first"` frames; a `"random"` part, drawn on
@@ -79,14 +83,15 @@ class Dataset(data.Dataset[Any]):
         pad: What follows on a file that is too short: `"black"` frames (the least value, where
             there is a `value_range`), its last one (`"repeat"`), or an `"error"`.
         fit: Scale a frame until it covers the size and cut the rest off (`"cover"`), until it fits
-            in and leave the rest black (`"contain"`), or distort it (`"stretch"`).
+            in and leave the rest black (`"contain"`; the least value, where there is a
+            `value_range`), or distort it (`"stretch"`).
         crop: Keep the `"center"` of a frame that covers the size, or a `"random"` part, the same
             for all frames of a clip.
         vertical_flip: Turn half of the clips upside down.
         value_range: `(low, high)`, each a number or one per channel, in the files' own units, or
-            `"fit"` for the least and largest values in the files. Clips keep their units: a
-            `GaussianDiffusion` with this `value_range` scales them. The attribute of this name
-            holds lows and highs, one per channel each.
+            `"fit"` for the least and largest values of the clips, at their size and before they
+            are filled up. Clips keep their units: a `GaussianDiffusion` with this `value_range`
+            scales them. The attribute of this name holds lows and highs, one per channel each.
         conditions: What comes with a clip; one or several of `"caption"` (the text in `clip.txt`
             or in the manifest), `"label"` (by sub-folder, or in the manifest), `"vector"`,
             `"frame_vectors"` or `"field"` (an array in `clip.npy` or `clip.pt`: `(d,)`, `(f, d)`,
@@ -111,7 +116,8 @@ class Dataset(data.Dataset[Any]):
         transform: Called with each decoded frame, a Pillow picture; gives its `(c, h, w)` tensor.
             Another one may be put in its place, but not with a cache.
         cast_num_frames_fn: Called with each clip that is cut or filled up with black.
-        class_names: Of the labels: the sorted names, or, if all are whole numbers, these.
+        class_names: Of the labels: the sorted names, those of a manifest's other splits included,
+            or, if all are whole numbers below 10000, these.
 
     Raises:
         FileNotFoundError: The folder, a clip or a condition is missing.
@@ -138,7 +144,7 @@ class Dataset(data.Dataset[Any]):
         num_frames: int = 16,
         horizontal_flip: bool = False,
         force_num_frames: bool = True,
-        exts: Sequence[str] | None = _DEFAULT_EXTS,
+        exts: str | Sequence[str] | None = _DEFAULT_EXTS,
         *,
         frame_skip: int = 1,
         fps: float | None = None,
@@ -171,11 +177,10 @@ class Dataset(data.Dataset[Any]):
         self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
 
         # which files, and what comes with them
-        clips = _list_clips(Path(folder), manifest, split, exts, exclude)
-        check_channels(channels, [clip.path for clip in clips], read_fn is not None)
         self._conditions = ClipConditions(*split_conditions(conditions), missing_captions)
-        clips = self._conditions.complete(clips, Path(folder))
+        clips = _list_clips(Path(folder), manifest, split, exts, exclude, self._conditions)
         self.class_names = self._conditions.class_names
+        check_channels(channels, [clip.path for clip in clips], read_fn is not None)
 
         # which parts of them
         self._reader = ClipReader(frame_size, Timeline(frame_skip, fps), channels, axes, read_fn)
@@ -188,7 +193,7 @@ class Dataset(data.Dataset[Any]):
 
         # in which units
         is_fit = isinstance(value_range, str) and value_range == "fit"
-        found = self._reader.fit_value_range(paths) if is_fit else value_range
+        found = fit_value_range(join_parts(self._clips), self._read_part) if is_fit else value_range
         self.value_range = as_value_range(found, channels)
 
     @property
@@ -229,6 +234,8 @@ class Dataset(data.Dataset[Any]):
         reader, conditions = self._reader, self._conditions
         transform = None if self.transform is reader.size else self.transform
         video, positions = reader.read(clip, span, partial(self._cut, generator), transform)
+        if self.value_range is not None:
+            video = video.float()  # bytes cannot be filled up with a low below 0
         is_random_crop = reader.size.crop == "random"
         view = View.draw(is_random_crop, self.horizontal_flip, self.vertical_flip, generator)
         # a transform of the user's own gives frames as large as it likes
@@ -260,6 +267,10 @@ class Dataset(data.Dataset[Any]):
         first = range(self.num_frames or 0) if is_first else None
         return [(clip, first if clip.is_whole else None) for clip in clips]
 
+    def _read_part(self, part: tuple[Clip, range | None]) -> torch.Tensor:
+        most = self.num_frames if self.clip_start == "first" else None
+        return self._reader.read(*part, lambda span: span[:most])[0]
+
     def _cut(self, generator: torch.Generator | None, span: range) -> range:
         if self.num_frames is None:
             return span
@@ -272,11 +283,7 @@ class Dataset(data.Dataset[Any]):
         if self.num_frames is not None and not is_plain:
             video = fill_up(video, self.num_frames, self.pad, self._black, path)
         video = self.cast_num_frames_fn(video)
-        if video.dtype != torch.uint8:
-            return video
-        if self.value_range is not None:
-            return video.float()
-        return video if self.as_uint8 else video.float() / 255
+        return video if video.dtype != torch.uint8 or self.as_uint8 else video.float() / 255
 
     def _view_field(self, field: torch.Tensor, view: View) -> torch.Tensor:
         size = self._reader.size

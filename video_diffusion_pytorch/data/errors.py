@@ -21,7 +21,7 @@ _OF_THE_MACHINE = {
 
 
 class UnreadableVideoError(ValueError):
-    """A file is there, but no clip can be decoded from it; the message names the file."""
+    """No clip can be decoded from a file that was found; the message names the file."""
 
 
 def unreadable(
@@ -36,6 +36,18 @@ def unreadable(
     return UnreadableVideoError(f"cannot read {path}: expected {expected}, got {got}; {what_to_do}")
 
 
+def is_of_the_machine(error: Exception) -> bool:
+    """Tell whether an error says nothing of the file: a full or lost disk, too many open files.
+
+    Example:
+        >>> is_of_the_machine(OSError(errno.EMFILE, "Too many open files"))
+        True
+        >>> is_of_the_machine(PermissionError(errno.EACCES, "Permission denied"))
+        False
+    """
+    return isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+
+
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
     """Make of an `OSError` that concerns one file what is raised for a damaged one.
@@ -44,7 +56,7 @@ def file_errors(path: Path) -> Iterator[None]:
     fare no better.
 
     Args:
-        path: The file.
+        path: The file, or the folder of frames.
 
     Raises:
         UnreadableVideoError: It may not be read, is gone, is a link to nothing, or the like.
@@ -58,11 +70,15 @@ def file_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _OF_THE_MACHINE:
+        if is_of_the_machine(error):
             raise
         got = f"{type(error).__name__}: {error.strerror or error}"
         if isinstance(error, FileNotFoundError):
-            got = "a link to nothing" if path.is_symlink() else "none, or none any more"
+            # of a folder of frames it may be one that is missing
+            name = error.filename
+            inner = Path(name) if isinstance(name, (str, os.PathLike)) else path
+            got = "a link to nothing" if inner.is_symlink() else "none, or none any more"
+            got += f" at {inner}" if inner != path else ""
         advice = "allow reading it, correct or remove it"
         raise unreadable(path, "a file that can be opened", got, advice) from error
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FITS = ("cover", "contain", "stretch")
 CROPS = ("center", "random")
 
+# A frame that would stick out of the target this many times is cut before it is scaled
+_EXTREME = 8
+
 # Where in the part that sticks out a crop begins: 0 is the top and left end, 1 the other
 Offset = tuple[float, float]
 
@@ -28,8 +31,8 @@ class FrameSize:
     Args:
         size: `(height, width)` in pixels.
         fit: `"cover"` scales a frame until it covers the target, and the rest is cut off;
-            `"contain"` until it fits in, and the rest is black (zero); `"stretch"` scales height
-            and width apart from each other.
+            `"contain"` until it fits in, and the rest is black (the clip's least value);
+            `"stretch"` scales height and width apart from each other.
         crop: What of a frame that covers the target is kept: its `"center"`, or a part drawn anew
             for each clip, `"random"`.
 
@@ -59,6 +62,11 @@ class FrameSize:
     def __repr__(self) -> str:
         return f"FrameSize({self.size}, fit={self.fit!r}, crop={self.crop!r})"
 
+    @property
+    def is_cut_at_once(self) -> bool:
+        """Whether `read` and `read_array` give frames of the target's size."""
+        return self.crop == "center" and self.fit != "contain"
+
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that a frame is scaled to before it is cut or filled up."""
         target_h, target_w = self.size
@@ -75,12 +83,33 @@ class FrameSize:
     def _at_least_or_most(self, side: int, target: int) -> int:
         return max(target, side) if self.fit == "cover" else min(target, max(1, side))
 
+    def _needed(self, height: int, width: int) -> tuple[slice, slice]:
+        """Rows and columns of a frame to scale, of which the target is the middle.
+
+        All, but of a frame that is longer than it is wide by far: next to nothing of it is kept,
+        and the whole of it, scaled, might not fit into memory.
+        """
+        rows, columns = slice(0, height), slice(0, width)
+        target_h, target_w = self.size
+        scaled_h, scaled_w = self.scaled_size(height, width)
+        if self.fit != "cover" or self.crop != "center":
+            return rows, columns
+        # Twice the target: what is cut off must not change what is kept
+        if scaled_w > _EXTREME * target_w:
+            columns = _middle(width, -(-2 * height * target_w // target_h))
+        elif scaled_h > _EXTREME * target_h:
+            rows = _middle(height, -(-2 * width * target_h // target_w))
+        return rows, columns
+
     # pictures
 
     def scale(self, frame: Image) -> Image:
-        """Scales a picture, without cutting it."""
+        """Scales a picture, without cutting off what may be kept."""
         from PIL.Image import Resampling
 
+        rows, columns = self._needed(frame.height, frame.width)
+        if (rows.stop - rows.start, columns.stop - columns.start) != (frame.height, frame.width):
+            frame = frame.crop((columns.start, rows.start, columns.stop, rows.stop))
         h, w = self.scaled_size(frame.height, frame.width)
         return frame if (w, h) == frame.size else frame.resize((w, h), Resampling.BILINEAR)
 
@@ -93,9 +122,12 @@ class FrameSize:
         return frame.crop((left, top, left + self.size[1], top + self.size[0]))
 
     def read(self, frame: Image) -> np.ndarray:
-        """The pixels that a cache holds: `(h, w, c)` uint8, not yet cut if `crop` is random."""
+        """The pixels that a cache holds: `(h, w, c)` uint8, scaled.
+
+        They are not yet cut if `crop` is random, nor filled up: black may be no 8-bit number.
+        """
         frame = self.scale(frame)
-        if self.crop == "center":
+        if self.is_cut_at_once:
             frame = self.finish(frame)
         pixels = np.asarray(frame)
         return pixels if pixels.ndim == 3 else pixels[..., None]
@@ -103,7 +135,9 @@ class FrameSize:
     # arrays
 
     def scale_array(self, video: torch.Tensor) -> torch.Tensor:
-        """Scales `(c, f, h, w)`, floats or uint8, without cutting it."""
+        """Scales `(c, f, h, w)`, floats or uint8, without cutting off what may be kept."""
+        rows, columns = self._needed(*video.shape[-2:])
+        video = video[..., rows, columns]
         size = self.scaled_size(*video.shape[-2:])
         if tuple(video.shape[-2:]) == size:
             return video
@@ -116,9 +150,9 @@ class FrameSize:
         return scaled.movedim(0, 1)
 
     def read_array(self, video: torch.Tensor) -> torch.Tensor:
-        """What a cache holds of `(c, f, h, w)`: scaled, not yet cut if `crop` is random."""
+        """What a cache holds of `(c, f, h, w)`: as `read` gives it for pictures."""
         scaled = self.scale_array(video)
-        return self.finish_array(scaled) if self.crop == "center" else scaled
+        return self.finish_array(scaled) if self.is_cut_at_once else scaled
 
     def finish_array(
         self,
@@ -150,3 +184,9 @@ class FrameSize:
             round((height - self.size[0]) * offset[0]),
             round((width - self.size[1]) * offset[1]),
         )
+
+
+def _middle(length: int, wanted: int) -> slice:
+    """So much of the middle, or one more: as much is left out on either side."""
+    kept = min(length, wanted + (length - wanted) % 2)
+    return slice((length - kept) // 2, (length + kept) // 2)

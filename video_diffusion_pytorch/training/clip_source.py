@@ -92,9 +92,14 @@ def _check_folder(folder: Any, results: Path) -> None:
 
 def clips_behind(dataset: Any) -> Dataset | None:
     """The `Dataset` of this library that another one is, or is a part of; None for others'."""
+    whole = _whole(dataset)
+    return whole if isinstance(whole, Dataset) else None
+
+
+def _whole(dataset: Any) -> Any:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    return dataset if isinstance(dataset, Dataset) else None
+    return dataset
 
 
 def choose_workers(dataset: Any) -> int:
@@ -139,13 +144,18 @@ def hold_out(dataset: Any, count: int) -> tuple[list[int], list[int]]:
     return [i for i, path in enumerate(paths) if path not in kept], sorted(first[p] for p in kept)
 
 
-def take_value_range(diffusion: GaussianDiffusion, clips: Dataset | None) -> None:
-    """Tells the model the units of the clips, where these say them.
+def take_value_range(diffusion: GaussianDiffusion, dataset: Any) -> None:
+    """Tells the model the units of the clips.
+
+    Args:
+        diffusion: The model.
+        dataset: Its attribute `value_range`, if it has one, says the units.
 
     Raises:
         ValueError: If the model has other units.
     """
-    found = None if clips is None else as_value_range(clips.value_range, diffusion.channels)
+    given = getattr(_whole(dataset), "value_range", None)
+    found = as_value_range(given, diffusion.channels)
     if found is None:
         return
     own = diffusion.config["value_range"]

@@ -58,7 +58,8 @@ class Trainer(TrainingData, Resumable):
         num_workers: Processes that read clips; 0 to read between the steps. None for as many as
             cores, at most 8, and none for a cache, or where processes cannot fork.
         dataset: In the place of `folder`: any dataset of torch's, one that iterates included, whose
-            items `unpack_batch` understands once they are collated.
+            items `unpack_batch` understands once they are collated. If it has a `value_range`,
+            that is the model's as well.
         dataloader: In the place of `folder`: anything that gives such batches when it is iterated
             over. Its order is its own, also after `load`.
         held_out: Number of files that are not trained on, and whose conditions the samples get.

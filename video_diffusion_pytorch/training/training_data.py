@@ -134,7 +134,7 @@ class TrainingData:
         self.ds = given["dataset"]
         if source == "folder":
             self.ds = self.make_dataset(given["folder"], self.model)
-        take_value_range(self.model, clips_behind(self.ds))
+        take_value_range(self.model, self.ds)
         if self.num_workers is None:
             self.num_workers = choose_workers(self.ds)
         if source == "dataloader":

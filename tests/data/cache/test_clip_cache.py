@@ -1,5 +1,6 @@
 """Clips are decoded once, and what is served is always what the file holds."""
 
+import errno
 import logging
 import os
 import pickle
@@ -212,7 +213,7 @@ def test_replaced_clips_do_not_pile_up(tmp_path, sources):
 # Files that cannot be decoded
 
 
-def test_a_failure_is_remembered_until_the_file_changes(tmp_path, sources, caplog):
+def test_a_failure_is_tried_again_at_each_build(tmp_path, sources, caplog):
     calls = []
 
     def decode(path):
@@ -221,19 +222,22 @@ def test_a_failure_is_remembered_until_the_file_changes(tmp_path, sources, caplo
             raise UnreadableVideoError(f"cannot read {path}")
         return np.load(path)
 
+    indices = []
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             cache, _ = build(tmp_path / "cache", sources, decode=decode)
             assert cache.failures == {sources[i]: f"cannot read {sources[i]}" for i in (1, 3)}
-    assert len(calls) == 5
-    assert caplog.text.count("left out of the cache: cannot read") == 2
+            indices.append(next((tmp_path / "cache").glob("*.index")).read_bytes())
+    assert calls[5:] == ["1.npy", "3.npy"]
+    assert indices[0] == indices[1]  # what is known already is not written again
+    assert caplog.text.count("left out of the cache: cannot read") == 4
     with pytest.raises(UnreadableVideoError, match=r"cannot read .*1.npy"):
         cache[sources[1]]
-    # touched: still a failure; repaired: none any more
+    # touched: still a failure; repaired, or what was wrong with the disk: none any more
     os.utime(sources[3], ns=(1, 1))
     write_source(sources[1], seed=5, shape=(99, 3, 5, 3))
     cache, _ = build(tmp_path / "cache", sources, decode=decode)
-    assert calls[5:] == ["1.npy"]
+    assert calls[7:] == ["1.npy", "3.npy"]
     assert list(cache.failures) == [sources[3]]
     assert pickle.loads(pickle.dumps(cache)).failures == cache.failures
     # another file of that content is another case
@@ -241,6 +245,17 @@ def test_a_failure_is_remembered_until_the_file_changes(tmp_path, sources, caplo
     copy.write_bytes(sources[3].read_bytes())
     cache, _ = build(tmp_path / "cache", [copy], decode=decode)
     assert cache.failures == {}
+    cache, _ = build(tmp_path / "cache", sources)
+    assert cache.failures == {}
+    assert_holds(cache, sources)
+
+
+def test_a_mistake_in_the_settings_ends_the_build(tmp_path, sources):
+    def decode(path):
+        raise ValueError("fps cannot be had")
+
+    with pytest.raises(ValueError, match="fps cannot be had"):
+        build(tmp_path / "cache", sources, decode=decode)
 
 
 def test_other_errors_end_the_build_and_keep_what_was_done(tmp_path, sources):
@@ -269,10 +284,51 @@ def test_a_file_that_changes_while_it_is_read_is_not_served(tmp_path, sources):
 
 
 def test_a_missing_source(tmp_path, sources):
-    text = r"expected a video at .*gone.npy, found none; check the path"
-    with pytest.raises(FileNotFoundError, match=text):
-        build(tmp_path / "cache", [*sources, tmp_path / "gone.npy"])
-    assert not (tmp_path / "cache").exists()
+    gone = tmp_path / "gone.npy"
+    cache, calls = build(tmp_path / "cache", [*sources, gone])
+    assert len(calls) == len(sources)
+    assert list(cache.failures) == [gone]
+    text = r"cannot read .*gone.npy: expected a file that can be opened, got none, or none any more"
+    with pytest.raises(UnreadableVideoError, match=text):
+        cache[gone]
+    # a cache built without it does not know it
+    cache, _ = build(tmp_path / "cache", sources)
+    assert cache.failures == {}
+
+
+def test_sources_that_cannot_be_opened(tmp_path, sources, monkeypatch):
+    number = errno.EACCES
+
+    def closed(path):
+        if path.endswith("2.npy"):
+            raise OSError(number, "no")
+        return source_digest(path)
+
+    source_digest = clip_cache.source_digest
+    monkeypatch.setattr(clip_cache, "source_digest", closed)
+    cache, calls = build(tmp_path / "cache", sources)
+    assert "2.npy" not in calls
+    assert list(cache.failures) == [sources[2]]
+    # also where nothing can be written
+    monkeypatch.setattr(clip_cache, "exclusive_lock", refuse)
+    assert list(build(tmp_path / "cache", sources)[0].failures) == [sources[2]]
+    monkeypatch.undo()
+    monkeypatch.setattr(clip_cache, "source_digest", closed)
+    number = errno.EMFILE
+    with pytest.raises(OSError, match="no"):
+        build(tmp_path / "cache", sources)
+
+
+def test_failures_stay_where_nothing_can_be_written(tmp_path, sources, monkeypatch):
+    def decode(path):
+        if path.name == "1.npy":
+            raise UnreadableVideoError("damaged")
+        return np.load(path)
+
+    build(tmp_path / "cache", sources, decode=decode)
+    monkeypatch.setattr(clip_cache, "exclusive_lock", refuse)
+    cache, _ = build(tmp_path / "cache", sources, decode=decode)
+    assert cache.failures == {sources[1]: "damaged"}
 
 
 @pytest.mark.parametrize(

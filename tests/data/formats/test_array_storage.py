@@ -1,5 +1,6 @@
 """What is inside an npy, npz or pt file."""
 
+import errno
 import pickle
 import re
 import struct
@@ -227,3 +228,18 @@ def test_compressed_pt(tmp_path):
             archive.writestr(name, plain.read(name))
     with refused(re.escape("ValueError: compressed entries, which torch.save does not write")):
         load_pt(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "pt"])
+def test_too_many_open_files_are_no_damage(tmp_path, monkeypatch, ending):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    path = tmp_path / f"a.{ending}"
+    path.touch()
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    monkeypatch.setattr("zipfile.ZipFile", refuse)
+    load = {"npy": load_npy, "npz": lambda path: load_npz(path, 100), "pt": load_pt}[ending]
+    with pytest.raises(OSError, match="Too many open files") as error:
+        load(path)
+    assert error.value.errno == errno.EMFILE

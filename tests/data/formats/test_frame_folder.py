@@ -5,7 +5,11 @@ import pytest
 from PIL import Image
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.frame_folder import FrameFolderReader, is_frame_folder
+from video_diffusion_pytorch.data.formats.frame_folder import (
+    FrameFolderReader,
+    is_frame_folder,
+    stills_among,
+)
 
 
 def write_stills(folder, names):
@@ -21,6 +25,8 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path):
     names = [f"frame{number}.png" for number in (0, 2, 9, 10, 11, 100)]
     write_stills(tmp_path, names)
     (tmp_path / ".DS_Store").write_bytes(b"hidden files do not count")
+    (tmp_path / "Thumbs.db").write_bytes(b"nor do those of file managers")
+    (tmp_path / "labels.csv").write_bytes(b"nor notes")
     with FrameFolderReader(tmp_path) as reader:
         assert (reader.num_frames, reader.channels, reader.fps, reader.times) == (6, 1, None, None)
         assert numbers(reader.pictures(range(100))) == [0, 1, 2, 3, 4, 5]
@@ -42,7 +48,11 @@ def test_frames_come_in_the_order_of_their_numbers(tmp_path):
         (["a1_left.png", "a2_right.png"], False),
         (["a1.png", "a2.jpg"], False),
         (["a1.png", "a01.png"], False),
-        (["a1.png", "notes.txt"], False),
+        (["a1.png", "a2.png", "notes.txt", "Thumbs.db", "desktop.ini", "x.JSON"], True),
+        (["a1.png", "a2.png", "a.csv", "README.md", "a1.xml"], True),
+        (["a1.png", "a1.txt", "a2.png"], False),  # a caption for each picture
+        (["notes.txt"], False),
+        (["a1.png", "notes.doc"], False),
         (["a1.gif", "a2.gif"], False),
         (["a1.mp4"], False),
         (["a.png"], False),
@@ -61,6 +71,28 @@ def test_animations_are_videos_by_themselves(tmp_path, ending):
     for name in names:
         first.save(tmp_path / name, save_all=True, append_images=[second])
     assert not is_frame_folder(tmp_path, names)
+
+
+@pytest.mark.parametrize("names", [["1.png", "2.png", "map.png"], ["1.png", "2.png", "1.txt"]])
+def test_stills_that_are_no_video_because_of_other_files(tmp_path, names):
+    write_stills(tmp_path, ["1.png", "2.png"])
+    assert not is_frame_folder(tmp_path, names)
+    assert stills_among(tmp_path, names) == ["1.png", "2.png"]
+
+
+@pytest.mark.parametrize(
+    "names", [["1.mp4", "1.png", "2.mp4", "2.png"], ["1.png", "a.png"], ["a.mp4"], []]
+)
+def test_thumbnails_and_single_pictures_are_no_series(tmp_path, names):
+    assert stills_among(tmp_path, names) == []
+
+
+def test_a_first_still_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", closed)
+    assert is_frame_folder(tmp_path, ["1.png", "2.png"])
 
 
 def test_other_folders(tmp_path):

@@ -1,6 +1,9 @@
 """Where each frame of a movie is, and what is refused before any is decoded."""
 
 import os
+from array import array
+from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -22,8 +25,9 @@ def test_times_and_keyframes(write_movie):
     index = movie_index(write_movie("clip.mp4", options={"bf": "3"}, num_frames=25))
     step = int(1 / (10 * index.time_base))
     assert index.num_frames == 25
-    assert index.pts == [step * number for number in range(25)]
-    assert index.keyframes == [0, 10 * step, 20 * step]
+    assert list(index.pts) == [step * number for number in range(25)]
+    assert list(index.keyframes) == [0, 10 * step, 20 * step]
+    assert (index.pts.itemsize, index.keyframes.itemsize) == (8, 8)
 
 
 def test_nothing_is_decoded(write_movie, monkeypatch):
@@ -48,7 +52,7 @@ def test_hidden_frames_of_vp8_do_not_count(codec, first_byte, shown):
 
 def test_an_avi_does_not_say_when_reordered_frames_are_shown(write_movie):
     index = movie_index(write_movie("clip.avi", options={"bf": "2"}))
-    assert (index.pts, index.keyframes, index.num_frames) == ([], [], 40)
+    assert (list(index.pts), list(index.keyframes), index.num_frames) == ([], [], 40)
 
 
 def test_remembered_until_the_file_changes(write_movie, monkeypatch):
@@ -57,6 +61,31 @@ def test_remembered_until_the_file_changes(write_movie, monkeypatch):
     assert movie_index(path) is first
     write_movie("clip.mp4", num_frames=6)
     assert movie_index(path).num_frames == 6
+
+
+def test_many_movies_are_remembered_and_the_oldest_forgotten():
+    remembered = module._Remembered(1000)
+    index = module.MovieIndex(array("q"), array("q"), 100, Fraction(1, 10))
+    keys = [(Path(str(number)), 0, 0) for number in range(6)]
+    for key in keys[:5]:
+        remembered.add(key, index)
+        remembered.add(key, index)  # as of another thread
+    assert remembered.get(keys[0]) is index
+    remembered.add(keys[5], index)
+    known = [key for key in keys if remembered.get(key) is not None]
+    assert known == [keys[0], *keys[2:]]
+    # one that is longer than all may be stays as long as it is the last
+    remembered.add((Path("long"), 0, 0), index._replace(num_frames=5000))
+    assert [key for key in keys if remembered.get(key) is not None] == []
+    assert remembered.get((Path("long"), 0, 0)) is not None
+
+
+def test_a_movie_is_gone_through_once_among_many(write_movie, monkeypatch):
+    paths = [write_movie(f"{number}.mp4", num_frames=2) for number in range(40)]
+    for path in paths:
+        movie_index(path)
+    monkeypatch.setattr(module, "open_movie", None)
+    assert [movie_index(path).num_frames for path in paths] == [2] * 40
 
 
 def test_no_video(tmp_path):

@@ -54,6 +54,19 @@ def test_something_else():
         reader([[1, 2]])
 
 
+def test_masked_values():
+    values = np.ma.masked_less(np.arange(24.0).reshape(1, 2, 3, 4), 5)
+    message = (
+        r"cannot read scan.nii: expected read_fn to give a number for each pixel, got 5 that are "
+        r"masked; fill them in read_fn, as by values.filled\(0\)"
+    )
+    with pytest.raises(UnreadableVideoError, match=message):
+        reader(values)
+    # a mask that hides nothing does no harm
+    with reader(np.ma.masked_less(values.filled(9), 0)) as file:
+        assert file.array([0]).flatten().tolist() == [9] * 5 + list(range(5, 12))
+
+
 @pytest.mark.parametrize(
     ("given", "channels"),
     [

@@ -20,7 +20,7 @@ from video_diffusion_pytorch.data.cache.clip_writer import Writer, disk_errors
 from video_diffusion_pytorch.data.cache.file_lock import exclusive_lock
 from video_diffusion_pytorch.data.cache.packed_clips import VERSION, PackedClips
 from video_diffusion_pytorch.data.cache.source_state import source_digest, source_state
-from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -41,8 +41,8 @@ class ClipCache:
             Clips of other settings are kept apart.
 
     Attributes:
-        failures: Source -> message, for those of the last `build` that cannot be decoded. They are
-            not tried again until they change.
+        failures: Source -> message, for those of the last `build` that cannot be opened or decoded.
+            The next build tries them again: what failed may have been the disk, or the settings.
 
     Raises:
         TypeError: `settings` holds values that JSON does not know.
@@ -61,6 +61,8 @@ class ClipCache:
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.folder = Path(folder)
         self.failures: dict[Path, str] = {}
+        # What cannot even be looked at has no place in the index
+        self._closed: dict[str, str] = {}
         self._clips = PackedClips(self.folder, _name_of(settings), settings)
 
     def build(
@@ -74,20 +76,25 @@ class ClipCache:
 
         Args:
             sources: Files, or folders of frames. Others that are in the cache stay there.
-            decode: Makes a clip of a source: numbers of any shape and dtype that NumPy has. A
-                `ValueError` says that it cannot be decoded.
+            decode: Makes a clip of a source: numbers of any shape and dtype that NumPy has. An
+                `UnreadableVideoError` says that it cannot be decoded.
             progress: Whether to show a progress bar.
 
         Raises:
-            FileNotFoundError: A source is missing.
             OSError: The folder cannot be written into, or the disk is full. The cache stays valid.
             TypeError: `decode` gives something else.
         """
         by_path = {os.path.abspath(source): source for source in sources}
-        states = {path: source_state(path) for path in by_path}
+        self._closed, states = {}, {}
+        for path, source in by_path.items():
+            try:
+                with file_errors(source):
+                    states[path] = source_state(path)
+            except UnreadableVideoError as error:
+                self._refuse(path, error)
         if self._stale(states):
             self._catch_up(by_path, states, decode, progress)
-        errors = {source: self._clips.records[path].error for path, source in by_path.items()}
+        errors = {source: self._error(path) for path, source in by_path.items()}
         self.failures = {source: error for source, error in errors.items() if error is not None}
 
     def __getitem__(self, source: str | os.PathLike[str]) -> np.ndarray:
@@ -98,22 +105,29 @@ class ClipCache:
             UnreadableVideoError: It could not be decoded.
         """
         path = os.path.abspath(source)
-        record = self._clips.records.get(path)
-        if record is None:
+        if path not in self._clips.records and path not in self._closed:
             raise KeyError(
                 f"expected a source that is in the cache {self.folder}, got {source}; pass it to "
                 "ClipCache.build first"
             )
-        if record.error is not None:
-            raise UnreadableVideoError(record.error)
+        error = self._error(path)
+        if error is not None:
+            raise UnreadableVideoError(error)
         return self._clips.clip(path)
+
+    def _error(self, path: str) -> str | None:
+        return self._closed.get(path) or self._clips.records[path].error
+
+    def _refuse(self, path: str, error: UnreadableVideoError) -> None:
+        logger.warning("left out of the cache: %s", error)
+        self._closed[path] = str(error)
 
     def _stale(self, states: Mapping[str, str]) -> list[str]:
         records = self._clips.records
         return [
             path
             for path, state in states.items()
-            if path not in records or records[path].state != state
+            if path not in records or records[path].state != state or records[path].error
         ]
 
     def _catch_up(
@@ -142,7 +156,7 @@ class ClipCache:
                 contents = self._contents()
                 for path in tqdm(stale, desc="decoding clips", unit="", disable=not progress):
                     record = self._renew(path, by_path[path], decode, writer, contents)
-                    if record.error is None:
+                    if record is not None and record.error is None:
                         contents[record.digest] = record
             # The clips of files that are gone need not be kept
             records = self._clips.records
@@ -156,19 +170,27 @@ class ClipCache:
         decode: Callable[[Path], np.ndarray | torch.Tensor],
         writer: Writer,
         contents: Mapping[str, Record],
-    ) -> Record:
-        """Find the clip of a source by its content, or decode it."""
-        state, digest = source_state(path), source_digest(path)
+    ) -> Record | None:
+        """Find the clip of a source by its content, or decode it; None if it cannot be opened."""
+        try:
+            with file_errors(source):
+                state, digest = source_state(path), source_digest(path)
+        except UnreadableVideoError as error:
+            self._refuse(path, error)
+            return None
         known = self._known(path, digest, contents)
-        if known is not None:
+        if known is not None and known.error is None:
             return writer.add(known._replace(path=path, state=state))
         try:
-            clip = decode(source)
-        except ValueError as error:
+            with file_errors(source):
+                array = _to_array(decode(source), source)
+                is_same = source_state(path) == state
+        except UnreadableVideoError as error:
             logger.warning("left out of the cache: %s", error)
-            return writer.add(Record(path, state, digest, error=str(error)))
-        array = _to_array(clip, source)
-        if source_state(path) != state:
+            failure = Record(path, state, digest, error=str(error))
+            # Tried at each build, and written down once
+            return failure if failure == known else writer.add(failure)
+        if not is_same:
             # Neither the old nor the new content need be what was decoded: no digest
             message = f"expected {source} not to change while it is read, got a change; build again"
             return writer.add(Record(path, state, "", error=message))
@@ -188,7 +210,12 @@ class ClipCache:
         self._clips.load()
         contents = self._contents()
         for path in self._stale(states) if self._clips.records else ():
-            known = self._known(path, source_digest(path), contents)
+            try:
+                with file_errors(Path(path)):
+                    known = self._known(path, source_digest(path), contents)
+            except UnreadableVideoError as error:
+                self._refuse(path, error)
+                continue
             if known is None:
                 return False
             self._clips.records[path] = known._replace(path=path, state=states[path])

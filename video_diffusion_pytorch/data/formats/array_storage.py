@@ -13,7 +13,11 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import UnreadableVideoError, unreadable
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    is_of_the_machine,
+    unreadable,
+)
 
 _VIDEO_KEY = "video"
 _NOTES = ("axes", "fps")
@@ -52,6 +56,8 @@ def load_npy(path: Path) -> StoredArray:
             header = _read_header(file)
             offset = file.tell()
     except Exception as error:  # what numpy raises for a damaged header is not documented
+        if is_of_the_machine(error):
+            raise
         raise unreadable(path, expected, f"{type(error).__name__}: {error}") from error
     _check_numbers(path, header)
     held = os.path.getsize(path) - offset
@@ -85,6 +91,8 @@ def load_npz(path: Path, max_bytes: int) -> StoredArray:
     except UnreadableVideoError:
         raise
     except Exception as error:  # zipfile and zlib raise almost every kind of error
+        if is_of_the_machine(error):
+            raise
         raise unreadable(path, expected, f"{type(error).__name__}: {error}") from error
     notes = {key: arrays[key].item() for key in _NOTES if key in arrays}
     video = arrays[next(key for key in arrays if key not in _NOTES)]
@@ -109,6 +117,8 @@ def load_pt(path: Path) -> StoredArray:
             warnings.simplefilter("ignore")  # of sparse tensors, which are refused below
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises almost every kind of error
+        if is_of_the_machine(error):
+            raise
         reason = str(error).partition("\n")[0]
         raise unreadable(path, expected, f"{type(error).__name__}: {reason}") from error
     found = content if isinstance(content, dict) else {_VIDEO_KEY: content}

@@ -88,7 +88,8 @@ class MovieReader(VideoReader):
         """When each frame is shown, in seconds after the first."""
         index = self._index
         if index.pts:
-            return [float((time - index.pts[0]) * index.time_base) for time in index.pts]
+            first, (numerator, denominator) = index.pts[0], index.time_base.as_integer_ratio()
+            return [(time - first) * numerator / denominator for time in index.pts]
         return [number / self.fps for number in range(index.num_frames)] if self.fps else None
 
     @property
