@@ -19,7 +19,11 @@ TREES = {module: ast.parse(path.read_text()) for module, path in SOURCES.items()
 every_module = pytest.mark.parametrize("module", SOURCES)
 
 # Rooms that know nothing of ours outside themselves, but for these
-CLOSED_ROOMS = {"data": set(), "evaluation": set(), "model": {f"{NAME}.reference.state_dict"}}
+CLOSED_ROOMS = {
+    "data": set(),
+    "evaluation": set(),
+    "model": {f"{NAME}.reference.state_dict", f"{NAME}.host_memory"},
+}
 # Rooms, and what they must not know
 BLIND_TO = {"diffusion": {"model", "training", "data", "cli"}, "training": {"model", "cli"}}
 

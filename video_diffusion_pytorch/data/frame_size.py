@@ -105,6 +105,8 @@ class FrameSize:
 
     def scale(self, frame: Image) -> Image:
         """Scales a picture, without cutting off what may be kept."""
+        if frame.size == self.size[::-1]:
+            return frame
         from PIL.Image import Resampling
 
         rows, columns = self._needed(frame.height, frame.width)

@@ -10,6 +10,7 @@ import torch
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.model.blocks import (
     FramewiseConv,
     ResnetBlock,
@@ -22,7 +23,6 @@ from video_diffusion_pytorch.model.embeddings import (
     SinusoidalPosEmb,
     rotary_tables,
 )
-from video_diffusion_pytorch.model.host_memory import keep_freed_memory
 from video_diffusion_pytorch.model.levels import SpatialAttention, TemporalAttention, make_levels
 from video_diffusion_pytorch.model.masks import focus_mask, prob_mask_like
 from video_diffusion_pytorch.reference.state_dict import (

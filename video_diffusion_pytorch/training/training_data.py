@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.training.batches import (
     Draw,
     Endless,
@@ -72,6 +73,9 @@ class TrainingData:
     def make_dataloader(self, dataset: Any) -> Any:
         """The batches: shuffled, without end, from where training stopped before."""
         is_stream = isinstance(dataset, IterableDataset)
+        if not self.num_workers:
+            # the batches' memory is the same from step to step
+            keep_freed_memory()
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

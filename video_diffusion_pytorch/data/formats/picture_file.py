@@ -11,12 +11,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
 from video_diffusion_pytorch.data.formats.gif_format import gif_durations
-from video_diffusion_pytorch.data.formats.picture_mode import stored_channels, to_mode
+from video_diffusion_pytorch.data.formats.picture_mode import (
+    ToTensor,
+    stored_channels,
+    to_mode,
+)
 from video_diffusion_pytorch.data.formats.png_format import png_durations
 from video_diffusion_pytorch.data.formats.video_reader import (
     CHANNELS_TO_MODE,
@@ -32,42 +35,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = ["CHANNELS_TO_MODE", "PictureReader", "ToTensor", "gif_to_tensor", "seek_all_images"]
-
-
-class ToTensor:
-    """Turn a Pillow picture into a tensor, each pixel value divided by 255.
-
-    Example:
-        >>> from PIL import Image
-        >>> ToTensor()(Image.new("RGB", (4, 2), "white")).shape
-        torch.Size([3, 2, 4])
-    """
-
-    def __call__(self, image: Image) -> torch.Tensor:
-        """Convert one picture.
-
-        Args:
-            image: A picture of mode L, RGB or RGBA.
-
-        Returns:
-            `(c, h, w)` float32 in [0, 1].
-
-        Raises:
-            ValueError: The picture has another mode.
-        """
-        if image.mode not in CHANNELS_TO_MODE.values():
-            raise ValueError(
-                f"the picture's mode must be one of {list(CHANNELS_TO_MODE.values())}, "
-                f"got {image.mode!r}; convert it first, for example image.convert('RGB')"
-            )
-        # np.array copies: a view of Pillow's memory would be read-only, which torch warns about
-        pixels = torch.from_numpy(np.array(image))
-        if pixels.ndim == 2:
-            pixels = pixels[..., None]
-        return pixels.permute(2, 0, 1).contiguous().float().div(255)
-
-    def __repr__(self) -> str:
-        return "ToTensor()"
 
 
 _TO_TENSOR = ToTensor()
@@ -140,6 +107,8 @@ PICTURE_FORMATS = ("GIF", "PNG", "WEBP")
 
 _EXPECTED = "a complete gif or other animation"
 _MAX_FILE_BYTES = 2**31
+# Frames that are decoded between two changes of the warnings' filters, which take a while
+_AT_ONCE = 8
 _SIGNATURES: tuple[tuple[bytes, Callable[[bytes], list[float] | None], str], ...] = (
     (b"GIF87a", gif_durations, "gif"),
     (b"GIF89a", gif_durations, "gif"),
@@ -208,23 +177,35 @@ class PictureReader(VideoReader):
 
     def _decode(self, indices: Sequence[int] | range) -> Iterator[Image]:
         total = self.num_frames
-        for index in indices:
-            if index >= total:
-                return
-            if self._is_closed:
-                raise closed_reader(self.path)
-            try:
-                frame = self._frame(self._first + index)
-            except Exception as error:  # Pillow's decoders raise almost every kind of error
+        within = [index for index in indices[:total] if index < total]
+        for start in range(0, len(within), _AT_ONCE):
+            frames, error = self._some_frames(within[start : start + _AT_ONCE])
+            for frame in frames:
+                yield frame
+                if self._is_closed:
+                    raise closed_reader(self.path)
+            if error is not None:
                 raise _undecodable(self.path, error) from error
-            yield frame
 
-    def _frame(self, position: int) -> Image:
-        with _pillows_warnings():
-            if self._image.tell() > position:  # Pillow does not rewind every kind of file
-                self._image = self._open()
-            self._image.seek(position)
-            return to_mode(self._image, CHANNELS_TO_MODE[self.channels])
+    def _some_frames(self, indices: Sequence[int]) -> tuple[list[Image], Exception | None]:
+        """Decode frames up to the first that cannot be, and give its error."""
+        if self._is_closed:
+            raise closed_reader(self.path)
+        frames: list[Image] = []
+        try:
+            with _pillows_warnings():
+                for index in indices:
+                    frames.append(self._frame(index))
+        except Exception as error:  # Pillow's decoders raise almost every kind of error
+            return frames, error
+        return frames, None
+
+    def _frame(self, index: int) -> Image:
+        position = self._first + index
+        if self._image.tell() > position:  # Pillow does not rewind every kind of file
+            self._image = self._open()
+        self._image.seek(position)
+        return to_mode(self._image, CHANNELS_TO_MODE[self.channels])
 
     def close(self) -> None:
         """Let go of the picture."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+
+from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -53,3 +56,39 @@ def to_mode(image: Image, mode: str) -> Image:
     elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")  # Pillow warns of the direct way to RGB
     return image.convert(mode)
+
+
+class ToTensor:
+    """Turn a Pillow picture into a tensor, each pixel value divided by 255.
+
+    Example:
+        >>> from PIL import Image
+        >>> ToTensor()(Image.new("RGB", (4, 2), "white")).shape
+        torch.Size([3, 2, 4])
+    """
+
+    def __call__(self, image: Image) -> torch.Tensor:
+        """Convert one picture.
+
+        Args:
+            image: A picture of mode L, RGB or RGBA.
+
+        Returns:
+            `(c, h, w)` float32 in [0, 1].
+
+        Raises:
+            ValueError: The picture has another mode.
+        """
+        if image.mode not in CHANNELS_TO_MODE.values():
+            raise ValueError(
+                f"the picture's mode must be one of {list(CHANNELS_TO_MODE.values())}, "
+                f"got {image.mode!r}; convert it first, for example image.convert('RGB')"
+            )
+        # np.array copies: a view of Pillow's memory would be read-only, which torch warns about
+        pixels = torch.from_numpy(np.array(image))
+        if pixels.ndim == 2:
+            pixels = pixels[..., None]
+        return pixels.permute(2, 0, 1).contiguous().float().div(255)
+
+    def __repr__(self) -> str:
+        return "ToTensor()"

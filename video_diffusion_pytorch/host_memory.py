@@ -1,4 +1,4 @@
-"""Keeps the network's buffers in the process between steps, where the network runs on a CPU."""
+"""Beside the path: buffers of the CPU stay in the process from step to step."""
 
 import ctypes
 import sys
@@ -15,7 +15,8 @@ def keep_freed_memory() -> bool:
     By default large buffers go back to the system as soon as they are freed, and the system
     clears them page by page when they are wanted again. A training step frees and wants hundreds,
     and spends up to half of its time on that. The price is that the process stays as large as
-    it once was. Called by `Unet3D` when it first runs on a CPU; a second call does nothing.
+    it once was. Called by `Unet3D` when it first runs on a CPU, and by a `Trainer` that reads its
+    clips itself; a second call does nothing.
 
     Returns:
         Whether this process has such a malloc: true on Linux with glibc.

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from video_diffusion_pytorch.model.host_memory import keep_freed_memory
+from video_diffusion_pytorch.host_memory import keep_freed_memory
 
 COUNT_FAULTS = """
 import resource, torch
-from video_diffusion_pytorch.model.host_memory import keep_freed_memory
+from video_diffusion_pytorch.host_memory import keep_freed_memory
 
 def faults_of_a_step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
