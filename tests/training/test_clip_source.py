@@ -109,6 +109,16 @@ def test_what_is_held_out(clips):
             hold_out(clips(), count)
 
 
+def test_by_default_a_twentieth_of_the_files_is_held_out(clips):
+    assert hold_out(range(100), None, at_most=16)[1] == [0, 25, 50, 74, 99]
+    assert len(hold_out(range(1000), None, at_most=16)[1]) == 16
+    assert hold_out(range(100), None)[1] == []
+    # two files make many clips, of which none is spared
+    many = clips(clip_start="all", num_frames=1)
+    many.paths = many.paths * 10
+    assert hold_out(many, None, at_most=16) == (list(range(180)), [])
+
+
 def test_others_datasets_may_say_their_units_and_no_more():
     class Others(list):
         paths = ("a", "b")

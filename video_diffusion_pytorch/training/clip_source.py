@@ -119,12 +119,13 @@ def choose_workers(dataset: Any) -> int:
     return 0 if cores in (None, 1) else min(8, cores)
 
 
-def hold_out(dataset: Any, count: int) -> tuple[list[int], list[int]]:
+def hold_out(dataset: Any, count: int | None, at_most: int = 0) -> tuple[list[int], list[int]]:
     """Indices to train on, and of clips of `count` files kept apart, spread over the dataset.
 
     Args:
         dataset: Has a length. Of a `Dataset`, all clips of a file are kept apart.
-        count: Number of files; of each the first clip is given.
+        count: Number of files; of each the first clip is given. None for a twentieth of them.
+        at_most: The largest number that None stands for.
 
     Raises:
         ValueError: If there are not more files than that.
@@ -133,6 +134,8 @@ def hold_out(dataset: Any, count: int) -> tuple[list[int], list[int]]:
     if isinstance(dataset, Dataset):
         paths = dataset.paths
     files = list(dict.fromkeys(paths))
+    if count is None:
+        count = min(at_most, len(files) // 20)
     if not 0 <= count < len(files):
         raise ValueError(
             f"Trainer: held_out must leave clips to train on, got {count} of {len(files)}; hold "
@@ -199,7 +202,7 @@ def check_first_clip(
     diffusion.check_batch(videos, **tensors)
     if clips is None:
         return
-    classes = getattr(diffusion.denoise_fn, "config", {}).get("num_classes")
+    classes = getattr(unwrap(diffusion.denoise_fn), "config", {}).get("num_classes")
     if classes is not None and len(clips.class_names) > classes:
         raise ValueError(
             f"Trainer: the clips must be of at most {classes} classes, the network's num_classes, "

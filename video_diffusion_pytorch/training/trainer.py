@@ -63,7 +63,7 @@ class Trainer(TrainingData, Resumable):
         dataloader: In the place of `folder`: anything that gives such batches when it is iterated
             over. Its order is its own, also after `load`.
         held_out: Number of files that are not trained on, and whose conditions the samples get.
-            None for as many as there are samples, but at most a twentieth of the clips, if they
+            None for as many as there are samples, but at most a twentieth of the files, if they
             come with conditions.
         sample_conditions: What the samples are told instead: keywords of `diffusion.sample`, such
             as `{"cond": ["a whale"]}`, repeated to the number of samples.

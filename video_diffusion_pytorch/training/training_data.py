@@ -162,9 +162,7 @@ class TrainingData:
         first = collate([self._items[Draw(0, self.order.seed)]])
         videos, conditions = self.unpack_batch(first)
         check_first_clip(self.model, clips_behind(self.ds), videos, conditions)
-        if held_out is None:
-            held_out = min(count, len(self.ds) // 20) if conditions else 0
-        self.order.indices, apart = hold_out(self.ds, held_out)
+        self.order.indices, apart = hold_out(self.ds, held_out, count if conditions else 0)
         self.dl = Endless(self.make_dataloader(self._items))
         if conditions or self.model.given_frames:
             self._apart = (apart or self.order.indices)[:count]
@@ -176,11 +174,9 @@ class TrainingData:
         `load` calls it.
         """
         self.dl.restart()
-        if self._apart:
+        if self._apart and self._chosen_conditions is None:
             batch = collate([self._items[Draw(clip, self.order.seed)] for clip in self._apart])
             self._sample_conditions = self._conditions_of(*self.unpack_batch(batch))
-        if self._chosen_conditions is not None:
-            self._sample_conditions = self._chosen_conditions
 
     # conditions
 
