@@ -289,6 +289,11 @@ def test_held_out_clips_give_the_samples_conditions(train):
     assert trained & set(apart) == set()
 
 
+def test_where_none_is_held_out_the_conditions_are_spread(train):
+    trainer, _ = train(unet={"cond_dim": WIDTH}, dataset=Clips(vector, 13), held_out=0)
+    assert trainer._sample_conditions["cond"][:, 0].tolist() == [0, 3, 6, 9]
+
+
 def test_nothing_is_left_to_train_on(train):
     with pytest.raises(ValueError, match="held_out must leave clips to train on, got 8 of 8; hold"):
         train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), held_out=8)

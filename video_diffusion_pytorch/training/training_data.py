@@ -165,7 +165,9 @@ class TrainingData:
         self.order.indices, apart = hold_out(self.ds, held_out, count if conditions else 0)
         self.dl = Endless(self.make_dataloader(self._items))
         if conditions or self.model.given_frames:
-            self._apart = (apart or self.order.indices)[:count]
+            # spread over the clips, which are sorted by folder
+            shown = apart or self.order.indices[:: max(1, len(self.order.indices) // count)]
+            self._apart = shown[:count]
         self.restart_data()
 
     def restart_data(self) -> None:
