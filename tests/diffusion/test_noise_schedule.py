@@ -1,70 +1,39 @@
-"""The forward process against its definition, and against the reference's numbers."""
+"""The noise schedules against their definitions."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from video_diffusion_pytorch.diffusion.noise_schedule import (
-    ForwardProcess,
+    SCHEDULES,
+    continuous_beta_schedule,
+    continuous_log_snr,
+    continuous_time_of,
     cosine_beta_schedule,
     draw_noise,
     extract,
+    linear_beta_schedule,
+    make_betas,
+    sigmoid_beta_schedule,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden"
-RECORDED = sorted(GOLDEN.glob("diffusion_*.pt"))
 SHAPE = (4, 2, 3, 5, 5)
-
-
-@pytest.fixture(scope="module")
-def process():
-    return ForwardProcess(cosine_beta_schedule(40))
-
-
-def clips(dtype=torch.float32):
-    return torch.randn(SHAPE, dtype=dtype), torch.tensor([0, 1, 20, 39])
-
-
-# The reference's numbers
-
-
-@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_same_numbers_as_the_reference(path):
-    record = torch.load(path, weights_only=True)
-    process = ForwardProcess(cosine_beta_schedule(record["config"]["timesteps"]))
-    assert dict(process.named_buffers()).keys() == record["buffers"].keys()
-    for name, expected in record["buffers"].items():
-        torch.testing.assert_close(
-            process.get_buffer(name), expected, rtol=1e-6, atol=1e-7, msg=name
-        )
-    x_start, t, noise = record["x_start"], record["t"], record["noise"]
-    x_t = process.q_sample(x_start, t, noise)
-    for actual, key in [
-        (x_t, "q_sample"),
-        (process.q_mean_variance(x_start, t), "q_mean_variance"),
-        (process.q_posterior(x_start, x_t, t), "q_posterior"),
-        (process.predict_start_from_noise(x_t, t, noise), "predict_start_from_noise"),
-    ]:
-        torch.testing.assert_close(actual, record[key], rtol=1e-6, atol=1e-6, msg=key)
-
-
-def test_all_records_are_there():
-    assert len(RECORDED) == 3
-
 
 # The schedule
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 1000])
-def test_variances_are_positive_and_below_one(steps):
-    betas = cosine_beta_schedule(steps)
+def test_variances_are_positive_and_below_one(steps, name):
+    betas = make_betas(name, steps)
     assert betas.shape == (steps,)
     assert betas.dtype == torch.float64
     assert (betas > 0).all()
     assert (betas <= 0.9999).all()
-    assert (betas.diff() > 0).all()
+    # many steps too many for a linear schedule are all at the limit
+    assert (betas.diff() >= 0).all()
+    assert name == "linear" or (betas.diff() > 0).all()
 
 
 def test_the_clips_share_falls_as_a_cosine():
@@ -79,84 +48,58 @@ def test_the_clips_share_falls_as_a_cosine():
         assert kept[step] == pytest.approx(expected, rel=1e-9)
 
 
-def test_buffers_are_float32_and_follow_the_network_to_its_device(process):
-    assert all(buffer.dtype == torch.float32 for buffer in process.buffers())
-    moved = ForwardProcess(cosine_beta_schedule(3)).to("meta")
-    assert all(buffer.is_meta for buffer in moved.buffers())
+def test_the_linear_schedule_is_that_of_ho_et_al():
+    betas = linear_beta_schedule(1000)
+    torch.testing.assert_close(betas, torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
+    fewer = (1 - linear_beta_schedule(250)).log().sum()
+    assert fewer.item() == pytest.approx((1 - betas).log().sum().item(), rel=0.03)
 
 
-def test_a_single_step_has_finite_numbers():
-    for name, buffer in ForwardProcess(cosine_beta_schedule(1)).named_buffers():
-        assert buffer.isfinite().all(), name
+def test_the_sigmoid_schedule_is_that_of_jabri_et_al():
+    kept = (1 - sigmoid_beta_schedule(50)).cumprod(0)
+
+    def sigmoid(x):
+        return 1 / (1 + math.exp(-x))
+
+    for step in (0, 10, 25, 40):
+        expected = (sigmoid(3) - sigmoid(-3 + 6 * (step + 1) / 50)) / (sigmoid(3) - sigmoid(-3))
+        assert kept[step].item() == pytest.approx(expected, rel=1e-9)
 
 
-# q
+def test_the_continuous_schedule_is_a_cosine_between_its_limits():
+    u = torch.tensor([0, 0.01, 0.25, 0.5, 0.75, 0.99, 1], dtype=torch.float64)
+    log_snr = continuous_log_snr(u)
+    assert log_snr[0].item() == pytest.approx(20, abs=1e-9)
+    assert log_snr[-1].item() == pytest.approx(-20, abs=1e-9)
+    alpha = torch.sigmoid(log_snr[1:-1]).sqrt()
+    torch.testing.assert_close(alpha, torch.cos(torch.pi / 2 * u[1:-1]), rtol=0, atol=1e-4)
+    for time, value in zip(u.tolist(), log_snr.tolist(), strict=True):
+        assert continuous_time_of(value) == pytest.approx(time, abs=1e-9)
+    # also in the numbers that networks compute with
+    torch.testing.assert_close(continuous_log_snr(u.float()), log_snr.float(), rtol=0, atol=1e-3)
 
 
-def test_noise_and_clip_are_told_from_their_mixture(process):
-    x_start, t = clips()
-    noise = torch.randn(SHAPE)
-    x_t = process.q_sample(x_start, t, noise)
-    back = process.predict_start_from_noise(x_t, t, noise)
-    # at the last step hardly anything of the clip is left to tell it from
-    early = t < 39
-    torch.testing.assert_close(back[early], x_start[early], rtol=1e-4, atol=1e-4)
-    relative = 1 / process.sqrt_alphas_cumprod[39]
-    torch.testing.assert_close(back[~early], x_start[~early], rtol=0, atol=1e-6 * relative.item())
+def test_the_continuous_schedule_in_steps():
+    kept = (1 - continuous_beta_schedule(10)).cumprod(0)
+    ends = torch.linspace(0.1, 1, 10, dtype=torch.float64)
+    torch.testing.assert_close(kept[:-1], torch.sigmoid(continuous_log_snr(ends))[:-1])
 
 
-def test_q_sample_draws_what_q_mean_variance_says(process):
-    x_start = torch.full((20_000, 1), 0.7)
-    for step in (0, 20, 39):
-        t = torch.full((20_000,), step)
-        drawn = process.q_sample(x_start, t)
-        mean, variance, log_variance = process.q_mean_variance(x_start, t)
-        assert drawn.mean() == pytest.approx(
-            mean[0].item(), abs=4 * (variance[0].item() / 2e4) ** 0.5
-        )
-        assert drawn.var() == pytest.approx(variance[0].item(), rel=0.05)
-        torch.testing.assert_close(log_variance, variance.log(), rtol=1e-4, atol=1e-4)
+def test_a_schedule_of_ones_own():
+    own = [0.1, 0.2, 0.5]
+    for given in (own, torch.tensor(own)):
+        assert make_betas(given, 3).tolist() == pytest.approx(own, rel=1e-6)
 
 
-def test_steps_add_up_to_the_closed_form():
-    betas = cosine_beta_schedule(40)
-    process = ForwardProcess(betas).double()
-    share, variance = 1.0, 0.0
-    for step, beta in enumerate(betas.tolist()):
-        share *= math.sqrt(1 - beta)
-        variance = variance * (1 - beta) + beta
-        mean, closed, _ = process.q_mean_variance(
-            torch.ones(1, 1, dtype=torch.float64), torch.tensor([step])
-        )
-        assert mean.item() == pytest.approx(share, rel=1e-5)
-        assert closed.item() == pytest.approx(variance, rel=1e-5, abs=1e-7)
+def test_unknown_schedules_are_named():
+    with pytest.raises(ValueError, match=r"beta_schedule must be one of cosine, linear, sigm"):
+        make_betas("cosin", 10)
 
 
-def test_the_posterior_is_bayes_rule():
-    # q(x_{t-1} | x_t, x_0) ∝ q(x_t | x_{t-1}) q(x_{t-1} | x_0), all of them normal
-    betas = cosine_beta_schedule(40)
-    process = ForwardProcess(betas)
-    kept = (1 - betas).cumprod(0)
-    x_start, x_t = torch.randn(2, 39, 6, dtype=torch.float64)
-    t = torch.arange(1, 40)
-    beta, before = betas[1:, None], kept[:-1, None]
-    precision_of_step, precision_of_prior = (1 - beta) / beta, 1 / (1 - before)
-    variance = 1 / (precision_of_step + precision_of_prior)
-    mean = variance * (
-        precision_of_step * x_t / (1 - beta).sqrt() + precision_of_prior * before.sqrt() * x_start
-    )
-    posterior = process.q_posterior(x_start, x_t, t)
-    torch.testing.assert_close(posterior[0], mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(posterior[1].double(), variance, rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(posterior[2].double(), variance.log(), rtol=1e-5, atol=1e-5)
-
-
-def test_the_first_step_gives_the_clip_itself(process):
-    x_start, x_t = torch.randn(2, 3, 6)
-    mean, variance, log_variance = process.q_posterior(x_start, x_t, torch.zeros(3).long())
-    torch.testing.assert_close(mean, x_start)
-    assert (variance == 0).all()
-    assert log_variance.isfinite().all()
+@pytest.mark.parametrize("betas", [[0.1, 0.2], [0.1, 0.2, 1.0], [0.0, 0.1, 0.2], [], [0.1] * 4])
+def test_variances_that_are_none(betas):
+    with pytest.raises(ValueError, match=r"must hold timesteps = 3 variances above 0 and below"):
+        make_betas(betas, 3)
 
 
 # Draws

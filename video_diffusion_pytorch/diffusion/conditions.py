@@ -60,8 +60,16 @@ class Conditions(ValueRanges):
 
     denoise_fn: nn.Module
     text_use_bert_cls: bool
+    image_size: int | tuple[int, int]
     num_frames: int
     given_frames: int
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """Shape of one clip, `(c, f, h, w)`."""
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.channels, self.num_frames, height, width
 
     @property
     def condition_names(self) -> tuple[str, ...]:
@@ -159,6 +167,34 @@ class Conditions(ValueRanges):
                 )
             field = self._join_fields(field, show_first_frames(frames, x.shape[2]))
         return ready if field is None else {**ready, "cond_video": field}
+
+    def _ready_of_images(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Tensor]:
+        """As `_for_network`, for images at the end of clips: of each condition a row per image.
+
+        Args:
+            images: `(b, c, k, h, w)`, of which only the shape counts.
+            conditions: `cond` `(b, k, d)`, or `b` lists of `k` captions; `labels` `(b, k)`,
+                `frame_cond` `(b, k, d)`, `cond_video` `(b, n, k, h, w)`, `null_cond_mask` `(b, k)`.
+        """
+        b, k = images.shape[0], images.shape[2]
+        named = dict(conditions)
+        rows = named.get("cond")
+        if isinstance(rows, (list, tuple)) and rows and all(map(_is_captions, rows)):
+            mask = named.pop("null_cond_mask", None)
+            if mask is not None:
+                mask = torch.as_tensor(mask).flatten()
+            captions = [caption for row in rows for caption in row]
+            told = self._ready(cond=captions, null_cond_mask=mask)
+            named |= {name: value.reshape(b, k, *value.shape[1:]) for name, value in told.items()}
+        ready = self._ready(**named)
+        field = ready.pop("cond_video", None)
+        if field is None:
+            return ready
+        field = self._field_to_model_range(field)
+        if self.given_frames:
+            # no frame of an image is known
+            field = self._join_fields(field, show_first_frames(images[:, :, :0], k))
+        return {**ready, "cond_video": field}
 
     def _check_first_frames(self, frames: Tensor, x: Tensor) -> None:
         if not self.given_frames:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.diffusion.completion import Completion
 from video_diffusion_pytorch.diffusion.conditions import given, unwrap
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule, draw_noise
-from video_diffusion_pytorch.diffusion.reverse_process import ReverseProcess
+from video_diffusion_pytorch.diffusion.noise_schedule import make_betas
+from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
+from video_diffusion_pytorch.diffusion.training_loss import TrainingLoss
 from video_diffusion_pytorch.diffusion.value_range import Bound
 
-LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 # the constructor arguments that a checkpoint holds
 _CONFIG = (
     "image_size",
@@ -29,23 +29,29 @@ _CONFIG = (
     "cond_drop_prob",
     "auto_normalize",
     "given_frames",
+    "objective",
+    "beta_schedule",
+    "min_snr_gamma",
+    "sampling_timesteps",
+    "ddim_sampling_eta",
 )
 
 
-class GaussianDiffusion(ReverseProcess):
+class GaussianDiffusion(Completion, TrainingLoss):
     """Trains a denoiser, and samples from it (Ho et al. 2020; for video Ho et al. 2022).
 
     Args:
-        denoise_fn: The network: called with `(x_t, t, cond=...)` it predicts the noise, and so
-            does its method `forward_with_cond_scale`, with `cond_scale` besides. Conditions of
-            other names reach it only where they are given. It may be wrapped (DataParallel,
+        denoise_fn: The network: called with `(x_t, t, cond=...)` it predicts what `objective` says,
+            and so does its method `forward_with_cond_scale`, with `cond_scale` besides. Conditions
+            of other names reach it only where they are given. It may be wrapped (DataParallel,
             DDP, torch.compile), and replaced later.
         image_size: Height and width of the clips, an int or `(h, w)`.
         num_frames: Frames of a clip.
         text_use_bert_cls: Whether captions become BERT's [CLS] state instead of the mean state.
         channels: Channels of the clips; None for `denoise_fn.channels`.
-        timesteps: Number of steps of the cosine schedule.
-        loss_type: `"l1"` or `"l2"`, between the noise and its prediction.
+        timesteps: Number of steps of the schedule.
+        loss_type: `"l1"`, `"l2"` or `"huber"` (square below 1, linear above), between the
+            prediction and its target.
         use_dynamic_thres: Whether samples are clipped at a percentile of their own values instead
             of at 1 (Saharia et al. 2022, section 2.3).
         dynamic_thres_percentile: That percentile, in (0, 1].
@@ -63,6 +69,17 @@ class GaussianDiffusion(ReverseProcess):
             learns to go on from them; 0 for none. They reach the network's `cond_video`, behind
             the channels of a field of your own, in as many channels as a frame has and one more,
             which is 1 where a frame is known.
+        objective: What the network predicts: `"pred_noise"`, `"pred_x_start"`, or `"pred_v"`, for
+            `v = alpha * noise - sigma * x_start` (Salimans and Ho 2022).
+        beta_schedule: `"cosine"` (Nichol and Dhariwal 2021), `"linear"` (Ho et al. 2020),
+            `"sigmoid"` (Jabri et al. 2022), or `timesteps` variances of your own. With
+            `"continuous_cosine"`, the schedule of Ho et al. 2022, times are real numbers in
+            training, and the log-SNR is between -20 and 20.
+        min_snr_gamma: Weighs the loss of each clip by its noise level, so that low noise does not
+            rule training (Hang et al. 2023, whose value is 5); None for equal weights.
+        sampling_timesteps: Number of steps that samples take; None for all, or what suits the
+            sampler. With fewer than `timesteps`, `sample` uses ddim.
+        ddim_sampling_eta: How much noise ddim adds in each step: 0 for none, 1 for as much as ddpm.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -110,12 +127,20 @@ class GaussianDiffusion(ReverseProcess):
         value_range: tuple[Bound, Bound] | None = None,
         cond_value_range: tuple[Bound, Bound] | None = None,
         given_frames: int = 0,
+        objective: str = "pred_noise",
+        beta_schedule: str | Sequence[float] | Tensor = "cosine",
+        min_snr_gamma: float | None = None,
+        sampling_timesteps: int | None = None,
+        ddim_sampling_eta: float = 0.0,
     ) -> None:
         if isinstance(image_size, Integral):
             image_size = int(image_size)
+        if not isinstance(beta_schedule, str):
+            # plain numbers, as files hold them
+            beta_schedule = tuple(torch.as_tensor(beta_schedule).flatten().tolist())
         config = {name: value for name, value in locals().items() if name in _CONFIG}
         _check_arguments(config)
-        super().__init__(cosine_beta_schedule(timesteps))
+        super().__init__(make_betas(beta_schedule, timesteps), beta_schedule == "continuous_cosine")
         if channels is None:
             channels = getattr(unwrap(denoise_fn), "channels", 3)
         self.config = {**config, "channels": channels}
@@ -130,59 +155,12 @@ class GaussianDiffusion(ReverseProcess):
         self.cond_drop_prob = cond_drop_prob
         self.auto_normalize = auto_normalize
         self.given_frames = given_frames
+        self.objective = objective
+        self.min_snr_gamma = min_snr_gamma
+        self.sampling_timesteps = sampling_timesteps
+        self.ddim_sampling_eta = ddim_sampling_eta
         self._check_given_frames()
         self._set_ranges(value_range, cond_value_range, self._field_channels())
-
-    def p_losses(
-        self,
-        x_start: Tensor,
-        t: Tensor,
-        cond: Any = None,
-        noise: Tensor | None = None,
-        *,
-        labels: Any = None,
-        frame_cond: Any = None,
-        cond_video: Any = None,
-        first_frames: Any = None,
-        null_cond_mask: Any = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """The loss of the noise prediction at given steps (Ho et al. 2020, eq. 14).
-
-        Args:
-            x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
-            t: Time steps, `(b,)`.
-            cond: Conditions, as in `forward`.
-            noise: A standard normal draw of the shape of the clips; None to draw it.
-            labels: As in `forward`.
-            frame_cond: As in `forward`.
-            cond_video: As in `forward`.
-            first_frames: As in `forward`.
-            null_cond_mask: As in `forward`.
-            **kwargs: Further arguments of the denoiser, such as `null_cond_prob` and
-                `prob_focus_present` of `Unet3D`.
-
-        Returns:
-            The mean loss, a scalar.
-        """
-        noise = draw_noise(x_start) if noise is None else noise
-        x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
-        conditions = self._for_network(
-            x_t,
-            clips=x_start,
-            cond=cond,
-            labels=labels,
-            frame_cond=frame_cond,
-            cond_video=cond_video,
-            first_frames=first_frames,
-            null_cond_mask=null_cond_mask,
-        )
-        if conditions and "null_cond_prob" not in kwargs and self._denoiser_drops_conditions():
-            kwargs["null_cond_prob"] = self.cond_drop_prob
-        pred_noise = self.denoise_fn(
-            x_t, t, cond=conditions.pop("cond", None), **conditions, **kwargs
-        )
-        return LOSSES[self.loss_type](pred_noise, noise)
 
     def forward(
         self,
@@ -193,6 +171,8 @@ class GaussianDiffusion(ReverseProcess):
         cond_video: Any = None,
         first_frames: Any = None,
         null_cond_mask: Any = None,
+        images: Tensor | None = None,
+        image_conditions: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """The training loss of a batch of clips, at random time steps.
@@ -212,6 +192,13 @@ class GaussianDiffusion(ReverseProcess):
             first_frames: What a model with `given_frames` is told instead of the clips' own first
                 frames, `(b, c, given_frames, h, w)` in the range of the clips; None for their own.
             null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            images: `k` images for each clip, `(b, c, k, h, w)`, in the range of the clips, to be
+                learned from besides (Ho et al. 2022, section 4.3.1, where `k` is up to 8); None
+                for none. They share the clip's noise level, and see no other frame.
+            image_conditions: Conditions of the images, of those that the clips have: `cond`
+                `(b, k, cond_dim)` or `b` lists of `k` captions, `labels` `(b, k)`, `frame_cond`
+                `(b, k, d)`, `cond_video` `(b, n, k, h, w)`. Images that are told nothing learn
+                without condition.
             **kwargs: As in `p_losses`.
 
         Returns:
@@ -229,45 +216,18 @@ class GaussianDiffusion(ReverseProcess):
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
         )
-        t = torch.randint(0, self.num_timesteps, (x.shape[0],), device=x.device)
-        return self.p_losses(self._to_model_range(x), t, *args, **kwargs)
-
-    def check_clips(self, x: Tensor) -> None:
-        """Raises a ValueError for clips of another shape or type than `forward` takes."""
-        if x.ndim != 5 or tuple(x.shape[1:]) != self.clip_shape:
+        x_start = self._to_model_range(x)
+        if images is not None:
+            self.check_images(images, x)
+            x_start = torch.cat((x_start, self._to_model_range(images)), dim=2)
+            kwargs |= {"image_frames": images.shape[2], "image_conditions": image_conditions}
+        elif image_conditions:
             raise ValueError(
-                f"GaussianDiffusion: clips must have the shape (b, c, f, h, w) = (b, "
-                f"{', '.join(map(str, self.clip_shape))}), got {tuple(x.shape)}; resize or cut "
-                "them, or build GaussianDiffusion with their image_size, num_frames and channels"
+                "GaussianDiffusion: image_conditions must go with images, got "
+                f"{', '.join(image_conditions)} and no images; pass both, or neither"
             )
-        if not x.is_floating_point() and x.dtype != torch.uint8:
-            raise ValueError(
-                f"GaussianDiffusion: clips must be floating-point or uint8, got {x.dtype}; "
-                "convert them with .float() and bring them into [0, 1]"
-            )
-
-    def check_batch(self, x: Tensor, **conditions: Any) -> None:
-        """Finds out whether a batch is what `forward` takes, as far as shapes and types tell.
-
-        Args:
-            x: As in `forward`.
-            **conditions: As in `forward`; captions can be left out.
-
-        Raises:
-            ValueError: If it is not.
-        """
-        self.check_clips(x)
-        denoiser: Any = unwrap(self.denoise_fn)
-        if not hasattr(denoiser, "check_inputs"):
-            return
-        steps = torch.zeros(len(x), dtype=torch.long)
-        told = self._for_network(x, clips=x.to(self.betas), **conditions)
-        # with probability 1 of no condition, those that are left out are not missed
-        denoiser.check_inputs(x, steps, 1.0, **told)
-
-    def _denoiser_drops_conditions(self) -> bool:
-        parameters = inspect.signature(unwrap(self.denoise_fn).forward).parameters
-        return "null_cond_prob" in parameters
+        t = self.draw_times(x.shape[0]).to(x.device)
+        return self.p_losses(x_start, t, *args, **kwargs)
 
 
 def _check_arguments(config: dict[str, Any]) -> None:
@@ -285,12 +245,24 @@ def _check_arguments(config: dict[str, Any]) -> None:
                 f"GaussianDiffusion: {name} must be at least 1, got {config[name]}; "
                 "give a positive number"
             )
-    if config["loss_type"] not in LOSSES:
+    for name, choices in (("loss_type", LOSSES), ("objective", OBJECTIVES)):
+        if config[name] not in choices:
+            raise ValueError(
+                f"GaussianDiffusion: {name} must be one of {', '.join(choices)}, got "
+                f"{config[name]!r}; choose one of them"
+            )
+    gamma = config["min_snr_gamma"]
+    if gamma is not None and not gamma > 0:
         raise ValueError(
-            f"GaussianDiffusion: loss_type must be one of {', '.join(LOSSES)}, got "
-            f"{config['loss_type']!r}; choose one of them"
+            f"GaussianDiffusion: min_snr_gamma must be above 0, got {gamma}; the paper's is 5"
         )
-    for name in ("cond_drop_prob", "dynamic_thres_percentile"):
+    steps = config["sampling_timesteps"]
+    if steps is not None and not 1 <= steps <= config["timesteps"]:
+        raise ValueError(
+            f"GaussianDiffusion: sampling_timesteps must be from 1 to timesteps = "
+            f"{config['timesteps']}, got {steps}; leave it out for all"
+        )
+    for name in ("cond_drop_prob", "dynamic_thres_percentile", "ddim_sampling_eta"):
         if not 0 <= config[name] <= 1:
             raise ValueError(
                 f"GaussianDiffusion: {name} must be in [0, 1], got {config[name]}; "

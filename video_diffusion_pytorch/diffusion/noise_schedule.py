@@ -1,9 +1,19 @@
-"""The forward process: how much noise a clip has at each time step, and how it gets there."""
+"""How much noise each step of the forward process adds: the schedules to choose from."""
+
+from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+MAX_LOG_SNR = 20.0
+"""The continuous schedule's log-SNR goes from this at time 0 to its negative at time 1."""
+
+# angles of the continuous schedule at its two ends: tan of the first is exp(-MAX_LOG_SNR / 2)
+_FIRST_ANGLE = math.atan(math.exp(-MAX_LOG_SNR / 2))
+_ANGLES = math.pi / 2 - 2 * _FIRST_ANGLE
 
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008) -> Tensor:
@@ -18,111 +28,124 @@ def cosine_beta_schedule(timesteps: int, s: float = 0.008) -> Tensor:
     """
     progress = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
     signal = torch.cos((progress + s) / (1 + s) * math.pi / 2) ** 2
+    return _betas_of(signal)
+
+
+def linear_beta_schedule(timesteps: int) -> Tensor:
+    """Variances that grow evenly (Ho et al. 2020, section 4), for any number of steps.
+
+    With 1000 steps they go from 0.0001 to 0.02; with fewer each is larger by as much, so that the
+    same noise is added in all.
+
+    Args:
+        timesteps: Number of steps.
+
+    Returns:
+        `betas`, float64 `(timesteps,)`, at most 0.9999.
+    """
+    scale = 1000 / timesteps
+    betas = torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64)
+    return betas.clamp(max=0.9999)
+
+
+def sigmoid_beta_schedule(
+    timesteps: int, start: float = -3.0, end: float = 3.0, tau: float = 1.0
+) -> Tensor:
+    """Variances of the steps of the sigmoid schedule (Jabri et al. 2022, algorithm 5).
+
+    Args:
+        timesteps: Number of steps.
+        start: Where on the sigmoid time 0 is.
+        end: Where time 1 is.
+        tau: Its width; above 1 there is less noise for most of the time.
+
+    Returns:
+        `betas`, float64 `(timesteps,)`, at most 0.9999.
+    """
+    progress = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    falling = torch.sigmoid(-(progress * (end - start) + start) / tau)
+    return _betas_of((falling - falling[-1]) / (falling[0] - falling[-1]))
+
+
+def continuous_log_snr(u: Tensor) -> Tensor:
+    """Log-SNR of the paper's schedule in continuous time: a cosine between -20 and 20.
+
+    `alpha = cos(pi * u / 2)`, but for a cut of 0.003 % of the time at either end, which keeps the
+    log-SNR finite (Ho et al. 2022, section 2; Salimans and Ho 2022, appendix).
+
+    Args:
+        u: Time, in [0, 1].
+
+    Returns:
+        A tensor of the shape of `u`.
+    """
+    from_end = 1 - u
+    # each half by the angle that is small there, whose tangent keeps its digits
+    early = -2 * torch.log(torch.tan(_FIRST_ANGLE + _ANGLES * u.clamp(max=0.5)))
+    late = 2 * torch.log(torch.tan(_FIRST_ANGLE + _ANGLES * from_end.clamp(max=0.5)))
+    return torch.where(u <= 0.5, early, late)
+
+
+def continuous_time_of(log_snr: float) -> float:
+    """The time `u` in [0, 1] that has this log-SNR in the continuous schedule."""
+    angle = math.atan(math.exp(-log_snr / 2))
+    return min(1.0, max(0.0, (angle - _FIRST_ANGLE) / _ANGLES))
+
+
+def continuous_beta_schedule(timesteps: int) -> Tensor:
+    """The continuous schedule cut into steps of equal time, the last of which ends at 1."""
+    u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)[1:]
+    signal = torch.sigmoid(continuous_log_snr(u))
+    return _betas_of(torch.cat((signal.new_ones(1), signal)))
+
+
+def _betas_of(signal: Tensor) -> Tensor:
+    """Variances of the steps between given shares of the clip in the variance."""
     signal = signal / signal[0]
     return (1 - signal[1:] / signal[:-1]).clamp(0, 0.9999)
+
+
+SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+    "cosine": cosine_beta_schedule,
+    "linear": linear_beta_schedule,
+    "sigmoid": sigmoid_beta_schedule,
+    "continuous_cosine": continuous_beta_schedule,
+}
+
+
+def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) -> Tensor:
+    """The variances of a schedule by name, or a user's own.
+
+    Args:
+        beta_schedule: A name, or `timesteps` variances, each above 0 and below 1.
+        timesteps: Number of steps.
+
+    Returns:
+        `betas`, float64 `(timesteps,)`.
+
+    Raises:
+        ValueError: If the name is unknown, or the variances are not as said.
+    """
+    if isinstance(beta_schedule, str):
+        if beta_schedule not in SCHEDULES:
+            raise ValueError(
+                f"GaussianDiffusion: beta_schedule must be one of {', '.join(SCHEDULES)}, or the "
+                f"betas themselves, got {beta_schedule!r}; choose one of them"
+            )
+        return SCHEDULES[beta_schedule](timesteps)
+    betas = torch.as_tensor(beta_schedule, dtype=torch.float64, device="cpu")
+    if betas.shape != (timesteps,) or not bool(((betas > 0) & (betas < 1)).all()):
+        found = f"{betas.min():.3g} to {betas.max():.3g}" if betas.numel() else "none"
+        raise ValueError(
+            f"GaussianDiffusion: beta_schedule must hold timesteps = {timesteps} variances above 0 "
+            f"and below 1, got {found} in the shape {tuple(betas.shape)}; give one for each step"
+        )
+    return betas
 
 
 def extract(a: Tensor, t: Tensor, x_shape: tuple[int, ...]) -> Tensor:
     """Takes `a[t]` as `(b, 1, ..., 1)`, with as many axes as `x_shape`."""
     return a.gather(-1, t).reshape(t.shape[0], *[1] * (len(x_shape) - 1))
-
-
-class ForwardProcess(nn.Module):
-    """The Markov chain that turns a clip into noise, and what follows from it in closed form.
-
-    Args:
-        betas: Variance of the noise that each step adds, float64 `(num_timesteps,)`.
-
-    Attributes:
-        num_timesteps: Number of steps.
-        alphas_cumprod: Share of the clip in the variance after each step; the other buffers,
-            named as in every DDPM code, follow from it.
-    """
-
-    betas: Tensor
-    alphas_cumprod: Tensor
-    alphas_cumprod_prev: Tensor
-    sqrt_alphas_cumprod: Tensor
-    sqrt_one_minus_alphas_cumprod: Tensor
-    log_one_minus_alphas_cumprod: Tensor
-    sqrt_recip_alphas_cumprod: Tensor
-    sqrt_recipm1_alphas_cumprod: Tensor
-    posterior_variance: Tensor
-    posterior_log_variance_clipped: Tensor
-    posterior_mean_coef1: Tensor
-    posterior_mean_coef2: Tensor
-
-    def __init__(self, betas: Tensor) -> None:
-        super().__init__()
-        self.num_timesteps = betas.shape[0]
-        alphas = 1 - betas
-        cumprod = alphas.cumprod(0)
-        before = torch.cat((cumprod.new_ones(1), cumprod[:-1]))
-        posterior_variance = betas * (1 - before) / (1 - cumprod)
-        buffers = {
-            "betas": betas,
-            "alphas_cumprod": cumprod,
-            "alphas_cumprod_prev": before,
-            # q(x_t | x_start)
-            "sqrt_alphas_cumprod": cumprod.sqrt(),
-            "sqrt_one_minus_alphas_cumprod": (1 - cumprod).sqrt(),
-            "log_one_minus_alphas_cumprod": (1 - cumprod).log(),
-            # x_start from x_t and the noise
-            "sqrt_recip_alphas_cumprod": cumprod.rsqrt(),
-            "sqrt_recipm1_alphas_cumprod": (1 / cumprod - 1).sqrt(),
-            # q(x_{t-1} | x_t, x_start)
-            "posterior_variance": posterior_variance,
-            # the first is zero: x_start is then known
-            "posterior_log_variance_clipped": posterior_variance.clamp(min=1e-20).log(),
-            "posterior_mean_coef1": betas * before.sqrt() / (1 - cumprod),
-            "posterior_mean_coef2": (1 - before) * alphas.sqrt() / (1 - cumprod),
-        }
-        for name, values in buffers.items():
-            self.register_buffer(name, values.float())
-
-    def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance and log variance of q(x_t | x_start) (Ho et al. 2020, eq. 4).
-
-        Args:
-            x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
-            t: Time steps, `(b,)`.
-        """
-        mean = extract(self.sqrt_alphas_cumprod, t, x_start.shape) * x_start
-        variance = extract(1.0 - self.alphas_cumprod, t, x_start.shape)
-        log_variance = extract(self.log_one_minus_alphas_cumprod, t, x_start.shape)
-        return mean, variance, log_variance
-
-    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Draws x_t from q(x_t | x_start) (Ho et al. 2020, eq. 4).
-
-        Args:
-            x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
-            t: Time steps, `(b,)`.
-            noise: A standard normal draw of the same shape; None to draw it.
-        """
-        if noise is None:
-            noise = draw_noise(x_start)
-        return (
-            extract(self.sqrt_alphas_cumprod, t, x_start.shape) * x_start
-            + extract(self.sqrt_one_minus_alphas_cumprod, t, x_start.shape) * noise
-        )
-
-    def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """The x_start that, with this noise, gives x_t (Ho et al. 2020, eq. 15)."""
-        return (
-            extract(self.sqrt_recip_alphas_cumprod, t, x_t.shape) * x_t
-            - extract(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape) * noise
-        )
-
-    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, variance, log variance of q(x_{t-1} | x_t, x_start) (Ho et al. 2020, eq. 6, 7)."""
-        mean = (
-            extract(self.posterior_mean_coef1, t, x_t.shape) * x_start
-            + extract(self.posterior_mean_coef2, t, x_t.shape) * x_t
-        )
-        variance = extract(self.posterior_variance, t, x_t.shape)
-        log_variance = extract(self.posterior_log_variance_clipped, t, x_t.shape)
-        return mean, variance, log_variance
 
 
 def draw_noise(like: Tensor) -> Tensor:

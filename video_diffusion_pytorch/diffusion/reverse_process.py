@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
 from video_diffusion_pytorch.diffusion.conditions import (
     Conditions,
-    common_length,
     given,
     is_list_str,
     unwrap,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
+from video_diffusion_pytorch.diffusion.objective import x_start_of
+from video_diffusion_pytorch.diffusion.sampling_step import Callback, follow
 from video_diffusion_pytorch.diffusion.value_range import normalize_img, unnormalize_img
 
 __all__ = ["ReverseProcess", "is_list_str", "normalize_img", "unnormalize_img", "unwrap"]
 
 
-class ReverseProcess(Conditions):
-    """Draws videos with a denoiser; `GaussianDiffusion` documents the attributes."""
+def _guided(denoise_fn: nn.Module) -> Any:
+    """The denoiser's `forward_with_cond_scale`, which runs compiled if the denoiser is."""
+    method: Any = unwrap(denoise_fn).forward_with_cond_scale
+    is_compiled = hasattr(denoise_fn, "_orig_mod")
+    # a compiled module lends all attributes of its own, and its call is the compiled one
+    return MethodType(method.__func__, denoise_fn) if is_compiled else method
 
-    image_size: int | tuple[int, int]
+
+class ReverseProcess(Conditions):
+    """The reference's chain of steps; `GaussianDiffusion` documents the attributes."""
+
+    objective: str
     use_dynamic_thres: bool
     dynamic_thres_percentile: float
-
-    @property
-    def clip_shape(self) -> tuple[int, int, int, int]:
-        """Shape of one clip, `(c, f, h, w)`."""
-        size = self.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.channels, self.num_frames, height, width
 
     def p_mean_variance(
         self,
@@ -74,20 +76,42 @@ class ReverseProcess(Conditions):
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
         )
-        denoiser: Any = unwrap(self.denoise_fn)
-        pred_noise = denoiser.forward_with_cond_scale(
-            x, t, cond=conditions.pop("cond", None), cond_scale=cond_scale, **conditions
-        )
-        pred_x_start = self.predict_start_from_noise(x, t=t, noise=pred_noise)
+        pred_x_start = self._predict_x_start(x, t, cond_scale=cond_scale, conditions=conditions)
         if clip_denoised:
             pred_x_start = self._clip(pred_x_start)
         return self.q_posterior(x_start=pred_x_start, x_t=x, t=t)
 
-    def _clip(self, x_start: Tensor) -> Tensor:
-        if not self.use_dynamic_thres:
+    def _predict_x_start(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        cond_scale: float,
+        conditions: Mapping[str, Tensor],
+        **guidance: Any,
+    ) -> Tensor:
+        """The clean video, as the network sees it, not clipped.
+
+        Args:
+            x: Noisy videos, `(b, c, f, h, w)`.
+            t: Time steps, `(b,)`.
+            cond_scale: Strength of the guidance; 1 is without.
+            conditions: What `_for_network` gives.
+            **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
+        """
+        others = dict(conditions)
+        output = _guided(self.denoise_fn)(
+            x, t, cond=others.pop("cond", None), cond_scale=cond_scale, **others, **guidance
+        )
+        return x_start_of(self.objective, self, output, x, t)
+
+    def _clip(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
+        """Brings videos into [-1, 1], at a percentile of their values where one is asked for."""
+        if percentile is None and not self.use_dynamic_thres:
             return x_start.clamp(-1, 1)
+        percentile = self.dynamic_thres_percentile if percentile is None else percentile
         values = rearrange(x_start, "b ... -> b (...)").abs()
-        limit = torch.quantile(values, self.dynamic_thres_percentile, dim=-1).clamp(min=1)
+        limit = torch.quantile(values, percentile, dim=-1).clamp(min=1)
         limit = limit.view(-1, *[1] * (x_start.ndim - 1))
         return x_start.clamp(-limit, limit) / limit
 
@@ -127,19 +151,24 @@ class ReverseProcess(Conditions):
         x: Tensor,
         steps: int,
         cond_scale: float,
-        progress: bool,
         conditions: dict[str, Any],
+        progress: bool,
+        callback: Callback | None = None,
     ) -> Tensor:
         """Takes `x` from step `steps - 1` to the end, and into the range of the clips."""
         # captions go through their encoder once, not at every step
         conditions = {"cond": None, **self._ready(**conditions)}
-        batch = x.shape[0]
-        every_step = reversed(range(steps))
-        for i in tqdm(every_step, desc="sampling", total=steps, disable=not progress):
-            t = torch.full((batch,), i, device=x.device, dtype=torch.long)
-            x = self.p_sample(
-                x, t, cond_scale=cond_scale, clip_denoised=self.auto_normalize, **conditions
-            )
+        times = range(steps - 1, -1, -1)
+
+        def run(x: Tensor) -> Iterator[Tensor]:
+            for i in times:
+                t = torch.full(x.shape[:1], i, device=x.device, dtype=torch.long)
+                x = self.p_sample(
+                    x, t, cond_scale=cond_scale, clip_denoised=self.auto_normalize, **conditions
+                )
+                yield x
+
+        x = follow(x, run(x), self.noise_levels([*times, -1]), progress, callback)
         return self._to_users_range(x)
 
     @torch.no_grad()
@@ -155,6 +184,7 @@ class ReverseProcess(Conditions):
         first_frames: Any = None,
         null_cond_mask: Any = None,
         progress: bool = True,
+        callback: Callback | None = None,
     ) -> Tensor:
         """Draws videos of a shape `(b, c, f, h, w)`; arguments as in `sample`."""
         conditions = given(
@@ -166,60 +196,8 @@ class ReverseProcess(Conditions):
         )
         noise = torch.randn(tuple(shape), device=self.betas.device)
         conditions = {"cond": cond, **conditions}
-        return self._denoise_from(noise, self.num_timesteps, cond_scale, progress, conditions)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        cond: Any = None,
-        cond_scale: float = 1.0,
-        batch_size: int = 16,
-        *,
-        labels: Any = None,
-        frame_cond: Any = None,
-        cond_video: Any = None,
-        first_frames: Any = None,
-        null_cond_mask: Any = None,
-        progress: bool = True,
-    ) -> Tensor:
-        """Draws videos from the model by ancestral sampling over all steps.
-
-        Conditions are tensors, arrays or lists of numbers, with one row per video; which of them
-        there must be is a matter of the network.
-
-        Args:
-            cond: Vectors, `(b, cond_dim)`, or a list of `b` captions, of which some may be None
-                for no caption; None for none.
-            cond_scale: Strength of the guidance; 1 is without.
-            batch_size: Number of videos, where there is no condition to tell it.
-            labels: Classes, integers `(b,)`, -1 for none.
-            frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
-            cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
-                or in `cond_value_range`, or without that range as the network takes it.
-            first_frames: The frames to go on from, `(b, c, given_frames, h, w)` in the range of
-                the clips; for a model with `given_frames`.
-            null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
-            progress: Whether to show a progress bar.
-
-        Returns:
-            `(b, c, f, h, w)` in [0, 1], or in `value_range`, or in the clips' range if
-            `auto_normalize` is False.
-
-        Raises:
-            TypeError: If a condition cannot become a tensor.
-            ValueError: If conditions differ in number, or don't fit the model.
-        """
-        conditions = self._ready(
-            cond,
-            labels=labels,
-            frame_cond=frame_cond,
-            cond_video=cond_video,
-            first_frames=first_frames,
-            null_cond_mask=null_cond_mask,
-        )
-        shape = (common_length(conditions, batch_size), *self.clip_shape)
-        cond = conditions.pop("cond", None)
-        return self.p_sample_loop(shape, cond, cond_scale, progress=progress, **conditions)
+        steps = self.num_timesteps
+        return self._denoise_from(noise, steps, cond_scale, conditions, progress, callback)
 
     @torch.no_grad()
     def interpolate(
@@ -282,4 +260,4 @@ class ReverseProcess(Conditions):
             null_cond_mask=null_cond_mask,
         )
         blend = (1 - lam) * x1 + lam * x2
-        return self._denoise_from(blend, t, cond_scale, progress, conditions)
+        return self._denoise_from(blend, t, cond_scale, conditions, progress)

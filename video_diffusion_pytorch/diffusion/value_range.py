@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess
+from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 
 # how far outside its range a clip's values may be before it looks like a mistake
 RANGE_TOLERANCE = 0.05

@@ -1,0 +1,383 @@
+"""What is known of videos: parts of them, value by value."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from tests.diffusion.gaussian_data import GaussianVideos, PerfectNetwork, relative_error
+from video_diffusion_pytorch import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.guidance import (
+    RECONSTRUCTION_WEIGHT,
+    Guidance,
+    KnownRegion,
+    expand_mask,
+)
+from video_diffusion_pytorch.diffusion.measurement import Measurement
+from video_diffusion_pytorch.diffusion.noise_level import CLEAN, NoiseLevel
+from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
+
+SHAPE = (4, 2, 3, 5, 6)
+LEVEL = NoiseLevel(1.0, 0.8, 0.6)
+UNITS = {
+    "unit": {},
+    "own": {"auto_normalize": False},
+    "kelvin": {"value_range": (250.0, 310.0)},
+    "channels": {"value_range": ((0.0, -1.0), (10.0, 1.0))},
+}
+
+
+def model(**config):
+    config = {"image_size": (5, 6), "num_frames": 3, "timesteps": 4, "channels": 2} | config
+    return GaussianDiffusion(nn.Identity(), **config)
+
+
+def in_units(diffusion, shape=SHAPE):
+    """Clips anywhere in the range of the model."""
+    return diffusion._to_users_range(torch.rand(shape) * 2 - 1)
+
+
+def exactly(message):
+    return f"^{re.escape(message)}$"
+
+
+# Masks
+
+
+@pytest.mark.parametrize(
+    ("shape", "full"),
+    [
+        ((3,), (1, 1, 3, 1, 1)),
+        ((5, 6), (1, 1, 1, 5, 6)),
+        ((3, 5, 6), (1, 1, 3, 5, 6)),
+        ((1, 5, 6), (1, 1, 1, 5, 6)),
+        ((4, 1, 3, 1, 1), (4, 1, 3, 1, 1)),
+        (SHAPE, SHAPE),
+    ],
+)
+def test_forms_of_a_mask(shape, full):
+    mask = torch.rand(shape) > 0.5
+    expanded = expand_mask("mask", mask, SHAPE)
+    assert expanded.shape == full
+    assert torch.equal(expanded.flatten(), mask.flatten())
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (6, 5), (2, 5, 6), (2, 3, 5, 6), (4, 2, 3, 5, 5)])
+def test_masks_that_do_not_fit(shape):
+    message = (
+        "KnownRegion: mask must have the shape (f,), (h, w), (f, h, w) or (b, c, f, h, w), or 1 "
+        f"for an axis along which it is the same, for videos of {SHAPE}, got {shape}; cut, resize "
+        "or reshape it"
+    )
+    known = KnownRegion(torch.rand(SHAPE), torch.ones(shape, dtype=torch.bool))
+    with pytest.raises(ValueError, match=exactly(message)):
+        known.prepare(model(), SHAPE)
+
+
+def test_a_mask_of_too_many_axes():
+    with pytest.raises(ValueError, match=r"got \(1, 1, 1, 1, 1, 1\); cut, resize"):
+        expand_mask("mask", torch.ones(1, 1, 1, 1, 1, 1, dtype=torch.bool), SHAPE)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(5, 6), torch.ones(5, 6).byte(), [True], None])
+def test_masks_that_are_not_boolean(mask):
+    got = mask.dtype if torch.is_tensor(mask) else type(mask).__name__
+    message = (
+        "KnownRegion: mask must be a boolean tensor, true where the video is known, got "
+        f"{got}; compare it, as in mask > 0.5"
+    )
+    with pytest.raises(TypeError, match=exactly(message)):
+        KnownRegion(torch.rand(SHAPE), mask)
+
+
+# A known part
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("mask_shape", [(3,), (5, 6), (4, 1, 3, 5, 6)])
+def test_what_is_known_is_put_in_place(units, rows, mask_shape):
+    torch.manual_seed(0)
+    diffusion = model(**UNITS[units])
+    video, mask = in_units(diffusion, (rows, *SHAPE[1:])), torch.rand(mask_shape) > 0.5
+    full = expand_mask("mask", mask, SHAPE).expand(SHAPE)
+    known = KnownRegion(video, mask).prepare(diffusion, SHAPE)
+    x, noise = torch.randn(2, *SHAPE)
+    inside = diffusion._to_model_range(video).expand(SHAPE)
+    # the prediction
+    settled = known.settle(x)
+    assert torch.equal(settled[full], inside[full])
+    assert torch.equal(settled[~full], x[~full])
+    # the noisy video
+    noisy = known.replace(x, LEVEL, lambda like: noise)
+    torch.testing.assert_close(noisy[full], (0.8 * inside + 0.6 * noise)[full])
+    assert torch.equal(noisy[~full], x[~full])
+    assert torch.equal(known.replace(x, CLEAN, torch.randn_like), settled)
+    # the error
+    error = torch.where(full, x - inside, 0.0).square().sum(dim=(1, 2, 3, 4))
+    torch.testing.assert_close(known.squared_error(x), RECONSTRUCTION_WEIGHT * error)
+    heavier = KnownRegion(video, mask, weight=7).prepare(diffusion, SHAPE)
+    torch.testing.assert_close(heavier.squared_error(x), 7 * error)
+
+
+@pytest.mark.parametrize("units", ["unit", "own", "kelvin", "channels"])
+def test_bytes_are_what_the_model_takes_bytes_for(units):
+    diffusion = model(**UNITS[units])
+    diffusion._range_is_known = True  # bytes need not be in the model's range
+    video = torch.randint(0, 256, SHAPE, dtype=torch.uint8)
+    known = KnownRegion(video, torch.ones(3, dtype=torch.bool)).prepare(diffusion, SHAPE)
+    torch.testing.assert_close(known.settle(torch.zeros(SHAPE)), diffusion._to_model_range(video))
+
+
+@pytest.mark.parametrize("units", UNITS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_what_is_unknown_does_not_matter(units, value):
+    # nor does it look as if the clips were in another range, which would be a warning
+    torch.manual_seed(0)
+    diffusion = model(**UNITS[units])
+    video, mask = in_units(diffusion), torch.rand(SHAPE) > 0.5
+    spoilt = video.masked_fill(~mask, value)
+    x = torch.randn(SHAPE, requires_grad=True)
+    results = []
+    for given in (video, spoilt):
+        known = KnownRegion(given, mask).prepare(diffusion, SHAPE)
+        noisy = known.replace(x, LEVEL, lambda like: torch.ones_like(like))
+        loss = known.squared_error(x).sum() + known.settle(x).sum() + noisy.sum()
+        results.append((known.settle(x), noisy, *torch.autograd.grad(loss, x)))
+    for plain, other in zip(*results, strict=True):
+        assert other.isfinite().all()
+        assert torch.equal(plain, other)
+
+
+def test_unknown_bytes_do_not_look_as_if_in_another_range():
+    video = torch.full(SHAPE, 255, dtype=torch.uint8)
+    video[:, :, 0] = 10
+    mask = torch.tensor([True, False, False])
+    known = KnownRegion(video, mask).prepare(model(value_range=(0, 20)), SHAPE)
+    assert (known.settle(torch.ones(SHAPE))[:, :, 0] == 0).all()
+
+
+def test_noise_is_drawn_for_all_whatever_the_mask():
+    calls = []
+
+    def noise(like):
+        calls.append(like.shape)
+        return torch.zeros_like(like)
+
+    known = KnownRegion(torch.rand(SHAPE), torch.tensor([True, False, False]))
+    known.prepare(model(), SHAPE).replace(torch.randn(SHAPE), LEVEL, noise)
+    assert calls == [SHAPE]
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("mask_shape", [(3,), (4, 1, 1, 5, 6)])
+def test_rows_of_a_batch(rows, mask_shape):
+    known = KnownRegion(torch.rand(rows, *SHAPE[1:]), torch.rand(mask_shape) > 0.5)
+    known = known.prepare(model(), SHAPE)
+    x = torch.randn(SHAPE)
+    parts = [slice(0, 1), slice(1, 3), slice(3, 4)]
+    for call in (known.squared_error, known.settle):
+        name = call.__name__
+        split = torch.cat([getattr(known.rows(part), name)(x[part]) for part in parts])
+        assert torch.equal(split, call(x))
+
+
+def test_it_can_be_used_again():
+    # prepare() gives another object, in other units
+    video = torch.rand(1, *SHAPE[1:])
+    known = KnownRegion(video, torch.tensor([True, False, False]))
+    before = copy.deepcopy(known.__dict__)
+    for _ in range(2):
+        ready = known.prepare(model(), SHAPE)
+        assert ready is not known
+        assert ready.rows(slice(0, 1)) is not ready
+        torch.testing.assert_close(ready.video[:, :, 0], video[:, :, 0] * 2 - 1)
+    assert before.keys() == known.__dict__.keys()
+    assert known.video is video
+    assert torch.equal(known.mask, before["mask"])
+
+
+@pytest.mark.parametrize(
+    ("rows", "mask_shape", "expected"),
+    [(1, (3,), None), (4, (3,), 4), (1, (4, 1, 3, 1, 1), 4), (1, (1, 1, 3, 1, 1), None)],
+)
+def test_it_tells_how_many_videos(rows, mask_shape, expected):
+    mask = torch.ones(mask_shape, dtype=torch.bool)
+    assert KnownRegion(torch.rand(rows, *SHAPE[1:]), mask).num_videos == expected
+
+
+# Sampling, where all that is right is known
+
+VIDEOS = GaussianVideos()
+FIRST_TWO = torch.arange(6) < 2
+
+
+def perfect():
+    network = PerfectNetwork(VIDEOS, ForwardProcess(cosine_beta_schedule(1000)))
+    return GaussianDiffusion(network, image_size=32, num_frames=6, auto_normalize=False)
+
+
+def draw_given(guidance, **options):
+    """4,096 samples of a pixel, `(n, f)`."""
+    options = {"sampler": "ancestral", "steps": 64, "seed": 0, "progress": False} | options
+    samples = perfect().sample(batch_size=4, guidance=guidance, **options)
+    return samples.movedim(2, -1).reshape(-1, 6).double()
+
+
+def deviating(deviations):
+    """A video whose first pixels' frames differ so from their means."""
+    frames = VIDEOS.mean.clone()
+    frames[: len(deviations)] += torch.tensor(deviations)
+    return frames.float().view(1, 1, 6, 1, 1).expand(1, 1, 6, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("weight", "error", "width"), [(0, 0.154, 1.1), (1, 0.104, 1.01), (2, 0.061, 0.93)]
+)
+def test_guidance_brings_the_rest_nearer_to_what_it_should_be(weight, error, width):
+    # the paper's criticism of replacement is that its error is not small, and stays so
+    video = deviating([0.5, 0.5])
+    samples = draw_given(KnownRegion(video, FIRST_TWO, weight))
+    assert (samples[:, :2] == video[0, 0, :2, 0, 0]).all()
+    mean, covariance = VIDEOS.given_first(video[0, 0, :2, 0, 0])
+    found = (samples[:, 2:].mean(dim=0) - mean).square().mean().sqrt()
+    assert found == pytest.approx(error, abs=0.015)
+    found = torch.cov(samples[:, 2:].T)
+    assert found.trace() / covariance.trace() == pytest.approx(width, abs=0.05)
+    assert relative_error(found, covariance) < (0.1 if weight else 0.3)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm++", "dpm++sde"])
+def test_every_sampler_is_guided(sampler):
+    video = deviating([0.5, 0.5])
+    mean, _ = VIDEOS.given_first(video[0, 0, :2, 0, 0])
+    errors = []
+    for weight in (0, 2):
+        steps = {} if sampler == "ddpm" else {"steps": 40}
+        known = KnownRegion(video[..., :8, :8], FIRST_TWO, weight)
+        samples = draw_given(known, sampler=sampler, image_size=8, **(steps or {"steps": None}))
+        errors.append((samples[:, 2:].mean(dim=0) - mean).square().mean().sqrt())
+    assert errors[1] < 0.75 * errors[0]
+
+
+def test_several_things_are_known_at_once():
+    # the first frame, and the mean of the last two
+    video = deviating([0.5])
+    y = torch.tensor([0.8]).view(1, 1, 1, 1).expand(1, 1, 32, 32)
+    first = KnownRegion(video, torch.arange(6) < 1, weight=2.0)
+    last = Measurement(y, lambda videos: videos[:, :, 4:].mean(dim=2), weight=4.0)
+    what = torch.zeros(2, 6, dtype=torch.float64)
+    what[0, 0], what[1, 4:] = 1, 0.5
+    known = torch.tensor([video[0, 0, 0, 0, 0], 0.8]).double() - what @ VIDEOS.mean
+    covariance = VIDEOS.covariance
+    gain = torch.linalg.solve(what @ covariance @ what.T, what @ covariance).T
+    expected = VIDEOS.mean + gain @ known
+    errors = []
+    for guidance in (first, last, [first, last]):
+        samples = draw_given(guidance)
+        errors.append((samples.mean(dim=0) - expected).square().mean().sqrt().item())
+    assert (samples[:, 0] == video[0, 0, 0, 0, 0]).all()
+    assert errors[2] < 0.06
+    assert errors[2] < 0.4 * min(errors[:2])
+
+
+def test_splitting_the_batch_changes_nothing():
+    torch.manual_seed(0)
+    videos = torch.randn(4, 1, 6, 32, 32)
+    first = KnownRegion(videos, torch.rand(4, 1, 6, 1, 1) > 0.5)
+    last = Measurement(torch.randn(4, 1, 32, 32), lambda videos: videos[:, :, -1])
+    options = {"steps": 4, "seed": 7, "guidance": [first, last], "progress": False}
+    whole = perfect().sample(**options)
+    torch.testing.assert_close(perfect().sample(max_batch=3, **options), whole)
+    # as many videos as it is about
+    assert len(whole) == 4
+
+
+# One's own
+
+
+def test_the_base_does_nothing():
+    x, guidance = torch.randn(SHAPE), Guidance()
+    assert guidance.prepare(model(), SHAPE) is guidance
+    assert guidance.rows(slice(0, 1)) is guidance
+    assert guidance.replace(x, LEVEL, torch.randn_like) is x
+    assert guidance.settle(x) is x
+    assert guidance.weight == 0
+    assert guidance.num_videos is None
+
+
+def test_a_weight_without_an_error():
+    class Half(Guidance):
+        weight = 2.0
+
+    message = (
+        "Half: squared_error must be defined where weight is not 0, got none and weight 2; define "
+        "it, or set weight to 0"
+    )
+    with pytest.raises(NotImplementedError, match=exactly(message)):
+        Half().squared_error(torch.randn(SHAPE))
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("video", "message"),
+    [
+        (
+            torch.rand(SHAPE[1:]),
+            "must be a tensor of the shape (b, c, f, h, w), got (2, 3, 5, 6); convert arrays with "
+            "torch.from_numpy, and give a single video as video[None]",
+        ),
+        (
+            torch.rand(SHAPE).numpy(),
+            "must be a tensor of the shape (b, c, f, h, w), got ndarray; convert arrays with "
+            "torch.from_numpy, and give a single video as video[None]",
+        ),
+        (
+            torch.zeros(SHAPE, dtype=torch.long),
+            "must be floating-point or uint8, got torch.int64; convert it with .float(), in the "
+            "range of the clips",
+        ),
+    ],
+)
+def test_what_is_no_video(video, message):
+    with pytest.raises(TypeError, match=exactly(f"KnownRegion: video {message}")):
+        KnownRegion(video, torch.ones(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 3, 5, 6), (4, 2, 2, 5, 6), (1, 2, 3, 6, 5)])
+def test_videos_of_another_shape(shape):
+    message = (
+        f"KnownRegion: video must have the shape of the videos to draw, {SHAPE}, or with one row "
+        f"for all, got {shape}; cut or resize it"
+    )
+    known = KnownRegion(torch.rand(shape), torch.ones(3, dtype=torch.bool))
+    with pytest.raises(ValueError, match=exactly(message)):
+        known.prepare(model(), SHAPE)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_known_values_that_are_none(value):
+    message = (
+        "KnownRegion: known values must be finite, got NaN or infinity where the mask is true; "
+        "take these out of the mask"
+    )
+    video = torch.rand(SHAPE)
+    video[2, 0, 0, 1, 1] = value
+    known = KnownRegion(video, torch.tensor([True, False, False]))
+    with pytest.raises(ValueError, match=exactly(message)):
+        known.prepare(model(auto_normalize=False), SHAPE)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "2", None])
+def test_weights_that_are_none(weight):
+    message = (
+        f"KnownRegion: weight must be a number, 0 or greater, got {weight!r}; 0 is without "
+        f"correction, {RECONSTRUCTION_WEIGHT:g} is common"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        KnownRegion(torch.rand(SHAPE), torch.ones(3, dtype=torch.bool), weight)

@@ -1,0 +1,73 @@
+"""What the network predicts, and how far it is off: targets, distances and weights of the loss."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+
+OBJECTIVES = ("pred_noise", "pred_v", "pred_x_start")
+LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}
+
+
+def target_of(
+    objective: str, process: ForwardProcess, x_start: Tensor, t: Tensor, noise: Tensor
+) -> Tensor:
+    """What the network shall predict, of the shape of `x_start`."""
+    if objective == "pred_v":
+        return process.predict_v(x_start, t, noise)
+    return noise if objective == "pred_noise" else x_start
+
+
+def x_start_of(
+    objective: str, process: ForwardProcess, output: Tensor, x_t: Tensor, t: Tensor
+) -> Tensor:
+    """The clean video that the network's output stands for."""
+    if objective == "pred_v":
+        return process.predict_start_from_v(x_t, t, output)
+    if objective == "pred_noise":
+        return process.predict_start_from_noise(x_t, t, output)
+    return output
+
+
+def min_snr_weight(objective: str, log_snr: Tensor, gamma: float) -> Tensor:
+    """Weights that keep easy noise levels from ruling training (Hang et al. 2023, eq. 8).
+
+    In the space of `x_start` they are `min(snr, gamma)`; a squared error of the noise is `snr`
+    times, and one of v `snr + 1` times, that of `x_start`, by which they are divided.
+
+    Args:
+        objective: One of `OBJECTIVES`.
+        log_snr: Of each video, `(b,)`.
+        gamma: The largest SNR that counts in full; the paper's is 5.
+
+    Returns:
+        `(b,)`.
+    """
+    snr = log_snr.exp()
+    capped = snr.clamp(max=gamma)
+    if objective == "pred_x_start":
+        return capped
+    # gamma / snr where that is less than 1: an SNR may be so small that it divides to not-a-number
+    if objective == "pred_noise":
+        return (gamma * torch.exp(-log_snr)).clamp(max=1)
+    return capped / (snr + 1)
+
+
+def distance(
+    loss_type: str, output: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """The mean loss, a scalar.
+
+    Args:
+        loss_type: One of `LOSSES`.
+        output: Of the network, `(b, ...)`.
+        target: Of the same shape.
+        weight: Of each video, `(b,)`; None for 1.
+    """
+    if weight is None:
+        return LOSSES[loss_type](output, target)
+    each = LOSSES[loss_type](output, target, reduction="none").flatten(1).mean(dim=1)
+    return (each * weight).mean()

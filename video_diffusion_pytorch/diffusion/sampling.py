@@ -1,0 +1,253 @@
+"""Noise becomes videos: the choice of a sampler, of its steps, and of what guides it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from video_diffusion_pytorch.diffusion.conditions import common_length, given, unwrap
+from video_diffusion_pytorch.diffusion.denoiser import Denoiser
+from video_diffusion_pytorch.diffusion.guidance import Guidance
+from video_diffusion_pytorch.diffusion.noise_level import NoiseLevel
+from video_diffusion_pytorch.diffusion.random_streams import make_streams
+from video_diffusion_pytorch.diffusion.reverse_process import ReverseProcess
+from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Sampler, make_sampler
+from video_diffusion_pytorch.diffusion.sampling_batch import (
+    Told,
+    batches,
+    check_options,
+    rows_known,
+)
+from video_diffusion_pytorch.diffusion.sampling_step import Callback, follow
+
+NEGATIVES = ("cond", "labels", "frame_cond", "cond_video")
+"""Names of the conditions that samples can be guided away from."""
+
+
+class Sampling(ReverseProcess):
+    """The part of `GaussianDiffusion` that draws videos; it documents the attributes."""
+
+    sampling_timesteps: int | None
+    ddim_sampling_eta: float
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Any = None,
+        cond_scale: float = 1.0,
+        batch_size: int = 16,
+        *,
+        labels: Any = None,
+        frame_cond: Any = None,
+        cond_video: Any = None,
+        first_frames: Any = None,
+        null_cond_mask: Any = None,
+        sampler: str | Sampler | Any = None,
+        steps: int | Sequence[float] | None = None,
+        guidance: Guidance | Sequence[Guidance] = (),
+        negative_cond: Any = None,
+        guidance_rescale: float = 0.0,
+        dynamic_thres_percentile: float | None = None,
+        num_frames: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        max_batch: int | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+    ) -> Tensor:
+        """Draws videos from the model.
+
+        Conditions are tensors, arrays or lists of numbers, with one row per video; which of them
+        there must be is a matter of the network.
+
+        Args:
+            cond: Vectors, `(b, cond_dim)`, or a list of `b` captions, of which some may be None
+                for no caption; None for none.
+            cond_scale: Strength of the guidance by conditions; 1 is without.
+            batch_size: Number of videos, where neither condition nor `guidance` tells it.
+            labels: Classes, integers `(b,)`, -1 for none.
+            frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
+            cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
+                or in `cond_value_range`, or without that range as the network takes it.
+            first_frames: The frames to go on from, `(b, c, given_frames, h, w)` in the range of
+                the clips; for a model with `given_frames`.
+            null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            sampler: `"ddpm"` (the reference's, all steps), `"ancestral"`, `"ddim"`, `"dpm++"`,
+                `"dpm++sde"`, an object of `diffusion.samplers` with options of its own, or a
+                scheduler of the diffusers package. None for ddpm, or, where fewer steps are asked
+                for, ddim.
+            steps: Number of steps, or falling time steps to stop at; None for the model's
+                `sampling_timesteps`, or without these what suits the sampler.
+            guidance: What is known of the videos: a `Measurement`, a `KnownRegion`, or several.
+            negative_cond: What to guide away from, in the place of no condition: as `cond`, or a
+                dict of conditions by name; one row for all or one per video.
+            guidance_rescale: How far a guided prediction is brought back to the standard deviation
+                of the unguided one, in [0, 1] (Lin et al. 2023, section 3.4; theirs is 0.7).
+            dynamic_thres_percentile: Clips at this percentile, as `use_dynamic_thres` does for all
+                samples; None for what the model does.
+            num_frames: Frames of a video; None for the training clips'.
+            image_size: Height and width, an int or `(h, w)`; None for the training clips'.
+            seed: One for all, of which each video gets a stream of random numbers of its own, so
+                that it is the same in any batch; or one per video. None for torch's global stream.
+            generator: In the place of `seed`: a generator that draws a seed for each video, or one
+                per video, which its stream continues.
+            max_batch: The most videos to draw at a time, where memory is short; None for all.
+            callback: Called with a `SamplingStep` after each step.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            `(b, c, f, h, w)` in [0, 1], or in `value_range`, or in the clips' range if
+            `auto_normalize` is False.
+
+        Raises:
+            TypeError: If a condition cannot become a tensor, or the sampler is none.
+            ValueError: If conditions differ in number, or don't fit the model, or an argument is
+                outside its range.
+        """
+        conditions = self._ready(
+            cond,
+            labels=labels,
+            frame_cond=frame_cond,
+            cond_video=cond_video,
+            first_frames=first_frames,
+            null_cond_mask=null_cond_mask,
+        )
+        known = (guidance,) if isinstance(guidance, Guidance) else tuple(guidance)
+        count = common_length(conditions, rows_known(known) or batch_size)
+        shape = (count, *self._shape_of_sample(num_frames, image_size))
+        check_options(guidance_rescale, dynamic_thres_percentile, max_batch)
+        chosen, levels = self._choose_sampler(sampler, steps)
+        told = Told(
+            conditions,
+            self._ready_negative(negative_cond, count),
+            tuple(one.prepare(self, shape) for one in known),
+            make_streams(seed, generator, count, self.betas.device),
+            cond_scale,
+            guidance_rescale,
+            dynamic_thres_percentile,
+        )
+        self._check_guided(told)
+        follower: dict[str, Any] = {"progress": progress, **given(callback=callback)}
+        videos = [
+            self._draw(
+                (rows.stop - rows.start, *shape[1:]), told.rows(rows), chosen, levels, follower
+            )
+            for rows in batches(count, max_batch)
+        ]
+        return torch.cat(videos)
+
+    def _draw(
+        self,
+        shape: tuple[int, ...],
+        told: Told,
+        sampler: Sampler,
+        levels: Sequence[NoiseLevel],
+        follower: Mapping[str, Any],
+    ) -> Tensor:
+        """One batch of videos; `follower` are keywords of `follow`."""
+        if type(sampler) is DDPM and told.is_plain:
+            # the reference's own chain, bit for bit, by methods that a subclass may replace
+            plain = {"cond_scale": told.cond_scale, **told.conditions, **follower}
+            return self.p_sample_loop(shape, **plain)
+        x = told.noise(torch.empty(shape, device=self.betas.device))
+        denoise = self._denoiser(x, told)
+        x = follow(x, sampler.run(x, levels, denoise, told.noise), levels, **follower)
+        return self._to_users_range(denoise.settle(x))
+
+    def _denoiser(self, x: Tensor, told: Told) -> Denoiser:
+        """What a sampler asks, for videos of the shape of `x`."""
+        options: dict[str, Any] = given(guidance_rescale=told.guidance_rescale or None)
+        if told.negative:
+            has_field = "cond_video" in told.negative
+            # without a field of their own, first frames too are as if unknown
+            frames = told.conditions.get("first_frames") if has_field else None
+            own = {**told.negative, **given(first_frames=frames)}
+            options["negative"] = self._for_network(x, **own) if has_field else told.negative
+        predict = partial(
+            self._predict_x_start,
+            cond_scale=told.cond_scale,
+            conditions=self._for_network(x, **told.conditions),
+            **options,
+        )
+        clip = partial(self._clip, percentile=told.dynamic_thres_percentile)
+        return Denoiser(
+            predict,
+            clip if self.auto_normalize else None,
+            told.guidance,
+            told.noise,
+            self.denoise_fn,
+        )
+
+    def _shape_of_sample(
+        self, num_frames: int | None, image_size: int | tuple[int, int] | None
+    ) -> tuple[int, int, int, int]:
+        """`(c, f, h, w)`; None for the training clips'."""
+        c, f, h, w = self.clip_shape
+        if image_size is not None:
+            h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
+        f = f if num_frames is None else num_frames
+        if min(f, h, w) < 1:
+            raise ValueError(
+                f"sample: num_frames and image_size must be at least 1, got {f} frames of {h} x "
+                f"{w}; leave them out for those of the training clips"
+            )
+        return c, f, h, w
+
+    def _choose_sampler(
+        self, sampler: Any, steps: int | Sequence[float] | None
+    ) -> tuple[Sampler, list[NoiseLevel]]:
+        """The sampler, and the noise levels that it goes through."""
+        times = self.sampling_timesteps if steps is None else steps
+        if sampler is None:
+            sampler = "ddpm" if times in (None, self.num_timesteps) else "ddim"
+        chosen = DDIM(eta=self.ddim_sampling_eta) if sampler == "ddim" else make_sampler(sampler)
+        if steps is None and (times is None or type(chosen) is DDPM):
+            times = min(chosen.default_steps or self.num_timesteps, self.num_timesteps)
+        assert times is not None
+        return chosen, chosen.levels(self, times)
+
+    def _check_guided(self, told: Told) -> None:
+        """Raises a ValueError for options of guidance by conditions that would do nothing."""
+        options = {"negative": told.negative, "guidance_rescale": told.guidance_rescale}
+        wanted = [name for name, value in options.items() if value]
+        if told.negative and told.cond_scale == 1:
+            raise ValueError(
+                "sample: negative_cond needs a cond_scale other than 1, got 1, which is without "
+                "guidance; pass a larger one"
+            )
+        method: Any = unwrap(self.denoise_fn).forward_with_cond_scale
+        parameters = inspect.signature(method).parameters
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        unknown = [name for name in wanted if name not in parameters and not takes_any]
+        if unknown:
+            raise ValueError(
+                "sample: the denoiser's forward_with_cond_scale must take "
+                f"{' and '.join(unknown)}, as Unet3D's does, got one with "
+                f"{', '.join(parameters)}; add it, or leave the option out"
+            )
+
+    def _ready_negative(self, negative_cond: Any, count: int) -> dict[str, Tensor]:
+        """Conditions to guide away from, `count` rows of each."""
+        if negative_cond is None:
+            return {}
+        named = negative_cond if isinstance(negative_cond, Mapping) else {"cond": negative_cond}
+        unknown = [name for name in named if name not in NEGATIVES]
+        if unknown:
+            raise ValueError(
+                f"sample: negative_cond must hold conditions of the names {', '.join(NEGATIVES)}, "
+                f"got {', '.join(map(str, unknown))}; give captions or vectors, or a dict of these"
+            )
+        ready = self._ready(**named)
+        for name, value in ready.items():
+            if len(value) not in (1, count):
+                raise ValueError(
+                    f"sample: negative_cond must have 1 row or one per video, {count}, got "
+                    f"{len(value)} of {name}; give as many"
+                )
+        return {name: value.expand(count, *value.shape[1:]) for name, value in ready.items()}

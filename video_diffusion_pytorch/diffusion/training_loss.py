@@ -1,0 +1,159 @@
+"""A clip becomes a loss: noise is added, the network asked, and its answer compared."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from video_diffusion_pytorch.diffusion.conditions import Conditions, unwrap
+from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
+from video_diffusion_pytorch.diffusion.objective import distance, min_snr_weight, target_of
+
+
+class TrainingLoss(Conditions):
+    """The part of `GaussianDiffusion` that training calls; it documents the attributes."""
+
+    objective: str
+    loss_type: str
+    min_snr_gamma: float | None
+    cond_drop_prob: float
+
+    def p_losses(
+        self,
+        x_start: Tensor,
+        t: Tensor,
+        cond: Any = None,
+        noise: Tensor | None = None,
+        *,
+        labels: Any = None,
+        frame_cond: Any = None,
+        cond_video: Any = None,
+        first_frames: Any = None,
+        null_cond_mask: Any = None,
+        image_frames: int = 0,
+        image_conditions: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The loss of the prediction at given steps (Ho et al. 2020, eq. 14).
+
+        Args:
+            x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
+            t: Time steps, `(b,)`, whole or not.
+            cond: Conditions, as in `forward`.
+            noise: A standard normal draw of the shape of the clips; None to draw it.
+            labels: As in `forward`.
+            frame_cond: As in `forward`.
+            cond_video: As in `forward`.
+            first_frames: As in `forward`.
+            null_cond_mask: As in `forward`.
+            image_frames: How many frames at the end of each clip are images of their own.
+            image_conditions: As in `forward`.
+            **kwargs: Further arguments of the denoiser, such as `null_cond_prob` and
+                `prob_focus_present` of `Unet3D`.
+
+        Returns:
+            The mean loss, a scalar.
+        """
+        noise = draw_noise(x_start) if noise is None else noise
+        x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
+        frames = x_start.shape[2] - image_frames
+        conditions = self._for_network(
+            x_t[:, :, :frames],
+            clips=x_start,
+            cond=cond,
+            labels=labels,
+            frame_cond=frame_cond,
+            cond_video=cond_video,
+            first_frames=first_frames,
+            null_cond_mask=null_cond_mask,
+        )
+        if conditions and "null_cond_prob" not in kwargs and self._denoiser_drops_conditions():
+            kwargs["null_cond_prob"] = self.cond_drop_prob
+        if image_frames:
+            kwargs |= self._for_images(x_t[:, :, frames:], image_conditions or {})
+        output = self.denoise_fn(x_t, t, cond=conditions.pop("cond", None), **conditions, **kwargs)
+        target = target_of(self.objective, self, x_start, t, noise)
+        weight = None
+        if self.min_snr_gamma is not None:
+            weight = min_snr_weight(self.objective, self.log_snr(t), self.min_snr_gamma)
+        return distance(self.loss_type, output, target, weight)
+
+    def _for_images(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """The denoiser's keywords that tell it of images at the end of the clips.
+
+        Raises:
+            ValueError: If it takes none.
+        """
+        parameters = inspect.signature(unwrap(self.denoise_fn).forward).parameters
+        if "image_frames" not in parameters:
+            raise ValueError(
+                "GaussianDiffusion: images need a denoiser whose forward takes image_frames, as "
+                f"Unet3D's does, got {type(unwrap(self.denoise_fn)).__name__}; leave images out, "
+                "or add the argument"
+            )
+        return {
+            "image_frames": images.shape[2],
+            "image_conditions": self._ready_of_images(images, conditions),
+        }
+
+    def check_clips(self, x: Tensor) -> None:
+        """Raises a ValueError for clips of another shape or type than `forward` takes."""
+        if x.ndim != 5 or tuple(x.shape[1:]) != self.clip_shape:
+            raise ValueError(
+                f"GaussianDiffusion: clips must have the shape (b, c, f, h, w) = (b, "
+                f"{', '.join(map(str, self.clip_shape))}), got {tuple(x.shape)}; resize or cut "
+                "them, or build GaussianDiffusion with their image_size, num_frames and channels"
+            )
+        if not x.is_floating_point() and x.dtype != torch.uint8:
+            raise ValueError(
+                f"GaussianDiffusion: clips must be floating-point or uint8, got {x.dtype}; "
+                "convert them with .float() and bring them into [0, 1]"
+            )
+
+    def check_images(self, images: Any, x: Tensor) -> None:
+        """Raises a ValueError for images that don't go with clips `x`."""
+        c, _, h, w = self.clip_shape
+        shape = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
+        if (
+            not torch.is_tensor(images)
+            or images.ndim != 5
+            or images.shape[2] == 0
+            or (shape != (x.shape[0], c, images.shape[2], h, w))
+        ):
+            raise ValueError(
+                f"GaussianDiffusion: images must have the shape (b, c, k, h, w) = ({x.shape[0]}, "
+                f"{c}, k, {h}, {w}), k images for each clip, got {shape}; resize them, and stack "
+                "those of a clip along axis 2"
+            )
+        if not images.is_floating_point() and images.dtype != torch.uint8:
+            raise ValueError(
+                f"GaussianDiffusion: images must be floating-point or uint8, got {images.dtype}; "
+                "convert them with .float(), in the range of the clips"
+            )
+
+    def check_batch(self, x: Tensor, **conditions: Any) -> None:
+        """Finds out whether a batch is what `forward` takes, as far as shapes and types tell.
+
+        Args:
+            x: As in `forward`.
+            **conditions: As in `forward`; captions can be left out.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        self.check_clips(x)
+        denoiser: Any = unwrap(self.denoise_fn)
+        if not hasattr(denoiser, "check_inputs"):
+            return
+        steps = torch.zeros(len(x), dtype=torch.long)
+        told = self._for_network(x, clips=x.to(self.betas), **conditions)
+        # with probability 1 of no condition, those that are left out are not missed
+        denoiser.check_inputs(x, steps, 1.0, **told)
+
+    def _denoiser_drops_conditions(self) -> bool:
+        parameters = inspect.signature(unwrap(self.denoise_fn).forward).parameters
+        return "null_cond_prob" in parameters

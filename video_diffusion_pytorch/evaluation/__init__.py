@@ -1,0 +1,1 @@
+"""The step after sampling: how good the samples are."""
