@@ -236,7 +236,10 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "clips", "--dim", "wide"], "unet.dim does not take the value 'wide'; see"),
         (["train", "clips", "--image_size", "[1]"], "diffusion.image_size does not take the value"),
         (["train", "clips", "--unet.dim", "0"], "Unet3D: dim must be at least 1, got 0"),
-        (["train", "clips", "--loss_type", "l3"], "loss_type must be one of l1, l2, got 'l3'"),
+        (
+            ["train", "clips", "--loss_type", "l3"],
+            "loss_type must be one of l1, l2, huber, got 'l3'",
+        ),
         (["train", "clips", "--train_batch_size", "0"], "train_batch_size must be at least 1"),
         (["train", "clips", "--cond_dim", "3"], "the network takes cond, so the data must give t"),
         (["train", "clips", "--conditions", "label"], "to be in a sub-folder of clips that names"),
@@ -286,6 +289,18 @@ def test_sampling_needs_nothing_but_the_file(capsys):
 
 
 @pytest.mark.usefixtures("workplace")
+def test_few_steps_and_many_frames(capsys):
+    make_checkpoint()
+    argv = ["sample", "model-1.pt", "-n", "3", "--sampler", "dpm++", "--steps", "2"]
+    assert main([*argv, "--extend_to", "8", "--max-batch", "2", "-o", "long.npy"]) is None
+    assert capsys.readouterr().out.endswith(
+        "wrote 3 videos of 8 frames, 24 x 24 pixels, to long.npy\n"
+    )
+    assert main([*argv, "-o", "short.npy"]) is None
+    np.testing.assert_allclose(np.load("long.npy")[:2, :, :3], np.load("short.npy")[:2], atol=1e-6)
+
+
+@pytest.mark.usefixtures("workplace")
 def test_a_size_takes_the_place_of_the_files(capsys):
     make_checkpoint()
     size = ["--image-size", "[8,16]", "--num-frames", "2"]
@@ -319,6 +334,14 @@ def test_captions_guide_the_samples(capsys, mistake):
     torch.manual_seed(0)
     expected = model.sample(cond=["a whale", "a whale", "7", "7"], cond_scale=2.0, progress=False)
     np.testing.assert_allclose(np.load("four.npy"), expected.numpy(), atol=1e-6)
+    against = ["--negative-text", "a fish", "--guidance-rescale", "0.7"]
+    assert main([*argv, *captions, "--cond-scale", "2", *against, "-o", "other.npy"]) is None
+    assert not np.allclose(np.load("other.npy"), expected.numpy(), atol=1e-3)
+    capsys.readouterr()
+    three = ["--cond-scale", "2", "--negative-text", "a", "b", "c"]
+    assert "--negative_text must be one, or one for each of 2 conditions, got 3" in mistake(
+        *argv, *captions, *three
+    )
     assert main([*argv, *captions]) is None
     with Image.open("samples.gif") as image:
         assert image.size == (2 * 28, 2 * 28)
@@ -335,6 +358,12 @@ def test_captions_guide_the_samples(capsys, mistake):
         (["-o", "missing/out.gif"], "expected a folder at missing to write out.gif into"),
         (["-o", "out.avi"], "got out.avi; rename it, as in out.gif"),
         (["-n", "0"], "-n must be at least 1, got 0"),
+        (["--sampler", "euler"], "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++s"),
+        (["--sampler", "ddpm", "--steps", "1"], "DDPM: steps must be all 2 of the model, got 1"),
+        (["--steps", "4"], "steps must be from 1 to the model's 2, got 4"),
+        (["--extend_to", "3"], "extend: video must be fewer frames than num_frames, 3, got 3"),
+        (["--max_batch", "0"], "max_batch must be at least 1, got 0"),
+        (["--negative_text", "grey"], "negative_cond needs a cond_scale other than 1, got 1"),
         (["-n", "few"], "count does not take the value 'few'"),
         (["--image_size", "23"], "height and width must be multiples of 2"),
         (["--device", "abacus"], "device must be one that this machine has, got 'abacus'"),

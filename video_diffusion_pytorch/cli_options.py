@@ -134,6 +134,7 @@ def _sample_parser() -> ArgumentParser:
         default=1.0,
         help="Strength of the guidance by the conditions; 1 is without, more is nearer to them.",
     )
+    _add_ways_to_sample(parser)
     add("-n", "--count", type=int, default=4, help="Number of videos, for each condition.")
     add(
         "-o",
@@ -159,6 +160,36 @@ def _sample_parser() -> ArgumentParser:
         "BERT.",
     )
     return parser
+
+
+def _add_ways_to_sample(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--negative_text",
+        type=str,
+        nargs="+",
+        help="Captions to guide away from, with a cond_scale above 1: one for all, or as many as "
+        "there are conditions.",
+    )
+    add(
+        "--guidance_rescale",
+        type=float,
+        default=0.0,
+        help="Brings guided videos back to their unguided contrast, from 0 to 1.",
+    )
+    add(
+        "--sampler",
+        type=str | None,
+        help="ddpm (all steps), ancestral, ddim, dpm++ or dpm++sde; null for ddpm, or with fewer "
+        "steps ddim.",
+    )
+    add("--steps", type=int | None, help="Number of steps; null for what suits the sampler.")
+    add("--max_batch", type=int, default=16, help="The most videos to draw at a time.")
+    add(
+        "--extend_to",
+        type=int | None,
+        help="Continues the videos to so many frames, window by window.",
+    )
 
 
 def _intro(function: Any) -> str:

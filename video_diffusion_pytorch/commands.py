@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
 
 # how many videos are drawn at a time
-_BATCH = 16
 
 
 def run_training(
@@ -102,6 +101,12 @@ def run_sampling(
     seed: int,
     device: str | None,
     text_encoder: str | None,
+    sampler: str | None,
+    steps: int | None,
+    negative_text: list[str] | None,
+    guidance_rescale: float,
+    max_batch: int,
+    extend_to: int | None,
     say: Callable[[str], None],
     **told: Any,
 ) -> None:
@@ -118,6 +123,12 @@ def run_sampling(
         seed: The same seed gives the same videos.
         device: As in `load_diffusion`.
         text_encoder: As in `text.set_text_encoder`; None for BERT.
+        sampler: As in `diffusion.sample`, and so `steps`, `guidance_rescale` and `max_batch`.
+        steps: Number of steps.
+        negative_text: Captions to guide away from; one for all, or one for each condition.
+        guidance_rescale: How far guided videos are brought back to their unguided spread.
+        max_batch: The most videos to draw at a time.
+        extend_to: To continue the videos to so many frames; None to leave them as they are.
         say: Called with each line of the report.
         **told: What the videos should show, as in `read_conditions`.
 
@@ -142,13 +153,16 @@ def run_sampling(
 
     torch.manual_seed(seed)
     kinds = max(map(len, conditions.values()), default=1)
-    total = kinds * count
-    parts = []
-    for start in range(0, total, _BATCH):
-        rows = [row // count for row in range(start, min(start + _BATCH, total))]
-        part = {name: pick(values, rows) for name, values in conditions.items()}
-        parts.append(diffusion.sample(**part, cond_scale=cond_scale, batch_size=len(rows)).cpu())
-    videos = torch.cat(parts)
+    rows = [row // count for row in range(kinds * count)]
+    how: dict[str, Any] = {name: pick(values, rows) for name, values in conditions.items()}
+    how |= {"sampler": sampler, "steps": steps, "max_batch": max_batch, "cond_scale": cond_scale}
+    how |= _guiding(negative_text, guidance_rescale, kinds, rows)
+    videos = diffusion.sample(**how, batch_size=len(rows))
+    if extend_to is not None:
+        # the windows know their own first frames
+        how.pop("first_frames", None)
+        videos = diffusion.extend(videos, extend_to, **how)
+    videos = videos.cpu()
 
     if target.suffix.lower() == ".npy":
         np.save(target, videos.numpy())
@@ -161,6 +175,22 @@ def run_sampling(
             value_range=diffusion.config["value_range"],
         )
     say(f"wrote {_size(videos)} to {target}")
+
+
+def _guiding(
+    negative_text: list[str] | None, guidance_rescale: float, kinds: int, rows: Sequence[int]
+) -> dict[str, Any]:
+    """Keywords of `diffusion.sample`, of those options that are used."""
+    how: dict[str, Any] = {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
+    if negative_text is None:
+        return how
+    if len(negative_text) not in (1, kinds):
+        raise ValueError(
+            f"sample: --negative_text must be one, or one for each of {kinds} conditions, got "
+            f"{len(negative_text)}; give as many"
+        )
+    is_one = len(negative_text) == 1
+    return {**how, "negative_cond": negative_text if is_one else pick(negative_text, rows)}
 
 
 def _rows(count: int) -> int:

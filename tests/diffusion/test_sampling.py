@@ -284,7 +284,7 @@ class Nothing(Guidance):
         ),
         (
             {"negative_cond": {"text": COND}, "cond_scale": 2.0},
-            "negative_cond must hold conditions of the names cond, labels, frame_cond, cond_video",
+            "negative_cond must hold conditions that the network takes, cond, got text; give capti",
         ),
     ],
 )

@@ -42,7 +42,8 @@ class DiffusersScheduler(Sampler):
             `config`, `from_config`, `set_timesteps`, `scale_model_input` and `step`.
 
     Raises:
-        TypeError: If it cannot take betas or predictions of v, as those of flow matching.
+        TypeError: If it cannot take betas or predictions of v, as those of flow matching, or its
+            `step` needs to be told more than others.
     """
 
     default_steps: int | None = 50
@@ -50,12 +51,16 @@ class DiffusersScheduler(Sampler):
     def __init__(self, scheduler: Any) -> None:
         super().__init__()
         config = getattr(scheduler, "config", {})
-        missing = [name for name in ("trained_betas", "prediction_type") if name not in config]
-        if missing:
+        lacking = [name for name in ("trained_betas", "prediction_type") if name not in config]
+        parameters = inspect.signature(scheduler.step).parameters.values()
+        if sum(one.default is one.empty for one in parameters) != 3:
+            lacking.append("such a step")
+        if lacking:
             raise TypeError(
                 "sample: a diffusers scheduler must have trained_betas and prediction_type in its "
-                f"config, got {type(scheduler).__name__} without {' and '.join(missing)}; take "
-                "e.g. DPMSolverMultistepScheduler or EulerDiscreteScheduler"
+                "config, and a step(model_output, timestep, sample), got "
+                f"{type(scheduler).__name__} without {' and '.join(lacking)}; take e.g. "
+                "DPMSolverMultistepScheduler or EulerDiscreteScheduler"
             )
         self.scheduler = scheduler
 
@@ -70,7 +75,8 @@ class DiffusersScheduler(Sampler):
             They fall, but one that is asked for twice follows itself.
 
         Raises:
-            ValueError: If `steps` is not a number from 1 to `num_timesteps`.
+            ValueError: If `steps` is not a number from 1 to `num_timesteps`, or the scheduler goes
+                from videos to noise.
         """
         number = whole_number(steps)
         if number is None or not 1 <= number <= process.num_timesteps:
@@ -87,6 +93,12 @@ class DiffusersScheduler(Sampler):
         if len(ratios) == len(times) + 1:
             # more exact than the times, which some schedulers round
             levels = [_level_of(t, ratio) for t, ratio in zip(times, ratios, strict=False)]
+        if levels[0].log_snr > levels[-1].log_snr:
+            raise ValueError(
+                "sample: a diffusers scheduler must go from noise to videos, got "
+                f"{type(scheduler).__name__}, which goes from step {times[0]:g} to {times[-1]:g}; "
+                "take the one that it is the inverse of"
+            )
         return ScheduledLevels([*levels, CLEAN], scheduler)
 
     def run(
@@ -104,6 +116,9 @@ class DiffusersScheduler(Sampler):
             )
         scheduler = copy.deepcopy(levels.scheduler)
         draws = _Draws(scheduler, x, noise)
+        if hasattr(scheduler, "set_begin_index"):
+            # else it searches for the first time, and may find a later step of the same time
+            scheduler.set_begin_index(0)
         # some schedulers work on x / alpha, and say so by what they do before the network
         first = scheduler.scale_model_input(x.new_ones(()), scheduler.timesteps[0])
         is_divided = float(first) != 1.0
@@ -168,6 +183,5 @@ def _level_of(t: float, ratio: float) -> NoiseLevel:
 
 def is_scheduler(thing: Any) -> bool:
     """Whether it has what a scheduler object of the diffusers package has."""
-    return not isinstance(thing, type) and all(
-        hasattr(thing, name) for name in ("set_timesteps", "scale_model_input", "step")
-    )
+    is_object = not isinstance(thing, type)
+    return is_object and hasattr(thing, "set_timesteps") and hasattr(thing, "step")

@@ -246,7 +246,8 @@ class Filling(Sampling):
                     f"{call}: conditions must have one row per video, {len(video)}, got "
                     f"{len(value)} of {name}; give as many"
                 )
-        negative = self._ready_negative(options.pop("negative_cond", None), len(video))
+        scale = options.get("cond_scale", 1.0)
+        negative = self._ready_negative(options.pop("negative_cond", None), scale, len(video))
         for name, value in (*conditions.items(), *negative.items()):
             _check_frames(call, name, value, video.shape[2])
         if negative:

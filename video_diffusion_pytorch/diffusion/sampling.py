@@ -26,7 +26,7 @@ from video_diffusion_pytorch.diffusion.sampling_batch import (
 from video_diffusion_pytorch.diffusion.sampling_step import Callback, follow
 
 NEGATIVES = ("cond", "labels", "frame_cond", "cond_video")
-"""Names of the conditions that samples can be guided away from."""
+"""Conditions that samples can be guided away from, where the network does not tell its own."""
 
 
 class Sampling(ReverseProcess):
@@ -125,7 +125,7 @@ class Sampling(ReverseProcess):
         chosen, levels = self._choose_sampler(sampler, steps)
         told = Told(
             conditions,
-            self._ready_negative(negative_cond, count),
+            self._ready_negative(negative_cond, cond_scale, count),
             tuple(one.prepare(self, shape) for one in known),
             make_streams(seed, generator, count, self.betas.device),
             cond_scale,
@@ -213,35 +213,39 @@ class Sampling(ReverseProcess):
         return chosen, chosen.levels(self, times)
 
     def _check_guided(self, told: Told) -> None:
-        """Raises a ValueError for options of guidance by conditions that would do nothing."""
+        """Raises a ValueError for options that the denoiser does not know."""
         options = {"negative": told.negative, "guidance_rescale": told.guidance_rescale}
-        wanted = [name for name, value in options.items() if value]
-        if told.negative and told.cond_scale == 1:
-            raise ValueError(
-                "sample: negative_cond needs a cond_scale other than 1, got 1, which is without "
-                "guidance; pass a larger one"
-            )
         method: Any = unwrap(self.denoise_fn).forward_with_cond_scale
         parameters = inspect.signature(method).parameters
         takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-        unknown = [name for name in wanted if name not in parameters and not takes_any]
-        if unknown:
+        unknown = [name for name, value in options.items() if value and name not in parameters]
+        if unknown and not takes_any:
             raise ValueError(
                 "sample: the denoiser's forward_with_cond_scale must take "
                 f"{' and '.join(unknown)}, as Unet3D's does, got one with "
                 f"{', '.join(parameters)}; add it, or leave the option out"
             )
 
-    def _ready_negative(self, negative_cond: Any, count: int) -> dict[str, Tensor]:
+    def _ready_negative(
+        self, negative_cond: Any, cond_scale: float, count: int
+    ) -> dict[str, Tensor]:
         """Conditions to guide away from, `count` rows of each."""
         if negative_cond is None:
             return {}
+        if cond_scale == 1:
+            raise ValueError(
+                "sample: negative_cond needs a cond_scale other than 1, got 1, which is without "
+                "guidance; pass a larger one"
+            )
         named = negative_cond if isinstance(negative_cond, Mapping) else {"cond": negative_cond}
-        unknown = [name for name in named if name not in NEGATIVES]
+        is_told = hasattr(unwrap(self.denoise_fn), "condition_names")
+        known = self.condition_names if is_told else NEGATIVES
+        unknown = [str(name) for name in named if name not in known]
         if unknown:
             raise ValueError(
-                f"sample: negative_cond must hold conditions of the names {', '.join(NEGATIVES)}, "
-                f"got {', '.join(map(str, unknown))}; give captions or vectors, or a dict of these"
+                "sample: negative_cond must hold conditions that the network takes, "
+                f"{', '.join(known) or 'none'}, got {', '.join(unknown)}; give captions or "
+                "vectors, or a dict of those by name"
             )
         ready = self._ready(**named)
         for name, value in ready.items():

@@ -84,7 +84,11 @@ def leading_times(process: ForwardProcess, steps: int) -> list[int]:
 
 def linspace_times(process: ForwardProcess, steps: int) -> list[int]:
     """Even whole steps from the noisiest to the cleanest."""
-    return np.linspace(process.num_timesteps - 1, 0, steps).round().astype(int).tolist()
+    last = process.num_timesteps - 1
+    if steps == 1:
+        return [last]
+    # upwards, as diffusers, since by rounding the order decides where halves go
+    return np.linspace(0, last, steps).round()[::-1].astype(int).tolist()
 
 
 def log_snr_times(process: ForwardProcess, steps: int) -> list[float]:
