@@ -19,6 +19,7 @@ from torch import Tensor
 
 from video_diffusion_pytorch import GaussianDiffusion, load_diffusion
 from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.diffusion.samplers import make_sampler
 from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
 from video_diffusion_pytorch.evaluation.random_features import RandomFeatures
 
@@ -33,16 +34,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--samplers", nargs="+", default=["dpm++:20", "dpm++:10", "ddim:50", "ddim:20"]
+        "--samplers",
+        nargs="+",
+        default=["dpm++:50", "dpm++:20", "dpm++:10", "dpm++:20:trailing", "ddim:50", "ddim:20"],
+        help="name:steps or name:steps:spacing",
     )
+    parser.add_argument("--keep", type=Path, help="a folder for sets, which are not drawn again")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     diffusion = load_diffusion(options.checkpoint, device=options.device)
     size = {"count": options.count, "batch": options.batch}
+    keep = options.keep
 
     all_steps = f"ddpm:{diffusion.num_timesteps}"
-    reference, seconds = draw(diffusion, all_steps, seed=1, **size)
-    again, _ = draw(diffusion, all_steps, seed=2, **size)
+    reference, seconds = draw(diffusion, all_steps, seed=1, keep=keep, **size)
+    again, _ = draw(diffusion, all_steps, seed=2, keep=keep, **size)
     real = None if options.data is None else statistics(real_clips(diffusion, options.data, **size))
 
     print(f"{options.count} videos of {diffusion.clip_shape}, {seconds / options.count:.3f} s each")
@@ -56,25 +62,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     row(f"{all_steps}, another seed", statistics(again), 1.0)
     for name in options.samplers:
-        videos, its_seconds = draw(diffusion, name, seed=3, **size)
+        videos, its_seconds = draw(diffusion, name, seed=3, keep=None, **size)
         row(name, statistics(videos), seconds / its_seconds)
 
 
 def draw(
-    diffusion: GaussianDiffusion, name: str, *, seed: int, count: int, batch: int
+    diffusion: GaussianDiffusion,
+    name: str,
+    *,
+    seed: int,
+    count: int,
+    batch: int,
+    keep: Path | None,
 ) -> tuple[Tensor, float]:
-    """Videos, and the seconds they took; `name` is `sampler:steps`."""
-    sampler, _, steps = name.partition(":")
+    """Videos, and the seconds they took; `name` is `sampler:steps` or `sampler:steps:spacing`."""
+    file = None if keep is None else keep / f"{name.replace(':', '_')}_{seed}_{count}.pt"
+    if file is not None and file.is_file():
+        kept = torch.load(file, weights_only=True)
+        return kept["videos"], kept["seconds"]
+    sampler, steps, *spacing = name.split(":")
+    chosen = make_sampler(sampler)
+    if spacing:
+        chosen.spacing = spacing[0]
     start = time.perf_counter()
     videos = diffusion.sample(
         batch_size=count,
-        sampler=sampler,
+        sampler=chosen,
         steps=int(steps),
         seed=seed,
         max_batch=batch,
         progress=False,
-    )
-    return videos.cpu(), time.perf_counter() - start
+    ).cpu()
+    seconds = time.perf_counter() - start
+    if file is not None:
+        torch.save({"videos": videos, "seconds": seconds}, file)
+    return videos, seconds
 
 
 def real_clips(diffusion: GaussianDiffusion, folder: Path, count: int, batch: int) -> Tensor:

@@ -1,7 +1,9 @@
 """Videos whose perfect denoiser is known, and the exact moments of what a sampler makes of it."""
 
+from collections import deque
+
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from video_diffusion_pytorch.diffusion.noise_level import Prediction
 
@@ -97,8 +99,7 @@ def moments(sampler, levels, videos, dtype=torch.float64):
     def result_of(rows):
         noise = Impulses(f)
         x = noise(torch.zeros(rows, 1, f, 1, 1, dtype=dtype))
-        for x in sampler.run(x, levels, videos.denoise, noise):
-            pass
+        x = deque(sampler.run(x, levels, videos.denoise, noise), maxlen=1).pop()
         return x[:, 0, :, 0, 0], noise.draws
 
     _, draws = result_of(1)

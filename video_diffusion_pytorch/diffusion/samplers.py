@@ -17,6 +17,7 @@ from video_diffusion_pytorch.diffusion.diffusers_scheduler import (
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 from video_diffusion_pytorch.diffusion.noise_level import Denoise, Noise, NoiseLevel
 from video_diffusion_pytorch.diffusion.sampler import Sampler
+from video_diffusion_pytorch.diffusion.spacing import whole_number
 
 __all__ = [
     "DDIM",
@@ -87,7 +88,7 @@ class DDPM(Ancestral):
         Raises:
             ValueError: If `steps` is not the number of all steps.
         """
-        if steps != process.num_timesteps:
+        if whole_number(steps) != process.num_timesteps:
             raise ValueError(
                 f"DDPM: steps must be all {process.num_timesteps} of the model, got {steps}; for "
                 "others pass sampler='ancestral', 'ddim' or 'dpm++'"
