@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from rotary_embedding_torch import RotaryEmbedding
 
 from video_diffusion_pytorch.model import attention
@@ -24,7 +25,7 @@ def plain_rotation(x, frequencies):
     )
 
 
-def plain_attention(layer, x, pos_bias=None, focus_present_mask=None):
+def plain_attention(layer, x, pos_bias=None, focus_present_mask=None, image_frames=0):
     w_qkv, w_out = layer.to_qkv.weight.double(), layer.to_out.weight.double()
     q, k, v = (
         (x.double() @ w.T).unflatten(-1, (layer.heads, -1)).transpose(-2, -3)
@@ -35,7 +36,11 @@ def plain_attention(layer, x, pos_bias=None, focus_present_mask=None):
         q, k = plain_rotation(q, frequencies), plain_rotation(k, frequencies)
     logits = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     if pos_bias is not None:
-        logits = logits + pos_bias.double()
+        # images have no position, and see but themselves
+        logits = logits + F.pad(pos_bias.double(), (0, image_frames, 0, image_frames))
+    is_alone = torch.arange(x.shape[-2]) >= x.shape[-2] - image_frames
+    apart = (is_alone[:, None] | is_alone) & ~torch.eye(x.shape[-2], dtype=torch.bool)
+    logits = logits.masked_fill(apart, float("-inf"))
     if focus_present_mask is not None:
         others = ~torch.eye(x.shape[-2], dtype=torch.bool)
         mask = focus_present_mask.view(-1, *[1] * (logits.ndim - 1)) & others
@@ -52,6 +57,7 @@ def assert_close(actual, expected):
 # Softmax attention
 
 
+@pytest.mark.parametrize("image_frames", [0, 2])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(
@@ -64,13 +70,16 @@ def assert_close(actual, expected):
         ((3, 40, 8), 2, 64, 32),
     ],
 )
-def test_attention_is_softmax_attention(shape, heads, dim_head, rotary_dim, biased, masked):
+def test_attention_is_softmax_attention(
+    shape, heads, dim_head, rotary_dim, biased, masked, image_frames
+):
     torch.manual_seed(0)
     rotary = None if rotary_dim is None else RotaryEmbedding(rotary_dim)
     layer = Attention(shape[-1], heads=heads, dim_head=dim_head, rotary_emb=rotary)
-    x = torch.randn(shape, requires_grad=True)
     n = shape[-2]
-    call = {}
+    shape = (*shape[:-2], n + image_frames, shape[-1])
+    x = torch.randn(shape, requires_grad=True)
+    call = {"image_frames": image_frames}
     if biased:
         call["pos_bias"] = torch.randn(heads, n, n, requires_grad=True)
     if masked:

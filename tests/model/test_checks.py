@@ -303,3 +303,103 @@ def test_a_wrong_mask_of_captions(conditional, mask, got):
 def test_conditions_without_a_width(config, message):
     with pytest.raises(ValueError, match=exactly(f"Unet3D: {message}")):
         Unet3D(8, dim_mults=(1, 2), **config)
+
+
+# Images
+
+
+@pytest.mark.parametrize("count", [-1, 4, 9, 1.0])
+def test_a_wrong_number_of_images(unet, count):
+    message = (
+        "Unet3D: image_frames must be from 0 to 3, one less than the frames of x, got "
+        f"{count}; leave the frames of the video in front of the images"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        unet(X, TIME, image_frames=count)
+
+
+def test_images_in_a_network_that_mixes_frames():
+    unet = Unet3D(8, dim_mults=(1, 2), attn_heads=2, resnet_groups=4)
+    unet.check_inputs(X, TIME, 0.0, image_frames=0)
+    message = (
+        "Unet3D: image_frames must be 0 in a network with GroupNorm, whose statistics mix all "
+        "frames, got 2; build the network without resnet_groups"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        unet(X, TIME, image_frames=2)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (
+            {"con": torch.randn(2, 1, 5)},
+            "Unet3D: image_conditions must hold cond, labels, frame_cond, cond_video or "
+            "null_cond_mask, got 'con'; rename it, or leave it out",
+        ),
+        (
+            {"cond": [[1.0] * 5]},
+            "Unet3D: image_conditions['cond'] must be a tensor of shape (2, 1, 5), got list; "
+            "convert it with torch.as_tensor",
+        ),
+        (
+            {"cond": torch.randn(2, 5)},
+            "Unet3D: image_conditions['cond'] must have the shape (2, 1, 5), got (2, 5); give one "
+            "condition per image",
+        ),
+        (
+            {"labels": torch.tensor([1, 2])},
+            "Unet3D: image_conditions['labels'] must have the shape (2, 1), got (2,); give one "
+            "condition per image",
+        ),
+        (
+            {"labels": torch.tensor([[1], [4]])},
+            "Unet3D: labels must be from 0 to 3, or -1 for no class, got 1 to 4; number the "
+            "classes from 0, or build the network with more num_classes",
+        ),
+        (
+            {"frame_cond": torch.randn(2, 3, 6)},
+            "Unet3D: image_conditions['frame_cond'] must have the shape (2, 1, 6), got (2, 3, 6); "
+            "give one condition per image",
+        ),
+        (
+            {"cond_video": torch.randn(2, 2, 8, 8)},
+            "Unet3D: image_conditions['cond_video'] must have the shape (2, 2, 1, 8, 8), got "
+            "(2, 2, 8, 8); give one condition per image",
+        ),
+        (
+            {"null_cond_mask": torch.tensor([True, False])},
+            "Unet3D: image_conditions['null_cond_mask'] must be boolean with one element per "
+            "image, shape (2, 1), got torch.bool of shape (2,); use "
+            "torch.tensor([True, False, ...])",
+        ),
+    ],
+)
+def test_conditions_of_images_that_do_not_fit(images, message):
+    unet = Unet3D(8, dim_mults=(1,), cond_dim=5, num_classes=4, frame_cond_dim=6, cond_channels=2)
+    with pytest.raises(ValueError, match=exactly(message)):
+        unet(X, TIME, null_cond_prob=1.0, image_frames=1, image_conditions=images)
+
+
+def test_conditions_of_images_that_a_network_does_not_take(unet):
+    message = (
+        "Unet3D: this network was built without classes, so image_conditions['labels'] must be "
+        "None, got Tensor; build it with num_classes"
+    )
+    labels = {"labels": torch.zeros(2, 1, dtype=torch.long)}
+    with pytest.raises(ValueError, match=exactly(message)):
+        unet(X, TIME, image_frames=1, image_conditions=labels)
+    mask = {"null_cond_mask": torch.zeros(2, 1, dtype=torch.bool)}
+    with pytest.raises(
+        ValueError, match=r"without cond, so image_conditions\[.null_cond_mask.\] mu"
+    ):
+        unet(X, TIME, image_frames=1, image_conditions=mask)
+
+
+def test_conditions_of_images_without_images(conditional):
+    message = (
+        "Unet3D: image_conditions must go with images, got cond for none; say in image_frames how "
+        "many frames are images"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        conditional(X, TIME, torch.randn(2, 3), image_conditions={"cond": torch.randn(2, 1, 3)})

@@ -13,6 +13,8 @@ from video_diffusion_pytorch.model.levels import (
     LinearAttentionLayer,
     SpatialAttention,
     TemporalAttention,
+    call,
+    call_again,
 )
 
 FRAMES = 4
@@ -98,3 +100,28 @@ def test_a_level_is_its_layers_one_after_another(linear_attn, resample):
     assert torch.equal(features, expected)
     assert torch.equal(resampled, level.resample(expected))
     assert resampled.shape == ((2, 8, FRAMES, 2, 2) if resample else (2, 8, FRAMES, 4, 4))
+
+
+@pytest.mark.parametrize("way", [call, call_again])
+def test_a_level_calls_its_layers_in_the_way_it_is_told(way):
+    block = partial(ResnetBlock, time_emb_dim=5)
+    level = Level(6, 8, None, block=block, heads=2, dim_head=4, linear_attn=True)
+    x, emb = torch.randn(2, 6, FRAMES, 4, 4), torch.randn(2, 5)
+    called = []
+
+    def run(layer, *args):
+        called.append(layer)
+        return way(layer, *args)
+
+    told = temporal()
+    features, _ = level(x, emb, told, run)
+    assert called == [level.block1, level.block2, level.spatial_attn, level.temporal_attn]
+    expected, _ = level(x, emb, told)
+    assert torch.equal(features, expected)
+    wanted = list(level.parameters())
+    pairs = zip(
+        torch.autograd.grad(features.sum(), wanted),
+        torch.autograd.grad(expected.sum(), wanted),
+        strict=True,
+    )
+    assert all(torch.equal(*pair) for pair in pairs)

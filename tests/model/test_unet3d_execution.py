@@ -174,6 +174,99 @@ def test_it_compiles_as_one_graph(backend, method):
         )
 
 
+# Features computed again for the gradient
+
+
+EVERY = {"cond_dim": 3, "num_classes": 4, "frame_cond_dim": 2, "cond_channels": 1}
+
+
+def call_of_everything():
+    x, time = videos(f=5)
+    told = {
+        "cond": torch.randn(2, 3),
+        "labels": torch.tensor([1, 3]),
+        "frame_cond": torch.randn(2, 4, 2),
+        "cond_video": torch.randn(2, 1, 4, 8, 8),
+        "image_frames": 1,
+        "image_conditions": {"labels": torch.tensor([[0], [2]])},
+        "focus_present_mask": torch.tensor([True, False]),
+    }
+    return x.requires_grad_(), time, told
+
+
+def gradients_of(unet, call, dtype=torch.float32):
+    x, time, told = call
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        output = unet(x, time, **told)
+    wanted = [x, *(p for p in unet.parameters() if p.requires_grad)]
+    return [output.detach(), *torch.autograd.grad(output.float().square().sum(), wanted)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputed_features_give_the_same_bits(dtype):
+    unet, call = tiny_unet(**EVERY), call_of_everything()
+    expected = gradients_of(unet, call, dtype)
+    again = tiny_unet(**EVERY, gradient_checkpointing=True)
+    passes = []
+    block = again.ups[0].block1
+    block.register_forward_pre_hook(lambda *_: passes.append(torch.is_grad_enabled()))
+    actual = gradients_of(again, call, dtype)
+    assert passes == [True, True]
+    assert len(actual) == len(expected)
+    assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
+    # where nobody asks for a gradient, nothing is computed twice
+    with torch.no_grad():
+        again(call[0], call[1], **call[2])
+    assert passes == [True, True, False]
+
+
+def test_layers_that_draw_draw_the_same_again():
+    unet, call = tiny_unet(**EVERY), call_of_everything()
+    for block in (unet.mid_block1, unet.downs[0].block2):
+        block.block1.act = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.5))
+    torch.manual_seed(1)
+    expected = gradients_of(unet, call)
+    unet.gradient_checkpointing = True
+    torch.manual_seed(1)
+    assert all(torch.equal(*pair) for pair in zip(gradients_of(unet, call), expected, strict=True))
+
+
+def bytes_kept_for_the_gradient(unet, x, time):
+    with torch.profiler.profile(profile_memory=True) as profile:
+        output = unet(x, time)
+    assert output.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profile.events())
+
+
+@pytest.mark.parametrize("of_input_only", [False, True])
+def test_recomputed_features_need_less_memory(of_input_only):
+    unet = tiny_unet(dim=16).requires_grad_(not of_input_only)
+    x, time = torch.randn(1, 3, 4, 32, 32, requires_grad=True), torch.tensor([3])
+    kept = bytes_kept_for_the_gradient(unet, x, time)
+    unet.gradient_checkpointing = True
+    assert bytes_kept_for_the_gradient(unet, x, time) < kept / 5
+
+
+def test_how_a_network_runs_is_no_part_of_what_it_is():
+    unet = tiny_unet(gradient_checkpointing=True)
+    assert unet.gradient_checkpointing
+    assert unet.config == tiny_unet().config
+    assert copy.deepcopy(unet).gradient_checkpointing
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_recomputed_features_compile_as_one_graph():
+    unet = tiny_unet(dim_mults=(1,))
+    x, time, told = call_of_everything()
+    call = x, time, {"image_frames": told["image_frames"]}
+    expected = gradients_of(unet, call)
+    unet.gradient_checkpointing = True
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    actual = gradients_of(compiled, call)
+    for pair in zip(actual, expected, strict=True):
+        torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4)
+
+
 # Copies
 
 

@@ -117,29 +117,36 @@ class Attention(nn.Module):
         pos_bias: Tensor | None = None,
         focus_present_mask: Tensor | None = None,
         rotary: RotaryTables | None = None,
+        image_frames: int = 0,
     ) -> Tensor:
         """Attends over the last but one axis.
 
         Args:
-            x: `(b, ..., n, c)`.
+            x: `(b, ..., n + image_frames, c)`.
             pos_bias: `(heads, n, n)`, query by key, added to the logits; None for none.
             focus_present_mask: Boolean `(b,)`: where true, a position sees only itself.
             rotary: Tables of `rotary_tables` for `n` positions; None to make those of
                 `rotary_emb`, where there is one.
+            image_frames: How many positions at the end see only themselves, and are not seen.
 
         Returns:
             A tensor of the shape of `x`.
         """
+        n = x.shape[-2] - image_frames
         if rotary is None and self.rotary_emb is not None:
-            rotary = rotary_tables(self.rotary_emb.freqs, x.shape[-2])
+            rotary = rotary_tables(self.rotary_emb.freqs, n)
         rows = x.reshape(-1, *x.shape[-2:])
-        weights = self.to_qkv.weight.chunk(3)
-        q, k, v = (project(rows, weight).unflatten(-1, (self.heads, -1)) for weight in weights)
+        seen = rows[:, :n] if image_frames else rows
+        inputs = zip((seen, seen, rows), self.to_qkv.weight.chunk(3), strict=True)
+        q, k, v = (project(each, weight).unflatten(-1, (self.heads, -1)) for each, weight in inputs)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        out = attend(q, k, v, pos_bias)
+        # a position that attends to itself alone gets its own value: no mask needed
+        if image_frames:
+            out = torch.cat((attend(q, k, v[:, :n], pos_bias), v[:, n:]), dim=1)
+        else:
+            out = attend(q, k, v, pos_bias)
         if focus_present_mask is not None:
-            # a position that attends to itself alone gets its own value: no mask needed
             each_row = focus_present_mask.repeat_interleave(rows.shape[0] // x.shape[0])
             out = torch.where(each_row.view(-1, 1, 1, 1), v, out)
         return project(out.flatten(-2), self.to_out.weight).view(x.shape)

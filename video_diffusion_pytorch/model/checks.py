@@ -11,6 +11,8 @@ BERT_DIM = 768
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
+Shape = tuple[int, ...]
+
 # Of each condition: what a network has that takes it, the keywords that build such a network, and
 # where to look if the shape is wrong.
 _CONDITIONS = {
@@ -56,6 +58,21 @@ def check_input(x: Tensor, time: Tensor, *, channels: int, levels: int) -> None:
         )
 
 
+def check_image_frames(x: Tensor, image_frames: int, resnet_groups: int | None) -> None:
+    """Raises a ValueError unless the last frames of `x`, `(b, c, f, h, w)`, can be images."""
+    most = x.shape[2] - 1
+    if not isinstance(image_frames, int) or not 0 <= image_frames <= most:
+        raise ValueError(
+            f"Unet3D: image_frames must be from 0 to {most}, one less than the frames of x, got "
+            f"{image_frames}; leave the frames of the video in front of the images"
+        )
+    if image_frames and resnet_groups is not None:
+        raise ValueError(
+            "Unet3D: image_frames must be 0 in a network with GroupNorm, whose statistics mix all "
+            f"frames, got {image_frames}; build the network without resnet_groups"
+        )
+
+
 def check_conditions(
     x: Tensor, conditions: Mapping[str, Any], null_cond_prob: float, config: Mapping[str, Any]
 ) -> None:
@@ -69,26 +86,15 @@ def check_conditions(
     """
     for name, shape in _shapes(x, config).items():
         value = conditions.get(name)
-        has, keyword, hint = _CONDITIONS[name]
-        if shape is None:
-            if value is not None:
-                raise ValueError(
-                    f"Unet3D: this network was built without {has}, so {name} must be None, got "
-                    f"{type(value).__name__}; build it with {keyword}"
-                )
-            continue
-        if value is None:
-            if null_cond_prob < 1:
-                raise ValueError(
-                    f"Unet3D: this network was built with {has}, so {name} of shape {shape} is "
-                    "expected, got None; pass it, or null_cond_prob=1 for none"
-                )
-            continue
-        if not torch.is_tensor(value):
+        has, _, hint = _CONDITIONS[name]
+        if value is None and shape is not None and null_cond_prob < 1:
             raise ValueError(
-                f"Unet3D: {name} must be a tensor of shape {shape}, got {type(value).__name__}; "
-                "convert it with torch.as_tensor"
+                f"Unet3D: this network was built with {has}, so {name} of shape {shape} is "
+                "expected, got None; pass it, or null_cond_prob=1 for none"
             )
+        if value is None:
+            continue
+        shape = _check_kind(name, name, value, shape)
         frames_alike = name == "cond_video" and value.ndim == 4
         if tuple(value.shape) != ((*shape[:2], *shape[3:]) if frames_alike else shape):
             raise ValueError(
@@ -96,8 +102,72 @@ def check_conditions(
             )
     if conditions.get("labels") is not None:
         _check_labels(conditions["labels"], config["num_classes"])
-    if conditions.get("null_cond_mask") is not None:
-        _check_mask(conditions["null_cond_mask"], x.shape[0], cond_dim_of(config))
+    mask = conditions.get("null_cond_mask")
+    if mask is not None:
+        one = "one element per video"
+        _check_mask("null_cond_mask", mask, tuple(x.shape[:1]), one, cond_dim_of(config))
+
+
+def check_image_conditions(
+    x: Tensor, image_frames: int, conditions: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """Raises a ValueError unless the conditions of images are those of the network, and fit.
+
+    Args:
+        x: Noisy videos with images behind them, `(b, c, f + image_frames, h, w)`.
+        image_frames: Number of images of a video.
+        conditions: By keyword of `Unet3D.forward`, one row per image; None or absent where not
+            given.
+        config: The network's.
+    """
+    k = image_frames
+    rows = (x.shape[0], k)
+    if conditions and not k:
+        raise ValueError(
+            "Unet3D: image_conditions must go with images, got "
+            f"{', '.join(conditions)} for none; say in image_frames how many frames are images"
+        )
+    shapes = _shapes(x[:, :, :k], config)
+    if shapes["cond"] is not None:
+        shapes["cond"] = (*rows, *shapes["cond"][1:])
+    if shapes["labels"] is not None:
+        shapes["labels"] = rows
+    for name, value in conditions.items():
+        full = f"image_conditions[{name!r}]"
+        if name not in (*shapes, "null_cond_mask"):
+            raise ValueError(
+                f"Unet3D: image_conditions must hold {', '.join(shapes)} or null_cond_mask, got "
+                f"{name!r}; rename it, or leave it out"
+            )
+        if value is None:
+            continue
+        if name == "null_cond_mask":
+            _check_mask(full, value, rows, "one element per image", cond_dim_of(config))
+            continue
+        shape = _check_kind(full, name, value, shapes[name])
+        if tuple(value.shape) != shape:
+            raise ValueError(
+                f"Unet3D: {full} must have the shape {shape}, got {tuple(value.shape)}; give one "
+                "condition per image"
+            )
+        if name == "labels":
+            _check_labels(value, config["num_classes"])
+
+
+def _check_kind(full: str, name: str, value: Any, shape: Shape | None) -> Shape:
+    """Gives the shape that a condition must have, if the network takes it and it is a tensor."""
+    has, keyword, _ = _CONDITIONS[name]
+    if shape is None:
+        raise ValueError(
+            f"Unet3D: this network was built without {has}, so {full} must be None, got "
+            f"{type(value).__name__}; build it with {keyword}"
+        )
+    if not torch.is_tensor(value):
+        raise ValueError(
+            f"Unet3D: {full} must be a tensor of shape {shape}, got {type(value).__name__}; "
+            "convert it with torch.as_tensor"
+        )
+    return shape
 
 
 def cond_dim_of(config: Mapping[str, Any]) -> int | None:
@@ -105,7 +175,7 @@ def cond_dim_of(config: Mapping[str, Any]) -> int | None:
     return BERT_DIM if config["use_bert_text_cond"] else config["cond_dim"]
 
 
-def _shapes(x: Tensor, config: Mapping[str, Any]) -> dict[str, tuple[int, ...] | None]:
+def _shapes(x: Tensor, config: Mapping[str, Any]) -> dict[str, Shape | None]:
     """The shape that each condition must have; None for one that the network doesn't take."""
     b, _, f, h, w = x.shape
     cond_dim, frame_dim = cond_dim_of(config), config["frame_cond_dim"]
@@ -134,21 +204,21 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _check_mask(mask: Any, batch: int, cond_dim: int | None) -> None:
+def _check_mask(full: str, mask: Any, shape: Shape, one: str, cond_dim: int | None) -> None:
     if cond_dim is None:
         raise ValueError(
-            "Unet3D: this network was built without cond, so null_cond_mask must be None, got "
+            f"Unet3D: this network was built without cond, so {full} must be None, got "
             f"{type(mask).__name__}; build it with cond_dim or use_bert_text_cond"
         )
-    if not torch.is_tensor(mask) or mask.dtype != torch.bool or mask.shape != (batch,):
+    if not torch.is_tensor(mask) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
         got = (
             f"{mask.dtype} of shape {tuple(mask.shape)}"
             if torch.is_tensor(mask)
             else type(mask).__name__
         )
         raise ValueError(
-            f"Unet3D: null_cond_mask must be boolean with one element per video, shape "
-            f"({batch},), got {got}; use torch.tensor([True, False, ...])"
+            f"Unet3D: {full} must be boolean with {one}, shape {shape}, got {got}; use "
+            "torch.tensor([True, False, ...])"
         )
 
 

@@ -8,15 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.model.checks import check_conditions, cond_dim_of
-from video_diffusion_pytorch.model.masks import focus_mask
+from video_diffusion_pytorch.model.checks import (
+    check_conditions,
+    check_image_conditions,
+    check_image_frames,
+    check_input,
+    cond_dim_of,
+)
+
+# By keyword of `Unet3D.forward`
+Conditions = Mapping[str, Tensor]
 
 
 class Conditioned(nn.Module):
     """The half of `Unet3D` that knows its conditions; `Unet3D` documents them.
 
     Each condition has a learned value that stands for its absence, and that value may also
-    be handed in as if it were a condition. Guidance rests on this.
+    be handed in as if it were a condition. Guidance rests on this. What is told of an image at
+    the end of a video is told as of a video of one frame.
 
     Attributes:
         has_cond: Whether the network takes any condition.
@@ -61,94 +70,43 @@ class Conditioned(nn.Module):
         }
         return tuple(name for name, part in parts.items() if part is not None)
 
-    def forward_with_cond_scale(
+    def check_inputs(
         self,
         x: Tensor,
         time: Tensor,
-        cond: Tensor | None = None,
+        null_cond_prob: float,
         *,
-        cond_scale: float = 2.0,
-        focus_present_mask: Tensor | None = None,
-        prob_focus_present: float = 0.0,
-        labels: Tensor | None = None,
-        frame_cond: Tensor | None = None,
-        cond_video: Tensor | None = None,
-        null_cond_mask: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Tensor:
-        """Classifier-free guidance (Ho et al. 2022, eq. 6), in one pass over both halves.
-
-        Args:
-            x: Noisy videos, `(b, channels, f, h, w)`.
-            time: Time steps, `(b,)`.
-            cond: As in `forward`, and so the other conditions.
-            cond_scale: 1 is without guidance, 0 without all conditions; the paper's w is
-                `cond_scale - 1`.
-            focus_present_mask: As in `forward`.
-            prob_focus_present: As in `forward`.
-            labels: As in `forward`.
-            frame_cond: As in `forward`.
-            cond_video: As in `forward`.
-            null_cond_mask: As in `forward`.
-            **kwargs: Further arguments of a subclass's `forward`; tensors have `b` rows.
-
-        Returns:
-            `null + (conditional - null) * cond_scale`, of the shape of `forward`'s output.
-        """
-        focus = focus_mask(focus_present_mask, prob_focus_present, x)
-        optional = {
-            "labels": labels,
-            "frame_cond": frame_cond,
-            "cond_video": cond_video,
-            "null_cond_mask": null_cond_mask,
-        }
-        # a subclass's forward need not know those that are not used
-        conditions = {name: value for name, value in optional.items() if value is not None}
-        if cond_scale == 1 or not self.has_cond:
-            return self(x, time, cond=cond, focus_present_mask=focus, **conditions, **kwargs)
-        self.check_inputs(x, time, 0.0, cond=cond, **conditions)
-        if cond is not None:
-            conditions["cond"] = cond
-        twice = {k: torch.cat((v, v)) if torch.is_tensor(v) else v for k, v in kwargs.items()}
-        both = self(
-            torch.cat((x, x)),
-            torch.cat((time, time)),
-            focus_present_mask=None if focus is None else torch.cat((focus, focus)),
-            **{name: self._and_null(name, value) for name, value in conditions.items()},
-            **twice,
-        )
-        conditional, unconditional = both.chunk(2)
-        return unconditional + (conditional - unconditional) * cond_scale
-
-    def check_inputs(
-        self, x: Tensor, time: Tensor, null_cond_prob: float, **conditions: Any
+        image_frames: int = 0,
+        image_conditions: Mapping[str, Any] | None = None,
+        **conditions: Any,
     ) -> None:
-        """Raises a ValueError for what doesn't fit; `Unet3D` adds the videos."""
-        check_conditions(x, conditions, null_cond_prob, self.config)
-
-    def _and_null(self, name: str, value: Tensor) -> Tensor:
-        """A condition, and under it as many rows that stand for its absence."""
-        if name == "null_cond_mask":
-            return torch.cat((value, value))
-        if name == "labels":
-            return torch.cat((value.long(), torch.full_like(value, -1, dtype=torch.long)))
-        null: Tensor | None = {
-            "cond": self.null_cond_emb,
-            "frame_cond": self.null_frame_cond,
-            "cond_video": self.null_cond_video,
-        }[name]
-        assert null is not None
-        if name == "cond_video" and value.ndim == 4:
-            null = null.squeeze(2)
-        return torch.cat((value, null.expand_as(value)))
+        """Raises a ValueError for what `forward` would refuse; the arguments are its own."""
+        check_input(x, time, channels=self.config["channels"], levels=len(self.config["dim_mults"]))
+        check_image_frames(x, image_frames, self.config["resnet_groups"])
+        videos = x[:, :, : x.shape[2] - image_frames]
+        check_conditions(videos, conditions, null_cond_prob, self.config)
+        check_image_conditions(x, image_frames, image_conditions or {}, self.config)
 
     def _embed(
-        self, time: Tensor, dropped: Tensor | None, conditions: Mapping[str, Tensor | None]
+        self,
+        time: Tensor,
+        dropped: Tensor | None,
+        conditions: Conditions,
+        image_conditions: Conditions,
+        frames: tuple[int, int],
     ) -> Tensor:
         """What every residual block gets: time and class, the frame's vector, the clip's vector.
 
+        Args:
+            time: Time steps, `(b,)`.
+            dropped: Boolean `(b,)`, the videos that lose their conditions; None for a network
+                without.
+            conditions: Of the videos.
+            image_conditions: Of their images.
+            frames: Numbers of frames `f` and of images `k` of a video.
+
         Returns:
-            `(b, d)`, or, with a vector per frame, `(b, f, d)`.
+            `(b, d)`, or, with a vector per frame, or images beside a condition, `(b, f + k, d)`.
         """
         sinusoids, *layers = self.time_mlp
         emb = sinusoids(time).to(layers[0].weight.dtype)
@@ -156,16 +114,31 @@ class Conditioned(nn.Module):
             emb = layer(emb)
         if dropped is None:
             return emb
+        of_videos = self._tell(emb, dropped, conditions)
+        f, k = frames
+        if not k or of_videos is emb:
+            return of_videos
+        rows = {name: value.flatten(0, 1) for name, value in image_conditions.items()}
+        if "frame_cond" in rows:
+            rows["frame_cond"] = rows["frame_cond"][:, None]
+        of_images = self._tell(emb.repeat_interleave(k, 0), dropped.repeat_interleave(k), rows)
+        if of_videos.ndim == 2:
+            of_videos = of_videos[:, None]
+        of_images = of_images.view(-1, k, of_videos.shape[-1])
+        return torch.cat((of_videos.expand(-1, f, -1), of_images), dim=1)
+
+    def _tell(self, emb: Tensor, dropped: Tensor, conditions: Conditions) -> Tensor:
+        """Adds conditions to the embedding of time; all have one row per video."""
         if self.label_emb is not None:
-            emb = emb + self.label_emb(self._rows_of_labels(conditions["labels"], dropped))
+            emb = emb + self.label_emb(self._rows_of_labels(conditions.get("labels"), dropped))
         if self.frame_cond_proj is not None:
-            vectors = _or_null(conditions["frame_cond"], self.null_frame_cond, dropped)
+            vectors = _or_null(conditions.get("frame_cond"), self.null_frame_cond, dropped)
             emb = emb[:, None] + self.frame_cond_proj(vectors.to(self.frame_cond_proj.weight.dtype))
         if self.null_cond_emb is None:
             return emb
-        missing = conditions["null_cond_mask"]
+        missing = conditions.get("null_cond_mask")
         no_cond = dropped if missing is None else dropped | missing
-        cond = _or_null(conditions["cond"], self.null_cond_emb, no_cond).to(emb.dtype)
+        cond = _or_null(conditions.get("cond"), self.null_cond_emb, no_cond).to(emb.dtype)
         if emb.ndim == 3:
             cond = cond[:, None].expand(-1, emb.shape[1], -1)
         return torch.cat((emb, cond), dim=-1)
@@ -180,14 +153,26 @@ class Conditioned(nn.Module):
         labels = labels.long()
         return torch.where(dropped | (labels == -1), null, labels)
 
-    def _join_field(self, x: Tensor, field: Tensor | None, dropped: Tensor | None) -> Tensor:
-        """Puts the channels of `cond_video` behind those of the noisy videos."""
+    def _join_field(
+        self,
+        x: Tensor,
+        field: Tensor | None,
+        image_field: Tensor | None,
+        dropped: Tensor | None,
+        image_frames: int,
+    ) -> Tensor:
+        """Puts the channels of `cond_video` behind those of the noisy videos and images."""
         if self.null_cond_video is None or dropped is None:
             return x
         if field is not None and field.ndim == 4:
             field = field.unsqueeze(2)
         field = _or_null(field, self.null_cond_video, dropped).to(x.dtype)
-        return join_channels(x, field.expand(-1, -1, *x.shape[2:]))
+        field = field.expand(-1, -1, x.shape[2] - image_frames, *x.shape[3:])
+        if image_frames:
+            shown = _or_null(image_field, self.null_cond_video, dropped).to(x.dtype)
+            shown = shown.expand(-1, -1, image_frames, *x.shape[3:])
+            field = torch.cat((field, shown), dim=2)
+        return join_channels(x, field)
 
 
 def _or_null(value: Tensor | None, null: nn.Parameter | None, dropped: Tensor) -> Tensor:

@@ -37,6 +37,13 @@ class SinusoidalPosEmb(nn.Module):
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
+def make_time_mlp(dim: int, dim_out: int) -> nn.Sequential:
+    """Layers that make `(b, dim_out)` of time steps `(b,)`, by way of `dim` sines and cosines."""
+    return nn.Sequential(
+        SinusoidalPosEmb(dim), nn.Linear(dim, dim_out), nn.GELU(), nn.Linear(dim_out, dim_out)
+    )
+
+
 class RelativePositionBias(nn.Module):
     """A learned attention bias per head and bucketed distance (T5, Raffel et al. 2020, sec. 2.1).
 

@@ -1,10 +1,13 @@
 """One resolution of the U-Net: convolutions, then attention over pixels, then over frames."""
 
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from video_diffusion_pytorch.model.attention import (
     Attention,
@@ -13,8 +16,22 @@ from video_diffusion_pytorch.model.attention import (
 )
 from video_diffusion_pytorch.model.blocks import Downsample, LayerNorm, ResnetBlock, Upsample
 
-# What every temporal attention is told: position bias, rotary tables, mask of focus on the present.
-Temporal = tuple[Tensor, RotaryTables, Tensor | None]
+# What every temporal attention is told: position bias, rotary tables, mask of focus on the present,
+# and how many frames at the end are images.
+Temporal = tuple[Tensor, RotaryTables, Tensor | None, int]
+
+# Calls a layer with arguments: at once, or so that its features are computed again for a gradient.
+Run = Callable[..., Any]
+
+
+def call(layer: Callable[..., Any], *args: Any) -> Any:
+    """Calls a layer, whose features are then kept for a gradient."""
+    return layer(*args)
+
+
+def call_again(layer: Callable[..., Any], *args: Any) -> Any:
+    """Calls a layer, and for a gradient once more: until then nothing but `args` is kept."""
+    return checkpoint(layer, *args, use_reentrant=False)
 
 
 class TemporalAttention(nn.Module):
@@ -37,6 +54,7 @@ class TemporalAttention(nn.Module):
         pos_bias: Tensor,
         rotary: RotaryTables,
         focus_present_mask: Tensor | None = None,
+        image_frames: int = 0,
     ) -> Tensor:
         """Maps `(b, c, f, h, w)` to the same; the other arguments as in `Attention`."""
         b, h = x.shape[0], x.shape[3]
@@ -44,7 +62,7 @@ class TemporalAttention(nn.Module):
         mask = focus_present_mask
         if mask is not None:
             mask = mask.repeat_interleave(pixels.shape[0] // b)
-        out = self.attn(self.norm(pixels, dim=-1), pos_bias, mask, rotary)
+        out = self.attn(self.norm(pixels, dim=-1), pos_bias, mask, rotary, image_frames)
         return x + rearrange(out, "(b h w) f c -> b c f h w", b=b, h=h)
 
 
@@ -117,10 +135,14 @@ class Level(nn.Module):
         self.temporal_attn = TemporalAttention(dim_out, heads, dim_head)
         self.resample = nn.Identity() if resample is None else resample
 
-    def forward(self, x: Tensor, emb: Tensor, temporal: Temporal) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, emb: Tensor, temporal: Temporal, run: Run = call
+    ) -> tuple[Tensor, Tensor]:
         """Gives the features before and after the change of resolution."""
-        x = self.block2(self.block1(x, emb), emb)
-        x = self.temporal_attn(self.spatial_attn(x), *temporal)
+        x = run(self.block1, x, emb)
+        x = run(self.block2, x, emb)
+        x = run(self.spatial_attn, x)
+        x = run(self.temporal_attn, x, *temporal)
         return x, self.resample(x)
 
 

@@ -16,22 +16,33 @@ from video_diffusion_pytorch.model.blocks import (
     ResnetBlock,
     keep_kernels_channels_last,
 )
-from video_diffusion_pytorch.model.checks import check_arguments, check_input
-from video_diffusion_pytorch.model.conditions import Conditioned, join_channels
+from video_diffusion_pytorch.model.checks import check_arguments
+from video_diffusion_pytorch.model.conditions import join_channels
 from video_diffusion_pytorch.model.embeddings import (
     RelativePositionBias,
-    SinusoidalPosEmb,
+    make_time_mlp,
     rotary_tables,
 )
-from video_diffusion_pytorch.model.levels import SpatialAttention, TemporalAttention, make_levels
+from video_diffusion_pytorch.model.guided import Guided
+from video_diffusion_pytorch.model.levels import (
+    SpatialAttention,
+    Temporal,
+    TemporalAttention,
+    call,
+    call_again,
+    make_levels,
+)
 from video_diffusion_pytorch.model.masks import focus_mask, prob_mask_like
 from video_diffusion_pytorch.reference.state_dict import (
     read_reference_state_dict,
     unet_config_from_state_dict,
 )
 
+# How a network runs is no part of what it is
+_NOT_OF_THE_NETWORK = ("self", "__class__", "gradient_checkpointing")
 
-class Unet3D(Conditioned):
+
+class Unet3D(Guided):
     """The space-time factored U-Net of Ho et al. 2022, section 3.
 
     Convolutions and spatial attention work within a frame, temporal attention within a pixel.
@@ -60,6 +71,9 @@ class Unet3D(Conditioned):
             a pose); None for none. It scales and shifts the features of its own frame.
         cond_channels: Channels of a field that is given for each pixel (a mask, a coarse video,
             known frames), joined to the noisy video before the first convolution; 0 for none.
+        gradient_checkpointing: Whether the features within a layer are computed again for a
+            gradient instead of being kept: less memory, more time, the same numbers. The attribute
+            of this name may be set at any time.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -101,21 +115,18 @@ class Unet3D(Conditioned):
         num_classes: int | None = None,
         frame_cond_dim: int | None = None,
         cond_channels: int = 0,
+        gradient_checkpointing: bool = False,
     ) -> None:
-        config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        config = {k: v for k, v in locals().items() if k not in _NOT_OF_THE_NETWORK}
         super().__init__()
         check_arguments(config)
         self.config, self.channels = config, channels
+        self.gradient_checkpointing = gradient_checkpointing
         first = init_dim or dim
 
         # what all layers are told: time and condition, and the place of each frame
         time_dim = dim * 4
-        self.time_mlp = nn.Sequential(
-            SinusoidalPosEmb(dim),
-            nn.Linear(dim, time_dim),
-            nn.GELU(),
-            nn.Linear(time_dim, time_dim),
-        )
+        self.time_mlp = make_time_mlp(dim, time_dim)
         emb_dim = self._make_conditions(config, time_dim)
         self.rotary_emb = RotaryEmbedding(min(32, attn_dim_head))
         self.time_rel_pos_bias = RelativePositionBias(heads=attn_heads, max_distance=32)
@@ -175,11 +186,14 @@ class Unet3D(Conditioned):
         frame_cond: Tensor | None = None,
         cond_video: Tensor | None = None,
         null_cond_mask: Tensor | None = None,
+        image_frames: int = 0,
+        image_conditions: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predicts the noise in `x`.
 
         Args:
-            x: Noisy videos, `(b, channels, f, h, w)`.
+            x: Noisy videos, `(b, channels, f, h, w)`, with images behind them where there are
+                `image_frames`.
             time: Time steps, `(b,)`.
             cond: A vector per video, `(b, cond_dim)`; only for a network with `cond_dim`.
             null_cond_prob: Probability of each video to lose its conditions, which learned null
@@ -196,58 +210,74 @@ class Unet3D(Conditioned):
                 `cond_channels`. Best in [-1, 1], as the videos.
             null_cond_mask: Boolean `(b,)`: where true, `cond` alone is replaced by its null
                 embedding, for videos without a caption. None for nowhere.
+            image_frames: How many frames at the end of `x` are images of their own (Ho et al. 2022,
+                section 4.3.1), `k`: they see only themselves, and no frame of the video, of which
+                `f` are left, sees them. The conditions above are those of the `f` frames.
+            image_conditions: What images are told, by the names above, with one row per image:
+                `cond` `(b, k, cond_dim)`, `labels` `(b, k)`, `frame_cond`
+                `(b, k, frame_cond_dim)`, `cond_video` `(b, cond_channels, k, h, w)` and
+                `null_cond_mask` `(b, k)`. Null values replace those that are missing, and those
+                of videos that lose theirs.
 
         Returns:
-            `(b, out_dim, f, h, w)`.
+            `(b, out_dim, f, h, w)`, images behind as in `x`.
 
         Raises:
             ValueError: If shapes don't fit the network, or a condition is missing or unexpected.
         """
-        conditions = {
+        conditions: dict[str, Any] = {
             "cond": cond,
             "labels": labels,
             "frame_cond": frame_cond,
             "cond_video": cond_video,
             "null_cond_mask": null_cond_mask,
         }
-        self.check_inputs(x, time, null_cond_prob, **conditions)
+        images = {n: v for n, v in (image_conditions or {}).items() if v is not None}
+        self.check_inputs(
+            x,
+            time,
+            null_cond_prob,
+            image_frames=image_frames,
+            image_conditions=images,
+            **conditions,
+        )
         if x.is_cpu and not torch.compiler.is_compiling():
             keep_freed_memory()
         focus = focus_mask(focus_present_mask, prob_focus_present, x)
         # one draw for all conditions of a video
         dropped = prob_mask_like(x.shape[:1], null_cond_prob, x.device) if self.has_cond else None
-        emb = self._embed(time, dropped, conditions)
-        x = self._join_field(x, cond_video, dropped)
-        frames = x.shape[2]
+        frames = x.shape[2] - image_frames
+        told = {name: value for name, value in conditions.items() if value is not None}
+        emb = self._embed(time, dropped, told, images, (frames, image_frames))
+        fields = (cond_video, images.get("cond_video"))
+        x = self._join_field(x, *fields, dropped, image_frames)
         bias = self.time_rel_pos_bias(frames, device=x.device)
-        temporal = (bias, rotary_tables(self.rotary_emb.freqs, frames), focus)
+        rotary = rotary_tables(self.rotary_emb.freqs, frames)
+        return self._through_levels(x, emb, (bias, rotary, focus, image_frames))
+
+    def _through_levels(self, x: Tensor, emb: Tensor, temporal: Temporal) -> Tensor:
+        """From the noisy video, conditions joined to it, to the output."""
+        run = call_again if self.gradient_checkpointing and torch.is_grad_enabled() else call
 
         # full resolution
         x = self.init_conv(x.contiguous(memory_format=torch.channels_last_3d))
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        x = self.init_temporal_attn(x, *temporal)
+        x = run(self.init_temporal_attn, x, *temporal)
         full_resolution = x
 
         # down
         skips = []
         for level in self.downs:
-            skip, x = level(x, emb, temporal)
+            skip, x = level(x, emb, temporal, run)
             skips.append(skip)
 
         # the coarsest resolution
-        x = self.mid_block1(x, emb)
-        x = self.mid_spatial_attn(x)
-        x = self.mid_temporal_attn(x, *temporal)
-        x = self.mid_block2(x, emb)
+        x = run(self.mid_block1, x, emb)
+        x = run(self.mid_spatial_attn, x)
+        x = run(self.mid_temporal_attn, x, *temporal)
+        x = run(self.mid_block2, x, emb)
 
         # up
         for level in self.ups:
-            _, x = level(join_channels(x, skips.pop()), emb, temporal)
-        return self.final_conv(join_channels(x, full_resolution))
-
-    def check_inputs(
-        self, x: Tensor, time: Tensor, null_cond_prob: float, **conditions: Any
-    ) -> None:
-        """Raises a ValueError for what `forward` would refuse; the arguments are its own."""
-        check_input(x, time, channels=self.channels, levels=len(self.downs))
-        super().check_inputs(x, time, null_cond_prob, **conditions)
+            _, x = level(join_channels(x, skips.pop()), emb, temporal, run)
+        return run(self.final_conv, join_channels(x, full_resolution))

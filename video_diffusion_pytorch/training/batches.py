@@ -47,9 +47,13 @@ class EndlessShuffle(Sampler[Draw]):
             epoch, offset = divmod(position, length)
             generator = torch.Generator().manual_seed(-1 - self.seed * 1_000_003 - epoch)
             for place in torch.randperm(length, generator=generator)[offset:].tolist():
-                # seeds of neighbouring runs lie far apart
-                yield Draw(self.indices[place], self.seed * 1_000_003 + position)
+                yield Draw(self.indices[place], self.seed_at(position))
                 position += 1
+
+    def seed_at(self, position: int) -> int:
+        """The seed of what is random about the clip at a position."""
+        # seeds of neighbouring runs lie far apart
+        return self.seed * 1_000_003 + position
 
 
 class SeededItems(Dataset[Any]):
@@ -65,22 +69,23 @@ class SeededItems(Dataset[Any]):
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = SkipUnreadable(dataset)
-        self._takes_generator = _draws_clips(type(dataset))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
         """Gives the item of `draw.clip`."""
-        return self.dataset.first_readable(draw.clip, partial(self._read, draw.seed))
-
-    def _read(self, seed: int, index: int) -> Any:
         # seeded anew for each item: one that cannot be read must not change the next one's draws
-        dataset = self.dataset.dataset
-        if self._takes_generator:
-            return dataset.draw_clip(index, torch.Generator().manual_seed(seed))
-        with _seeded(seed):
-            return dataset[index]
+        read = partial(read_item, self.dataset.dataset, seed=draw.seed)
+        return self.dataset.first_readable(draw.clip, read)
+
+
+def read_item(dataset: Any, index: int, seed: int) -> Any:
+    """Reads an item of any dataset, whose random draws follow from the seed as in `SeededItems`."""
+    if _draws_clips(type(dataset)):
+        return dataset.draw_clip(index, torch.Generator().manual_seed(seed))
+    with _seeded(seed):
+        return dataset[index]
 
 
 def _draws_clips(kind: type) -> bool:
@@ -170,9 +175,15 @@ def collate(items: Sequence[Any]) -> Any:
     return default_collate(list(items))
 
 
-def _stack(tensors: list[Tensor]) -> Tensor:
+def alike(tensors: list[Tensor]) -> list[Tensor]:
+    """Clips of one type: of bytes and floats in [0, 1] that are mixed, all become floats."""
     if len({tensor.dtype for tensor in tensors}) > 1:
-        tensors = [t.float() / 255 if t.dtype == torch.uint8 else t.float() for t in tensors]
+        return [t.float() / 255 if t.dtype == torch.uint8 else t.float() for t in tensors]
+    return tensors
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    tensors = alike(tensors)
     if len({tensor.shape for tensor in tensors}) > 1:
         shapes = sorted({tuple(tensor.shape) for tensor in tensors})
         raise ValueError(
@@ -210,10 +221,10 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
     Args:
         batch: The videos `(b, c, f, h, w)`; or a tuple or list of videos and conditions; or a dict
             with the key `video`, whose other keys are keywords of `GaussianDiffusion.forward`
-            (`cond`, `labels`, `frame_cond`, `cond_video`; `caption`, `text` and `label` count as
-            `cond` and `labels`; keys that begin with two underscores are left out). In a tuple,
-            integers are labels, and other tensors a `cond`, a `frame_cond` or a `cond_video` by
-            their number of axes: 2, 3, or 4 and 5.
+            (`cond`, `labels`, `frame_cond`, `cond_video`, `images`; `caption`, `text` and `label`
+            count as `cond` and `labels`; keys that begin with two underscores are left out). In a
+            tuple, integers are labels, and other tensors a `cond`, a `frame_cond` or a `cond_video`
+            by their number of axes: 2, 3, or 4 and 5.
 
     Raises:
         TypeError: If it is something else.

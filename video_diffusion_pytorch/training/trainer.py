@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.checkpoint import Resumable
-from video_diffusion_pytorch.training.clip_source import check_sample_conditions, clips_behind
+from video_diffusion_pytorch.training.checks import check_counts, check_image_folder
+from video_diffusion_pytorch.training.clip_source import check_sample_conditions
 from video_diffusion_pytorch.training.ema import EMA
 from video_diffusion_pytorch.training.precision import make_accelerator
 from video_diffusion_pytorch.training.samples import describe, draw_samples, write_samples
@@ -33,9 +33,9 @@ class Trainer(TrainingData, Resumable):
 
     Writes `model-N.pt`, and samples as `N.gif` (to look at), `N.npy` (their values) and, if they
     have conditions, `N.txt`, to the results folder at every N-th milestone. What it does is
-    made of small methods, to be replaced in a subclass: `make_dataset`, `make_dataloader`,
-    `make_optimizer`, `unpack_batch`, `compute_loss`, `sample`, `save_sample` and
-    `checkpoint_state`.
+    made of small methods, to be replaced in a subclass: `make_dataset`, `make_image_dataset`,
+    `make_dataloader`, `make_optimizer`, `unpack_batch`, `compute_loss`, `sample`, `save_sample`
+    and `checkpoint_state`.
 
     Args:
         diffusion_model: The diffusion to train; it is moved to the training device.
@@ -68,6 +68,11 @@ class Trainer(TrainingData, Resumable):
         sample_conditions: What the samples are told instead: keywords of `diffusion.sample`, such
             as `{"cond": ["a whale"]}`, repeated to the number of samples.
         sample_cond_scale: Strength of the samples' guidance; 1 is without.
+        image_frames: Images that each clip is trained with (Ho et al. 2022, section 4.3.1): frames
+            drawn anew from other clips, with the conditions that they have there; 0 for none.
+        image_folder: Where images are drawn from instead: pictures of any size and clips, at any
+            depth. They are told the caption in `picture.txt` and the class whose name their
+            sub-folder has, where clips are told such; None to draw from the clips.
         **data_options: Further keywords of `data.dataset.Dataset`, such as `conditions`,
             `clip_start`, `value_range` and `cache`; only with `folder`.
 
@@ -107,19 +112,20 @@ class Trainer(TrainingData, Resumable):
         held_out: int | None = None,
         sample_conditions: Mapping[str, Any] | None = None,
         sample_cond_scale: float = 1.0,
+        image_frames: int = 0,
+        image_folder: str | os.PathLike[str] | None = None,
         **data_options: Any,
     ) -> None:
-        self.batch_size = train_batch_size
-        self.train_lr = train_lr
+        self.batch_size, self.train_lr = train_batch_size, train_lr
         self.train_num_steps = train_num_steps
         self.gradient_accumulate_every = gradient_accumulate_every
         self.amp = amp
-        self.step_start_ema = step_start_ema
-        self.update_ema_every = update_ema_every
+        self.step_start_ema, self.update_ema_every = step_start_ema, update_ema_every
         self.save_and_sample_every = save_and_sample_every
         self.num_sample_rows = num_sample_rows
         self.max_grad_norm = max_grad_norm
         self.num_workers = num_workers
+        self.image_frames, self.image_folder = image_frames, image_folder
         self.image_size = diffusion_model.image_size
         self.step = 0
         self._check_counts()
@@ -139,8 +145,7 @@ class Trainer(TrainingData, Resumable):
 
         # model, average and optimizer
         self._prepare_model(ema_decay)
-        clips = clips_behind(self.ds)
-        self.captions.prepare(() if clips is None else clips.captions, self.device)
+        self.captions.prepare(self.known_captions, self.device)
         self.results_folder.mkdir(exist_ok=True, parents=True)
 
     def _check_counts(self) -> None:
@@ -151,16 +156,8 @@ class Trainer(TrainingData, Resumable):
             "save_and_sample_every": self.save_and_sample_every,
             "num_sample_rows": self.num_sample_rows,
         }
-        for name, value in counts.items():
-            if not isinstance(value, Integral) or value < 1:
-                raise ValueError(
-                    f"Trainer: {name} must be at least 1, got {value}; give a positive number"
-                )
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(
-                f"Trainer: num_workers must be at least 0, got {self.num_workers}; leave it out to "
-                "have it chosen"
-            )
+        check_counts(counts, {"num_workers": self.num_workers, "image_frames": self.image_frames})
+        check_image_folder(self.image_folder, self.image_frames)
 
     def _prepare_model(self, ema_decay: float) -> None:
         self.model.to(self.device)

@@ -21,7 +21,6 @@ from video_diffusion_pytorch.training.batches import (
     EndlessShuffle,
     SeededItems,
     collate,
-    unpack_batch,
 )
 from video_diffusion_pytorch.training.captions import CaptionVectors
 from video_diffusion_pytorch.training.clip_source import (
@@ -32,24 +31,25 @@ from video_diffusion_pytorch.training.clip_source import (
     hold_out,
     take_value_range,
 )
+from video_diffusion_pytorch.training.image_frames import (
+    ClipAndImages,
+    ClipsWithImages,
+    join_images,
+)
+from video_diffusion_pytorch.training.image_source import ImageSource
 
 _NO_TEXT = type(None)
 # Conditions that sampling takes, too
 _FOR_SAMPLES = ("cond", "labels", "frame_cond", "cond_video")
 
 
-class TrainingData:
+class TrainingData(ImageSource):
     """The part of a Trainer that makes batches; `Trainer` documents the attributes."""
 
-    ds: Any
     dl: Endless
-    order: EndlessShuffle
-    model: GaussianDiffusion
     device: torch.device
     batch_size: int
     num_workers: int | None
-    results_folder: Path
-    data_options: dict[str, Any]
     captions: CaptionVectors
     waited: float
     _sample_conditions: dict[str, Any] | None
@@ -64,7 +64,7 @@ class TrainingData:
             diffusion.image_size,
             channels=diffusion.channels,
             num_frames=diffusion.num_frames,
-            exclude=(self.results_folder,),
+            exclude=[p for p in (self.results_folder, self.image_folder) if p is not None],
             # a quarter of the bytes to the device, which makes floats of them faster
             as_uint8=True,
             **{"exts": None, **self.data_options},
@@ -88,10 +88,6 @@ class TrainingData:
             generator=torch.Generator().manual_seed(self.order.seed),
         )
 
-    def unpack_batch(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        """The videos of a batch, and keywords of the diffusion's forward, such as `cond`."""
-        return unpack_batch(batch)
-
     # what the loop asks for
 
     def next_batch(self) -> tuple[Tensor, dict[str, Any]]:
@@ -100,12 +96,20 @@ class TrainingData:
         The seconds it took to get them are added to `waited`.
         """
         start = time.perf_counter()
-        videos, conditions = self.unpack_batch(next(self.dl))
+        batch = next(self.dl)
+        clips, images = batch if isinstance(batch, ClipAndImages) else (batch, [])
+        videos, conditions = self.unpack_batch(clips)
+        self._check_no_images(conditions)
+        if self._images is not None and not images:
+            images = self._draw_images(len(videos))
         self.waited += time.perf_counter() - start
         self.order.position += len(videos)
         if self._sample_conditions is None:
             self._sample_conditions = self._conditions_of(videos, conditions)
-        return videos.to(self.device, non_blocking=True), self._to_device(conditions)
+        told = self._to_device(conditions)
+        if images:
+            told |= join_images([self._to_device(image) for image in images])
+        return videos.to(self.device, non_blocking=True), told
 
     def sample_conditions(self) -> dict[str, Any]:
         """What a milestone's samples are told, on the training device.
@@ -120,6 +124,12 @@ class TrainingData:
                 "loader yet; train first, or pass sample_conditions"
             )
         return self._to_device(self._sample_conditions or {})
+
+    @property
+    def known_captions(self) -> list[str]:
+        """Captions that training will meet, as far as they are known beforehand."""
+        datasets = [clips_behind(self.ds), None if self._images is None else self._images.dataset]
+        return [caption for clips in datasets for caption in getattr(clips, "captions", ())]
 
     def _prepare_data(self, given: Mapping[str, Any], held_out: int | None, count: int) -> None:
         """Sets up the batches.
@@ -143,8 +153,10 @@ class TrainingData:
             self.num_workers = choose_workers(self.ds)
         if source == "dataloader":
             # the loader has an order of its own: here clips are only counted
+            self._images = self._make_images(None)
             self.dl = Endless(given["dataloader"])
         elif isinstance(self.ds, IterableDataset):
+            self._images = self._make_images(None)
             self.dl = Endless(self.make_dataloader(self.ds))
         else:
             self._shuffle(held_out, count)
@@ -162,8 +174,13 @@ class TrainingData:
         first = collate([self._items[Draw(0, self.order.seed)]])
         videos, conditions = self.unpack_batch(first)
         check_first_clip(self.model, clips_behind(self.ds), videos, conditions)
+        self._check_no_images(conditions)
         self.order.indices, apart = hold_out(self.ds, held_out, count if conditions else 0)
-        self.dl = Endless(self.make_dataloader(self._items))
+        self._images = self._make_images(self.order.indices)
+        items: Any = self._items
+        if self._images is not None:
+            items = ClipsWithImages(self._items, self._images)
+        self.dl = Endless(self.make_dataloader(items))
         if conditions or self.model.given_frames:
             # spread over the clips, which are sorted by folder
             shown = apart or self.order.indices[:: max(1, len(self.order.indices) // count)]
@@ -189,10 +206,14 @@ class TrainingData:
             kept["first_frames"] = videos[:, :, : self.model.given_frames]
         return kept
 
-    def _to_device(self, conditions: dict[str, Any]) -> dict[str, Any]:
+    def _to_device(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """Tensors on the training device, and vectors in the place of captions."""
         ready = {
-            name: value.to(self.device, non_blocking=True) if torch.is_tensor(value) else value
+            name: self._to_device(value)
+            if isinstance(value, Mapping)
+            else value.to(self.device, non_blocking=True)
+            if torch.is_tensor(value)
+            else value
             for name, value in conditions.items()
         }
         cond = ready.get("cond")
