@@ -18,12 +18,14 @@ SMALLER = {
     "dim_mults=(1, 2, 4, 8)": "dim_mults=(1, 2)",
     "dim_mults=(1, 2, 4)": "dim_mults=(1, 2)",
     "timesteps=1000": "timesteps=2",
+    "steps=20": "steps=2",
     "train_batch_size=32": "train_batch_size=2",
     "train_num_steps=700_000": "train_num_steps=1",
     "save_and_sample_every=1000": "save_and_sample_every=1",
     "use_bert_text_cond=True": "cond_dim=32",
     "image_size=64": "image_size=24",
     "3, 10, 64, 64": "3, 10, 24, 24",
+    "num_frames=64": "num_frames=8",
 }
 
 
@@ -53,6 +55,15 @@ def test_the_readmes_code_runs(workplace):
     assert videos.shape == (4, 3, 10, 24, 24)
     assert names["sampled_fields"].shape == (1, 2, 10, 24, 40)
     assert read_video("clip.gif")[0].shape == (3, 8, 24, 24)
+
+
+def test_the_files_on_the_path_of_a_video_are_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [section] = re.findall(r"^## The path of a video\n(.*?)^## ", text, re.S | re.M)
+    names = {path.name for path in (ROOT / "video_diffusion_pytorch").rglob("*.py")}
+    listed = re.findall(r"(\w+\.py)`", section)
+    assert len(listed) > 30
+    assert names.issuperset(listed)
 
 
 def test_the_readmes_commands_are_those_that_continuous_integration_runs():

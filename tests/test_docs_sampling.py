@@ -1,0 +1,291 @@
+"""Runs the code and the commands of `docs/sampling.md`, at a size that takes seconds."""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.data.write_video import write_video
+from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.noise_level import Prediction
+from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES, cosine_beta_schedule
+from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
+from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
+from video_diffusion_pytorch.diffusion.spacing import SPACINGS
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
+# the page's clips have 16 frames of 64 x 64, those of the test 4 of 16 x 16
+SMALLER = {
+    "4": "2", "8": "2", "16": "4", "31": "7", "32": "8", "40": "5", "64": "16", "96": "24",
+    "128": "32", "999": "7",
+}  # fmt: skip
+STEPS = {"steps": 3, "timesteps": 8}
+NETWORK = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 1, "init_kernel_size": 3}
+TRAINING = {
+    "train_batch_size": 2, "gradient_accumulate_every": 1, "train_num_steps": 1,
+    "save_and_sample_every": 1, "num_sample_rows": 1, "device": "cpu", "num_workers": 0,
+}  # fmt: skip
+TINY_BERT = ROOT / "tests/golden/tiny_bert"
+TINY_BERT_DIM = 32
+
+
+def sections():
+    """The page's text, by the title above it."""
+    found, title, is_code = {}, "", False
+    for line in PAGE.splitlines(keepends=True):
+        is_code ^= line.startswith("```")
+        if line.startswith("#") and not is_code:
+            title = line.strip("# \n")
+        else:
+            found[title] = found.get(title, "") + line
+    return found
+
+
+TEXTS = sections()
+START = "Draw videos"
+# sections that go on from the first block of another one
+AFTER = {
+    "A guidance of your own": ("8. Around what is known", slice(None)),
+    "Weight, time and memory": ("9. Going on, between, larger, and filling in", slice(1)),
+}
+
+
+def blocks(title, language="python"):
+    return re.findall(rf"```{language}\n(.*?)```", TEXTS[title], re.S)
+
+
+def smaller(code):
+    code = re.sub(r"steps( ?= ?)\d+", rf"steps\g<1>{STEPS['steps']}", code)
+    return re.sub(r"\b\d+\b(?!\.)", lambda number: SMALLER.get(number[0], number[0]), code)
+
+
+def unet(**options):
+    return Unet3D(**{**options, **NETWORK})
+
+
+def diffusion(network, **options):
+    return GaussianDiffusion(network, **options, timesteps=STEPS["timesteps"])
+
+
+def trainer(model, folder, **options):
+    return Trainer(model, folder, **{**options, **TRAINING})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The clips, pictures and checkpoints that the page takes for granted."""
+    root = tmp_path_factory.mktemp("page")
+    for name, frames in {"films/a.gif": 5, "films/b.gif": 5, "pictures/cat.png": 1}.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        write_video(torch.rand(3, frames, 16, 16), root / name)
+    clips = {"image_size": 16, "num_frames": 4}
+    models = {
+        "films": diffusion(unet(), **clips),
+        "captioned": diffusion(unet(cond_dim=TINY_BERT_DIM), **clips),
+        "flows": diffusion(unet(channels=2), value_range=(-3, 3), **clips),
+        "large": diffusion(unet(), image_size=32, num_frames=4),
+    }
+    for name, model in models.items():
+        item = {"video": torch.zeros(model.channels, *(4, *[model.image_size] * 2))}
+        item |= {"cond": torch.zeros(TINY_BERT_DIM)} if name == "captioned" else {}
+        results = root / "results" / name
+        results.mkdir(parents=True)
+        options = {**TRAINING, "dataset": [item, item], "results_folder": results}
+        Trainer(model, **options).save(1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _workplace(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    text.set_text_encoder(TINY_BERT)
+    yield
+    text.set_text_encoder()
+
+
+def run(number_or_title):
+    """The names that a section's code defines, run after the page's beginning."""
+    [title] = [title for title in TEXTS if title.startswith(number_or_title)]
+    first, part = AFTER.get(title, (title, slice(0)))
+    names = {}
+    for number, block in enumerate([*blocks(START), *blocks(first)[part], *blocks(title)]):
+        exec(compile(smaller(block), "sampling.md", "exec"), names)
+        if not number:
+            names |= {"Unet3D": unet, "GaussianDiffusion": diffusion, "Trainer": trainer}
+    return names
+
+
+def shape(names, name):
+    return tuple(names[name].shape)
+
+
+def test_every_section_with_code_is_run_here():
+    source = Path(__file__).read_text(encoding="utf-8")
+    run_here = re.findall(r'run\("(.*?)"\)', source)
+    for title in TEXTS:
+        if "```python" in TEXTS[title] and title != START:
+            assert any(title.startswith(name) for name in run_here), title
+
+
+def test_what_the_network_learns_to_predict():
+    names = run("1.")
+    assert names["loss"].ndim == 0
+    config = names["diffusion"].config
+    assert (config["objective"], config["min_snr_gamma"]) == ("pred_v", 5)
+
+
+def test_fewer_steps():
+    names = run("2.")
+    assert shape(names, "videos") == (2, 3, 4, 16, 16)
+    assert names["films"].sampling_timesteps == STEPS["steps"]
+
+
+def test_a_sampler_of_your_own():
+    assert shape(run("3."), "videos") == (2, 3, 4, 16, 16)
+
+
+def test_the_sampler_of_your_own_is_of_second_order():
+    """By normal data, of which the end of each beginning is known."""
+    variance, process = 0.1, ForwardProcess(cosine_beta_schedule(1000))
+    x = torch.full((1, 1, 1, 1, 1), 0.7, dtype=torch.float64)
+
+    def denoise(x_t, level):
+        x_start = variance * level.alpha / (variance * level.alpha**2 + level.sigma**2) * x_t
+        return Prediction(x_start, (x_t - level.alpha * x_start) / level.sigma)
+
+    heun = run("3.")["Heun"](spacing="spectrum")
+    errors = []
+    for steps in (20, 40):
+        levels = heun.levels(process, steps)
+        *_, before, _ = heun.run(x, levels, denoise, torch.randn_like)
+        first, last = (
+            variance * level.alpha**2 + level.sigma**2 for level in (levels[0], levels[-2])
+        )
+        errors.append(abs(float(before / x) - (last / first) ** 0.5))
+    assert errors[1] < 0.35 * errors[0]
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # what diffusers does with numpy
+def test_schedulers_of_diffusers():
+    pytest.importorskip("diffusers")
+    assert shape(run("4."), "videos") == (2, 3, 4, 16, 16)
+
+
+def test_the_same_video_every_time():
+    names = run("5.")
+    code = blocks("5. The same video every time")[0]
+    assert "# as videos[2]" in code
+    assert "# as videos[0]" in code
+    # a network that has learned nothing makes more of rounding than others
+    first = names["films"].sample(batch_size=5, steps=STEPS["steps"], seed=7)
+    assert torch.allclose(names["the_third"], first[2], atol=1e-2)
+    assert torch.allclose(names["again"], first[0], atol=1e-2)
+
+
+def test_stronger_and_cleaner_guidance():
+    assert shape(run("6."), "videos") == (2, 3, 4, 16, 16)
+
+
+def test_other_sizes_and_lengths():
+    names = run("7.")
+    assert shape(names, "longer") == (2, 3, 8, 16, 16)
+    assert shape(names, "wider") == (2, 3, 4, 16, 24)
+
+
+def test_around_what_is_known():
+    names = run("8.")
+    assert torch.equal(
+        names["videos"][:, :, names["ends"]],
+        names["video"][:, :, names["ends"]].expand(5, -1, -1, -1, -1),
+    )
+    assert shape(names, "velocities") == (2, 2, 4, 16, 16)
+    assert shape(names, "misfit") == ()
+
+
+def test_a_guidance_of_your_own():
+    names = run("A guidance of your own")
+    assert shape(names, "velocities") == (2, 2, 4, 16, 16)
+    # a flow that turns has no divergence, one from a source has
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 8), torch.linspace(-1, 1, 8), indexing="ij")
+    turning, source = (torch.stack(uv)[None, :, None] for uv in ((-y, x), (x, y)))
+    error = names["Incompressible"]().squared_error
+    assert error(turning).item() < 1e-6
+    assert error(source).item() > 1
+
+
+def test_going_on_between_larger_and_filling_in():
+    names = run("9.")
+    video, missing = names["video"], names["missing"]
+    assert shape(names, "more") == (1, 3, 4, 16, 16)
+    assert torch.equal(names["more"][:, :, :2], video[:, :, :2])
+    assert torch.equal(names["longer"][:, :, :4], video)
+    assert names["longer"].shape[2] == 16
+    assert names["slower"].shape[2] == 7
+    assert torch.equal(names["slower"][:, :, ::2], video)
+    assert torch.equal(names["filled"][..., ~missing], video[..., ~missing])
+    assert shape(names, "upsampled") == shape(names, "another") == (1, 3, 8, 32, 32)
+    assert torch.equal(names["another"][:, :, :4], names["beginning"])
+    assert shape(names, "smooth") == (1, 3, 15, 32, 32)
+
+
+def test_weight_time_and_memory():
+    assert shape(run("Weight, time and memory"), "filled") == (1, 3, 4, 16, 16)
+
+
+def test_watching_it_happen():
+    assert len(run("10.")["trajectory"]) == STEPS["steps"]
+
+
+def test_learning_from_images():
+    names = run("11.")
+    assert names["loss"].ndim == 0
+    assert names["trainer"].step == 1
+
+
+def test_the_pages_commands_run(capsys):
+    [commands] = blocks("12. From the command line", "bash")
+    options = {**NETWORK, **TRAINING, "timesteps": 8, "image_size": 16, "num_frames": 4}
+    small = [f"--{name}={list(v) if name == 'dim_mults' else v}" for name, v in options.items()]
+    for command in commands.splitlines():
+        program, *argv = shlex.split(re.sub(r"--steps \d+", "--steps 3", command))
+        assert program == "video-diffusion"
+        assert main([*argv, *small * (argv[0] == "train")]) is None, (command, capsys.readouterr())
+        if argv[0] == "sample":
+            assert Path(argv[argv.index("-o") + 1]).stat().st_size > 0
+    assert np.load("many.npy").shape == (40, 3, 4, 16, 16)
+
+
+# What the page says beside its code
+
+
+def test_the_page_knows_all_choices_and_options():
+    for choice in (*OBJECTIVES, *SCHEDULES, *LOSSES, *SAMPLERS, *SPACINGS):
+        assert f'"{choice}"' in PAGE, choice
+    own = ("self", "cond", "frame_cond", "cond_video", "first_frames", "null_cond_mask")
+    for name in inspect.signature(GaussianDiffusion.sample).parameters:
+        assert name in own or name in PAGE, name
+
+
+def test_the_table_of_samplers_has_their_defaults():
+    rows = re.findall(r'^\| `"([^"]+)"` \| `(\w+)\((.*?)\)` \| (\w+) \|', PAGE, re.M)
+    assert [name for name, *_ in rows] == list(SAMPLERS)
+    for name, kind, options, steps in rows:
+        made = SAMPLERS[name]()
+        assert type(made).__name__ == kind
+        assert str(made.default_steps or "all") == steps
+        for option, value in re.findall(r"(\w+)=([^,]+)", options):
+            assert str(getattr(made, option)) == value, (name, option)
+
+
+def test_the_table_of_spacings_has_the_samplers_defaults():
+    for made in (make() for name, make in SAMPLERS.items() if name != "ddpm"):
+        [row] = re.findall(rf'^\| `"{made.spacing}"` \|.*$', PAGE, re.M)
+        assert f"`{type(made).__name__}`" in row
