@@ -41,8 +41,8 @@ SAMPLERS: list[tuple[str, Sampler, tuple[int, ...]]] = [
     ("ancestral", Ancestral(), (1000, 256, 64)),
     ("ancestral, gamma 0.3", Ancestral(gamma=0.3), (256, 64)),
     ("ancestral, Langevin 0.1", Ancestral(langevin_delta=0.1), (256, 64)),
-    ("ddim, trailing", DDIM(spacing="trailing"), (100, 50, 20, 10)),
     ("ddim", DDIM(), (100, 50, 20, 10)),
+    ("ddim, spectrum", DDIM(spacing="spectrum"), (100, 50, 20, 10)),
     ("dpm++, trailing", DPMPlusPlus(spacing="trailing"), (50, 20, 10)),
     ("dpm++, karras", DPMPlusPlus(spacing="karras"), (50, 20, 10)),
     ("dpm++", DPMPlusPlus(), (50, 20, 10)),
@@ -147,7 +147,7 @@ class DigitVideos:
         shares = torch.softmax(-distance / (2 * variance), dim=1)
         centre = (shares @ centres).view_as(x)
         x_start = centre / level.alpha + level.alpha * self.variance / variance * (x - centre)
-        return Prediction(x_start, (x - level.alpha * x_start) / level.sigma)
+        return Prediction(x_start, (x - level.alpha * x_start) / level.sigma, x)
 
 
 def compare_on_digits(process: ForwardProcess, count: int = 64) -> None:

@@ -159,7 +159,7 @@ def test_the_sampler_of_your_own_is_of_second_order():
 
     def denoise(x_t, level):
         x_start = variance * level.alpha / (variance * level.alpha**2 + level.sigma**2) * x_t
-        return Prediction(x_start, (x_t - level.alpha * x_start) / level.sigma)
+        return Prediction(x_start, (x_t - level.alpha * x_start) / level.sigma, x_t)
 
     heun = run("3.")["Heun"](spacing="spectrum")
     errors = []

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -66,6 +67,54 @@ def test_arguments_take_the_place_of_the_files(tmp_path):
         load_diffusion(path, tempo=3)
     with pytest.raises(ValueError, match=r"the tensors in .* must fit .* timesteps"):
         load_diffusion(path, timesteps=3)
+
+
+KINDS = [
+    {"objective": "pred_v", "beta_schedule": "continuous_cosine", "timesteps": np.int64(4)},
+    {"objective": "pred_x_start", "beta_schedule": "sigmoid", "min_snr_gamma": np.float64(5)},
+    {"beta_schedule": "linear", "sampling_timesteps": np.int64(2)},
+    {"beta_schedule": torch.tensor([0.1, 0.9]), "cond_drop_prob": np.float32(0.5)},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_of_every_objective_and_schedule_come_back(tmp_path, kind):
+    trainer = make_trainer(tmp_path, Unet3D(**{**SMALL, "dim": np.int64(8)}), **kind)
+    trainer.train_step()
+    trainer.save(1)
+    path = tmp_path / "model-1.pt"
+    loaded = load_diffusion(path)
+    expected = seeded_sample(trainer.ema_model.eval())
+    assert torch.equal(seeded_sample(loaded), expected)
+    assert loaded.config == trainer.model.config
+    resume(trainer, path)
+    # the weights themselves tell it where no config does
+    state = torch.load(path, weights_only=True)
+    torch.save(to_reference_state_dict(state), tmp_path / "theirs.pt")
+    told = load_diffusion(tmp_path / "theirs.pt", image_size=24, num_frames=3)
+    assert torch.equal(seeded_sample(told), seeded_sample(load_diffusion(path)))
+
+
+@pytest.mark.usefixtures("trainer")
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"objective": "pred_v"}, "objective, 'pred_v', got 'pred_noise'"),
+        ({"beta_schedule": "linear"}, "beta_schedule, 'linear', got 'cosine'"),
+        ({"beta_schedule": [0.1, 0.2]}, "beta_schedule, variances of no name from 0.1 to 0.2, got"),
+        ({"beta_schedule": "continuous_cosine"}, "beta_schedule, 'continuous_cosine', got 'cosine"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(tmp_path, other, message):
+    path = tmp_path / "model-1.pt"
+    text = re.escape(f"GaussianDiffusion: the state dict must have the model's {message}")
+    with pytest.raises(ValueError, match=text):
+        load_diffusion(path, **other)
+    trainer = make_trainer(tmp_path, **other)
+    with pytest.raises(ValueError, match=text):
+        trainer.load(1)
+    with pytest.raises(ValueError, match=text):
+        resume(trainer, path)
 
 
 class OwnNetwork(nn.Module):

@@ -5,6 +5,10 @@ from video_diffusion_pytorch import text, video_diffusion_pytorch
 from video_diffusion_pytorch.data.video_file import read_video
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion
+from video_diffusion_pytorch.diffusion.measurement import Measurement
+from video_diffusion_pytorch.diffusion.sampler import Sampler
+from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Ancestral, DPMPlusPlus
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.reference.state_dict import to_reference_state_dict
@@ -12,7 +16,15 @@ from video_diffusion_pytorch.training.trainer import Trainer
 from video_diffusion_pytorch.version import __version__
 
 __all__ = [
+    "DDIM",
+    "DDPM",
+    "Ancestral",
+    "DPMPlusPlus",
     "GaussianDiffusion",
+    "Guidance",
+    "KnownRegion",
+    "Measurement",
+    "Sampler",
     "Trainer",
     "Unet3D",
     "__version__",

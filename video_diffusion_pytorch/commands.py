@@ -21,8 +21,6 @@ from video_diffusion_pytorch.training.checkpoint import list_checkpoints
 from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
 
-# how many videos are drawn at a time
-
 
 def run_training(
     folder: str,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.trained_for import training_of
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoint import read_checkpoint
 
@@ -49,7 +50,9 @@ def load_diffusion(
         FileNotFoundError: If there is no such file.
         TypeError: If an override is no keyword of `GaussianDiffusion`.
         ValueError: If it is not a whole training file, if its network is not a `Unet3D`, if it
-            holds no size and none is given, or if an argument is outside its range.
+            holds no size and none is given, if an argument is outside its range, or if one
+            contradicts what the weights were trained for: `objective`, `beta_schedule`,
+            `timesteps`, and the ranges of values.
 
     Example:
         >>> import tempfile
@@ -132,7 +135,7 @@ def _from_reference(
             "version 0.7.0 or older, which holds no size, and no "
             f"{' and no '.join(missing)}; pass {' and '.join(missing)}, as in training"
         )
-    return Unet3D.from_state_dict(weights), {"timesteps": len(weights["betas"])}
+    return Unet3D.from_state_dict(weights), training_of(weights)
 
 
 def _check_device(device: str | torch.device | None) -> torch.device:

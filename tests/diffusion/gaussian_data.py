@@ -40,7 +40,7 @@ class GaussianVideos:
     def denoise(self, x, level):
         """The perfect denoiser, as samplers call it."""
         x_start = self.expected(x, level.alpha, level.sigma)
-        return Prediction(x_start, (x - level.alpha * x_start) / level.sigma)
+        return Prediction(x_start, (x - level.alpha * x_start) / level.sigma, x)
 
     def given_first(self, known):
         """Mean and covariance of the other frames, if the first are `known`, `(..., k)`."""

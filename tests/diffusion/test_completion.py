@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -63,6 +64,8 @@ def inpaint(diffusion, video, **options):
 
 
 LENGTHS = {predict: 4, extend: 11, interpolate: 9, inpaint: 5}
+NAMES = {predict: "predict", extend: "extend", interpolate: "interpolate_frames"}
+NAMES[inpaint] = "inpaint"
 every_call = pytest.mark.parametrize("call", LENGTHS)
 
 
@@ -158,10 +161,36 @@ def test_any_frames_may_be_inpainted_and_what_is_lost_may_be_nan():
 
 
 def test_a_video_without_a_gap_is_given_back():
-    video = torch.rand(1, 2, 6, 4, 4)
+    video, mask = torch.rand(1, 2, 6, 4, 4), torch.ones(6, dtype=torch.bool)
     diffusion = model()
-    assert torch.equal(diffusion.inpaint(video, torch.ones(6, dtype=torch.bool)), video)
+    assert torch.equal(diffusion.inpaint(video, mask), video)
     assert diffusion.denoise_fn.gradients == []
+    # mistakes are mistakes even so
+    with pytest.raises(
+        ValueError, match=r"^inpaint: weight must be a number, 0 or greater, got -1"
+    ):
+        diffusion.inpaint(video, mask, weight=-1)
+    with pytest.raises(TypeError, match=r"^inpaint: keywords must be its own or those of sample"):
+        diffusion.inpaint(video, mask, step=3)
+
+
+@every_call
+def test_inference_mode_changes_nothing(call):
+    diffusion = model(value_range=((0.0, -1.0), (10.0, 1.0)))
+    results = []
+    for is_on in (False, True):
+        with torch.inference_mode(is_on):
+            video = torch.linspace(0, 1, 320).view(2, 2, 5, 4, 4)
+            results.append(call(diffusion, video, seed=0)[0])
+    assert torch.equal(*results)
+
+
+def test_upsampling_in_inference_mode():
+    small = torch.rand(2, 2, 4, 2, 2)
+    expected = model().upsample(small, frame_factor=2, seed=0, progress=False)
+    with torch.inference_mode():
+        result = model().upsample(small + 0, frame_factor=2, seed=0, progress=False)
+    assert torch.equal(result, expected)
 
 
 # Lengths and sizes
@@ -299,14 +328,47 @@ def test_videos_that_do_not_fit(call, name):
 def test_no_frame_is_left_to_draw(call, name):
     for num_frames in (3, 4):
         message = (
-            f"{call}: {name} must be fewer frames than num_frames, {num_frames}, got 4; give "
-            "fewer, or ask for more"
+            f"{call}: num_frames must be more than the 4 of {name}, got {num_frames}; ask for "
+            "more, or give fewer"
         )
         with pytest.raises(ValueError, match=exactly(message)):
             getattr(model(), call)(torch.rand(1, 2, 4, 4, 4), num_frames)
-    message = "predict: frames must be fewer frames than num_frames, 4, got 5; give fewer, or ask"
+    message = "predict: num_frames must be more than the 5 of frames, got 4; ask for more"
     with pytest.raises(ValueError, match=re.escape(message)):
         model().predict(torch.rand(1, 2, 5, 4, 4))
+
+
+WHOLE = [
+    ("extend: num_frames", lambda video, n: model().extend(video, n)),
+    ("extend: num_frames", lambda video, n: model().extend(video, n, low_resolution=video)),
+    (
+        "extend: frame_factor",
+        lambda video, n: model().extend(video, 8, low_resolution=video, frame_factor=n),
+    ),
+    ("interpolate_frames: factor", lambda video, n: model().interpolate_frames(video, n)),
+    ("upsample: frame_factor", lambda video, n: model().upsample(video, frame_factor=n)),
+]
+WHOLE_OR_NONE = [
+    ("predict: num_frames", lambda video, n: model().predict(video, n)),
+    ("extend: overlap", lambda video, n: model().extend(video, 8, overlap=n)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "call", "number"),
+    [(*one, number) for one in WHOLE + WHOLE_OR_NONE for number in (6.0, 2.5, "6")]
+    + [(*one, None) for one in WHOLE],
+)
+def test_numbers_that_are_not_whole(name, call, number):
+    message = f"{name} must be a whole number, got {number!r}; give it as an int"
+    with pytest.raises(ValueError, match=exactly(message)):
+        call(torch.rand(1, 2, 2, 4, 4), number)
+
+
+def test_whole_numbers_of_any_kind():
+    video = torch.rand(1, 2, 2, 4, 4)
+    result = model().extend(video, np.int64(7), overlap=np.int32(1), progress=False)
+    assert result.shape[2] == 7
 
 
 @pytest.mark.parametrize("factor", [0, 1, 4])
@@ -363,13 +425,15 @@ def test_a_low_resolution_that_is_not_tensor():
         model().upsample([1.0])
 
 
-def test_nothing_to_make_larger():
+@pytest.mark.parametrize(("frames", "factor"), [(4, 1), (1, 2)])
+def test_nothing_to_make_larger(frames, factor):
     message = (
-        "upsample: video must be smaller than the result, 4 x 4, or have fewer frames, got 4 x 4 "
-        "and frame_factor 1; give a greater image_size or frame_factor"
+        "upsample: video must be smaller than the result, 4 x 4, or have fewer frames than it, "
+        f"{frames}, got both alike and nothing to draw; give a greater image_size, or a greater "
+        "frame_factor for at least 2 frames"
     )
     with pytest.raises(ValueError, match=exactly(message)):
-        model().upsample(torch.rand(1, 2, 4, 4, 4))
+        model().upsample(torch.rand(1, 2, frames, 4, 4), frame_factor=factor)
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(1, 10), (2, 5), (4, 3)])
@@ -389,8 +453,7 @@ def test_a_low_resolution_of_another_length(factor, expected):
 
 def test_a_frame_factor_that_is_none():
     message = (
-        "upsample: video: frame_factor must be at least 1, got 0; with 1 it has all frames of the "
-        "result"
+        "upsample: frame_factor must be at least 1, got 0; with 1 it has all frames of the result"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         model().upsample(torch.rand(1, 2, 4, 2, 2), frame_factor=0)
@@ -412,5 +475,46 @@ def test_a_low_resolution_without_a_weight():
     )
     with pytest.raises(ValueError, match=exactly(message)):
         model().upsample(torch.rand(1, 2, 4, 2, 2), weight=0)
-    with pytest.raises(ValueError, match="upsample: video: weight must be a number, 0 or greater"):
+    with pytest.raises(ValueError, match=r"^upsample: weight must be a number, 0 or greater"):
         model().upsample(torch.rand(1, 2, 4, 2, 2), weight=-1)
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), "2", None])
+def test_a_weight_that_is_none(weight):
+    message = (
+        f"extend: weight must be a number, 0 or greater, got {weight!r}; 0 is without correction, "
+        "2 is common"
+    )
+    for low in (None, torch.rand(1, 2, 6, 2, 2)):
+        with pytest.raises(ValueError, match=exactly(message)):
+            model().extend(torch.rand(1, 2, 2, 4, 4), 6, weight=weight, low_resolution=low)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@every_call
+def test_known_values_that_are_none(call, value):
+    # found before anything is drawn, be they in the last window
+    message = (
+        f"{NAMES[call]}: known values must be finite, got NaN or infinity; let inpaint draw what "
+        "is lost, with a mask that is false there"
+    )
+    diffusion, video = model(), torch.rand(2, 2, 5, 4, 4)
+    video[1, :, 2 if call is predict else 4] = value
+    with pytest.raises(ValueError, match=exactly(message)):
+        call(diffusion, video)
+    assert diffusion.denoise_fn.gradients == []
+
+
+def test_a_low_resolution_that_is_not_finite():
+    small = torch.rand(1, 2, 8, 2, 2)
+    small[:, :, 7] = torch.nan
+    message = (
+        " must be finite, got NaN or infinity; let inpaint draw what is lost, with a mask that is "
+        "false there"
+    )
+    diffusion = model()
+    with pytest.raises(ValueError, match=exactly(f"upsample: video{message}")):
+        diffusion.upsample(small)
+    with pytest.raises(ValueError, match=exactly(f"extend: low_resolution{message}")):
+        diffusion.extend(torch.rand(1, 2, 2, 4, 4), 8, low_resolution=small)
+    assert diffusion.denoise_fn.gradients == []

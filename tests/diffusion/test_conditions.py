@@ -299,7 +299,7 @@ def test_first_frames_that_do_not_fit():
         diffusion.sample(first_frames=CLIPS[:, :, :1], progress=False)
     message = (
         "GaussianDiffusion: first_frames must be floating-point or uint8, got torch.int64; convert "
-        "them with .float(), in the range of the clips"
+        "them with .float(), in the range of the training clips"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         diffusion.sample(first_frames=CLIPS[:, :, :2].long(), progress=False)
@@ -363,3 +363,21 @@ def test_conditions_that_differ_in_number():
     )
     with pytest.raises(ValueError, match=exactly(message)):
         diffusion_with(Recorder()).sample(cond=torch.randn(2, 5), labels=[1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (torch.tensor([0.0, 1.0]), "torch.float32 of shape (2,)"),
+        ([0, 1], "torch.int64 of shape (2,)"),
+        (torch.tensor([True]), "torch.bool of shape (1,)"),
+        (torch.zeros(2, 1, dtype=torch.bool), "torch.bool of shape (2, 1)"),
+    ],
+)
+def test_a_mask_that_does_not_go_with_missing_captions(mask, got):
+    message = (
+        "GaussianDiffusion: null_cond_mask must be boolean with one element per caption, shape "
+        f"(2,), got {got}; use torch.tensor([True, False, ...])"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion_with(Recorder())(CLIPS, cond=[None, "whale"], null_cond_mask=mask)

@@ -1,5 +1,7 @@
 """What samplers ask: the prediction, clipped, corrected by what is known, and settled."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -92,6 +94,16 @@ def test_a_prediction_far_outside_its_range_is_corrected_all_the_same():
     torch.testing.assert_close(found.x_start, torch.full(SHAPE, 1 - 0.6 * 0.5))
 
 
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_inference_mode_changes_nothing(weight):
+    denoise, found = denoiser(Linear(1.5), clamp, [Near(weight)]), []
+    for is_on in (False, True):
+        with torch.inference_mode(is_on), torch.no_grad():
+            found.append(denoise(torch.linspace(-2, 2, 96).view(SHAPE), LEVEL))
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
+    assert found[1].x_start.is_inference()
+
+
 def test_without_a_weight_there_is_no_gradient():
     network = Linear(1.0)
     with torch.no_grad():
@@ -125,3 +137,66 @@ def test_weights_get_their_gradients_back_even_after_an_error():
         fails()
     assert network.weight.requires_grad
     assert not network.bias.requires_grad
+
+
+# Mistakes
+
+
+def exactly(message):
+    return f"^{re.escape(message)}$"
+
+
+class Own(Guidance):
+    """A user's, who got it wrong."""
+
+    weight = 1.0
+
+    def __init__(self, squared_error):
+        self.squared_error = squared_error
+
+
+@pytest.mark.parametrize(
+    ("squared_error", "got"),
+    [
+        (lambda x: 0.5, "float"),
+        (lambda x: x.square().sum(), "torch.float32 of ()"),
+        (lambda x: x.square(), f"torch.float32 of {SHAPE}"),
+        (lambda x: x.flatten(1).sum(1) * 1j, "torch.complex64 of (2,)"),
+    ],
+)
+def test_errors_that_are_none(squared_error, got):
+    message = (
+        "Own: squared_error must give a tensor of real numbers, one per video, of the shape (2,), "
+        f"got {got}; sum over all axes but the first, as in error.flatten(1).sum(dim=1)"
+    )
+    with pytest.raises(TypeError, match=exactly(message)):
+        denoiser(Linear(1.5), guidance=[Own(squared_error)])(torch.randn(SHAPE), LEVEL)
+
+
+def test_errors_without_a_gradient():
+    message = (
+        "Own: squared_error must be differentiable, got a result that has no gradient in x_start; "
+        "compute it from x_start with operations of torch, without rounding, detach or no_grad"
+    )
+    # beside one that has it, too
+    guidance = [Near(1.0), Own(lambda x: x.detach().flatten(1).sum(1))]
+    with pytest.raises(ValueError, match=exactly(message)):
+        denoiser(Linear(1.5), guidance=guidance)(torch.randn(SHAPE), LEVEL)
+
+
+def test_a_network_without_a_gradient():
+    class Blind(Linear):
+        def forward(self, x_t, t):
+            return super().forward(x_t.detach(), t)
+
+    message = (
+        "sample: the network must be differentiable, as guidance by Near with a weight needs it, "
+        "got an output that has no gradient in its input; compute it without detach or no_grad, or "
+        "set weight to 0"
+    )
+    network = Blind(1.5)
+    with pytest.raises(ValueError, match=exactly(message)):
+        denoiser(network, guidance=[Near(1.0)])(torch.randn(SHAPE), LEVEL)
+    assert network.gain.requires_grad
+    # without a weight it will do
+    denoiser(network, guidance=[Near(0.0)])(torch.randn(SHAPE), LEVEL)

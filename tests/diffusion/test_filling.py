@@ -255,6 +255,22 @@ def test_captions_are_encoded_once():
         assert told["negative"]["cond"].tolist() == [[3.0, 1.0]] * 2
 
 
+def test_captions_to_guide_away_from_may_be_missing():
+    text.set_text_encoder(lambda captions: torch.tensor([[float(len(c)), 1.0] for c in captions]))
+    try:
+        diffusion = watched()
+        options = {"negative_cond": ["bad", None], "cond_scale": 2.0, **QUIET}
+        diffusion.extend(VIDEO, 8, cond=["aa", None], **options)
+    finally:
+        text.set_text_encoder()
+    assert len(diffusion.told) == 3
+    for told in diffusion.told:
+        assert told["cond"][0].tolist() == [2.0, 1.0]
+        assert told["null_cond_mask"].tolist() == [False, True]
+        assert told["negative"]["cond"][0].tolist() == [3.0, 1.0]
+        assert told["negative"]["null_cond_mask"].tolist() == [False, True]
+
+
 def test_a_model_with_given_frames_is_told_those_of_each_window():
     diffusion = watched(given_frames=2, value_range=(0, 2))
     result = diffusion.extend(VIDEO, 8, **QUIET)
@@ -314,8 +330,41 @@ def test_options_of_sampling_reach_each_window():
 
 
 def test_an_unknown_keyword_is_refused():
+    diffusion = GaussianDiffusion(Recorder(), image_size=4, num_frames=4, timesteps=3, channels=1)
+    message = (
+        "extend: keywords must be its own or those of sample, got label, step; choose from cond, "
+        "cond_scale, labels,"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        diffusion.extend(VIDEO, 8, label=[1, 2], step=3, **QUIET)
+    assert diffusion.denoise_fn.calls == []
+    # where a subclass takes any, it has to refuse them
     with pytest.raises(TypeError, match="label"):
         watched().extend(VIDEO, 8, label=[1, 2], **QUIET)
+
+
+def test_guidance_that_is_none():
+    with pytest.raises(TypeError, match=r"guidance must be a Guidance.*, got 3; "):
+        watched().extend(VIDEO, 8, guidance=3, **QUIET)
+
+
+def test_a_model_that_has_diverged():
+    class Diverged(Watched):
+        def sample(self, **options):
+            drawn = super().sample(**options)
+            return drawn.index_fill(2, torch.tensor([3]), torch.nan)
+
+    diffusion = watched()
+    diffusion.__class__ = Diverged
+    message = (
+        "extend: frames to go on from must be finite, got NaN or infinity that the model has drawn "
+        "from frame 1 on; the model has diverged, take earlier weights of it, or a smaller weight "
+        "of the guidance"
+    )
+    with pytest.raises(RuntimeError, match=exactly(message)):
+        diffusion.extend(VIDEO, 8, **QUIET)
+    # what nothing goes on from is as sample gives it
+    assert diffusion.extend(VIDEO[:, :, :1], 4, **QUIET)[:, :, 3].isnan().all()
 
 
 # Mistakes

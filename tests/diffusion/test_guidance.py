@@ -35,6 +35,18 @@ def model(**config):
     return GaussianDiffusion(nn.Identity(), **config)
 
 
+class Blind(nn.Module):
+    """Predicts a black video whatever it sees."""
+
+    def forward_with_cond_scale(self, x, t, cond=None, cond_scale=1.0):
+        return torch.zeros_like(x)
+
+
+def blind_model():
+    config = {"image_size": (5, 6), "num_frames": 3, "timesteps": 4, "channels": 2}
+    return GaussianDiffusion(Blind(), objective="pred_x_start", **config)
+
+
 def in_units(diffusion, shape=SHAPE):
     """Clips anywhere in the range of the model."""
     return diffusion._to_users_range(torch.rand(shape) * 2 - 1)
@@ -185,6 +197,29 @@ def test_rows_of_a_batch(rows, mask_shape):
         assert torch.equal(split, call(x))
 
 
+@pytest.mark.parametrize("units", UNITS)
+def test_in_inference_mode_there_is_a_gradient_all_the_same(units):
+    diffusion, x = model(**UNITS[units]), torch.randn(SHAPE)
+    video = in_units(diffusion)
+    gradients = []
+    for is_on in (False, True):
+        with torch.inference_mode(is_on):
+            # what was made there, too, is no hindrance
+            known = KnownRegion(video + 0, torch.arange(3) < 2).prepare(diffusion, SHAPE)
+            part = known.rows(slice(1, 4))
+            with torch.inference_mode(False):
+                z = x[1:].clone().requires_grad_()
+                gradients += torch.autograd.grad(part.squared_error(z).sum(), z)
+    assert torch.equal(*gradients)
+    assert gradients[0].abs().max() > 0
+
+
+def test_what_is_known_needs_no_gradient():
+    video = torch.rand(SHAPE, requires_grad=True)
+    known = KnownRegion(video, torch.arange(3) < 2).prepare(model(), SHAPE)
+    assert not known.settle(torch.zeros(SHAPE)).requires_grad
+
+
 def test_it_can_be_used_again():
     # prepare() gives another object, in other units
     video = torch.rand(1, *SHAPE[1:])
@@ -297,6 +332,29 @@ def test_splitting_the_batch_changes_nothing():
 
 
 # One's own
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm++", "dpm++sde"])
+def test_samplers_go_on_from_what_was_put_in(sampler):
+    class Shifted(Guidance):
+        def replace(self, x_t, level, noise):
+            return x_t + 100 if level.t == 3 else x_t
+
+    drawn = {}
+    for guidance in ((), Shifted()):
+        steps = drawn.setdefault(guidance, [])
+        blind_model().sample(
+            sampler=sampler,
+            steps=[3, 2],
+            batch_size=2,
+            seed=0,
+            progress=False,
+            guidance=guidance,
+            callback=lambda step, steps=steps: steps.append(step.x_t),
+        )
+    plain, shifted = (steps[0] for steps in drawn.values())
+    # a network that sees nothing predicts the same, so that the rest is what is carried on
+    assert (shifted - plain).min() > 0.5
 
 
 def test_the_base_does_nothing():

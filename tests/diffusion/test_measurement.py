@@ -60,7 +60,8 @@ def test_the_operator_sees_the_units_of_the_user():
         return videos.mean(dim=(1, 2, 3, 4))
 
     measured = Measurement(torch.zeros(1), brightness).prepare(model(value_range=(0, 8)), SHAPE)
-    assert seen[0].shape == SHAPE
+    # to find out about it, one video is enough
+    assert seen[0].shape == (1, *SHAPE[1:])
     measured.squared_error(torch.full(SHAPE, -0.5))
     assert torch.equal(seen[1], torch.full(SHAPE, 2.0))
 
@@ -87,6 +88,21 @@ def test_rows_of_a_batch(rows):
     x = torch.randn(SHAPE)
     split = [measured.rows(part).squared_error(x[part]) for part in (slice(0, 3), slice(3, 4))]
     torch.testing.assert_close(torch.cat(split), measured.squared_error(x))
+
+
+def test_in_inference_mode_there_is_a_gradient_all_the_same():
+    y, x = torch.rand(4, 2, 5, 6), torch.randn(SHAPE)
+    scale = torch.rand(4, 2, 5, 6) + 0.5
+    gradients = []
+    for is_on in (False, True):
+        with torch.inference_mode(is_on):
+            # what was made there, too, is no hindrance
+            measured = Measurement(y + 0, mean_over_time, scale=scale + 0)
+            ready = measured.prepare(model(**PER_CHANNEL), SHAPE)
+            with torch.inference_mode(False):
+                z = x.clone().requires_grad_()
+                gradients += torch.autograd.grad(ready.squared_error(z).sum(), z)
+    assert torch.equal(*gradients)
 
 
 def test_counts_are_numbers_too():
@@ -160,6 +176,23 @@ def test_measurements_that_are_none(y, got):
         Measurement(y, mean_over_time)
 
 
+def test_complex_measurements():
+    message = (
+        "Measurement: y must be real, got torch.complex64; let y and the operator give "
+        "torch.view_as_real of the complex numbers"
+    )
+    with pytest.raises(TypeError, match=exactly(message)):
+        Measurement(torch.rand(1, 2).to(torch.complex64), mean_over_time)
+    # and as it says
+    x = torch.rand(SHAPE)
+    spectrum = Measurement(
+        torch.view_as_real(torch.fft.fft2(x)),
+        lambda videos: torch.view_as_real(torch.fft.fft2(videos)),
+    )
+    ready = spectrum.prepare(model(auto_normalize=False), SHAPE)
+    assert ready.squared_error(x).abs().max() < 1e-6
+
+
 def test_an_operator_that_cannot_be_called():
     message = (
         "Measurement: operator must be a function of videos (b, c, f, h, w), got Tensor; give one "
@@ -169,13 +202,23 @@ def test_an_operator_that_cannot_be_called():
         Measurement(torch.rand(1), torch.rand(2))
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), torch.tensor([1.0, 0.0])])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, 0.0])])
 def test_scales_that_are_none(scale):
     message = (
-        f"Measurement: scale must be positive, got {scale}; give the size of an error that counts "
-        "as much as one of 1 in a video in [-1, 1]"
+        f"Measurement: scale must be positive and finite, got {scale}; give the size of an error "
+        "that counts as much as one of 1 in a video in [-1, 1]"
     )
     with pytest.raises(ValueError, match=exactly(message)):
+        Measurement(torch.rand(1, 2), mean_over_time, scale=scale)
+
+
+@pytest.mark.parametrize("scale", ["1", [1.0, 2.0], torch.ones(2, dtype=torch.complex64)])
+def test_scales_that_are_no_numbers(scale):
+    message = (
+        f"Measurement: scale must be a number or a tensor of real numbers, got {scale!r}; give the "
+        "size of an error, in the units of y"
+    )
+    with pytest.raises(TypeError, match=exactly(message)):
         Measurement(torch.rand(1, 2), mean_over_time, scale=scale)
 
 
@@ -223,15 +266,28 @@ def test_values_that_were_not_measured():
 
 @pytest.mark.parametrize(
     ("operator", "got"),
-    [(lambda videos: videos.mean(dim=3), "(4, 2, 3, 6)"), (lambda videos: [videos], "list")],
+    [
+        (lambda videos: videos.mean(dim=3), "torch.float32 of (1, 2, 3, 6)"),
+        (lambda videos: mean_over_time(videos) * 1j, "torch.complex64 of (1, 2, 5, 6)"),
+        (lambda videos: [videos], "list"),
+    ],
 )
 def test_an_operator_that_gives_something_else(operator, got):
     message = (
-        "Measurement: operator must give what y is, a tensor of the shape (4, 2, 5, 6), got "
-        f"{got} for videos of {SHAPE}; change it, or y"
+        "Measurement: operator must give what y is, a tensor of real numbers of the shape "
+        f"(1, 2, 5, 6), got {got} for videos of (1, 2, 3, 5, 6); change it, or y"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         Measurement(torch.rand(1, 2, 5, 6), operator).prepare(model(), SHAPE)
+
+
+def test_an_operator_that_mixes_videos():
+    # which a single video does not show
+    measured = Measurement(torch.rand(1, 2, 5, 6), lambda videos: videos.mean(dim=(0, 2))[None])
+    ready = measured.prepare(model(), SHAPE)
+    message = re.escape("of the shape (4, 2, 5, 6), got torch.float32 of (1, 2, 5, 6) for videos")
+    with pytest.raises(ValueError, match=message):
+        ready.squared_error(torch.rand(SHAPE))
 
 
 @torch.no_grad()

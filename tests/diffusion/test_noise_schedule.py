@@ -1,10 +1,12 @@
 """The noise schedules against their definitions."""
 
 import math
+import re
 
 import pytest
 import torch
 
+from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     SCHEDULES,
     continuous_beta_schedule,
@@ -30,7 +32,8 @@ def test_variances_are_positive_and_below_one(steps, name):
     assert betas.shape == (steps,)
     assert betas.dtype == torch.float64
     assert (betas > 0).all()
-    assert (betas <= 0.9999).all()
+    # the continuous schedule's is the log-SNR's own limit
+    assert (betas < 1).all() if name == "continuous_cosine" else (betas <= 0.9999).all()
     # many steps too many for a linear schedule are all at the limit
     assert (betas.diff() >= 0).all()
     assert name == "linear" or (betas.diff() > 0).all()
@@ -79,10 +82,18 @@ def test_the_continuous_schedule_is_a_cosine_between_its_limits():
     torch.testing.assert_close(continuous_log_snr(u.float()), log_snr.float(), rtol=0, atol=1e-3)
 
 
-def test_the_continuous_schedule_in_steps():
-    kept = (1 - continuous_beta_schedule(10)).cumprod(0)
-    ends = torch.linspace(0.1, 1, 10, dtype=torch.float64)
-    torch.testing.assert_close(kept[:-1], torch.sigmoid(continuous_log_snr(ends))[:-1])
+@pytest.mark.parametrize("steps", [1, 2, 10, 50, 256, 1000])
+def test_the_continuous_schedule_in_steps(steps):
+    ends = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:]
+    expected = continuous_log_snr(ends)
+    kept = (1 - continuous_beta_schedule(steps)).cumprod(0)
+    torch.testing.assert_close(torch.logit(kept), expected, rtol=0, atol=1e-6)
+    # also what models compute with
+    process = ForwardProcess(continuous_beta_schedule(steps), is_continuous=True)
+    assert all(bool(buffer.isfinite().all()) for buffer in process.buffers())
+    log_snr = 2 * (process.sqrt_alphas_cumprod / process.sqrt_one_minus_alphas_cumprod).log()
+    torch.testing.assert_close(log_snr, expected.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(process.log_snr(torch.arange(steps)), log_snr, rtol=1e-5, atol=1e-4)
 
 
 def test_a_schedule_of_ones_own():
@@ -96,10 +107,46 @@ def test_unknown_schedules_are_named():
         make_betas("cosin", 10)
 
 
-@pytest.mark.parametrize("betas", [[0.1, 0.2], [0.1, 0.2, 1.0], [0.0, 0.1, 0.2], [], [0.1] * 4])
+@pytest.mark.parametrize(
+    "betas",
+    [
+        [0.1, 0.2],
+        [0.1, 0.2, 1.0],
+        [0.0, 0.1, 0.2],
+        [0.1, float("nan"), 0.2],
+        [],
+        [0.1] * 4,
+        [[0.1], [0.2], [0.3]],
+        0.1,
+    ],
+)
 def test_variances_that_are_none(betas):
     with pytest.raises(ValueError, match=r"must hold timesteps = 3 variances above 0 and below"):
         make_betas(betas, 3)
+
+
+@pytest.mark.parametrize("betas", [None, {"a": 0.1}, [0.1, "0.2", 0.3], [[0.1], [0.2, 0.3]]])
+def test_what_is_no_schedule_at_all(betas):
+    message = f"beta_schedule must be one of cosine, linear, .*, got {re.escape(repr(betas))}; cho"
+    with pytest.raises(ValueError, match=message):
+        make_betas(betas, 3)
+
+
+@pytest.mark.parametrize(
+    ("betas", "message"),
+    [
+        ([0.9] * 50, "got 0.1 after the first step and 1e-50 after the last; give smaller varian"),
+        ([0.99] * 1000, "got 0.01 after the first step and 0 after the last; give smaller varia"),
+        ([1e-17] * 5, "got 1 after the first step and 1 after the last; give larger variances"),
+    ],
+)
+def test_variances_that_leave_nothing_or_all(betas, message):
+    text = (
+        "GaussianDiffusion: beta_schedule must leave a share of the clip that numbers can tell "
+        f"from all and from none, {message}"
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        make_betas(betas, len(betas))
 
 
 # Draws

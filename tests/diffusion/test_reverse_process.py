@@ -322,7 +322,11 @@ def test_clips_that_cannot_be_interpolated():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         diffusion.interpolate(x, x[:1])
-    for t in (-1, 10):
+    with pytest.raises(ValueError, match=r"x2 must be floating-point or uint8, got torch.int64"):
+        diffusion.interpolate(x, x.long())
+    with pytest.raises(ValueError, match=r"lam must be in \[0, 1\], got 2; it is the share of x2"):
+        diffusion.interpolate(x, x, lam=2)
+    for t in (-1, 10, 2.5):
         message = (
             f"interpolate: t must be a step from 0 to 9, got {t}; leave it out to blend at the last"
         )

@@ -267,6 +267,10 @@ class Nothing(Guidance):
     num_videos = 4
 
 
+class Two(Guidance):
+    num_videos = 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -274,9 +278,15 @@ class Nothing(Guidance):
         ({"sampler": "euler"}, "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++sde"),
         ({"guidance_rescale": 1.5}, "guidance_rescale must be in [0, 1], got 1.5; give it as a f"),
         ({"dynamic_thres_percentile": -1}, "dynamic_thres_percentile must be in [0, 1], got -1"),
-        ({"max_batch": 0}, "max_batch must be at least 1, got 0; leave it out to draw all"),
-        ({"num_frames": 0}, "num_frames and image_size must be at least 1, got 0 frames of 8 x 8"),
-        ({"image_size": (8, 0)}, "must be at least 1, got 3 frames of 8 x 0; leave them out"),
+        ({"guidance_rescale": "1"}, "guidance_rescale must be in [0, 1], got '1'; give it as a fr"),
+        ({"max_batch": 0}, "max_batch must be a whole number, at least 1, got 0; leave it out to"),
+        ({"max_batch": 1.5}, "max_batch must be a whole number, at least 1, got 1.5; leave it ou"),
+        ({"batch_size": 0}, "batch_size must be a whole number, at least 1, got 0; give the numb"),
+        ({"num_frames": 2.0}, "num_frames must be a whole number, at least 1, got 2.0; leave it"),
+        ({"image_size": (8, 0)}, "image_size must be a positive whole number, or (h, w), got (8,"),
+        ({"image_size": "8"}, "image_size must be a positive whole number, or (h, w), got '8'; le"),
+        ({"image_size": (8, 8, 8)}, "image_size must be a positive whole number, or (h, w), got"),
+        ({"guidance": Two()}, "guidance must be for as many videos as are drawn, 3, got a Two for"),
         ({"negative_cond": COND}, "negative_cond needs a cond_scale other than 1, got 1, which"),
         (
             {"negative_cond": COND[:2], "cond_scale": 2.0},
@@ -309,3 +319,87 @@ def test_the_number_of_videos_follows_from_what_is_known_of_them():
     diffusion = knowing()
     assert len(diffusion.sample(guidance=Nothing(), steps=1, progress=False)) == 4
     assert len(diffusion.sample(guidance=[Guidance()], steps=1, batch_size=2, progress=False)) == 2
+
+
+@pytest.mark.parametrize("guidance", [None, 5, ["much"], Guidance])
+def test_what_is_no_guidance(diffusion, guidance):
+    with pytest.raises(TypeError, match=r"guidance must be a Guidance, such as KnownRegion or Mea"):
+        draw(diffusion, guidance=guidance)
+
+
+def test_a_model_that_does_not_clip_has_no_threshold():
+    diffusion = knowing(auto_normalize=False)
+    with pytest.raises(ValueError, match=r"dynamic_thres_percentile needs a model that clips, got"):
+        diffusion.sample(batch_size=1, dynamic_thres_percentile=0.9)
+
+
+def test_a_denoiser_without_the_method_that_samplers_call():
+    class Half(nn.Module):
+        def forward(self, x, t, cond=None):
+            return x
+
+    with pytest.raises(TypeError, match=r"denoiser must have a method forward_with_cond_scale\(x"):
+        GaussianDiffusion(Half(), **SIZE).sample(batch_size=1, progress=False)
+
+
+def test_a_sampler_that_stops_too_early(diffusion):
+    class Lazy(DDIM):
+        def run(self, x, levels, denoise, noise):
+            yield x
+
+    with pytest.raises(ValueError, match=r"must yield the videos after each of its 4 steps, got 1"):
+        draw(diffusion, sampler=Lazy(), steps=4)
+
+
+# Other number types, and subclasses
+
+
+def test_a_model_in_float64_samples_in_float64():
+    torch.manual_seed(0)
+    unet = Unet3D(dim=8, dim_mults=(1, 2), channels=1, attn_heads=2).double()
+    diffusion = GaussianDiffusion(unet, **SIZE).double()
+    for options in ({}, {"sampler": "dpm++", "steps": 3}):
+        videos = diffusion.sample(batch_size=1, progress=False, **options)
+        assert videos.dtype == torch.float64
+        assert videos.isfinite().all()
+
+
+def test_a_schedule_in_half_precision_is_refused():
+    diffusion = knowing().bfloat16()
+    with pytest.raises(
+        ValueError, match=r"must be in float32 or float64, whose schedule h"
+    ):
+        diffusion.sample(batch_size=1, progress=False)
+
+
+def test_steps_may_be_an_array(diffusion):
+    expected = draw(diffusion, seed=1, steps=[11, 6, 2])
+    for steps in (torch.tensor([11, 6, 2]), torch.tensor([11.0, 6.0, 2.0]).numpy()):
+        assert torch.equal(draw(diffusion, seed=1, steps=steps), expected)
+
+
+class AsInTheReference(GaussianDiffusion):
+    """Methods with the signatures of version 0.7.0."""
+
+    calls = 0
+
+    def p_sample(self, x, t, cond=None, cond_scale=1.0, clip_denoised=True):
+        self.calls += 1
+        return super().p_sample(x, t, cond, cond_scale, clip_denoised)
+
+    def p_sample_loop(self, shape, cond=None, cond_scale=1.0):
+        return super().p_sample_loop(shape, cond, cond_scale, progress=False)
+
+
+def test_methods_of_a_subclass_are_called_where_they_can_be(diffusion):
+    changed = AsInTheReference(diffusion.denoise_fn, **SIZE)
+    torch.manual_seed(1)
+    expected = draw(diffusion)
+    torch.manual_seed(1)
+    assert torch.equal(changed.sample(COND, progress=False), expected)
+    assert changed.calls == 12
+    with pytest.warns(
+        UserWarning, match=r"AsInTheReference has a p_sample and p_sample_loop of"
+    ):
+        changed.sample(COND, seed=1, progress=False)
+    assert changed.calls == 12

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.value_range import plain_range, to_unit_range
+from video_diffusion_pytorch.diffusion.value_range import check_type, plain_range, to_unit_range
 
 
 class Recorder(nn.Module):
@@ -250,6 +250,32 @@ def test_bytes_outside_their_range_are_told():
     clips = torch.full((1, 2, 4, 8, 8), 200, dtype=torch.uint8)
     with pytest.warns(UserWarning, match=r"in \[0, 1\], got values from 200 to 200; give the"):
         diffusion_with(value_range=(0, 1))(clips)
+
+
+def test_a_warning_points_at_the_users_line():
+    clips = torch.rand(1, 2, 4, 8, 8) * 9
+    calls = [
+        lambda: diffusion_with(timesteps=2)(clips),
+        lambda: diffusion_with(timesteps=2).interpolate(clips, clips, progress=False),
+        lambda: diffusion_with(timesteps=2)._to_model_range(clips),
+    ]
+    for call in calls:
+        with pytest.warns(UserWarning, match="got values from") as told:
+            call()
+        assert told[0].filename == __file__
+        assert told[0].lineno == call.__code__.co_firstlineno
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_numbers_without_a_range(dtype):
+    message = (
+        f"GaussianDiffusion: x1 must be floating-point or uint8, got {dtype}; convert them with "
+        ".float(), in the range of the training clips"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        check_type("x1", torch.ones(2, dtype=dtype))
+    check_type("x1", torch.ones(2, dtype=torch.uint8))
+    check_type("x1", torch.ones(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("given", [5, (1,), (0, 1, 2), "ab", ("0", "1"), (None, 1), ([[0]], 1)])

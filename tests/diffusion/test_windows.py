@@ -3,8 +3,14 @@
 from itertools import product
 
 import pytest
+import torch
 
-from video_diffusion_pytorch.diffusion.windows import Window, windows
+from video_diffusion_pytorch.diffusion.windows import (
+    Window,
+    checked_overlap,
+    cut_condition,
+    windows,
+)
 
 
 def every(factor, num_frames):
@@ -57,18 +63,18 @@ def test_frames_between_known_ones_are_drawn_with_both():
 @pytest.mark.parametrize("length", [2, 5, 16])
 def test_all_frames_are_drawn_in_order(length):
     cases = [
-        (list(known), list(told), overlap)
+        (list(known), list(partly), overlap)
         for num_frames in (1, 4, 7, 33)
-        for known, told, overlap in product(
+        for known, partly, overlap in product(
             (every(2, num_frames), every(5, num_frames), first(3, num_frames)),
             (every(3, num_frames), [True] * num_frames, [False] * num_frames),
             range(1, length),
         )
     ]
-    for known, told, overlap in cases:
-        told = [a or b for a, b in zip(known, told, strict=True)]
+    for known, partly, overlap in cases:
+        partly = [a or b for a, b in zip(known, partly, strict=True)]
         there = list(known)
-        for window in windows(known, told, length, overlap):
+        for window in windows(known, partly, length, overlap):
             # goes on from all before it, is full if it can be, and draws something
             assert all(there[: window.start + window.ready])
             assert not there[window.start + window.ready]
@@ -77,3 +83,24 @@ def test_all_frames_are_drawn_in_order(length):
             assert window.start + window.ready < window.keep <= window.stop
             there[window.start : window.keep] = [True] * (window.keep - window.start)
         assert all(there)
+
+
+def test_half_a_window_is_the_usual_overlap():
+    assert checked_overlap("extend", None, num_frames=40, length=16) == 8
+    assert checked_overlap("extend", 3, num_frames=40, length=16) == 3
+    # a single window has none, unless it is asked for
+    assert checked_overlap("extend", None, num_frames=16, length=16) == 0
+    assert checked_overlap("extend", 3, num_frames=16, length=16) == 3
+
+
+def test_conditions_are_cut_along_their_frames():
+    frames = slice(2, 5)
+    field, vectors, picture = torch.rand(2, 1, 8, 4, 4), torch.rand(2, 8, 3), torch.rand(2, 1, 8, 4)
+    assert torch.equal(cut_condition("cond_video", field, frames), field[:, :, 2:5])
+    assert torch.equal(cut_condition("frame_cond", vectors, frames), vectors[:, 2:5])
+    # others have none, and so has a field that is the same for all
+    assert cut_condition("cond_video", picture, frames) is picture
+    assert cut_condition("cond", vectors, frames) is vectors
+    both = cut_condition("negative_cond", {"frame_cond": vectors, "cond": picture}, frames)
+    assert torch.equal(both["frame_cond"], vectors[:, 2:5])
+    assert both["cond"] is picture

@@ -55,11 +55,11 @@ def test_a_set_has_no_distance_to_itself_even_if_it_is_small():
 
 
 def test_sets_that_cannot_be_compared():
-    with pytest.raises(ValueError, match=r"both sets must have features of one width, got 3 and 2"):
+    with pytest.raises(ValueError, match=r"both sets must have features of one width, got 3 and"):
         frechet_distance(FeatureStatistics(3), FeatureStatistics(2))
-    with pytest.raises(ValueError, match=r"covariance needs at least 2 feature vectors, got 1; add"):
+    with pytest.raises(ValueError, match=r"covariance needs at least 2 feature vectors, got 1"):
         _ = statistics_of(torch.randn(1, 3)).covariance
-    with pytest.raises(ValueError, match=r"features must have the shape \(b, 3\), got \(2, 4\); giv"):
+    with pytest.raises(ValueError, match=r"features must have the shape \(b, 3\), got \(2, 4\)"):
         FeatureStatistics(3).add(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match=r"features must be finite, got some that are not; look for"):
+    with pytest.raises(ValueError, match=r"features must be finite, got some that are not"):
         FeatureStatistics(1).add(torch.tensor([[float("nan")]]))

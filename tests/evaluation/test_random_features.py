@@ -50,5 +50,5 @@ def test_frozen_and_shuffled_clips_are_further_away_than_other_clips():
 
 @pytest.mark.parametrize("width", [0, 6])
 def test_widths_that_cannot_be(width):
-    with pytest.raises(ValueError, match=rf"width must be a positive multiple of 4, got {width}; g"):
+    with pytest.raises(ValueError, match=rf"width must be a positive multiple of 4, got {width}"):
         RandomFeatures(1, width=width)

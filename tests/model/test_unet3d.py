@@ -1,7 +1,9 @@
 """The network against the reference's numbers, and what must hold for any weights."""
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -118,6 +120,18 @@ def test_config_holds_the_arguments():
     config = Unet3D(**given).config
     assert given.items() <= config.items()
     assert Unet3D(**config).config == config
+
+
+def test_numbers_of_numpy_do_not_reach_the_config():
+    numbers = {"dim": np.int64(8), "attn_heads": np.int32(2), "use_bert_text_cond": np.bool_(False)}
+    for mults in ([np.int64(1), np.int64(2)], np.array([1, 2]), [1, 2]):
+        unet = tiny_unet(**numbers, dim_mults=mults, block_type=np.str_("resnet"))
+        stored = io.BytesIO()
+        torch.save({"config": unet.config, "weights": unet.state_dict()}, stored)
+        stored.seek(0)
+        state = torch.load(stored, weights_only=True)
+        assert state["config"] == tiny_unet().config
+        Unet3D(**state["config"]).load_state_dict(state["weights"])
 
 
 def test_bert_conditions_have_its_width():

@@ -1,5 +1,6 @@
 import random
 import re
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -27,6 +28,22 @@ def test_what_is_written_is_read(tmp_path):
     assert state["step"] == 3
     assert torch.equal(state["model"]["w"], STATE["model"]["w"])
     assert [path.name for path in tmp_path.iterdir()] == ["model-1.pt"]
+
+
+def test_numbers_of_numpy_are_written_as_pythons_own(tmp_path):
+    weights = OrderedDict(w=torch.ones(2))
+    weights._metadata = {"": {"version": 1}}
+    own = {"step": np.int64(3), "model": weights, "ema": {}, "name": np.str_("a")}
+    own["optimizer"] = {"param_groups": [{"lr": np.float64(1e-4), "betas": (np.float32(0.5), 1)}]}
+    write_checkpoint(own, tmp_path / "model-1.pt")
+    state = read_checkpoint(tmp_path / "model-1.pt")
+    assert state["optimizer"] == {"param_groups": [{"lr": 1e-4, "betas": (0.5, 1)}]}
+    assert type(state["step"]) is int
+    assert type(state["name"]) is str
+    # what a class of its own holds stays with it
+    assert type(state["model"]) is OrderedDict
+    assert state["model"]._metadata == weights._metadata
+    assert type(own["step"]) is np.int64
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.9, 0.999])

@@ -67,6 +67,16 @@ def test_without_conditions_there_is_no_guidance():
     assert seen == [{"batch_size": 3}]
 
 
+def test_a_subclass_that_samples_as_the_reference_does():
+    class Older(GaussianDiffusion):
+        def sample(self, cond=None, cond_scale=1.0, batch_size=16):
+            return super().sample(cond, cond_scale, batch_size, progress=False)
+
+    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    diffusion = Older(unet, image_size=8, num_frames=2, timesteps=2)
+    assert draw_samples(diffusion, 3, 2, {}, seed=7).shape == (3, 1, 2, 8, 8)
+
+
 def test_guidance_reaches_the_samples():
     diffusion, conditions = tiny(cond_dim=4), {"cond": torch.randn(2, 4)}
     plain, guided = (draw_samples(diffusion, 2, 2, conditions, 0, scale) for scale in (1.0, 9.0))

@@ -15,6 +15,7 @@ from video_diffusion_pytorch.diffusion.guidance import (
     check_videos,
     expand_mask,
 )
+from video_diffusion_pytorch.diffusion.windows import whole_frames
 
 
 class Completion(Filling):
@@ -46,7 +47,8 @@ class Completion(Filling):
 
         Raises:
             TypeError: If the frames are no such tensor, or a keyword is unknown.
-            ValueError: If shapes don't fit the model, or no frame is left to predict.
+            ValueError: If shapes don't fit the model, frames are not finite, or none is left to
+                predict.
 
         Example:
             >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
@@ -55,8 +57,8 @@ class Completion(Filling):
             >>> diffusion.predict(torch.rand(2, 3, 1, 16, 16), progress=False).shape
             torch.Size([2, 3, 4, 16, 16])
         """
-        num_frames = self.num_frames if num_frames is None else num_frames
-        return self._continue("predict", "frames", frames, num_frames, sampling, weight=weight)
+        length = self.num_frames if num_frames is None else num_frames
+        return self._continue("predict", "frames", frames, length, sampling, weight=weight)
 
     def extend(
         self,
@@ -89,8 +91,11 @@ class Completion(Filling):
 
         Raises:
             TypeError: If the video is no such tensor, or a keyword is unknown.
-            ValueError: If shapes don't fit the model, no frame is left to draw, or the overlap
-                does not leave any, or does not give what a model with `given_frames` is told.
+            ValueError: If shapes don't fit the model, known values are not finite, no frame is
+                left to draw, or the overlap does not leave any, or does not give what a model with
+                `given_frames` is told.
+            RuntimeError: If a window is to go on from frames that the model has drawn, and these
+                are not finite.
 
         Example:
             >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
@@ -102,8 +107,9 @@ class Completion(Filling):
         """
         low = None
         if low_resolution is not None:
-            name = "extend: low_resolution"
-            low = self._low(name, low_resolution, frame_factor, num_frames, weight, sampling)
+            num_frames = whole_frames("extend: num_frames", num_frames)
+            given = (low_resolution, frame_factor, num_frames, weight)
+            low = self._low("extend", "low_resolution", *given, sampling)
         elif frame_factor != 1:
             raise ValueError(
                 "extend: frame_factor is that of low_resolution, which must then be given, got "
@@ -141,7 +147,7 @@ class Completion(Filling):
             ValueError: If shapes don't fit the model, or no window has room for two given frames.
         """
         video = self._as_result("interpolate_frames: video", video, sampling.get("image_size"))
-        longest = self.num_frames - 1
+        factor, longest = whole_frames("interpolate_frames: factor", factor), self.num_frames - 1
         if not 2 <= factor <= longest:
             raise ValueError(
                 f"interpolate_frames: factor must be from 2 to {longest}, so that a clip of the "
@@ -205,15 +211,16 @@ class Completion(Filling):
         if image_size is not None:
             sampling["image_size"] = image_size
         check_videos("upsample: video", video)
+        frame_factor = whole_frames("upsample: frame_factor", frame_factor)
         num_frames = (video.shape[2] - 1) * frame_factor + 1
-        low = self._low("upsample: video", video, frame_factor, num_frames, weight, sampling)
-        b, c, _, height, width = low.video.shape
+        low = self._low("upsample", "video", video, frame_factor, num_frames, weight, sampling)
+        b, c, f, *size_of_low = low.video.shape
         _, _, *size = self._shape_of_sample(None, image_size)
-        if [height, width] == size and frame_factor == 1:
+        if size_of_low == size and f == num_frames:
             raise ValueError(
                 f"upsample: video must be smaller than the result, {size[0]} x {size[1]}, or have "
-                f"fewer frames, got {height} x {width} and frame_factor 1; give a greater "
-                "image_size or frame_factor"
+                f"fewer frames than it, {f}, got both alike and nothing to draw; give a greater "
+                "image_size, or a greater frame_factor for at least 2 frames"
             )
         whole = low.video.new_zeros(b, c, num_frames, *size)
         known = _of_frames(torch.zeros(num_frames, dtype=torch.bool), whole)
@@ -262,14 +269,8 @@ class Completion(Filling):
         check_mask("inpaint: mask", mask)
         known = expand_mask("inpaint: mask", mask.to(video.device), video.shape)
         known = known.expand(-1, -1, video.shape[2], -1, -1).clone()
-        return self._fill(
-            "inpaint",
-            torch.where(known, video, 0.0),
-            known,
-            sampling,
-            overlap=overlap,
-            weight=weight,
-        )
+        video = torch.where(known, video, 0.0)
+        return self._fill("inpaint", video, known, sampling, overlap=overlap, weight=weight)
 
     def _continue(
         self,
@@ -282,11 +283,11 @@ class Completion(Filling):
     ) -> Tensor:
         """Draws what comes behind a video; further arguments as in `_fill`."""
         video = self._as_result(f"{call}: {name}", video, sampling.get("image_size"))
-        k = video.shape[2]
+        k, num_frames = video.shape[2], whole_frames(f"{call}: num_frames", num_frames)
         if num_frames <= k:
             raise ValueError(
-                f"{call}: {name} must be fewer frames than num_frames, {num_frames}, got {k}; give "
-                "fewer, or ask for more"
+                f"{call}: num_frames must be more than the {k} of {name}, got {num_frames}; ask "
+                "for more, or give fewer"
             )
         whole = F.pad(video, (0, 0, 0, 0, 0, num_frames - k))
         known = _of_frames(torch.arange(num_frames) < k, whole)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.diffusion.value_range import ValueRanges
+from video_diffusion_pytorch.diffusion.value_range import ValueRanges, check_type
 from video_diffusion_pytorch.text import embed_captions
 
 
@@ -114,13 +114,13 @@ class Conditions(ValueRanges):
 
         Raises:
             TypeError: If one cannot become a tensor.
-            ValueError: If one is a single number.
+            ValueError: If one is a single number, or `null_cond_mask` is not boolean with one
+                element per caption where captions are missing.
         """
         if _is_captions(cond):
             missing = torch.tensor([caption is None for caption in cond])
             if None in cond:
-                mask = conditions.get("null_cond_mask")
-                mask = missing if mask is None else missing | torch.as_tensor(mask).cpu()
+                mask = _join_masks(missing, conditions.get("null_cond_mask"))
                 conditions = {**conditions, "null_cond_mask": mask}
             # of a missing caption no more than the vector's place is used
             cond = embed_captions(
@@ -208,11 +208,7 @@ class Conditions(ValueRanges):
                 f"GaussianDiffusion: first_frames must have the shape (b, c, given_frames, h, w) = "
                 f"{expected}, got {tuple(frames.shape)}; cut or resize them"
             )
-        if not frames.is_floating_point() and frames.dtype != torch.uint8:
-            raise ValueError(
-                "GaussianDiffusion: first_frames must be floating-point or uint8, got "
-                f"{frames.dtype}; convert them with .float(), in the range of the clips"
-            )
+        check_type("first_frames", frames)
 
     def _join_fields(self, field: Tensor | None, shown: Tensor) -> Tensor:
         """Puts the known frames' channels behind those of the user's own field."""
@@ -240,6 +236,20 @@ def _is_captions(cond: Any) -> bool:
     return isinstance(cond, (list, tuple)) and all(
         item is None or isinstance(item, str) for item in cond
     )
+
+
+def _join_masks(missing: Tensor, mask: Any) -> Tensor:
+    """Where captions are missing, or a user's mask, if there is one, says to do without."""
+    if mask is None:
+        return missing
+    mask = _as_tensor("null_cond_mask", mask, missing)
+    if mask.dtype != torch.bool or mask.shape != missing.shape:
+        raise ValueError(
+            "GaussianDiffusion: null_cond_mask must be boolean with one element per caption, shape "
+            f"{tuple(missing.shape)}, got {mask.dtype} of shape {tuple(mask.shape)}; use "
+            "torch.tensor([True, False, ...])"
+        )
+    return missing | mask
 
 
 def _as_tensor(name: str, value: Any, like: Tensor) -> Tensor:

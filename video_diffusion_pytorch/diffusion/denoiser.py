@@ -49,19 +49,22 @@ class Denoiser:
         Args:
             x_t: Noisy videos, `(b, c, f, h, w)`.
             level: Their noise level.
+
+        Raises:
+            TypeError: If a `squared_error` is no number per video.
+            ValueError: If it has no gradient, or the network has none.
         """
         for part in self.guidance:
             x_t = part.replace(x_t, level, self.noise)
-        t = times(level, x_t)
         weighed = [part for part in self.guidance if part.weight]
         if weighed:
-            x_start = self._corrected(x_t, t, level, weighed)
+            x_start = self._reconstructed(x_t, level, weighed)
         else:
-            x_start = self.predict_x_start(x_t, t)
+            x_start = self.predict_x_start(x_t, times(level, x_t))
         if self.clip is not None:
             x_start = self.clip(x_start)
         x_start = self.settle(x_start)
-        return Prediction(x_start, (x_t - level.alpha * x_start) / level.sigma)
+        return Prediction(x_start, (x_t - level.alpha * x_start) / level.sigma, x_t)
 
     def settle(self, x_start: Tensor) -> Tensor:
         """Puts known values in their place."""
@@ -69,8 +72,8 @@ class Denoiser:
             x_start = part.settle(x_start)
         return x_start
 
-    def _corrected(
-        self, x_t: Tensor, t: Tensor, level: NoiseLevel, guidance: Sequence[Guidance]
+    def _reconstructed(
+        self, x_t: Tensor, level: NoiseLevel, guidance: Sequence[Guidance]
     ) -> Tensor:
         """Reconstruction guidance (Ho et al. 2022, eq. 7 and 8).
 
@@ -78,14 +81,47 @@ class Denoiser:
         there were none: at the highest noise levels, where the prediction is far outside its
         range and means nothing, the correction thus stays small, and is not lost.
         """
-        with torch.enable_grad(), without_weight_gradients(self.network):
-            z = x_t.detach().requires_grad_()
-            x_start = self.predict_x_start(z, t)
+        # the caller may be in inference mode, where nothing has a gradient, nor gets one later
+        # unless it is copied outside
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            without_weight_gradients(self.network),
+        ):
+            z = x_t.detach().clone().requires_grad_()
+            x_start = self.predict_x_start(z, times(level, z))
+            if not x_start.requires_grad:
+                raise ValueError(
+                    f"sample: the network must be differentiable, as guidance by "
+                    f"{type(guidance[0]).__name__} with a weight needs it, got an output that has "
+                    "no gradient in its input; compute it without detach or no_grad, or set weight "
+                    "to 0"
+                )
             if self.clip is not None:
                 x_start = x_start + (self.clip(x_start) - x_start).detach()
-            error = torch.stack([part.squared_error(x_start).sum() for part in guidance]).sum()
+            error = torch.stack([_error_of(part, x_start).sum() for part in guidance]).sum()
             (gradient,) = torch.autograd.grad(error, z)
         return x_start.detach() - level.alpha / 2 * gradient
+
+
+def _error_of(part: Guidance, x_start: Tensor) -> Tensor:
+    """What `part.squared_error` gives, made sure of: a user may have written it."""
+    error = part.squared_error(x_start)
+    is_tensor = torch.is_tensor(error)
+    if not is_tensor or error.shape != x_start.shape[:1] or not error.is_floating_point():
+        got = f"{error.dtype} of {tuple(error.shape)}" if is_tensor else type(error).__name__
+        raise TypeError(
+            f"{type(part).__name__}: squared_error must give a tensor of real numbers, one per "
+            f"video, of the shape {tuple(x_start.shape[:1])}, got {got}; sum over all axes but the "
+            "first, as in error.flatten(1).sum(dim=1)"
+        )
+    if not error.requires_grad:
+        raise ValueError(
+            f"{type(part).__name__}: squared_error must be differentiable, got a result that has "
+            "no gradient in x_start; compute it from x_start with operations of torch, without "
+            "rounding, detach or no_grad"
+        )
+    return error
 
 
 def times(level: NoiseLevel, x: Tensor) -> Tensor:

@@ -124,7 +124,11 @@ class DiffusersScheduler(Sampler):
         is_divided = float(first) != 1.0
         x = x / first
         for (level, after), t in zip(pairwise(levels), scheduler.timesteps, strict=True):
-            seen = denoise(scheduler.scale_model_input(x, t), level)
+            scale = scheduler.scale_model_input(x.new_ones(()), t)
+            scaled = scheduler.scale_model_input(x, t)
+            seen = denoise(scaled, level)
+            # what guidance has put in, and without any the same to the last digit
+            x = x + (seen.x_t - scaled) / scale
             # v, since it fixes both the noise and the video at either end of the schedule
             v = level.alpha * seen.noise - level.sigma * seen.x_start
             x = scheduler.step(v, t, x, return_dict=False, **draws.options(x))[0]

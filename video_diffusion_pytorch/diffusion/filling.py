@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,6 @@ from einops import rearrange
 from torch import Tensor
 
 from video_diffusion_pytorch.diffusion.guidance import (
-    Guidance,
     KnownRegion,
     check_videos,
     checked_weight,
@@ -21,7 +21,16 @@ from video_diffusion_pytorch.diffusion.guidance import (
 from video_diffusion_pytorch.diffusion.measurement import Measurement
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
 from video_diffusion_pytorch.diffusion.sampling import Sampling
-from video_diffusion_pytorch.diffusion.windows import Window, windows
+from video_diffusion_pytorch.diffusion.sampling_batch import as_guidance
+from video_diffusion_pytorch.diffusion.windows import (
+    Window,
+    check_beginnings,
+    check_condition_frames,
+    checked_overlap,
+    cut_condition,
+    whole_frames,
+    windows,
+)
 
 # arguments of sample() that follow from the videos
 _OWN = ("batch_size", "num_frames", "first_frames")
@@ -98,21 +107,28 @@ class Filling(Sampling):
             overlap: Frames of a window that are known from before it; None for half of them.
             weight: Weight of what is known.
             low: Small videos of the result; None for none.
+
+        Raises:
+            TypeError: If a keyword is unknown, or the videos tell it.
+            ValueError: If something does not fit the videos, or known values are not finite.
+            RuntimeError: If frames to go on from, which the model has drawn, are not finite.
         """
-        overlap = self._checked_overlap(call, overlap, video.shape[2])
-        told = known.amax(dim=(0, 1, 3, 4)).tolist()
+        self._check_keywords(call, sampling)
+        weight = checked_weight(call, weight)
+        overlap = checked_overlap(call, overlap, video.shape[2], self.num_frames)
+        _check_finite(f"{call}: known values", video)
+        partly = known.amax(dim=(0, 1, 3, 4)).tolist()
         if low is not None:
             if len(low.video) != len(video):
                 raise ValueError(
                     f"{call}: low_resolution must have one row per video, {len(video)}, got "
                     f"{len(low.video)}; give the low resolution of each"
                 )
-            told = [frame % low.frame_factor == 0 or has for frame, has in enumerate(told)]
-        plan = windows(known.amin(dim=(0, 1, 3, 4)).tolist(), told, self.num_frames, overlap)
-        self._check_given_frames_of(call, plan)
+            partly = [frame % low.frame_factor == 0 or has for frame, has in enumerate(partly)]
+        plan = windows(known.amin(dim=(0, 1, 3, 4)).tolist(), partly, self.num_frames, overlap)
+        check_beginnings(call, plan, self.given_frames)
         options, conditions = self._ready_for_all(call, sampling, video)
-        own = options.pop("guidance", ())
-        own = (own,) if isinstance(own, Guidance) else tuple(own)
+        own = as_guidance(options.pop("guidance", ()))
         for window in plan:
             frames, kept = slice(window.start, window.stop), slice(window.start, window.keep)
             guidance = list(own)
@@ -127,9 +143,15 @@ class Filling(Sampling):
                 batch_size=len(video),
                 num_frames=window.stop - window.start,
                 guidance=guidance,
-                **{name: _cut(name, value, frames) for name, value in conditions.items()},
+                **{name: cut_condition(name, value, frames) for name, value in conditions.items()},
                 **options,
             )[:, :, : window.keep - window.start]
+            if window is not plan[-1] and not drawn.isfinite().all():
+                raise RuntimeError(
+                    f"{call}: frames to go on from must be finite, got NaN or infinity that the "
+                    f"model has drawn from frame {window.start} on; the model has diverged, take "
+                    "earlier weights of it, or a smaller weight of the guidance"
+                )
             video[:, :, kept] = torch.where(known[:, :, kept], video[:, :, kept], drawn)
             known[:, :, kept] = True
         return video
@@ -167,6 +189,7 @@ class Filling(Sampling):
 
     def _low(
         self,
+        call: str,
         name: str,
         video: Any,
         frame_factor: int,
@@ -180,12 +203,15 @@ class Filling(Sampling):
         one of its own is made of. Their equation takes the measured part given the noisy video for
         as uncertain as a pixel; the mean of n pixels is n times less so.
         """
+        frame_factor = whole_frames(f"{call}: frame_factor", frame_factor)
         if frame_factor < 1:
             raise ValueError(
-                f"{name}: frame_factor must be at least 1, got {frame_factor}; with 1 it has all "
+                f"{call}: frame_factor must be at least 1, got {frame_factor}; with 1 it has all "
                 "frames of the result"
             )
+        name = f"{call}: {name}"
         video = self._as_result(name, video, sampling.get("image_size"), resize=True)
+        _check_finite(name, video)
         frames = (num_frames - 1) // frame_factor + 1
         if video.shape[2] != frames:
             raise ValueError(
@@ -193,7 +219,7 @@ class Filling(Sampling):
                 f"result, which are {frames}, got {video.shape[2]}; give as many, or another "
                 "frame_factor"
             )
-        if not checked_weight(name, weight):
+        if not checked_weight(call, weight):
             raise ValueError(
                 f"{name} guides by weight, which must be above 0, got {weight}; without it this "
                 "video would not be looked at"
@@ -203,27 +229,21 @@ class Filling(Sampling):
         pixels = h * w / (video.shape[3] * video.shape[4])
         return LowResolution(video, frame_factor, weight * pixels)
 
-    def _checked_overlap(self, call: str, overlap: int | None, num_frames: int) -> int:
-        length = self.num_frames
-        if overlap is None and num_frames <= length:
-            return 0
-        overlap = length // 2 if overlap is None else overlap
-        if not 1 <= overlap < length:
-            raise ValueError(
-                f"{call}: overlap must be from 1 to {length - 1}, one less than the frames of the "
-                f"model's clips, got {overlap}; leave it out for half of them"
+    def _check_keywords(self, call: str, sampling: Mapping[str, Any]) -> None:
+        """Raises a TypeError for keywords that `sample` does not take, or that the videos tell."""
+        if taken := [name for name in _OWN if name in sampling]:
+            raise TypeError(
+                f"{call}: {', '.join(taken)} must be left out, since the given video tells it, got "
+                f"{sampling[taken[0]]!r}; pass the video only"
             )
-        return overlap
-
-    def _check_given_frames_of(self, call: str, plan: Sequence[Window]) -> None:
-        """Raises a ValueError unless all windows begin with the frames that the network is told."""
-        for window in plan:
-            if window.ready < self.given_frames:
-                raise ValueError(
-                    f"{call}: each window must begin with the {self.given_frames} known frames "
-                    f"that a model with given_frames is told, got {window.ready} at frame "
-                    f"{window.start}; give more frames at the beginning, or a greater overlap"
-                )
+        parameters = inspect.signature(self.sample).parameters
+        takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        unknown = [name for name in sampling if name not in parameters]
+        if unknown and not takes_any:
+            raise TypeError(
+                f"{call}: keywords must be its own or those of sample, got {', '.join(unknown)}; "
+                f"choose from {', '.join(name for name in parameters if name not in _OWN)}"
+            )
 
     def _ready_for_all(
         self, call: str, sampling: Mapping[str, Any], video: Tensor
@@ -233,11 +253,6 @@ class Filling(Sampling):
         Captions are encoded here, and the streams of random numbers begun, once for all windows.
         """
         options = dict(sampling)
-        if taken := [name for name in _OWN if name in options]:
-            raise TypeError(
-                f"{call}: {', '.join(taken)} must be left out, since the given video tells it, got "
-                f"{options[taken[0]]!r}; pass the video only"
-            )
         given = {name: options.pop(name) for name in _CONDITIONS if name in options}
         conditions: dict[str, Any] = self._ready(**given)
         for name, value in conditions.items():
@@ -249,7 +264,7 @@ class Filling(Sampling):
         scale = options.get("cond_scale", 1.0)
         negative = self._ready_negative(options.pop("negative_cond", None), scale, len(video))
         for name, value in (*conditions.items(), *negative.items()):
-            _check_frames(call, name, value, video.shape[2])
+            check_condition_frames(call, name, value, video.shape[2])
         if negative:
             conditions["negative_cond"] = negative
         streams = make_streams(
@@ -260,25 +275,9 @@ class Filling(Sampling):
         return options, conditions
 
 
-def _frame_axis(name: str, value: Tensor) -> int | None:
-    """Which axis of a condition is that of frames; None if it has none."""
-    if name == "frame_cond":
-        return 1
-    return 2 if name == "cond_video" and value.ndim == 5 else None
-
-
-def _check_frames(call: str, name: str, value: Tensor, num_frames: int) -> None:
-    axis = _frame_axis(name, value)
-    if axis is not None and value.shape[axis : axis + 1] != (num_frames,):
+def _check_finite(name: str, values: Tensor) -> None:
+    if not values.isfinite().all():
         raise ValueError(
-            f"{call}: {name} must have all {num_frames} frames of the result on axis {axis}, got "
-            f"{tuple(value.shape)}; give it for the whole result, it is cut for each window"
+            f"{name} must be finite, got NaN or infinity; let inpaint draw what is lost, with a "
+            "mask that is false there"
         )
-
-
-def _cut(name: str, value: Any, frames: slice) -> Any:
-    """The part of a condition that is about some frames."""
-    if isinstance(value, Mapping):
-        return {inner: _cut(inner, one, frames) for inner, one in value.items()}
-    axis = _frame_axis(name, value)
-    return value if axis is None else value[(slice(None),) * axis + (frames,)]

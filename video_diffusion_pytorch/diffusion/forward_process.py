@@ -115,12 +115,12 @@ class ForwardProcess(nn.Module):
         Raises:
             ValueError: If one is outside.
         """
-        last = self.num_timesteps - 1
+        first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
         for t in times:
-            if t != CLEAN.t and not (-1 if self.is_continuous else 0) <= t <= last:
+            if t != CLEAN.t and not first <= t <= last:
                 raise ValueError(
-                    f"noise_levels: time steps must be from 0 to {last}, or -1 for the end, got "
-                    f"{t}; choose steps of the model's schedule"
+                    f"noise_levels: time steps must be from {first} to {last}, or -1 for the end, "
+                    f"got {t}; choose steps of the model's schedule"
                 )
         t_of_all = torch.tensor(list(times), dtype=torch.float64)
         if self.is_continuous:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,30 +10,11 @@ from torch import Tensor, nn
 
 from video_diffusion_pytorch.diffusion.completion import Completion
 from video_diffusion_pytorch.diffusion.conditions import given, unwrap
-from video_diffusion_pytorch.diffusion.noise_schedule import make_betas
-from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
+from video_diffusion_pytorch.diffusion.config import CONFIG, plain_config
+from video_diffusion_pytorch.diffusion.noise_schedule import CONTINUOUS, make_betas
+from video_diffusion_pytorch.diffusion.trained_for import remember_training
 from video_diffusion_pytorch.diffusion.training_loss import TrainingLoss
 from video_diffusion_pytorch.diffusion.value_range import Bound
-
-# the constructor arguments that a checkpoint holds
-_CONFIG = (
-    "image_size",
-    "num_frames",
-    "text_use_bert_cls",
-    "channels",
-    "timesteps",
-    "loss_type",
-    "use_dynamic_thres",
-    "dynamic_thres_percentile",
-    "cond_drop_prob",
-    "auto_normalize",
-    "given_frames",
-    "objective",
-    "beta_schedule",
-    "min_snr_gamma",
-    "sampling_timesteps",
-    "ddim_sampling_eta",
-)
 
 
 class GaussianDiffusion(Completion, TrainingLoss):
@@ -54,7 +34,7 @@ class GaussianDiffusion(Completion, TrainingLoss):
             prediction and its target.
         use_dynamic_thres: Whether samples are clipped at a percentile of their own values instead
             of at 1 (Saharia et al. 2022, section 2.3).
-        dynamic_thres_percentile: That percentile, in (0, 1].
+        dynamic_thres_percentile: That percentile, as a fraction in [0, 1].
         cond_drop_prob: How often the conditions of a clip are replaced by the network's null values
             in training, as guided sampling needs; `null_cond_prob` in the call overrides it.
         auto_normalize: Whether clips are in [0, 1]. If False they are in a range of their own
@@ -133,34 +113,22 @@ class GaussianDiffusion(Completion, TrainingLoss):
         sampling_timesteps: int | None = None,
         ddim_sampling_eta: float = 0.0,
     ) -> None:
-        if isinstance(image_size, Integral):
-            image_size = int(image_size)
-        if not isinstance(beta_schedule, str):
-            # plain numbers, as files hold them
-            beta_schedule = tuple(torch.as_tensor(beta_schedule).flatten().tolist())
-        config = {name: value for name, value in locals().items() if name in _CONFIG}
-        _check_arguments(config)
-        super().__init__(make_betas(beta_schedule, timesteps), beta_schedule == "continuous_cosine")
         if channels is None:
             channels = getattr(unwrap(denoise_fn), "channels", 3)
-        self.config = {**config, "channels": channels}
+        config = plain_config({name: value for name, value in locals().items() if name in CONFIG})
+        betas = make_betas(beta_schedule, config["timesteps"])
+        by_name = isinstance(beta_schedule, str)
+        config["beta_schedule"] = str(beta_schedule) if by_name else tuple(betas.tolist())
+        super().__init__(betas, config["beta_schedule"] == CONTINUOUS)
+        self.config = config
         self.denoise_fn = denoise_fn
-        self.channels = channels
-        self.image_size = image_size
-        self.num_frames = num_frames
-        self.loss_type = loss_type
-        self.text_use_bert_cls = text_use_bert_cls
-        self.use_dynamic_thres = use_dynamic_thres
-        self.dynamic_thres_percentile = dynamic_thres_percentile
-        self.cond_drop_prob = cond_drop_prob
-        self.auto_normalize = auto_normalize
-        self.given_frames = given_frames
-        self.objective = objective
-        self.min_snr_gamma = min_snr_gamma
-        self.sampling_timesteps = sampling_timesteps
-        self.ddim_sampling_eta = ddim_sampling_eta
+        # each is an attribute, but for the schedule, of which the buffers are
+        for name in CONFIG:
+            if name not in ("timesteps", "beta_schedule"):
+                setattr(self, name, config[name])
         self._check_given_frames()
         self._set_ranges(value_range, cond_value_range, self._field_channels())
+        remember_training(self, self.objective)
 
     def forward(
         self,
@@ -228,43 +196,3 @@ class GaussianDiffusion(Completion, TrainingLoss):
             )
         t = self.draw_times(x.shape[0]).to(x.device)
         return self.p_losses(x_start, t, *args, **kwargs)
-
-
-def _check_arguments(config: dict[str, Any]) -> None:
-    """Raises a ValueError for constructor arguments outside their range."""
-    size = config["image_size"]
-    sizes = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sizes) != 2 or min(sizes) < 1:
-        raise ValueError(
-            f"GaussianDiffusion: image_size must be a positive int or (h, w), got {size}; "
-            "give the height and width of the clips"
-        )
-    for name in ("num_frames", "timesteps"):
-        if config[name] < 1:
-            raise ValueError(
-                f"GaussianDiffusion: {name} must be at least 1, got {config[name]}; "
-                "give a positive number"
-            )
-    for name, choices in (("loss_type", LOSSES), ("objective", OBJECTIVES)):
-        if config[name] not in choices:
-            raise ValueError(
-                f"GaussianDiffusion: {name} must be one of {', '.join(choices)}, got "
-                f"{config[name]!r}; choose one of them"
-            )
-    gamma = config["min_snr_gamma"]
-    if gamma is not None and not gamma > 0:
-        raise ValueError(
-            f"GaussianDiffusion: min_snr_gamma must be above 0, got {gamma}; the paper's is 5"
-        )
-    steps = config["sampling_timesteps"]
-    if steps is not None and not 1 <= steps <= config["timesteps"]:
-        raise ValueError(
-            f"GaussianDiffusion: sampling_timesteps must be from 1 to timesteps = "
-            f"{config['timesteps']}, got {steps}; leave it out for all"
-        )
-    for name in ("cond_drop_prob", "dynamic_thres_percentile", "ddim_sampling_eta"):
-        if not 0 <= config[name] <= 1:
-            raise ValueError(
-                f"GaussianDiffusion: {name} must be in [0, 1], got {config[name]}; "
-                "give it as a fraction"
-            )

@@ -63,6 +63,8 @@ class Guidance:
     def replace(self, x_t: Tensor, level: NoiseLevel, noise: Noise) -> Tensor:
         """Puts what is known into the noisy videos.
 
+        Called in each step: the network sees what it gives, and the sampler goes on from it.
+
         Args:
             x_t: Noisy videos, `(b, c, f, h, w)`.
             level: Their noise level.
@@ -109,7 +111,8 @@ class KnownRegion(Guidance):
     """A part of the videos that is known, value by value (Ho et al. 2022, section 3.1, eq. 7).
 
     The noisy known part is replaced by the known values with noise, and the network's error there
-    corrects its prediction everywhere. The result has the known values exactly.
+    corrects its prediction everywhere. The result has the known values, to the rounding of their
+    way into [-1, 1] and back; the calls that complete videos, as `inpaint`, have them exactly.
 
     Args:
         video: `(b, c, f, h, w)`, or one for all, `(1, c, f, h, w)`, in the range of the clips or
@@ -141,6 +144,9 @@ class KnownRegion(Guidance):
         rows = max(len(video), len(mask) if mask.ndim == 5 else 1)
         self.num_videos = rows if rows > 1 else None
 
+    # in inference mode too it must be made of tensors that a gradient can pass
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def prepare(self, diffusion: ValueRanges, shape: tuple[int, ...]) -> KnownRegion:
         """See `Guidance.prepare`."""
         if self.video.shape[1:] != shape[1:] or len(self.video) not in (1, shape[0]):
@@ -149,7 +155,7 @@ class KnownRegion(Guidance):
                 f"with one row for all, got {tuple(self.video.shape)}; cut or resize it"
             )
         device = diffusion.betas.device
-        video, mask = self.video.to(device), self.mask.to(device)
+        video, mask = self.video.to(device), self.mask.to(device, copy=True)
         mask = expand_mask("KnownRegion: mask", mask, shape)
         if diffusion.value_low is not None or video.is_floating_point():
             # a value in the middle of the range, so that what is unknown raises no alarm

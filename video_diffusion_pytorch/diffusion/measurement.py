@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,14 +30,15 @@ class Measurement(Guidance):
         y: What was measured: a row per video, `(b, ...)`, or one for all, `(1, ...)`.
         operator: What measures: takes videos `(b, c, f, h, w)` in the range of the clips, as
             `sample` gives them, any number of them and each for itself, and gives such as `y`,
-            through operations of torch that have a gradient.
+            real numbers, through operations of torch that have a gradient.
         weight: The weight w_r of the error.
         scale: The unit of the error, a number or a tensor that broadcasts against `y`. None for
             half the width of the range of the clips, which makes it as if videos and measurement
             were in [-1, 1], right where the operator keeps the units of the clips.
 
     Raises:
-        TypeError: If `y` is no tensor, or the operator cannot be called.
+        TypeError: If `y` is no tensor of real numbers, the operator cannot be called, or the scale
+            is something else.
         ValueError: If the weight is negative or the scale not positive; from `sample`, if shapes
             don't fit, or the operator gives no gradient.
 
@@ -65,22 +68,27 @@ class Measurement(Guidance):
                 "Measurement: y must be a tensor with one row per video, or one for all, got "
                 f"{got}; make one of it, as with torch.stack"
             )
+        if y.is_complex():
+            raise TypeError(
+                f"Measurement: y must be real, got {y.dtype}; let y and the operator give "
+                "torch.view_as_real of the complex numbers"
+            )
         if not callable(operator):
             raise TypeError(
                 "Measurement: operator must be a function of videos (b, c, f, h, w), got "
                 f"{type(operator).__name__}; give one that measures y"
             )
-        if scale is not None and not bool((torch.as_tensor(scale) > 0).all()):
-            raise ValueError(
-                f"Measurement: scale must be positive, got {scale}; give the size of an error "
-                "that counts as much as one of 1 in a video in [-1, 1]"
-            )
+        if scale is not None:
+            _check_scale(scale)
         self.y = y
         self.operator = operator
         self.weight = checked_weight("Measurement", weight)
         self.scale = scale
         self.num_videos = len(y) if len(y) > 1 else None
 
+    # in inference mode too it must be made of tensors that a gradient can pass
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def prepare(self, diffusion: ValueRanges, shape: tuple[int, ...]) -> Measurement:
         """See `Guidance.prepare`."""
         if len(self.y) not in (1, shape[0]):
@@ -88,7 +96,7 @@ class Measurement(Guidance):
                 f"Measurement: y must have a row for each of {shape[0]} videos, or one for all, "
                 f"got {len(self.y)}; give as many, or another batch_size"
             )
-        y = self.y.to(diffusion.betas)
+        y = self.y.to(diffusion.betas, copy=True)
         if not y.isfinite().all():
             raise ValueError(
                 "Measurement: y must be finite, got NaN or infinity; let the operator leave out "
@@ -97,13 +105,13 @@ class Measurement(Guidance):
         ready = copy.copy(self)
         ready.y, ready._unit = y, self._unit_of(y, diffusion)
         ready._to_users_range = diffusion._to_users_range
-        ready._check_operator(y.new_zeros(shape))
+        ready._check_operator(y.new_zeros(1, *shape[1:]))
         return ready
 
     def _unit_of(self, y: Tensor, diffusion: ValueRanges) -> Tensor:
         """What to divide errors by, in the shape of `y`."""
         if self.scale is not None:
-            scale = torch.as_tensor(self.scale).to(y)
+            scale = torch.as_tensor(self.scale).to(y, copy=True)
             sizes = zip(reversed(scale.shape), reversed(y.shape), strict=False)
             if scale.ndim > y.ndim or any(n not in (1, m) for n, m in sizes):
                 raise ValueError(
@@ -130,19 +138,30 @@ class Measurement(Guidance):
     def _check_operator(self, videos: Tensor) -> None:
         """Raises a ValueError unless the operator gives what `y` is, with a gradient."""
         with torch.enable_grad():
-            measured = self.operator(self._to_users_range(videos.requires_grad_()))
-        expected = (len(videos), *self.y.shape[1:])
-        if not torch.is_tensor(measured) or measured.shape != expected:
-            got = tuple(measured.shape) if torch.is_tensor(measured) else type(measured).__name__
-            raise ValueError(
-                f"Measurement: operator must give what y is, a tensor of the shape {expected}, got "
-                f"{got} for videos of {tuple(videos.shape)}; change it, or y"
-            )
+            measured = self._measured(videos.requires_grad_())
         if not measured.requires_grad:
             raise ValueError(
                 "Measurement: operator must be differentiable, got a result that has no gradient; "
                 "compute it with operations of torch, without rounding, detach or no_grad"
             )
+
+    def _measured(self, videos: Tensor) -> Tensor:
+        """What the operator gives for videos in [-1, 1].
+
+        Raises:
+            ValueError: If it is not what `y` is.
+        """
+        measured = self.operator(self._to_users_range(videos))
+        expected = (len(videos), *self.y.shape[1:])
+        is_tensor = torch.is_tensor(measured)
+        if not is_tensor or measured.shape != expected or measured.is_complex():
+            kind = type(measured).__name__
+            got = f"{measured.dtype} of {tuple(measured.shape)}" if is_tensor else kind
+            raise ValueError(
+                "Measurement: operator must give what y is, a tensor of real numbers of the shape "
+                f"{expected}, got {got} for videos of {tuple(videos.shape)}; change it, or y"
+            )
+        return measured
 
     def rows(self, rows: slice) -> Measurement:
         """See `Guidance.rows`."""
@@ -152,5 +171,21 @@ class Measurement(Guidance):
 
     def squared_error(self, x_start: Tensor) -> Tensor:
         """Sum of the squared errors of what is measured; see `Guidance.squared_error`."""
-        error = (self.y - self.operator(self._to_users_range(x_start))) / self._unit
+        error = (self.y - self._measured(x_start)) / self._unit
         return self.weight * error.square().reshape(len(x_start), -1).sum(dim=1)
+
+
+def _check_scale(scale: Any) -> None:
+    """Raises a TypeError or a ValueError unless it is a positive number, or a tensor of these."""
+    is_tensor = torch.is_tensor(scale) and not scale.is_complex()
+    if not is_tensor and not isinstance(scale, Real):
+        raise TypeError(
+            f"Measurement: scale must be a number or a tensor of real numbers, got {scale!r}; give "
+            "the size of an error, in the units of y"
+        )
+    values = torch.as_tensor(scale)
+    if not bool(((values > 0) & values.isfinite()).all()):
+        raise ValueError(
+            f"Measurement: scale must be positive and finite, got {scale}; give the size of an "
+            "error that counts as much as one of 1 in a video in [-1, 1]"
+        )

@@ -39,10 +39,13 @@ class Prediction(NamedTuple):
     Attributes:
         x_start: The clean video, `(b, c, f, h, w)`, in [-1, 1] where the model clips.
         noise: The noise that, with it, gives the noisy video; of the same shape.
+        x_t: The noisy video it was seen in, where known parts were put into it: what a sampler goes
+            on from.
     """
 
     x_start: Tensor
     noise: Tensor
+    x_t: Tensor
 
 
 Denoise = Callable[[Tensor, NoiseLevel], Prediction]

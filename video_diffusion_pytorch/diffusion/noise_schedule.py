@@ -35,7 +35,9 @@ def linear_beta_schedule(timesteps: int) -> Tensor:
     """Variances that grow evenly (Ho et al. 2020, section 4), for any number of steps.
 
     With 1000 steps they go from 0.0001 to 0.02; with fewer each is larger by as much, so that the
-    same noise is added in all.
+    same noise is added in all. It is meant for a few hundred steps or more: with 20 or fewer
+    the last ones would be above the limit and are cut to it, with 10 half of them, so that
+    hardly anything is left of a clip midway.
 
     Args:
         timesteps: Number of steps.
@@ -93,10 +95,19 @@ def continuous_time_of(log_snr: float) -> float:
 
 
 def continuous_beta_schedule(timesteps: int) -> Tensor:
-    """The continuous schedule cut into steps of equal time, the last of which ends at 1."""
+    """The continuous schedule cut into steps of equal time, the last of which ends at 1.
+
+    Args:
+        timesteps: Number of steps.
+
+    Returns:
+        `betas`, float64 `(timesteps,)`, below 1: after each step the log-SNR is exactly the
+        continuous schedule's, however few there are.
+    """
     u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)[1:]
     signal = torch.sigmoid(continuous_log_snr(u))
-    return _betas_of(torch.cat((signal.new_ones(1), signal)))
+    # the signal left at the end, 2e-9, is far above what float64 can tell from none
+    return 1 - signal / torch.cat((signal.new_ones(1), signal[:-1]))
 
 
 def _betas_of(signal: Tensor) -> Tensor:
@@ -105,11 +116,14 @@ def _betas_of(signal: Tensor) -> Tensor:
     return (1 - signal[1:] / signal[:-1]).clamp(0, 0.9999)
 
 
+CONTINUOUS = "continuous_cosine"
+"""The schedule whose times are real numbers in training."""
+
 SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "cosine": cosine_beta_schedule,
     "linear": linear_beta_schedule,
     "sigmoid": sigmoid_beta_schedule,
-    "continuous_cosine": continuous_beta_schedule,
+    CONTINUOUS: continuous_beta_schedule,
 }
 
 
@@ -124,23 +138,33 @@ def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) ->
         `betas`, float64 `(timesteps,)`.
 
     Raises:
-        ValueError: If the name is unknown, or the variances are not as said.
+        ValueError: If the name is unknown, or the variances are not as said, or leave nothing of
+            a clip or add nothing to it that numbers can tell.
     """
-    if isinstance(beta_schedule, str):
-        if beta_schedule not in SCHEDULES:
-            raise ValueError(
-                f"GaussianDiffusion: beta_schedule must be one of {', '.join(SCHEDULES)}, or the "
-                f"betas themselves, got {beta_schedule!r}; choose one of them"
-            )
+    if isinstance(beta_schedule, str) and beta_schedule in SCHEDULES:
         return SCHEDULES[beta_schedule](timesteps)
-    betas = torch.as_tensor(beta_schedule, dtype=torch.float64, device="cpu")
+    try:
+        betas = torch.as_tensor(beta_schedule, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"GaussianDiffusion: beta_schedule must be one of {', '.join(SCHEDULES)}, or the "
+            f"betas themselves, got {beta_schedule!r}; choose one of them"
+        ) from error
     if betas.shape != (timesteps,) or not bool(((betas > 0) & (betas < 1)).all()):
         found = f"{betas.min():.3g} to {betas.max():.3g}" if betas.numel() else "none"
         raise ValueError(
             f"GaussianDiffusion: beta_schedule must hold timesteps = {timesteps} variances above 0 "
             f"and below 1, got {found} in the shape {tuple(betas.shape)}; give one for each step"
         )
-    return betas
+    kept = (1 - betas).cumprod(0)
+    least, most = kept[-1].item(), kept[0].item()
+    if least < torch.finfo(torch.float32).tiny or most == 1:
+        raise ValueError(
+            "GaussianDiffusion: beta_schedule must leave a share of the clip that numbers can tell "
+            f"from all and from none, got {most:.3g} after the first step and {least:.3g} after "
+            f"the last; give {'smaller' if most < 1 else 'larger'} variances"
+        )
+    return betas.detach()
 
 
 def extract(a: Tensor, t: Tensor, x_shape: tuple[int, ...]) -> Tensor:

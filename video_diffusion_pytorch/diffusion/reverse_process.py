@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from types import MethodType
 from typing import Any
 
@@ -18,17 +19,32 @@ from video_diffusion_pytorch.diffusion.conditions import (
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
 from video_diffusion_pytorch.diffusion.objective import x_start_of
-from video_diffusion_pytorch.diffusion.sampling_step import Callback, follow
-from video_diffusion_pytorch.diffusion.value_range import normalize_img, unnormalize_img
+from video_diffusion_pytorch.diffusion.sampler import Callback, follow
+from video_diffusion_pytorch.diffusion.value_range import (
+    check_type,
+    normalize_img,
+    unnormalize_img,
+)
 
 __all__ = ["ReverseProcess", "is_list_str", "normalize_img", "unnormalize_img", "unwrap"]
 
 
-def _guided(denoise_fn: nn.Module) -> Any:
-    """The denoiser's `forward_with_cond_scale`, which runs compiled if the denoiser is."""
-    method: Any = unwrap(denoise_fn).forward_with_cond_scale
-    is_compiled = hasattr(denoise_fn, "_orig_mod")
+def guided(denoise_fn: nn.Module) -> Any:
+    """The denoiser's `forward_with_cond_scale`, which runs compiled if the denoiser is.
+
+    Raises:
+        TypeError: If it has none.
+    """
+    inner = unwrap(denoise_fn)
+    method: Any = getattr(inner, "forward_with_cond_scale", None)
+    if method is None:
+        raise TypeError(
+            "GaussianDiffusion: to sample, the denoiser must have a method "
+            f"forward_with_cond_scale(x, t, cond=..., cond_scale=...), got {type(inner).__name__} "
+            "without; add one, which may call forward"
+        )
     # a compiled module lends all attributes of its own, and its call is the compiled one
+    is_compiled = hasattr(denoise_fn, "_orig_mod") and hasattr(method, "__func__")
     return MethodType(method.__func__, denoise_fn) if is_compiled else method
 
 
@@ -100,7 +116,7 @@ class ReverseProcess(Conditions):
             **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
         """
         others = dict(conditions)
-        output = _guided(self.denoise_fn)(
+        output = guided(self.denoise_fn)(
             x, t, cond=others.pop("cond", None), cond_scale=cond_scale, **others, **guidance
         )
         return x_start_of(self.objective, self, output, x, t)
@@ -194,7 +210,7 @@ class ReverseProcess(Conditions):
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
         )
-        noise = torch.randn(tuple(shape), device=self.betas.device)
+        noise = torch.randn(tuple(shape), device=self.betas.device, dtype=self.betas.dtype)
         conditions = {"cond": cond, **conditions}
         steps = self.num_timesteps
         return self._denoise_from(noise, steps, cond_scale, conditions, progress, callback)
@@ -236,18 +252,24 @@ class ReverseProcess(Conditions):
             `(b, c, f, h, w)`.
 
         Raises:
-            ValueError: If shapes differ, or `t` is out of range.
+            ValueError: If shapes differ, or `t` or `lam` is out of range.
         """
         t = self.num_timesteps - 1 if t is None else t
+        for name, x in (("x1", x1), ("x2", x2)):
+            check_type(name, x)
         if x1.shape != x2.shape:
             raise ValueError(
                 f"interpolate: x1 and x2 must have the same shape, got {tuple(x1.shape)} and "
                 f"{tuple(x2.shape)}; cut or resize one"
             )
-        if not 0 <= t < self.num_timesteps:
+        if not isinstance(t, Integral) or not 0 <= t < self.num_timesteps:
             raise ValueError(
                 f"interpolate: t must be a step from 0 to {self.num_timesteps - 1}, got {t}; "
                 "leave it out to blend at the last"
+            )
+        if not 0 <= lam <= 1:
+            raise ValueError(
+                f"interpolate: lam must be in [0, 1], got {lam}; it is the share of x2"
             )
         steps = torch.full(x1.shape[:1], t, device=x1.device, dtype=torch.long)
         x1, x2 = (self.q_sample(self._to_model_range(x), steps) for x in (x1, x2))

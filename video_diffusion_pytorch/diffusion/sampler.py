@@ -1,10 +1,12 @@
-"""What any sampler is: the noise levels that it stops at, and the way from each to the next."""
+"""What any sampler is: the noise levels that it stops at, and the steps from each to the next."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 from video_diffusion_pytorch.diffusion.noise_level import CLEAN, Denoise, Noise, NoiseLevel
@@ -83,3 +85,57 @@ class Sampler:
             f"{type(self).__name__}: a sampler must define run(x, levels, denoise, noise), got "
             "none; see the example in Sampler"
         )
+
+
+class SamplingStep(NamedTuple):
+    """What a callback is told after each step of sampling.
+
+    Attributes:
+        step: Number of steps done, from 1.
+        steps: Number of steps in all.
+        level: The noise level that has been reached.
+        x_t: The noisy videos, `(b, c, f, h, w)`, in the range of the model, [-1, 1] and noise.
+
+    Counting begins anew for each batch, where `max_batch` splits them, and for each window of a
+    longer video.
+    """
+
+    step: int
+    steps: int
+    level: NoiseLevel
+    x_t: Tensor
+
+
+Callback = Callable[[SamplingStep], Any]
+
+
+def follow(
+    x: Tensor,
+    run: Iterator[Tensor],
+    levels: Sequence[NoiseLevel],
+    progress: bool,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Lets a sampler run to its end, and gives the last video.
+
+    Args:
+        x: The video that it starts from.
+        run: The noisy videos after each step.
+        levels: Their noise levels, and before these that of the noise at the start.
+        progress: Whether to show a progress bar.
+        callback: Called after each step.
+
+    Raises:
+        ValueError: If there are more or fewer steps than levels.
+    """
+    steps = len(levels) - 1
+    step = 0
+    for step, x in enumerate(tqdm(run, "sampling", steps, disable=not progress), start=1):
+        if step <= steps and callback is not None:
+            callback(SamplingStep(step, steps, levels[step], x))
+    if step != steps:
+        raise ValueError(
+            f"sample: a sampler must yield the videos after each of its {steps} steps, got {step}; "
+            "look at its method run"
+        )
+    return x

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -59,7 +60,7 @@ class Ancestral(Sampler):
     ) -> Iterator[Tensor]:
         """See `Sampler.run`."""
         for t, s in pairwise(levels):
-            x_start = denoise(x, t).x_start
+            x_start, _, x = denoise(x, t)
             if not s.sigma:
                 yield x_start
                 return
@@ -112,7 +113,7 @@ class DDIM(Sampler):
     default_steps: int | None = 50
 
     def __init__(
-        self, eta: float = 0.0, langevin_delta: float = 0.0, *, spacing: str = "spectrum"
+        self, eta: float = 0.0, langevin_delta: float = 0.0, *, spacing: str = "trailing"
     ) -> None:
         super().__init__(spacing=spacing)
         self.eta = _checked_share("DDIM", "eta", eta)
@@ -165,7 +166,7 @@ class DPMPlusPlus(Sampler):
         """See `Sampler.run`."""
         x_start_before, step_before = None, 0.0
         for t, s in pairwise(levels):
-            x_start = denoise(x, t).x_start
+            x_start, _, x = denoise(x, t)
             if not s.sigma:
                 yield x_start
                 return
@@ -235,18 +236,19 @@ def _corrected(
     """A Langevin step at a noise level (Ho et al. 2022, eq. 5); none if `delta` is 0."""
     if not delta:
         return x
-    pull = delta / 2 * level.sigma * denoise(x, level).noise
+    _, predicted, x = denoise(x, level)
+    pull = delta / 2 * level.sigma * predicted
     return x - pull + math.sqrt(delta) * level.sigma * noise(x)
 
 
 def _checked_share(sampler: str, name: str, value: float) -> float:
-    if not 0 <= value <= 1:
+    if not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(f"{sampler}: {name} must be in [0, 1], got {value}; give it as a fraction")
     return value
 
 
 def _checked_delta(sampler: str, value: float) -> float:
-    if not 0 <= value < math.inf:
+    if not isinstance(value, Real) or not 0 <= value < math.inf:
         raise ValueError(
             f"{sampler}: langevin_delta must be at least 0, got {value}; the paper's is 0.1"
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -15,15 +17,19 @@ from video_diffusion_pytorch.diffusion.denoiser import Denoiser
 from video_diffusion_pytorch.diffusion.guidance import Guidance
 from video_diffusion_pytorch.diffusion.noise_level import NoiseLevel
 from video_diffusion_pytorch.diffusion.random_streams import make_streams
-from video_diffusion_pytorch.diffusion.reverse_process import ReverseProcess
+from video_diffusion_pytorch.diffusion.reverse_process import ReverseProcess, guided
+from video_diffusion_pytorch.diffusion.sampler import Callback, follow
 from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Sampler, make_sampler
 from video_diffusion_pytorch.diffusion.sampling_batch import (
     Told,
+    as_guidance,
+    as_height_and_width,
     batches,
+    check_numbers,
     check_options,
+    check_rows,
     rows_known,
 )
-from video_diffusion_pytorch.diffusion.sampling_step import Callback, follow
 
 NEGATIVES = ("cond", "labels", "frame_cond", "cond_video")
 """Conditions that samples can be guided away from, where the network does not tell its own."""
@@ -95,8 +101,8 @@ class Sampling(ReverseProcess):
             image_size: Height and width, an int or `(h, w)`; None for the training clips'.
             seed: One for all, of which each video gets a stream of random numbers of its own, so
                 that it is the same in any batch; or one per video. None for torch's global stream.
-            generator: In the place of `seed`: a generator that draws a seed for each video, or one
-                per video, which its stream continues.
+            generator: In the place of `seed`: a generator that draws a seed for all, or one per
+                video, from which its noise comes.
             max_batch: The most videos to draw at a time, where memory is short; None for all.
             callback: Called with a `SamplingStep` after each step.
             progress: Whether to show a progress bar.
@@ -118,10 +124,12 @@ class Sampling(ReverseProcess):
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
         )
-        known = (guidance,) if isinstance(guidance, Guidance) else tuple(guidance)
+        known = as_guidance(guidance)
+        check_numbers(batch_size=batch_size, num_frames=num_frames, max_batch=max_batch)
+        check_options(guidance_rescale, dynamic_thres_percentile, self.auto_normalize)
         count = common_length(conditions, rows_known(known) or batch_size)
+        check_rows(known, count)
         shape = (count, *self._shape_of_sample(num_frames, image_size))
-        check_options(guidance_rescale, dynamic_thres_percentile, max_batch)
         chosen, levels = self._choose_sampler(sampler, steps)
         told = Told(
             conditions,
@@ -153,9 +161,13 @@ class Sampling(ReverseProcess):
         """One batch of videos; `follower` are keywords of `follow`."""
         if type(sampler) is DDPM and told.is_plain:
             # the reference's own chain, bit for bit, by methods that a subclass may replace
-            plain = {"cond_scale": told.cond_scale, **told.conditions, **follower}
+            parameters = inspect.signature(self.p_sample_loop).parameters
+            # one that is written for the reference knows no progress
+            wanted = {k: v for k, v in follower.items() if k in parameters or k != "progress"}
+            plain = {"cond_scale": told.cond_scale, **told.conditions, **wanted}
             return self.p_sample_loop(shape, **plain)
-        x = told.noise(torch.empty(shape, device=self.betas.device))
+        self._warn_of_replaced_methods()
+        x = told.noise(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
         denoise = self._denoiser(x, told)
         x = follow(x, sampler.run(x, levels, denoise, told.noise), levels, **follower)
         return self._to_users_range(denoise.settle(x))
@@ -190,35 +202,51 @@ class Sampling(ReverseProcess):
         """`(c, f, h, w)`; None for the training clips'."""
         c, f, h, w = self.clip_shape
         if image_size is not None:
-            h, w = (image_size, image_size) if isinstance(image_size, int) else image_size
-        f = f if num_frames is None else num_frames
-        if min(f, h, w) < 1:
-            raise ValueError(
-                f"sample: num_frames and image_size must be at least 1, got {f} frames of {h} x "
-                f"{w}; leave them out for those of the training clips"
+            h, w = as_height_and_width(image_size)
+        return c, f if num_frames is None else int(num_frames), h, w
+
+    def _warn_of_replaced_methods(self) -> None:
+        """Says that methods of a subclass, which change the chain's steps, are not called."""
+        names = ("p_sample", "p_mean_variance", "p_sample_loop")
+        replaced = [n for n in names if getattr(type(self), n) is not getattr(ReverseProcess, n)]
+        if replaced:
+            warnings.warn(
+                f"sample: {type(self).__name__} has a {' and '.join(replaced)} of its own, which "
+                "only the chain of all steps calls, without seed, generator, guidance and other "
+                "options; leave these out, or put the change into a Sampler or a Guidance",
+                stacklevel=4,
             )
-        return c, f, h, w
 
     def _choose_sampler(
         self, sampler: Any, steps: int | Sequence[float] | None
     ) -> tuple[Sampler, list[NoiseLevel]]:
         """The sampler, and the noise levels that it goes through."""
-        times = self.sampling_timesteps if steps is None else steps
+        if self.betas.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "sample: the model must be in float32 or float64, whose schedule has digits "
+                f"enough, got {self.betas.dtype}; convert it with .float(), and sample within "
+                "torch.autocast for half precision"
+            )
+        all_steps = self.num_timesteps
+        times: Any = self.sampling_timesteps if steps is None else steps
         if sampler is None:
-            sampler = "ddpm" if times in (None, self.num_timesteps) else "ddim"
-        chosen = DDIM(eta=self.ddim_sampling_eta) if sampler == "ddim" else make_sampler(sampler)
-        if steps is None and (times is None or type(chosen) is DDPM):
-            times = min(chosen.default_steps or self.num_timesteps, self.num_timesteps)
-        assert times is not None
+            is_all = times is None or (isinstance(times, Integral) and times == all_steps)
+            sampler = "ddpm" if is_all else "ddim"
+        is_ddim = isinstance(sampler, str) and sampler == "ddim"
+        chosen = DDIM(eta=self.ddim_sampling_eta) if is_ddim else make_sampler(sampler)
+        if steps is None and (times is None or isinstance(chosen, DDPM)):
+            times = min(chosen.default_steps or all_steps, all_steps)
         return chosen, chosen.levels(self, times)
 
     def _check_guided(self, told: Told) -> None:
         """Raises a ValueError for options that the denoiser does not know."""
         options = {"negative": told.negative, "guidance_rescale": told.guidance_rescale}
-        method: Any = unwrap(self.denoise_fn).forward_with_cond_scale
-        parameters = inspect.signature(method).parameters
+        wanted = [name for name, value in options.items() if value]
+        if not wanted:
+            return
+        parameters = inspect.signature(guided(self.denoise_fn)).parameters
         takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-        unknown = [name for name, value in options.items() if value and name not in parameters]
+        unknown = [name for name in wanted if name not in parameters]
         if unknown and not takes_any:
             raise ValueError(
                 "sample: the denoiser's forward_with_cond_scale must take "
@@ -240,7 +268,9 @@ class Sampling(ReverseProcess):
         named = negative_cond if isinstance(negative_cond, Mapping) else {"cond": negative_cond}
         is_told = hasattr(unwrap(self.denoise_fn), "condition_names")
         known = self.condition_names if is_told else NEGATIVES
-        unknown = [str(name) for name in named if name not in known]
+        # captions, once they are vectors, say where there was none
+        allowed = {*known, *["null_cond_mask"] * ("cond" in named)}
+        unknown = [str(name) for name in named if name not in allowed]
         if unknown:
             raise ValueError(
                 "sample: negative_cond must hold conditions that the network takes, "

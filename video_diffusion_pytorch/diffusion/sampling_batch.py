@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from typing import Any
 
 from torch import Tensor
@@ -59,25 +60,89 @@ def batches(count: int, max_batch: int | None) -> list[slice]:
     return [slice(i, min(i + size, count)) for i in range(0, max(count, 1), size)]
 
 
+def as_guidance(guidance: Any) -> tuple[Guidance, ...]:
+    """One object, or several, as a tuple.
+
+    Raises:
+        TypeError: If one is no `Guidance`.
+    """
+    several = guidance if isinstance(guidance, (list, tuple)) else (guidance,)
+    for one in several:
+        if not isinstance(one, Guidance):
+            raise TypeError(
+                "sample: guidance must be a Guidance, such as KnownRegion or Measurement, or "
+                f"several of them, got {one!r:.60}; make one of it, or leave it out"
+            )
+    return tuple(several)
+
+
 def rows_known(guidance: Sequence[Guidance]) -> int | None:
     """How many videos the guidance is for; None if it does not tell."""
     return next((one.num_videos for one in guidance if one.num_videos is not None), None)
 
 
+def check_rows(guidance: Sequence[Guidance], count: int) -> None:
+    """Raises a ValueError unless guidance is for as many videos as there are."""
+    for one in guidance:
+        if one.num_videos not in (None, count):
+            raise ValueError(
+                f"sample: guidance must be for as many videos as are drawn, {count}, got a "
+                f"{type(one).__name__} for {one.num_videos}; give as many rows, or one for all"
+            )
+
+
 def check_options(
-    guidance_rescale: float, dynamic_thres_percentile: float | None, max_batch: int | None
+    guidance_rescale: float, dynamic_thres_percentile: float | None, is_clipped: bool
 ) -> None:
-    """Raises a ValueError for options of `sample` outside their range."""
+    """Raises a ValueError for options of `sample` outside their range.
+
+    Args:
+        guidance_rescale: As in `sample`.
+        dynamic_thres_percentile: As in `sample`.
+        is_clipped: Whether the model clips its samples.
+    """
     shares = {"guidance_rescale": guidance_rescale}
     if dynamic_thres_percentile is not None:
         shares["dynamic_thres_percentile"] = dynamic_thres_percentile
     for name, value in shares.items():
-        if not 0 <= value <= 1:
+        if not isinstance(value, Real) or not 0 <= value <= 1:
             raise ValueError(
-                f"sample: {name} must be in [0, 1], got {value}; give it as a fraction"
+                f"sample: {name} must be in [0, 1], got {value!r}; give it as a fraction"
             )
-    if max_batch is not None and max_batch < 1:
+    if dynamic_thres_percentile is not None and not is_clipped:
         raise ValueError(
-            f"sample: max_batch must be at least 1, got {max_batch}; leave it out to draw all "
-            "videos at once"
+            "sample: dynamic_thres_percentile needs a model that clips, got one with "
+            "auto_normalize=False, whose clips have no range; leave it out"
         )
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Raises a ValueError for arguments of `sample` that are given, and not whole and positive."""
+    for name, value in numbers.items():
+        if value is not None and (not isinstance(value, Integral) or int(value) < 1):
+            raise ValueError(
+                f"sample: {name} must be a whole number, at least 1, got {value!r}; {_HINTS[name]}"
+            )
+
+
+_HINTS = {
+    "batch_size": "give the number of videos to draw",
+    "num_frames": "leave it out for the frames of a training clip",
+    "max_batch": "leave it out to draw all videos at once",
+}
+
+
+def as_height_and_width(image_size: Any) -> tuple[int, int]:
+    """An `image_size` as `(h, w)`.
+
+    Raises:
+        ValueError: If it is neither a positive whole number nor two.
+    """
+    both = (image_size, image_size) if isinstance(image_size, Integral) else image_size
+    is_pair = isinstance(both, Sequence) and len(both) == 2
+    if not is_pair or not all(isinstance(n, Integral) and int(n) > 0 for n in both):
+        raise ValueError(
+            "sample: image_size must be a positive whole number, or (h, w), got "
+            f"{image_size!r}; leave it out for that of the training clips"
+        )
+    return int(both[0]), int(both[1])

@@ -12,7 +12,7 @@ import numpy as np
 
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 
-SPREAD = 20.0
+SPREAD = 100.0
 """The spacing `spectrum` expects components of the data of variance 1 / SPREAD to SPREAD."""
 
 KARRAS_RHO = 7.0
@@ -56,7 +56,7 @@ def spaced_times(
         >>> spaced_times(process, 4)
         [999.0, 749.0, 499.0, 249.0]
         >>> spaced_times(process, 4, "spectrum")
-        [999.0, 813.0, 495.0, 177.0]
+        [999.0, 865.0, 495.0, 126.0]
     """
     check_spacing(spacing)
     number = whole_number(steps)

@@ -12,6 +12,7 @@ from torch import Tensor
 from video_diffusion_pytorch.diffusion.conditions import Conditions, unwrap
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
 from video_diffusion_pytorch.diffusion.objective import distance, min_snr_weight, target_of
+from video_diffusion_pytorch.diffusion.value_range import check_type
 
 
 class TrainingLoss(Conditions):
@@ -57,8 +58,18 @@ class TrainingLoss(Conditions):
 
         Returns:
             The mean loss, a scalar.
+
+        Raises:
+            ValueError: If `noise` has another shape than the clips.
         """
-        noise = draw_noise(x_start) if noise is None else noise
+        if noise is None:
+            noise = draw_noise(x_start)
+        if noise.shape != x_start.shape:
+            raise ValueError(
+                f"GaussianDiffusion: noise must have the shape of the clips, "
+                f"{tuple(x_start.shape)}, got {tuple(noise.shape)}; draw it with "
+                "torch.randn_like, or leave it out"
+            )
         x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
         frames = x_start.shape[2] - image_frames
         conditions = self._for_network(
@@ -108,11 +119,7 @@ class TrainingLoss(Conditions):
                 f"{', '.join(map(str, self.clip_shape))}), got {tuple(x.shape)}; resize or cut "
                 "them, or build GaussianDiffusion with their image_size, num_frames and channels"
             )
-        if not x.is_floating_point() and x.dtype != torch.uint8:
-            raise ValueError(
-                f"GaussianDiffusion: clips must be floating-point or uint8, got {x.dtype}; "
-                "convert them with .float() and bring them into [0, 1]"
-            )
+        check_type("clips", x)
 
     def check_images(self, images: Any, x: Tensor) -> None:
         """Raises a ValueError for images that don't go with clips `x`."""
@@ -129,11 +136,7 @@ class TrainingLoss(Conditions):
                 f"{c}, k, {h}, {w}), k images for each clip, got {shape}; resize them, and stack "
                 "those of a clip along axis 2"
             )
-        if not images.is_floating_point() and images.dtype != torch.uint8:
-            raise ValueError(
-                f"GaussianDiffusion: images must be floating-point or uint8, got {images.dtype}; "
-                "convert them with .float(), in the range of the clips"
-            )
+        check_type("images", images)
 
     def check_batch(self, x: Tensor, **conditions: Any) -> None:
         """Finds out whether a batch is what `forward` takes, as far as shapes and types tell.

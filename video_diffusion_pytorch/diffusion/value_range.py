@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,11 @@ from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 
 # how far outside its range a clip's values may be before it looks like a mistake
 RANGE_TOLERANCE = 0.05
+
+# whose lines are no user's
+_LIBRARIES = tuple(
+    f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent)
+)
 
 # the lowest and the highest value, each for all channels or one per channel
 Bound = float | Sequence[float]
@@ -194,7 +202,7 @@ class ValueRanges(ForwardProcess):
             warnings.warn(
                 f"GaussianDiffusion: clips must be in [{low:g}, {high:g}], got values from "
                 f"{found}; {cure}",
-                stacklevel=6,  # past _to_model_range, forward and two of nn.Module
+                stacklevel=_level_of_user(),
             )
 
 
@@ -204,6 +212,31 @@ def to_unit_range(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     # a float64 clip far from 0 keeps its digits until it is in range
     x = x.to(torch.promote_types(x.dtype, low.dtype))
     return ((x - low) / (high - low) * 2 - 1).to(low.dtype)
+
+
+def check_type(name: str, x: Tensor) -> None:
+    """Finds out whether clips, or parts of clips, are of a number type that has a range.
+
+    Args:
+        name: What they are, for the message.
+        x: Of any shape.
+
+    Raises:
+        ValueError: If they are neither floating-point nor uint8.
+    """
+    if not x.is_floating_point() and x.dtype != torch.uint8:
+        raise ValueError(
+            f"GaussianDiffusion: {name} must be floating-point or uint8, got {x.dtype}; convert "
+            "them with .float(), in the range of the training clips"
+        )
+
+
+def _level_of_user() -> int:
+    """The `stacklevel` that makes a warning of the caller's point at the user's own line."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _check_ranges_of_file(

@@ -42,6 +42,13 @@ from video_diffusion_pytorch.reference.state_dict import (
 _NOT_OF_THE_NETWORK = ("self", "__class__", "gradient_checkpointing")
 
 
+def _plain(value: Any) -> Any:
+    """An argument in Python's own numbers, as files hold it, whatever library it is of."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    is_several = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(map(_plain, value)) if is_several else value
+
+
 class Unet3D(Guided):
     """The space-time factored U-Net of Ho et al. 2022, section 3.
 
@@ -117,7 +124,7 @@ class Unet3D(Guided):
         cond_channels: int = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
-        config = {k: v for k, v in locals().items() if k not in _NOT_OF_THE_NETWORK}
+        config = {k: _plain(v) for k, v in locals().items() if k not in _NOT_OF_THE_NETWORK}
         super().__init__()
         check_arguments(config)
         self.config, self.channels = config, channels

@@ -33,7 +33,7 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            torch.save(state, file)
+            torch.save(_plain(state), file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -46,6 +46,16 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    """The same with Python's own numbers for numpy's, which a file can't hold without code."""
+    if type(value) is dict:
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    # tensors and what holds them in classes of its own stay as they are
+    if type(value) in (list, tuple):
+        return type(value)(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -187,7 +197,8 @@ class Resumable:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not a whole training file.
+            ValueError: If it is not a whole training file, or of a model with another objective,
+                noise schedule or range of values.
         """
         path = find_checkpoint(self.results_folder, milestone)
         state = read_checkpoint(path, map_location)

@@ -1,5 +1,6 @@
 """A milestone's samples: drawn from the averaged model, written as a grid that plays."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,10 @@ def draw_samples(
         `(count, c, f, h, w)`.
     """
     repeated = {name: repeat_to(condition, count) for name, condition in conditions.items()}
-    guidance: dict[str, Any] = {"cond_scale": cond_scale} if conditions else {}
+    options: dict[str, Any] = {"cond_scale": cond_scale} if conditions else {}
+    if "progress" in inspect.signature(diffusion.sample).parameters:
+        # a subclass that is written for the reference has none
+        options["progress"] = False
     device = diffusion.betas.device
     parts = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -50,7 +54,7 @@ def draw_samples(
         for start in range(0, count, max_batch):
             size = min(max_batch, count - start)
             part = {name: rows[start : start + size] for name, rows in repeated.items()}
-            parts.append(diffusion.sample(**part, **guidance, batch_size=size, progress=False))
+            parts.append(diffusion.sample(**part, **options, batch_size=size))
     return torch.cat(parts)
 
 
