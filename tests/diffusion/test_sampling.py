@@ -8,7 +8,7 @@ from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
 from video_diffusion_pytorch.diffusion.denoiser import times
-from video_diffusion_pytorch.diffusion.guidance import Guidance
+from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion
 from video_diffusion_pytorch.diffusion.noise_level import CLEAN
 from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES
 from video_diffusion_pytorch.diffusion.objective import OBJECTIVES, target_of
@@ -252,6 +252,10 @@ def test_a_compiled_network_samples_compiled(diffusion):
             videos = draw(diffusion, sampler=sampler, steps=steps, seed=1, cond_scale=2.0)
             assert videos.isfinite().all()
         found = draw(diffusion, steps=2, seed=1, cond_scale=2.0)
+        # also where a gradient passes through it
+        first = KnownRegion(torch.full((1, 1, 3, 8, 8), 0.2), torch.tensor([True, False, False]))
+        guided = draw(diffusion, steps=1, seed=1, guidance=first)
+        assert torch.allclose(guided[:, :, 0], torch.tensor(0.2))
     finally:
         diffusion.denoise_fn = unet
         torch.compiler.reset()
