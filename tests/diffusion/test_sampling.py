@@ -370,9 +370,7 @@ def test_a_model_in_float64_samples_in_float64():
 
 def test_a_schedule_in_half_precision_is_refused():
     diffusion = knowing().bfloat16()
-    with pytest.raises(
-        ValueError, match=r"must be in float32 or float64, whose schedule h"
-    ):
+    with pytest.raises(ValueError, match=r"must be in float32 or float64, whose schedule h"):
         diffusion.sample(batch_size=1, progress=False)
 
 
@@ -402,8 +400,6 @@ def test_methods_of_a_subclass_are_called_where_they_can_be(diffusion):
     torch.manual_seed(1)
     assert torch.equal(changed.sample(COND, progress=False), expected)
     assert changed.calls == 12
-    with pytest.warns(
-        UserWarning, match=r"AsInTheReference has a p_sample and p_sample_loop of"
-    ):
+    with pytest.warns(UserWarning, match=r"AsInTheReference has a p_sample and p_sample_loop of"):
         changed.sample(COND, seed=1, progress=False)
     assert changed.calls == 12
