@@ -207,7 +207,10 @@ class Trainer(TrainingData, Resumable):
 
     def reset_parameters(self) -> None:
         """Makes the average a copy of the weights."""
-        self.ema_model.load_state_dict(self.model.state_dict())
+        current = self.model.state_dict()
+        # copied, not loaded, which would check a file's names and schedule at each update
+        for name, average in self.ema_model.state_dict().items():
+            average.copy_(current[name])
 
     def step_ema(self) -> None:
         """Updates the average, or copies the weights up to `step_start_ema`."""
