@@ -21,7 +21,7 @@ from video_diffusion_pytorch import GaussianDiffusion, load_diffusion
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.samplers import make_sampler
 from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
-from video_diffusion_pytorch.evaluation.random_features import RandomFeatures
+from video_diffusion_pytorch.evaluation.random_features import random_feature_statistics
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     all_steps = f"ddpm:{diffusion.num_timesteps}"
     reference, seconds = draw(diffusion, all_steps, seed=1, keep=keep, **size)
     again, _ = draw(diffusion, all_steps, seed=2, keep=keep, **size)
-    real = None if options.data is None else statistics(real_clips(diffusion, options.data, **size))
+    real = (
+        None
+        if options.data is None
+        else random_feature_statistics(real_clips(diffusion, options.data, **size))
+    )
 
     print(f"{options.count} videos of {diffusion.clip_shape}, {seconds / options.count:.3f} s each")
     print("| set | to ddpm | to real clips | time of ddpm / its time |")
@@ -57,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     def row(name: str, found: FeatureStatistics, ratio: float) -> None:
         to_real = "" if real is None else f"{frechet_distance(real, found):.4f}"
-        to_ddpm = frechet_distance(statistics(reference), found)
+        to_ddpm = frechet_distance(random_feature_statistics(reference), found)
         print(f"| {name} | {to_ddpm:.4f} | {to_real} | {ratio:.1f} |", flush=True)
 
-    row(f"{all_steps}, another seed", statistics(again), 1.0)
+    row(f"{all_steps}, another seed", random_feature_statistics(again), 1.0)
     for name in options.samplers:
         videos, its_seconds = draw(diffusion, name, seed=3, keep=None, **size)
-        row(name, statistics(videos), seconds / its_seconds)
+        row(name, random_feature_statistics(videos), seconds / its_seconds)
 
 
 def draw(
@@ -104,15 +108,6 @@ def real_clips(diffusion: GaussianDiffusion, folder: Path, count: int, batch: in
     c, f, *size = diffusion.clip_shape
     clips = Dataset(folder, tuple(size), channels=c, num_frames=f, exts=None)
     return torch.stack([clips[i] for i in range(min(count, len(clips)))])
-
-
-def statistics(videos: Tensor) -> FeatureStatistics:
-    """Of the features of videos in [0, 1]."""
-    network = RandomFeatures(videos.shape[1])
-    found = FeatureStatistics(network.width)
-    for part in videos.split(64):
-        found.add(network(part))
-    return found
 
 
 if __name__ == "__main__":

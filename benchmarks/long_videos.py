@@ -25,8 +25,8 @@ from torch import Tensor
 from video_diffusion_pytorch import GaussianDiffusion, load_diffusion
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.samplers import Ancestral, Sampler, make_sampler
-from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
-from video_diffusion_pytorch.evaluation.random_features import RandomFeatures
+from video_diffusion_pytorch.evaluation.frechet import frechet_distance
+from video_diffusion_pytorch.evaluation.random_features import random_feature_statistics
 from video_diffusion_pytorch.training.samples import write_sample_grid
 
 
@@ -98,7 +98,9 @@ def row(name: str, videos: Tensor, real: Tensor, frames: int, seconds: float) ->
     # a jolt at frame i is between the motion to it and the motion from it
     near = at_seam[1:-1] | at_seam[2:]
     around = [videos[:, :, s - frames // 2 : s + frames // 2] for s in seams.tolist()]
-    distance = frechet_distance(statistics(torch.cat(around)), statistics(real))
+    distance = frechet_distance(
+        random_feature_statistics(torch.cat(around)), random_feature_statistics(real)
+    )
     ratio = change[:, at_seam[1:]].mean() / change[:, ~at_seam[1:]].mean()
     return (
         f"| {name} | {ratio:.3f} | {rms(jolt[:, near]):.2f} | {rms(jolt[:, ~near]):.2f} | "
@@ -125,15 +127,6 @@ def jolts(videos: Tensor) -> Tensor:
 def rms(values: Tensor) -> float:
     """Root mean square."""
     return values.square().mean().sqrt().item()
-
-
-def statistics(videos: Tensor) -> FeatureStatistics:
-    """Of the features of videos in [0, 1]."""
-    network = RandomFeatures(videos.shape[1])
-    found = FeatureStatistics(network.width)
-    for part in videos.split(64):
-        found.add(network(part))
-    return found
 
 
 if __name__ == "__main__":

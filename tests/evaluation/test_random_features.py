@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from video_diffusion_pytorch.data.moving_digits import load_digits, moving_digit_clip
-from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
-from video_diffusion_pytorch.evaluation.random_features import RandomFeatures
+from video_diffusion_pytorch.evaluation.frechet import frechet_distance
+from video_diffusion_pytorch.evaluation.random_features import (
+    RandomFeatures,
+    random_feature_statistics,
+)
 
 
 def test_features_are_the_same_in_every_run_and_leave_the_random_state():
@@ -34,18 +37,18 @@ def test_frozen_and_shuffled_clips_are_further_away_than_other_clips():
         made = [moving_digit_clip(d, 6, 32, generator) for d in digits[start : start + 200]]
         return torch.stack(made).float() / 255
 
-    def statistics(videos):
-        network = RandomFeatures(1)
-        found = FeatureStatistics(network.width)
-        found.add(network(videos))
-        return found
-
     real, others = clips(0), clips(200)
     frozen = others[:, :, :1].expand_as(others)
     shuffled = others[:, :, [3, 0, 5, 1, 4, 2]]
-    floor = frechet_distance(statistics(real), statistics(others))
-    assert frechet_distance(statistics(real), statistics(frozen)) > 2 * floor
-    assert frechet_distance(statistics(real), statistics(shuffled)) > 2 * floor
+    floor = frechet_distance(random_feature_statistics(real), random_feature_statistics(others))
+    assert (
+        frechet_distance(random_feature_statistics(real), random_feature_statistics(frozen))
+        > 2 * floor
+    )
+    assert (
+        frechet_distance(random_feature_statistics(real), random_feature_statistics(shuffled))
+        > 2 * floor
+    )
 
 
 @pytest.mark.parametrize("width", [0, 6])

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics
+
 
 class RandomFeatures(nn.Module):
     """Means and standard deviations of the maps of two random 3-D convolutions.
@@ -66,3 +68,24 @@ def _mean(maps: Tensor) -> Tensor:
 
 def _deviation(maps: Tensor) -> Tensor:
     return maps.std(dim=-1, correction=0)
+
+
+@torch.no_grad()
+def random_feature_statistics(videos: Tensor, max_batch: int = 64) -> FeatureStatistics:
+    """Mean and covariance of the random features of videos in [0, 1], `(b, c, f, h, w)`.
+
+    Args:
+        videos: At least two, to have a covariance.
+        max_batch: How many are looked at at a time.
+
+    Example:
+        >>> from video_diffusion_pytorch.evaluation.frechet import frechet_distance
+        >>> statistics = random_feature_statistics(torch.rand(4, 1, 8, 16, 16))
+        >>> frechet_distance(statistics, statistics) < 1e-6
+        True
+    """
+    network = RandomFeatures(videos.shape[1]).to(videos.device)
+    found = FeatureStatistics(network.width)
+    for part in videos.split(max_batch):
+        found.add(network(part))
+    return found
