@@ -116,6 +116,12 @@ class Sampling(ReverseProcess):
             ValueError: If conditions differ in number, or don't fit the model, or an argument is
                 outside its range.
         """
+        # mistakes first: captions may have to wait for their encoder
+        known = as_guidance(guidance)
+        check_numbers(batch_size=batch_size, num_frames=num_frames, max_batch=max_batch)
+        check_options(guidance_rescale, dynamic_thres_percentile, self.auto_normalize)
+        chosen, levels = self._choose_sampler(sampler, steps)
+        size = self._shape_of_sample(num_frames, image_size)
         conditions = self._ready(
             cond,
             labels=labels,
@@ -124,13 +130,9 @@ class Sampling(ReverseProcess):
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
         )
-        known = as_guidance(guidance)
-        check_numbers(batch_size=batch_size, num_frames=num_frames, max_batch=max_batch)
-        check_options(guidance_rescale, dynamic_thres_percentile, self.auto_normalize)
         count = common_length(conditions, rows_known(known) or batch_size)
         check_rows(known, count)
-        shape = (count, *self._shape_of_sample(num_frames, image_size))
-        chosen, levels = self._choose_sampler(sampler, steps)
+        shape = (count, *size)
         told = Told(
             conditions,
             self._ready_negative(negative_cond, cond_scale, count),
@@ -143,9 +145,7 @@ class Sampling(ReverseProcess):
         self._check_guided(told)
         follower: dict[str, Any] = {"progress": progress, **given(callback=callback)}
         videos = [
-            self._draw(
-                (rows.stop - rows.start, *shape[1:]), told.rows(rows), chosen, levels, follower
-            )
+            self._draw((rows.stop - rows.start, *size), told.rows(rows), chosen, levels, follower)
             for rows in batches(count, max_batch)
         ]
         return torch.cat(videos)
