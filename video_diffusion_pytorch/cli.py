@@ -6,13 +6,14 @@ import difflib
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
 from video_diffusion_pytorch.cli_options import (
+    COMMANDS,
     GROUPS,
     PROG,
     build_parser,
@@ -31,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         argv: Arguments, without the program's name; None for those of the process.
 
     Returns:
-        The exit code: None for success, 2 for a mistake in the options or files, which one line on
-        stderr names, and 130 after Ctrl+C.
+        The exit code: None for success, 1 for a training that could not go on, 2 for a mistake in
+        the options or files, each of which one line on stderr names, and 130 after Ctrl+C.
     """
     given = sys.argv[1:] if argv is None else list(argv)
     parser, options = build_parser(), None
@@ -45,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     except ArgumentError as error:
         _say(f"{PROG}: error: {_explain(error, given)}", file=sys.stderr)
         return 2
+    except (FloatingPointError, MemoryError) as error:
+        # of a training that began
+        _say(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
+        return 1
     except (ValueError, TypeError, OSError) as error:
         _say(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -60,6 +65,10 @@ def _run(options: Namespace) -> None:
         from video_diffusion_pytorch.demo import run_demo
 
         run_demo(**chosen.as_dict(), say=_say)
+        return
+
+    if options.command in _REPORTS:
+        _REPORTS[options.command](**chosen.as_dict())
         return
 
     from video_diffusion_pytorch import commands
@@ -81,6 +90,29 @@ def _run(options: Namespace) -> None:
         seed=chosen.seed,
         say=_say,
     )
+
+
+def _info(checkpoint: str) -> None:
+    from video_diffusion_pytorch.run_report import describe_checkpoint
+
+    for line in describe_checkpoint(checkpoint):
+        _say(line)
+
+
+def _plot(folders: list[str], output: str | None) -> None:
+    from video_diffusion_pytorch.run_plot import plot_run
+
+    _say(f"wrote {plot_run(folders, output)}")
+
+
+def _gather(folder: str, output: str | None) -> None:
+    from video_diffusion_pytorch.training.sharded_checkpoint import gather_checkpoint
+
+    written = gather_checkpoint(Path(folder), None if output is None else Path(output))
+    _say(f"wrote {written}: the checkpoint {folder} as one file")
+
+
+_REPORTS: dict[str, Callable[..., None]] = {"info": _info, "plot": _plot, "gather": _gather}
 
 
 # lines
@@ -106,13 +138,13 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
         known = [f"{group}.{name}" for group in GROUPS for name in option_names(group)]
         close = difflib.get_close_matches(unknown[1], [*known, *short_names()], n=1)
         message += f" (is --{close[0]} meant?)" if close else ""
-    command = [argv[0]] if argv and argv[0] in ("demo", "train", "sample") else []
+    command = [argv[0]] if argv and argv[0] in COMMANDS else []
     return f"{message}; see {' '.join([PROG, *command])} --help"
 
 
 def _interruption(options: Namespace | None) -> str:
     """What is left after Ctrl+C."""
-    from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+    from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
 
     folder = None
     if options is not None and options.command == "demo":

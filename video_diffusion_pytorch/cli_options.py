@@ -16,9 +16,18 @@ from video_diffusion_pytorch.training.trainer import Trainer
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
+COMMANDS = ("demo", "train", "sample", "info", "plot", "gather")
 
 # What can only be said in Python, and what another group of options says
-_NOT_OF_TRAINER = {"diffusion_model", "folder", "dataset", "dataloader", "data_options"}
+_NOT_OF_TRAINER = {
+    "diffusion_model",
+    "folder",
+    "dataset",
+    "dataloader",
+    "data_options",
+    "resume",
+    "seed",
+}
 _DATA = dataset_options(Trainer)
 _NOT_OF_DATA = {"read_fn", *(inspect.signature(Dataset).parameters.keys() - _DATA.keys())}
 
@@ -43,7 +52,7 @@ def build_parser() -> ArgumentParser:
     commands = parser.add_subcommands(
         dest="command",
         title="commands",
-        metavar="{demo,train,sample}",
+        metavar=f"{{{','.join(COMMANDS)}}}",
         description="For a command's options, add --help to it.",
     )
     commands.add_subcommand(
@@ -51,6 +60,11 @@ def build_parser() -> ArgumentParser:
     )
     commands.add_subcommand("train", _train_parser(), help="train a model on a folder of clips")
     commands.add_subcommand("sample", _sample_parser(), help="draw videos from a checkpoint")
+    commands.add_subcommand("info", _info_parser(), help="say what a checkpoint holds")
+    commands.add_subcommand("plot", _plot_parser(), help="draw the numbers of a run, or of several")
+    commands.add_subcommand(
+        "gather", _gather_parser(), help="make one file of a checkpoint that is a folder"
+    )
     return parser
 
 
@@ -190,6 +204,51 @@ def _add_ways_to_sample(parser: ArgumentParser) -> None:
         type=int | None,
         help="Continues the videos to so many frames, window by window.",
     )
+
+
+def _report_parser(usage: str, description: str) -> ArgumentParser:
+    return ArgumentParser(
+        exit_on_error=False, allow_abbrev=False, usage=f"{PROG} {usage}", description=description
+    )
+
+
+def _info_parser() -> ArgumentParser:
+    parser = _report_parser(
+        "info CHECKPOINT",
+        "Says what a checkpoint holds: the model, how far it is trained and on what.",
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=str,
+        help="A file model-N.pt of this library, or of version 0.6 or 0.7; a folder "
+        "model-N.sharded; or a results folder, for its newest checkpoint.",
+    )
+    return parser
+
+
+def _plot_parser() -> ArgumentParser:
+    parser = _report_parser(
+        "plot FOLDER [FOLDER ...] [-o OUTPUT]",
+        "Draws the losses, learning rate, gradient norm and speed of a run, or of several to "
+        "compare.",
+    )
+    add = parser.add_argument
+    add("folders", type=str, nargs="+", help="Results folders, each with a metrics.jsonl.")
+    output = "A .png, .svg or .pdf; null for metrics.png, in the results folder if it is one run."
+    add("-o", "--output", type=str | None, help=output)
+    return parser
+
+
+def _gather_parser() -> ArgumentParser:
+    parser = _report_parser(
+        "gather FOLDER [-o OUTPUT]",
+        "Makes one file of a checkpoint that several processes wrote in parts, to sample from or "
+        "to train on.",
+    )
+    add = parser.add_argument
+    add("folder", type=str, help="A folder model-N.sharded.")
+    add("-o", "--output", type=str | None, help="The file; null for model-N.pt beside the folder.")
+    return parser
 
 
 def _intro(function: Any) -> str:

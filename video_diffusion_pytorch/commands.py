@@ -15,9 +15,9 @@ from video_diffusion_pytorch import text
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.pretrained import load_diffusion, resume
+from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import OPTIONS, class_names, pick, read_conditions
-from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
 from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
 
@@ -54,38 +54,29 @@ def run_training(
         FileNotFoundError: If there are no clips, or no such checkpoint.
         FileExistsError: If a new run would replace an old one's checkpoints.
     """
-    results = Path(trainer["results_folder"])
-    existing = list_checkpoints(results)
-    if resume_from == "never" and existing:
-        raise FileExistsError(
-            f"train: a new run must have a results folder without checkpoints, got {results} with "
-            f"{existing[-1].name}; choose another --trainer.results_folder, or resume"
-        )
-
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)
     torch.manual_seed(seed)
     model = GaussianDiffusion(Unet3D(**unet), **diffusion)
-    loop = Trainer(model, folder, **trainer, **data)
-    if resume_from == "auto":
-        checkpoint = existing[-1] if existing else None
-    else:
-        checkpoint = None if resume_from == "never" else Path(resume_from)
-    if checkpoint is not None:
-        resume(loop, checkpoint)
-        say(f"goes on from {checkpoint}, step {loop.step}")
+    loop = Trainer(model, folder, **trainer, **data, resume=resume_from, seed=seed)
+    tell = say if loop.is_main else _nothing
+    if loop.step:
+        tell(f"goes on from {loop.resumed_from}, step {loop.step}")
     if loop.step >= loop.train_num_steps:
-        say(f"nothing left to train: for more, raise --trainer.train_num_steps above {loop.step}")
+        tell(f"nothing left to train: for more, raise --trainer.train_num_steps above {loop.step}")
         return
 
     loop.train()
-    if loop.step % loop.save_and_sample_every:
-        loop.save(round(loop.step / loop.save_and_sample_every, 4))
-    last = list_checkpoints(results)[-1]
-    say(f"trained to step {loop.step}: {last}")
+    last = list_checkpoints(loop.results_folder)[-1]
+    tell(f"trained to step {loop.step}: {last}")
     names = [*model.condition_names, *["first_frames"] * bool(model.given_frames)]
     told = "".join(f" {OPTIONS[name]} ..." for name in names)
-    say(f"samples: video-diffusion sample {last}{told} -o {results / 'samples.gif'}")
+    samples = loop.results_folder / "samples.gif"
+    tell(f"samples: video-diffusion sample {last}{told} -o {samples}")
+
+
+def _nothing(line: str) -> None:
+    """Says nothing: what one process says, the others need not."""
 
 
 def run_sampling(

@@ -19,9 +19,8 @@ from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.pretrained import resume
 from video_diffusion_pytorch.training.batches import repeat_to
-from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
 from video_diffusion_pytorch.training.samples import draw_samples
 from video_diffusion_pytorch.training.trainer import Trainer
 
@@ -96,8 +95,8 @@ def run_demo(
     # model
     trainer = _make_trainer(home, total, device)
     if checkpoints:
-        resume(trainer, checkpoints[-1])
-        say(f"goes on from {checkpoints[-1]}, step {trainer.step}; clips are left as they are")
+        trainer.load(-1)
+        say(f"goes on from {trainer.resumed_from}, step {trainer.step}; clips are left as they are")
         if trainer.step >= total:
             say(f"nothing left to train: for more, pass --steps with more than {trainer.step}")
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.trained_for import training_of
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.checkpoint import read_checkpoint
-
-if TYPE_CHECKING:
-    from video_diffusion_pytorch.training.trainer import Trainer
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 
 
 def load_diffusion(
@@ -90,31 +87,6 @@ def load_diffusion(
     return diffusion.to(where).eval()
 
 
-def resume(trainer: Trainer, path: str | os.PathLike[str]) -> None:
-    """Takes a trainer to a checkpoint, or says why its model and the checkpoint don't fit.
-
-    Args:
-        trainer: Built with the settings that the checkpoint was made with.
-        path: A training file.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a whole training file, or of another model.
-    """
-    try:
-        trainer.load(os.fspath(path))
-    except RuntimeError as error:
-        config = read_checkpoint(Path(path)).get("config") or {}
-        unet = getattr(trainer.model.denoise_fn, "config", None)
-        changed = _differences(config.get("unet"), unet)
-        changed += _differences(config.get("diffusion"), trainer.model.config)
-        raise ValueError(
-            f"the model must be that of the checkpoint {path} to train on, got "
-            f"{', '.join(changed) or _first_lines(error)}; give the settings it was made with, or "
-            "begin anew in another results folder"
-        ) from error
-
-
 def _from_config(config: Mapping[str, Any], file: Path) -> tuple[Unet3D, dict[str, Any]]:
     if config["unet"] is None:
         raise ValueError(
@@ -149,19 +121,6 @@ def _check_device(device: str | torch.device | None) -> torch.device:
             f"({_first_lines(error, 1)}); leave it out for the CPU"
         ) from error
     return where
-
-
-def _differences(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> list[str]:
-    theirs, ours = theirs or {}, ours or {}
-    return [
-        f"{name} {ours.get(name)} instead of {value}"
-        for name, value in theirs.items()
-        if _as_list(value) != _as_list(ours.get(name))
-    ]
-
-
-def _as_list(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _first_lines(error: Exception, count: int = 2) -> str:

@@ -19,7 +19,7 @@ from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.timeline import Timeline
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.batches import collate
-from video_diffusion_pytorch.training.checkpoint import read_checkpoint
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 
 
 def class_names(checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -208,6 +208,19 @@ def test_continuous_time_is_drawn_between_the_steps(process, continuous):
     assert continuous.log_snr(drawn).abs().max() <= 20.001
 
 
+def test_times_can_be_drawn_from_a_generator_of_ones_own(process, continuous):
+    for chain in (process, continuous):
+        state = torch.get_rng_state()
+        first, again, other = (
+            chain.draw_times(50, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        )
+        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        torch.manual_seed(1)
+        assert torch.equal(chain.draw_times(50), first)
+
+
 # Predictions
 
 

@@ -124,6 +124,26 @@ def test_a_wrong_mask_of_focus(unet, conditional, mask, got):
         )
 
 
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (torch.ones(3, dtype=torch.bool), "torch.bool of shape (3,)"),
+        (torch.ones(2, 1, dtype=torch.bool), "torch.bool of shape (2, 1)"),
+        (torch.ones(2), "torch.float32 of shape (2,)"),
+        ([True, False], "list"),
+    ],
+    ids=str,
+)
+def test_a_wrong_drop_mask(unet, conditional, mask, got):
+    message = (
+        "Unet3D: drop_mask must be boolean with one element per video, shape (2,), got "
+        f"{got}; use torch.tensor([True, False, ...])"
+    )
+    for network, told in ((unet, ()), (conditional, (torch.randn(2, 3),))):
+        with pytest.raises(ValueError, match=exactly(message)):
+            network(X, TIME, *told, drop_mask=mask)
+
+
 @pytest.mark.parametrize("wrong", ["focus_present", "null_cond_probability"])
 def test_a_misspelt_keyword(unet, wrong):
     for call in (unet, unet.forward_with_cond_scale):

@@ -206,6 +206,34 @@ def test_a_video_loses_all_its_conditions_or_none():
 
 
 @torch.no_grad()
+def test_a_mask_says_which_videos_lose_theirs():
+    unet = tiny_unet(**EVERY)
+    unet.null_cond_video.normal_()
+    (x, time), told = videos(b=3), conditions(b=3)
+    mask = torch.tensor([True, False, True])
+    kept, null = unet(x, time, **told), unet(x, time, null_cond_prob=1.0)
+    some = unet(x, time, **told, drop_mask=mask)
+    rows = mask.view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(some, torch.where(rows, null, kept), rtol=1e-5, atol=1e-6)
+    # in the place of a draw
+    state = torch.get_rng_state()
+    assert torch.equal(unet(x, time, **told, drop_mask=mask, null_cond_prob=0.5), some)
+    assert torch.equal(torch.get_rng_state(), state)
+    # guided: both halves of such a video are without conditions
+    guided = unet.forward_with_cond_scale(x, time, **told, cond_scale=3.0, drop_mask=mask)
+    expected = null + (some - null) * 3.0
+    torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.isclose(kept, null, rtol=1e-3).all()
+
+
+@torch.no_grad()
+def test_without_conditions_a_mask_changes_nothing():
+    unet = tiny_unet()
+    x, time = videos()
+    assert torch.equal(unet(x, time, drop_mask=torch.tensor([True, False])), unet(x, time))
+
+
+@torch.no_grad()
 def test_a_missing_caption_leaves_the_other_conditions():
     unet = tiny_unet(**EVERY)
     x, time = videos()

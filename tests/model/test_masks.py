@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from video_diffusion_pytorch.model.masks import focus_mask, prob_mask_like
+from video_diffusion_pytorch.model.masks import dropped_videos, focus_mask, prob_mask_like
 
 
 @pytest.mark.parametrize("prob", [0, 1, 0.0, 1.0])
@@ -36,3 +36,14 @@ def test_no_focus_needs_no_mask():
     assert focus_mask(None, 1.0, x).tolist() == [True] * 3
     given = torch.tensor([True, False, True])
     assert focus_mask(given, 0.0, x) is given
+
+
+def test_a_network_without_conditions_draws_none_to_drop():
+    x, given = torch.zeros(3, 1, 2, 4, 4), torch.tensor([True, False, True])
+    before = torch.get_rng_state()
+    assert dropped_videos(None, 0.5, x, has_cond=False) is None
+    assert dropped_videos(given, 0.5, x, has_cond=False) is None
+    assert dropped_videos(given, 0.5, x, has_cond=True) is given
+    assert torch.equal(torch.get_rng_state(), before)
+    assert dropped_videos(None, 0.5, x, has_cond=True).shape == (3,)
+    assert not torch.equal(torch.get_rng_state(), before)

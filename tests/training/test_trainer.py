@@ -32,6 +32,7 @@ def test_training_lowers_the_loss_and_writes_checkpoints_and_samples(make_traine
         "1.npy",
         "2.gif",
         "2.npy",
+        "metrics.jsonl",
         "model-1.pt",
         "model-2.pt",
     ]

@@ -78,12 +78,24 @@ class ForwardProcess(nn.Module):
 
     # how noisy a step is
 
-    def draw_times(self, count: int) -> Tensor:
-        """Time steps to train at, `(count,)`: whole ones, or real numbers in continuous time."""
-        device = self.betas.device
+    def draw_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Time steps to train at: whole ones, or real numbers in continuous time.
+
+        Args:
+            count: How many.
+            generator: Where the draw comes from, which may be on another device than the model;
+                None for torch's own generator of the model's device.
+
+        Returns:
+            `(count,)`, on the model's device.
+        """
+        n = self.num_timesteps
+        device = self.betas.device if generator is None else generator.device
         if self.is_continuous:
-            return torch.rand(count, device=device) * self.num_timesteps - 1
-        return torch.randint(0, self.num_timesteps, (count,), device=device)
+            times = torch.rand(count, device=device, generator=generator) * n - 1
+        else:
+            times = torch.randint(0, n, (count,), device=device, generator=generator)
+        return times.to(self.betas.device)
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Log of the signal-to-noise ratio, `log(alpha**2 / sigma**2)`, at time steps `t`.

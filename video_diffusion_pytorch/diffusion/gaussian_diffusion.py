@@ -15,9 +15,10 @@ from video_diffusion_pytorch.diffusion.noise_schedule import CONTINUOUS, make_be
 from video_diffusion_pytorch.diffusion.trained_for import remember_training
 from video_diffusion_pytorch.diffusion.training_loss import TrainingLoss
 from video_diffusion_pytorch.diffusion.value_range import Bound
+from video_diffusion_pytorch.hub import NETWORK_PREFIX, Shareable
 
 
-class GaussianDiffusion(Completion, TrainingLoss):
+class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
     """Trains a denoiser, and samples from it (Ho et al. 2020; for video Ho et al. 2022).
 
     Args:
@@ -141,9 +142,12 @@ class GaussianDiffusion(Completion, TrainingLoss):
         null_cond_mask: Any = None,
         images: Tensor | None = None,
         image_conditions: Mapping[str, Any] | None = None,
+        t: Tensor | None = None,
+        drop_mask: Tensor | None = None,
+        reduction: str = "mean",
         **kwargs: Any,
     ) -> Tensor:
-        """The training loss of a batch of clips, at random time steps.
+        """The training loss of a batch of clips.
 
         Conditions are tensors, arrays or lists of numbers, with one row per clip; which of them
         there must be is a matter of the network.
@@ -167,14 +171,22 @@ class GaussianDiffusion(Completion, TrainingLoss):
                 `(b, k, cond_dim)` or `b` lists of `k` captions, `labels` `(b, k)`, `frame_cond`
                 `(b, k, d)`, `cond_video` `(b, n, k, h, w)`. Images that are told nothing learn
                 without condition.
+            t: Time steps, `(b,)`: whole, from 0 to `num_timesteps - 1`, or, with a continuous
+                schedule, real, from -1. None to draw them. On a GPU their range is not checked.
+            drop_mask: Boolean `(b,)`: where true, a clip is told none of its conditions; for a
+                denoiser whose `forward` takes it, as `Unet3D`'s does. None to draw it with
+                `cond_drop_prob`.
+            reduction: `"mean"` for one number, `"none"` for one per clip.
             **kwargs: As in `p_losses`.
 
         Returns:
-            The mean loss, a scalar.
+            The mean loss, a scalar, or with `reduction="none"` the loss of each clip, `(b,)`, by
+            `min_snr_gamma` weighed, whose mean it is.
 
         Raises:
             TypeError: If a condition cannot become a tensor.
-            ValueError: If shapes are not those of the model's clips and conditions.
+            ValueError: If shapes are not those of the model's clips and conditions, if `t` is
+                outside the schedule, or if `reduction` is unknown.
         """
         self.check_clips(x)
         kwargs |= given(
@@ -194,5 +206,29 @@ class GaussianDiffusion(Completion, TrainingLoss):
                 "GaussianDiffusion: image_conditions must go with images, got "
                 f"{', '.join(image_conditions)} and no images; pass both, or neither"
             )
-        t = self.draw_times(x.shape[0]).to(x.device)
+        t = self.draw_times(x.shape[0]).to(x.device) if t is None else self._checked_times(t, x)
+        kwargs |= {"drop_mask": drop_mask, "reduction": reduction}
         return self.p_losses(x_start, t, *args, **kwargs)
+
+    def _to_share(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        # without a wrapper, whose names a loaded model would not have
+        network = unwrap(self.denoise_fn)
+        if type(network) is not self._classes["unet"]:
+            raise ValueError(
+                "save_pretrained: the network of a GaussianDiffusion must be a Unet3D, got "
+                f"{type(network).__name__}, which from_pretrained could not build; save "
+                "state_dict() with torch.save, and build the network yourself before you load it"
+            )
+        tensors = {
+            name: value
+            for name, value in self.state_dict().items()
+            if not name.startswith(NETWORK_PREFIX)
+        }
+        for name, value in network.state_dict().items():
+            tensors[NETWORK_PREFIX + name] = value
+        return {"diffusion": self.config, "unet": network.config}, tensors
+
+    @classmethod
+    def _build(cls, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> GaussianDiffusion:
+        network = cls._classes["unet"](**config["unet"])
+        return cls(network, **{**config["diffusion"], **overrides})

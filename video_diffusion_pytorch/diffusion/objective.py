@@ -10,6 +10,7 @@ from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 
 OBJECTIVES = ("pred_noise", "pred_v", "pred_x_start")
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}
+REDUCTIONS = ("mean", "none")
 
 
 def target_of(
@@ -57,17 +58,40 @@ def min_snr_weight(objective: str, log_snr: Tensor, gamma: float) -> Tensor:
 
 
 def distance(
-    loss_type: str, output: Tensor, target: Tensor, weight: Tensor | None = None
+    loss_type: str,
+    output: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
 ) -> Tensor:
-    """The mean loss, a scalar.
+    """How far predictions are off.
 
     Args:
         loss_type: One of `LOSSES`.
         output: Of the network, `(b, ...)`.
         target: Of the same shape.
         weight: Of each video, `(b,)`; None for 1.
+        reduction: `"mean"` or `"none"`.
+
+    Returns:
+        The mean loss, a scalar, or, for `"none"`, the loss of each video, `(b,)`, whose mean it is.
+
+    Raises:
+        ValueError: If `reduction` is another.
     """
-    if weight is None:
+    check_reduction(reduction)
+    if weight is None and reduction == "mean":
         return LOSSES[loss_type](output, target)
     each = LOSSES[loss_type](output, target, reduction="none").flatten(1).mean(dim=1)
-    return (each * weight).mean()
+    if weight is not None:
+        each = each * weight
+    return each.mean() if reduction == "mean" else each
+
+
+def check_reduction(reduction: str) -> None:
+    """Raises a ValueError for what is none of `REDUCTIONS`."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"GaussianDiffusion: reduction must be one of {', '.join(REDUCTIONS)}, got "
+            f"{reduction!r}; choose mean for a scalar, or none for the loss of each clip"
+        )

@@ -205,10 +205,15 @@ class Sampling(ReverseProcess):
             h, w = as_height_and_width(image_size)
         return c, f if num_frames is None else int(num_frames), h, w
 
+    @property
+    def replaced_methods(self) -> list[str]:
+        """Methods of the chain that a subclass has replaced, as scripts for the reference do."""
+        names = ("p_sample", "p_mean_variance", "p_sample_loop")
+        return [n for n in names if getattr(type(self), n) is not getattr(ReverseProcess, n)]
+
     def _warn_of_replaced_methods(self) -> None:
         """Says that methods of a subclass, which change the chain's steps, are not called."""
-        names = ("p_sample", "p_mean_variance", "p_sample_loop")
-        replaced = [n for n in names if getattr(type(self), n) is not getattr(ReverseProcess, n)]
+        replaced = self.replaced_methods
         if replaced:
             warnings.warn(
                 f"sample: {type(self).__name__} has a {' and '.join(replaced)} of its own, which "

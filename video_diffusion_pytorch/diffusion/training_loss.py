@@ -11,8 +11,15 @@ from torch import Tensor
 
 from video_diffusion_pytorch.diffusion.conditions import Conditions, unwrap
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
-from video_diffusion_pytorch.diffusion.objective import distance, min_snr_weight, target_of
+from video_diffusion_pytorch.diffusion.objective import (
+    check_reduction,
+    distance,
+    min_snr_weight,
+    target_of,
+)
 from video_diffusion_pytorch.diffusion.value_range import check_type
+
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class TrainingLoss(Conditions):
@@ -37,6 +44,8 @@ class TrainingLoss(Conditions):
         null_cond_mask: Any = None,
         image_frames: int = 0,
         image_conditions: Mapping[str, Any] | None = None,
+        drop_mask: Tensor | None = None,
+        reduction: str = "mean",
         **kwargs: Any,
     ) -> Tensor:
         """The loss of the prediction at given steps (Ho et al. 2020, eq. 14).
@@ -53,15 +62,18 @@ class TrainingLoss(Conditions):
             null_cond_mask: As in `forward`.
             image_frames: How many frames at the end of each clip are images of their own.
             image_conditions: As in `forward`.
+            drop_mask: As in `forward`.
+            reduction: As in `forward`.
             **kwargs: Further arguments of the denoiser, such as `null_cond_prob` and
                 `prob_focus_present` of `Unet3D`.
 
         Returns:
-            The mean loss, a scalar.
+            The mean loss, a scalar, or with `reduction="none"` that of each clip, `(b,)`.
 
         Raises:
-            ValueError: If `noise` has another shape than the clips.
+            ValueError: If `noise` has another shape than the clips, or `reduction` is unknown.
         """
+        check_reduction(reduction)
         if noise is None:
             noise = draw_noise(x_start)
         if noise.shape != x_start.shape:
@@ -82,8 +94,10 @@ class TrainingLoss(Conditions):
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
         )
-        if conditions and "null_cond_prob" not in kwargs and self._denoiser_drops_conditions():
-            kwargs["null_cond_prob"] = self.cond_drop_prob
+        if drop_mask is not None:
+            kwargs["drop_mask"] = torch.as_tensor(drop_mask, device=x_start.device)
+        elif conditions and self.denoiser_takes("null_cond_prob"):
+            kwargs.setdefault("null_cond_prob", self.cond_drop_prob)
         if image_frames:
             kwargs |= self._for_images(x_t[:, :, frames:], image_conditions or {})
         output = self.denoise_fn(x_t, t, cond=conditions.pop("cond", None), **conditions, **kwargs)
@@ -91,7 +105,7 @@ class TrainingLoss(Conditions):
         weight = None
         if self.min_snr_gamma is not None:
             weight = min_snr_weight(self.objective, self.log_snr(t), self.min_snr_gamma)
-        return distance(self.loss_type, output, target, weight)
+        return distance(self.loss_type, output, target, weight, reduction)
 
     def _for_images(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """The denoiser's keywords that tell it of images at the end of the clips.
@@ -99,8 +113,7 @@ class TrainingLoss(Conditions):
         Raises:
             ValueError: If it takes none.
         """
-        parameters = inspect.signature(unwrap(self.denoise_fn).forward).parameters
-        if "image_frames" not in parameters:
+        if not self.denoiser_takes("image_frames"):
             raise ValueError(
                 "GaussianDiffusion: images need a denoiser whose forward takes image_frames, as "
                 f"Unet3D's does, got {type(unwrap(self.denoise_fn)).__name__}; leave images out, "
@@ -157,6 +170,32 @@ class TrainingLoss(Conditions):
         # with probability 1 of no condition, those that are left out are not missed
         denoiser.check_inputs(x, steps, 1.0, **told)
 
-    def _denoiser_drops_conditions(self) -> bool:
-        parameters = inspect.signature(unwrap(self.denoise_fn).forward).parameters
-        return "null_cond_prob" in parameters
+    def denoiser_takes(self, keyword: str) -> bool:
+        """Whether the denoiser's `forward` has an argument of this name, such as `drop_mask`."""
+        return keyword in inspect.signature(unwrap(self.denoise_fn).forward).parameters
+
+    def _checked_times(self, t: Any, x: Tensor) -> Tensor:
+        """Time steps of a caller's own, on the device of clips `x`.
+
+        Raises:
+            ValueError: If they are not one per clip, or none that the model is trained at.
+        """
+        first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
+        kind = "real numbers" if self.is_continuous else "whole numbers"
+        got = f"{t.dtype} of shape {tuple(t.shape)}" if torch.is_tensor(t) else type(t).__name__
+        is_real = torch.is_tensor(t) and t.is_floating_point()
+        is_whole = torch.is_tensor(t) and t.dtype in _WHOLE
+        is_right = is_whole or (is_real and self.is_continuous)
+        if is_right and t.shape == x.shape[:1]:
+            outside: Tensor | None = None
+            # on a GPU a look would make the host wait
+            if t.is_cpu and not torch.compiler.is_compiling():
+                outside = t[~((t >= first) & (t <= last))]
+            if outside is None or not len(outside):
+                return (t if is_real else t.long()).to(x.device)
+            got = ", ".join(map(str, outside.tolist()[:3]))
+        raise ValueError(
+            f"GaussianDiffusion: t must be {kind} from {first} to {last}, one per clip, shape "
+            f"({x.shape[0]},), got {got}; leave t out to have them drawn, or draw them with "
+            "draw_times"
+        )

@@ -1,6 +1,6 @@
 """What a Unet3D can be built with, and what it can be called with."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -224,6 +224,13 @@ def _check_mask(full: str, mask: Any, shape: Shape, one: str, cond_dim: int | No
 
 def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
+
+
+def plain(value: Any) -> Any:
+    """An argument in Python's own numbers, as files hold it, whatever library it is of."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    is_several = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(map(plain, value)) if is_several else value
 
 
 def check_arguments(config: Mapping[str, Any]) -> None:

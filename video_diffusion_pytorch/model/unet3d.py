@@ -11,12 +11,14 @@ from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.host_memory import keep_freed_memory
+from video_diffusion_pytorch.hub import Shareable
 from video_diffusion_pytorch.model.blocks import (
     FramewiseConv,
     ResnetBlock,
     keep_kernels_channels_last,
 )
-from video_diffusion_pytorch.model.checks import check_arguments
+from video_diffusion_pytorch.model.checks import check_arguments, plain
+from video_diffusion_pytorch.model.compile_blocks import compile_blocks
 from video_diffusion_pytorch.model.conditions import join_channels
 from video_diffusion_pytorch.model.embeddings import (
     RelativePositionBias,
@@ -32,7 +34,7 @@ from video_diffusion_pytorch.model.levels import (
     call_again,
     make_levels,
 )
-from video_diffusion_pytorch.model.masks import focus_mask, prob_mask_like
+from video_diffusion_pytorch.model.masks import dropped_videos, focus_mask
 from video_diffusion_pytorch.reference.state_dict import (
     read_reference_state_dict,
     unet_config_from_state_dict,
@@ -42,14 +44,7 @@ from video_diffusion_pytorch.reference.state_dict import (
 _NOT_OF_THE_NETWORK = ("self", "__class__", "gradient_checkpointing")
 
 
-def _plain(value: Any) -> Any:
-    """An argument in Python's own numbers, as files hold it, whatever library it is of."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    is_several = isinstance(value, Sequence) and not isinstance(value, str)
-    return tuple(map(_plain, value)) if is_several else value
-
-
-class Unet3D(Guided):
+class Unet3D(Guided, Shareable, part="unet"):
     """The space-time factored U-Net of Ho et al. 2022, section 3.
 
     Convolutions and spatial attention work within a frame, temporal attention within a pixel.
@@ -124,7 +119,7 @@ class Unet3D(Guided):
         cond_channels: int = 0,
         gradient_checkpointing: bool = False,
     ) -> None:
-        config = {k: _plain(v) for k, v in locals().items() if k not in _NOT_OF_THE_NETWORK}
+        config = {k: plain(v) for k, v in locals().items() if k not in _NOT_OF_THE_NETWORK}
         super().__init__()
         check_arguments(config)
         self.config, self.channels = config, channels
@@ -180,6 +175,14 @@ class Unet3D(Guided):
         unet.load_state_dict(tensors)
         return unet
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compiles each residual block and attention in place, as `model.compile_blocks` says.
+
+        Args:
+            **options: Keywords of `torch.compile`.
+        """
+        compile_blocks(self, **options)
+
     def forward(
         self,
         x: Tensor,
@@ -195,6 +198,7 @@ class Unet3D(Guided):
         null_cond_mask: Tensor | None = None,
         image_frames: int = 0,
         image_conditions: Mapping[str, Tensor] | None = None,
+        drop_mask: Tensor | None = None,
     ) -> Tensor:
         """Predicts the noise in `x`.
 
@@ -225,6 +229,8 @@ class Unet3D(Guided):
                 `(b, k, frame_cond_dim)`, `cond_video` `(b, cond_channels, k, h, w)` and
                 `null_cond_mask` `(b, k)`. Null values replace those that are missing, and those
                 of videos that lose theirs.
+            drop_mask: Boolean `(b,)`: where true, a video loses its conditions, instead of by
+                `null_cond_prob`. None to draw it. Without effect if the network takes none.
 
         Returns:
             `(b, out_dim, f, h, w)`, images behind as in `x`.
@@ -252,7 +258,7 @@ class Unet3D(Guided):
             keep_freed_memory()
         focus = focus_mask(focus_present_mask, prob_focus_present, x)
         # one draw for all conditions of a video
-        dropped = prob_mask_like(x.shape[:1], null_cond_prob, x.device) if self.has_cond else None
+        dropped = dropped_videos(drop_mask, null_cond_prob, x, has_cond=self.has_cond)
         frames = x.shape[2] - image_frames
         told = {name: value for name, value in conditions.items() if value is not None}
         emb = self._embed(time, dropped, told, images, (frames, image_frames))

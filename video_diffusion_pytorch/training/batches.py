@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,33 +27,58 @@ class EndlessShuffle(Sampler[Draw]):
     """Shuffled epochs without end, which begin at `position`.
 
     Order and seeds are a function of `seed` and the position, so that a resumed run goes on with
-    the clip at which the interrupted one stopped, whatever the number of workers.
+    the clip at which the interrupted one stopped, whatever the number of workers. Of several
+    processes each gets its own part of every batch; joined, they have the clips that one process
+    has with a batch as large as all of theirs.
 
     Args:
         indices: Of the clips to train on.
         seed: Seed of the order.
 
     Attributes:
-        position: Number of clips, over all epochs, that training has had. The trainer counts.
+        position: Number of clips, over all epochs and processes, that training has had. The trainer
+            counts.
+        batch_size: Clips of a process's micro-batch.
+        process: Number of this process, from 0.
+        num_processes: How many there are.
     """
 
     def __init__(self, indices: Sequence[int], seed: int) -> None:
         self.indices, self.seed, self.position = indices, seed, 0
+        self.batch_size, self.process, self.num_processes = 1, 0, 1
+        self._epochs: dict[int, Tensor] = {}
 
     def __iter__(self) -> Iterator[Draw]:
         """Yields clips."""
-        length, position = len(self.indices), self.position
-        while length:
-            epoch, offset = divmod(position, length)
-            generator = torch.Generator().manual_seed(-1 - self.seed * 1_000_003 - epoch)
-            for place in torch.randperm(length, generator=generator)[offset:].tolist():
-                yield Draw(self.indices[place], self.seed_at(position))
-                position += 1
+        position = self.position
+        while self.indices:
+            for place in self.places(position):
+                yield Draw(self.clip_at(place), self.seed_at(place))
+            position += self.batch_size * self.num_processes
+
+    def places(self, position: int) -> range:
+        """Positions of this process's clips in the micro-batch of all that begins at `position`."""
+        first = position + self.process * self.batch_size
+        return range(first, first + self.batch_size)
+
+    def clip_at(self, position: int) -> int:
+        """The clip at a position."""
+        epoch, offset = divmod(position, len(self.indices))
+        return self.indices[int(self._order_of(epoch)[offset])]
 
     def seed_at(self, position: int) -> int:
         """The seed of what is random about the clip at a position."""
         # seeds of neighbouring runs lie far apart
         return self.seed * 1_000_003 + position
+
+    def _order_of(self, epoch: int) -> Tensor:
+        if epoch not in self._epochs:
+            # a batch may end one epoch and begin the next
+            self._epochs = {e: order for e, order in self._epochs.items() if e == epoch - 1}
+            seed = -1 - self.seed * 1_000_003 - epoch
+            generator = torch.Generator().manual_seed(seed)
+            self._epochs[epoch] = torch.randperm(len(self.indices), generator=generator)
+        return self._epochs[epoch]
 
 
 class SeededItems(Dataset[Any]):
@@ -110,44 +135,6 @@ def _seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(states[0])
         np.random.set_state(states[1])
         random.setstate(states[2])
-
-
-class Endless(Iterator[Any]):
-    """The batches of a loader, from the beginning again where it ends or was interrupted.
-
-    Args:
-        loader: Anything that can be gone through more than once.
-    """
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
-        self._batches: Iterator[Any] | None = None
-
-    def restart(self) -> None:
-        """Lets the next batch be the first of the loader."""
-        self._batches = None
-
-    def __next__(self) -> Any:
-        """Gives the next batch.
-
-        Raises:
-            ValueError: If the loader gives none.
-        """
-        for _ in range(2):
-            if self._batches is None:
-                self._batches = iter(self.loader)
-            try:
-                return next(self._batches)
-            except StopIteration:
-                self.restart()
-            except BaseException:
-                # an interrupted reader is at its end, and would give no further batch
-                self.restart()
-                raise
-        raise ValueError(
-            "Trainer: the data loader must give at least one batch, got none; check that the "
-            "dataset is not empty, and not smaller than a batch with drop_last"
-        )
 
 
 def collate(items: Sequence[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Before the loop: whether the numbers that a Trainer is given can be trained with."""
+"""Before the loop: whether what a Trainer is given can be trained with."""
 
 from __future__ import annotations
 
@@ -6,21 +6,78 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
+from video_diffusion_pytorch.training.trackers import check_trackers
 
-def check_counts(counts: Mapping[str, Any], optional: Mapping[str, Any]) -> None:
+# By attribute of the Trainer: its counts, and the least that each may be
+_COUNTS = {
+    "gradient_accumulate_every": 1,
+    "update_ema_every": 1,
+    "save_and_sample_every": 1,
+    "num_sample_rows": 1,
+    "validate_every": 1,
+    "validation_clips": 1,
+    "log_every": 1,
+    "max_skipped_steps": 1,
+    "keep_best": 0,
+    "image_frames": 0,
+}
+_OPTIONAL = {"num_workers": 0, "save_every": 1, "keep_last": 1}
+
+
+def check_trainer(trainer: Any, log_with: Any) -> None:
+    """Raises a ValueError for arguments of a Trainer that contradict each other or count nothing.
+
+    Args:
+        trainer: With its arguments as attributes.
+        log_with: As in `Trainer`.
+    """
+    counts = {"train_batch_size": 1, **_COUNTS}
+    values = {**vars(trainer), "train_batch_size": trainer.batch_size}
+    check_counts({n: values[n] for n in counts}, counts)
+    given = {n: values[n] for n in _OPTIONAL if values[n] is not None}
+    check_counts(given, _OPTIONAL)
+    check_image_folder(trainer.image_folder, trainer.image_frames)
+    check_trackers(log_with)
+    validates = trainer.validation_folder, trainer.validation_split
+    if None not in validates:
+        raise ValueError(
+            "Trainer: one of validation_folder and validation_split must be given at most, got "
+            "both; choose where the clips to validate on come from"
+        )
+    if trainer.keep_best and validates == (None, None):
+        raise ValueError(
+            "Trainer: keep_best must go with clips to validate on, got none; pass "
+            "validation_folder or validation_split"
+        )
+
+
+def check_counts(counts: Mapping[str, Any], least: Mapping[str, int]) -> None:
     """Raises a ValueError for numbers that count nothing.
 
     Args:
-        counts: By keyword of the Trainer, those that must be at least 1.
-        optional: Those that must be at least 0, or None to have them chosen.
+        counts: By keyword of the Trainer.
+        least: What each must be at least.
     """
-    for least, group in ((1, counts), (0, optional)):
-        for name, value in group.items():
-            if value is None and group is optional:
-                continue
-            if not isinstance(value, Integral) or value < least:
-                advice = "give a positive number" if least else "leave it out"
-                raise ValueError(f"Trainer: {name} must be at least {least}, got {value}; {advice}")
+    for name, value in counts.items():
+        if not isinstance(value, Integral) or value < least[name]:
+            advice = "give a positive number" if least[name] else "leave it out"
+            raise ValueError(
+                f"Trainer: {name} must be at least {least[name]}, got {value}; {advice}"
+            )
+
+
+def share_of_batch(batch_size: int, num_processes: int) -> int:
+    """A process's part of a batch of all.
+
+    Raises:
+        ValueError: If it cannot be divided.
+    """
+    if batch_size % num_processes:
+        raise ValueError(
+            "Trainer: with split_batches, train_batch_size must be a multiple of the number of "
+            f"processes, {num_processes}, got {batch_size}; change one of them"
+        )
+    return batch_size // num_processes
 
 
 def check_image_folder(image_folder: object, image_frames: int) -> None:

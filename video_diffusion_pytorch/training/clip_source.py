@@ -119,21 +119,22 @@ def choose_workers(dataset: Any) -> int:
     return 0 if cores in (None, 1) else min(8, cores)
 
 
-def hold_out(dataset: Any, count: int | None, at_most: int = 0) -> tuple[list[int], list[int]]:
+def hold_out(
+    dataset: Any, count: int | None, at_most: int = 0, among: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
     """Indices to train on, and of clips of `count` files kept apart, spread over the dataset.
 
     Args:
         dataset: Has a length. Of a `Dataset`, all clips of a file are kept apart.
         count: Number of files; of each the first clip is given. None for a twentieth of them.
         at_most: The largest number that None stands for.
+        among: Indices of the clips that there are; None for all.
 
     Raises:
         ValueError: If there are not more files than that.
     """
-    paths: Sequence[Any] = range(len(dataset))
-    if isinstance(dataset, Dataset):
-        paths = dataset.paths
-    files = list(dict.fromkeys(paths))
+    clips_of = files_of(dataset, among)
+    files = list(clips_of)
     if count is None:
         count = min(at_most, len(files) // 20)
     if not 0 <= count < len(files):
@@ -143,8 +144,29 @@ def hold_out(dataset: Any, count: int | None, at_most: int = 0) -> tuple[list[in
         )
     places = torch.linspace(0, len(files) - 1, count).round().long().tolist() if count else []
     kept = {files[place] for place in places}
-    first = {path: index for index, path in reversed(list(enumerate(paths)))}
-    return [i for i, path in enumerate(paths) if path not in kept], sorted(first[p] for p in kept)
+    trained = sorted(i for file, clips in clips_of.items() if file not in kept for i in clips)
+    return trained, sorted(clips_of[file][0] for file in kept)
+
+
+def files_of(dataset: Any, among: Sequence[int] | None = None) -> dict[Any, list[int]]:
+    """The clips of each file, by index; of any other dataset each item is a file of its own.
+
+    Args:
+        dataset: Has a length.
+        among: Indices of the clips that count; None for all.
+    """
+    paths = dataset.paths if isinstance(dataset, Dataset) else range(len(dataset))
+    found: dict[Any, list[int]] = {}
+    for index in range(len(paths)) if among is None else among:
+        found.setdefault(paths[index], []).append(index)
+    return found
+
+
+def name_of(dataset: Any, index: int) -> str:
+    """What a person finds the clip of an index by: its file, or else its number."""
+    while isinstance(dataset, Subset):
+        dataset, index = dataset.dataset, int(dataset.indices[index])
+    return str(dataset.paths[index]) if isinstance(dataset, Dataset) else f"item {index}"
 
 
 def take_value_range(diffusion: GaussianDiffusion, dataset: Any) -> None:

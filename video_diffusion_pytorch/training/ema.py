@@ -1,7 +1,19 @@
 """The average over the last steps' weights, which samples better than the last weights."""
 
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+WARMUPS = ("copy", "power", "inverse_gamma")
+
+# Exponent of the power function whose width is a tenth of the training time (Karras et al. 2024,
+# eq. 123: the width is sqrt((gamma + 1) / ((gamma + 2)² (gamma + 3))))
+_GAMMA = 6.94
 
 
 class EMA:
@@ -25,13 +37,14 @@ class EMA:
     def update_model_average(self, ma_model: nn.Module, current_model: nn.Module) -> None:
         """Moves all floating-point parameters and buffers of `ma_model` towards the current ones.
 
-        Whatever else the models hold (counters, masks) is copied.
+        Whatever else the models hold (counters, masks) is copied. Sharded models must be sharded
+        alike: each process averages its own shards.
         """
         averages, currents = [], []
         for old, new in zip(_tensors(ma_model), _tensors(current_model), strict=True):
             if old.is_floating_point():
                 averages.append(old)
-                currents.append(new.detach().to(old.device, old.dtype))
+                currents.append(new.to(old.device, old.dtype))
             else:
                 old.copy_(new)
         if averages:  # one kernel for all of them
@@ -42,5 +55,150 @@ class EMA:
         return new if old is None else old * self.beta + (1 - self.beta) * new
 
 
+def decay_at(warmup: str, decay: float, update: int) -> float:
+    """The decay of an update, which grows from 0 at the first one to `decay`.
+
+    A long memory is of no use while there is little worth remembering: at first the average
+    follows the weights closely.
+
+    Args:
+        warmup: `"copy"` for `decay` at all updates; `"power"` for `(1 - 1/n) ** 7.94` at the n-th
+            update, which averages over the last tenth or so of the training done so far, however
+            long that is (Karras et al. 2024, arXiv 2312.02696, eq. 127); `"inverse_gamma"` for
+            `1 - n ** (-2/3)`, whose memory grows more slowly than the training.
+        decay: The largest decay, in [0, 1).
+        update: Number of the update, from 1.
+
+    Returns:
+        The share of the old average in the new one, in [0, `decay`].
+
+    Example:
+        >>> [round(decay_at("power", 0.999, n), 3) for n in (1, 10, 1000, 100_000)]
+        [0.0, 0.433, 0.992, 0.999]
+    """
+    if warmup == "power":
+        return min(decay, (1 - 1 / update) ** (_GAMMA + 1))
+    if warmup == "inverse_gamma":
+        return min(decay, 1 - update ** (-2 / 3))
+    return decay
+
+
+class Averages:
+    """The averaged models of a run, one per decay; the first is the one that samples by default.
+
+    Args:
+        model: The model to average; the averages begin as copies of it. A model that is to be
+            sharded is sharded afterwards, and each average in the same way.
+        decays: Share of the old average in the new one, in [0, 1): one number or several.
+        warmup: How the averages begin: `"copy"` for copies of the weights up to the step `start`,
+            `"power"` and `"inverse_gamma"` for a decay that grows as `decay_at` says.
+        start: Step up to which `"copy"` copies; without effect otherwise.
+        every: Steps between updates.
+
+    Raises:
+        ValueError: If a decay, `start` or `every` is out of range, there is no decay, one is given
+            twice, or the warm-up is unknown.
+
+    Attributes:
+        models: The averaged models by decay, in the order given; in evaluation mode, without
+            gradients.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        decays: float | Sequence[float],
+        *,
+        warmup: str = "copy",
+        start: int = 2000,
+        every: int = 10,
+    ) -> None:
+        wanted = [float(d) for d in (decays if isinstance(decays, Sequence) else [decays])]
+        _check(wanted, warmup, start, every)
+        self.warmup, self.start, self.every = warmup, start, every
+        self.models: dict[float, nn.Module] = {
+            decay: copy.deepcopy(model).requires_grad_(False).eval() for decay in wanted
+        }
+
+    @property
+    def first(self) -> nn.Module:
+        """The average of the first decay."""
+        return next(iter(self.models.values()))
+
+    @torch.no_grad()
+    def copy(self, model: nn.Module) -> None:
+        """Makes every average a copy of the weights and buffers of `model`."""
+        # copied, not loaded, which would check a file's names and schedule at each update
+        for average in self.models.values():
+            for old, new in zip(_tensors(average), _tensors(model), strict=True):
+                old.copy_(new)
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Does to the averages what belongs to a step: nothing, a copy or an update.
+
+        Args:
+            model: The model that is averaged, after the step.
+            step: Number of the step, from 0: the steps done before it.
+        """
+        if step % self.every:
+            return
+        if self.warmup == "copy" and step < self.start:
+            self.copy(model)
+            return
+        for decay, average in self.models.items():
+            now = decay_at(self.warmup, decay, step // self.every + 1)
+            EMA(now).update_model_average(average, model)
+
+    def named(self) -> dict[str, nn.Module]:
+        """The averaged models by their decay as text, such as `"0.999"`."""
+        # repr, not :g, for which 0.9999999 is 1
+        return {repr(decay): model for decay, model in self.models.items()}
+
+    def choose(self, decay: float | None) -> nn.Module:
+        """The average of a decay, the first one for None.
+
+        Raises:
+            ValueError: If there is no average of that decay.
+        """
+        if decay is None:
+            return self.first
+        if decay not in self.models:
+            raise ValueError(
+                f"averages: the decay must be one of {', '.join(self.named())}, got {decay}; name "
+                "one of these, or train with that decay too"
+            )
+        return self.models[decay]
+
+
+def _check(decays: list[float], warmup: str, start: int, every: int) -> None:
+    for decay in decays:
+        EMA(decay)
+    if not decays:
+        raise ValueError("averages: there must be at least one decay, got none; 0.995 will do")
+    if len(set(decays)) < len(decays):
+        raise ValueError(f"averages: the decays must differ, got {decays}; name each one once")
+    if warmup not in WARMUPS:
+        raise ValueError(
+            f"averages: the warm-up must be one of {', '.join(WARMUPS)}, got {warmup!r}; 'copy' "
+            "is the reference's"
+        )
+    for name, value, least in (("start", start, 0), ("every", every, 1)):
+        if value < least:
+            raise ValueError(
+                f"averages: {name} must be at least {least}, got {value}; it counts steps"
+            )
+
+
 def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+    """The parameters and buffers of a model; of sharded ones, what this process has of them."""
+    # The outermost unit of FSDP2 stays gathered after a forward without backward, and what is
+    # written to gathered parameters is lost. Known by its method, as to import it takes long.
+    for part in model.modules():
+        reshard: Any = getattr(part, "reshard", None)
+        if reshard is not None:
+            reshard()
+    return [_local(tensor.detach()) for tensor in (*model.parameters(), *model.buffers())]
+
+
+def _local(tensor: Any) -> Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def draw_samples(
     conditions: Mapping[str, Any],
     seed: int,
     cond_scale: float = 1.0,
+    share: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Draws videos from a seed of its own, without touching the caller's random numbers.
 
@@ -38,24 +40,40 @@ def draw_samples(
             again. Empty for none.
         seed: The same seed gives the same noise.
         cond_scale: Strength of the guidance, where there are conditions; 1 is without.
+        share: Number of this process, and how many draw together; each draws its part. Joined and
+            cut to `count`, the parts are the videos that one process draws.
 
     Returns:
-        `(count, c, f, h, w)`.
+        `(ceil(count / processes), c, f, h, w)`.
     """
+    process, processes = share
+    own = ceil(count / processes)
+    # all parts are as long, and processes that share one model take the same number of steps
+    numbers = [min(process * own + i, count - 1) for i in range(own)]
     repeated = {name: repeat_to(condition, count) for name, condition in conditions.items()}
     options: dict[str, Any] = {"cond_scale": cond_scale} if conditions else {}
-    if "progress" in inspect.signature(diffusion.sample).parameters:
-        # a subclass that is written for the reference has none
+    # a subclass that is written for the reference has neither progress nor seeds
+    known = inspect.signature(diffusion.sample).parameters
+    if "progress" in known:
         options["progress"] = False
+    has_seeds = "seed" in known and not diffusion.replaced_methods
     device = diffusion.betas.device
     parts = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for start in range(0, count, max_batch):
-            size = min(max_batch, count - start)
-            part = {name: rows[start : start + size] for name, rows in repeated.items()}
-            parts.append(diffusion.sample(**part, **options, batch_size=size))
+        torch.manual_seed(seed + process)
+        for start in range(0, own, max_batch):
+            chosen = numbers[start : start + max_batch]
+            part = {name: _rows(condition, chosen) for name, condition in repeated.items()}
+            if has_seeds:
+                options["seed"] = [seed + number for number in chosen]
+            parts.append(diffusion.sample(**part, **options, batch_size=len(chosen)))
     return torch.cat(parts)
+
+
+def _rows(condition: Any, numbers: Sequence[int]) -> Any:
+    if isinstance(condition, Tensor):
+        return condition[numbers]
+    return [condition[number] for number in numbers]
 
 
 def write_samples(

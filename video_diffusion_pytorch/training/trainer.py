@@ -1,54 +1,51 @@
-"""The training loop: clips from a folder in, checkpoints and sample videos out."""
+"""The trainer: a folder of clips in, checkpoints and sample videos out."""
 
 from __future__ import annotations
 
-import copy
 import os
-import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.checkpoint import Resumable
-from video_diffusion_pytorch.training.checks import check_counts, check_image_folder
+from video_diffusion_pytorch.training.checkpoint_folder import check_folder
+from video_diffusion_pytorch.training.checks import check_trainer, share_of_batch
 from video_diffusion_pytorch.training.clip_source import check_sample_conditions
-from video_diffusion_pytorch.training.ema import EMA
-from video_diffusion_pytorch.training.precision import make_accelerator
-from video_diffusion_pytorch.training.samples import describe, draw_samples, write_samples
-from video_diffusion_pytorch.training.training_data import TrainingData
+from video_diffusion_pytorch.training.draws import ClipDraws
+from video_diffusion_pytorch.training.ema import EMA, Averages
+from video_diffusion_pytorch.training.engine import compile_network, make_accelerator, use_fsdp
+from video_diffusion_pytorch.training.learning_rate import make_schedule
+from video_diffusion_pytorch.training.loop import TrainingLoop
+from video_diffusion_pytorch.training.metrics import StepMetrics
+from video_diffusion_pytorch.training.optimizer import make_optimizer
 
 
-def noop(*args: Any, **kwargs: Any) -> None:
-    """Logs nothing: the default of `Trainer.train`'s `log_fn`."""
-
-
-class Trainer(TrainingData, Resumable):
+class Trainer(TrainingLoop):
     """Trains a `GaussianDiffusion` on a folder of clips, or on any dataset.
 
     Writes `model-N.pt`, and samples as `N.gif` (to look at), `N.npy` (their values) and, if they
-    have conditions, `N.txt`, to the results folder at every N-th milestone. What it does is
-    made of small methods, to be replaced in a subclass: `make_dataset`, `make_image_dataset`,
-    `make_dataloader`, `make_optimizer`, `unpack_batch`, `compute_loss`, `sample`, `save_sample`
-    and `checkpoint_state`.
+    have conditions, `N.txt`, to the results folder at every N-th milestone, and what it measures to
+    `metrics.jsonl`. Started by `torchrun` or `accelerate launch` it trains in several processes.
+    What it does is made of small methods, to be replaced in a subclass: `make_dataset`,
+    `make_image_dataset`, `make_dataloader`, `make_optimizer`, `make_schedule`, `unpack_batch`,
+    `compute_loss`, `sample`, `save_sample` and `checkpoint_state`.
 
     Args:
         diffusion_model: The diffusion to train; it is moved to the training device.
         folder: Where the clips are, at any depth and in any format that `Dataset` reads.
-        ema_decay: Share of the old average in the new one, at each update.
+        ema_decay: Share of the old average in the new one, at each update; several for as many
+            averages, of which the first draws the samples.
         num_frames: Without effect: a clip has `diffusion_model.num_frames` frames.
-        train_batch_size: Clips of a micro-batch.
+        train_batch_size: Clips of a micro-batch, on each process.
         train_lr: Learning rate of Adam.
         train_num_steps: Number of optimizer steps after which training is complete.
         gradient_accumulate_every: Micro-batches of a step.
         amp: Whether to compute in half precision: bfloat16 where the hardware has it, otherwise
             float16 with a loss scale.
-        step_start_ema: Up to this step the average is a copy of the weights.
+        step_start_ema: Up to this step the average is a copy of the weights, with `ema_warmup`
+            `"copy"`.
         update_ema_every: Steps between updates of the average.
         save_and_sample_every: Steps between milestones.
         results_folder: Where checkpoints and samples go; made if missing.
@@ -73,6 +70,35 @@ class Trainer(TrainingData, Resumable):
         image_folder: Where images are drawn from instead: pictures of any size and clips, at any
             depth. They are told the caption in `picture.txt` and the class whose name their
             sub-folder has, where clips are told such; None to draw from the clips.
+        seed: Of the order and all that is random about the clips, such as their noise; None to draw
+            it from torch's generator.
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, to choose what `amp` chooses by itself; None
+            to leave it to `amp`, or to `accelerate launch`.
+        split_batches: Whether `train_batch_size` is that of all processes together.
+        fsdp: Whether each process keeps only its part of weights, averages and optimizer state
+            (torch's fully_shard, FSDP2); `accelerate launch --use_fsdp` says so as well.
+        compile: Whether to compile the network's blocks, which takes a while once.
+        optimizer: `"adam"`, `"adamw"`, or a function that makes one from the parameters.
+        betas: Of Adam.
+        weight_decay: Of kernels and matrices.
+        lr_schedule: `"constant"`, or `"cosine"` or `"linear"` down to 0 at `train_num_steps`, or
+            a function that makes a scheduler of torch's from the optimizer.
+        warmup_steps: Steps over which the learning rate rises to `train_lr`.
+        ema_warmup: How averages begin: `"copy"`, or with a decay that grows, `"power"` or
+            `"inverse_gamma"`, as in `training.ema.decay_at`.
+        save_every: Steps between checkpoints, besides those at milestones; None for no others.
+        keep_last: How many of the newest checkpoints are kept; None for all.
+        keep_best: How many of those with the lowest validation loss are kept besides.
+        resume: `"auto"` to go on from the last whole checkpoint in the results folder, if there is
+            one; `"never"` to refuse a folder that has one; a path to go on from; None for neither.
+        max_skipped_steps: How many steps in a row may have a loss that is not finite.
+        validation_folder: Clips to validate on.
+        validation_split: Share of the files that are validated on instead of trained on.
+        validate_every: Steps between validations; None for `save_and_sample_every`.
+        validation_clips: The most clips to validate on.
+        log_every: Steps between lines of `metrics.jsonl`.
+        log_with: Trackers, such as `"tensorboard"`, `"wandb"` or several, as accelerate takes them.
+        project: What trackers file the run under.
         **data_options: Further keywords of `data.dataset.Dataset`, such as `conditions`,
             `clip_start`, `value_range` and `cache`; only with `folder`.
 
@@ -92,7 +118,7 @@ class Trainer(TrainingData, Resumable):
         diffusion_model: GaussianDiffusion,
         folder: str | os.PathLike[str] | None = None,
         *,
-        ema_decay: float = 0.995,
+        ema_decay: float | Sequence[float] = 0.995,
         num_frames: int = 16,
         train_batch_size: int = 32,
         train_lr: float = 1e-4,
@@ -114,186 +140,127 @@ class Trainer(TrainingData, Resumable):
         sample_cond_scale: float = 1.0,
         image_frames: int = 0,
         image_folder: str | os.PathLike[str] | None = None,
+        seed: int | None = None,
+        mixed_precision: str | None = None,
+        split_batches: bool = False,
+        fsdp: bool = False,
+        compile: bool = False,
+        optimizer: str | Callable[..., Any] = "adam",
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        lr_schedule: str | Callable[..., Any] = "constant",
+        warmup_steps: int = 0,
+        ema_warmup: str = "copy",
+        save_every: int | None = None,
+        keep_last: int | None = None,
+        keep_best: int = 0,
+        resume: str | os.PathLike[str] | None = None,
+        max_skipped_steps: int = 10,
+        validation_folder: str | os.PathLike[str] | None = None,
+        validation_split: float | None = None,
+        validate_every: int | None = None,
+        validation_clips: int = 256,
+        log_every: int = 10,
+        log_with: Any = None,
+        project: str = "video-diffusion",
         **data_options: Any,
     ) -> None:
-        self.batch_size, self.train_lr = train_batch_size, train_lr
-        self.train_num_steps = train_num_steps
-        self.gradient_accumulate_every = gradient_accumulate_every
-        self.amp = amp
+        # how a step is taken
+        self.train_lr, self.optimizer, self.betas = train_lr, optimizer, betas
+        self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
+        self.lr_schedule, self.warmup_steps = lr_schedule, warmup_steps
+        self.train_num_steps, self.max_skipped_steps = train_num_steps, max_skipped_steps
+        self.gradient_accumulate_every, self.amp = gradient_accumulate_every, amp
         self.step_start_ema, self.update_ema_every = step_start_ema, update_ema_every
-        self.save_and_sample_every = save_and_sample_every
-        self.num_sample_rows = num_sample_rows
-        self.max_grad_norm = max_grad_norm
-        self.num_workers = num_workers
-        self.image_frames, self.image_folder = image_frames, image_folder
-        self.image_size = diffusion_model.image_size
-        self.step = 0
-        self._check_counts()
+        self.ema_warmup = ema_warmup
+
+        # what is done when, and what of it is kept
+        self.save_and_sample_every, self.save_every = save_and_sample_every, save_every
+        self.validate_every = save_and_sample_every if validate_every is None else validate_every
+        self.log_every, self.project, self.num_sample_rows = log_every, project, num_sample_rows
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.results_folder = Path(results_folder)
+        self._start_counting()
 
         # data
+        self.batch_size, self.num_workers = train_batch_size, num_workers
+        self.image_frames, self.image_folder = image_frames, image_folder
+        self.validation_folder, self.validation_split = validation_folder, validation_split
+        self.validation_clips = validation_clips
         self.data_options = data_options
-        self.results_folder = Path(results_folder)
-        self.model = diffusion_model
+        self.model, self.image_size = diffusion_model, diffusion_model.image_size
         self.sample_cond_scale = sample_cond_scale
         sources = {"folder": folder, "dataset": dataset, "dataloader": dataloader}
         self._chosen_conditions = None if sample_conditions is None else dict(sample_conditions)
         if self._chosen_conditions is not None:
             check_sample_conditions(diffusion_model, self._chosen_conditions)
-        self.accelerator = make_accelerator(amp, device)
+        check_trainer(self, log_with)
+
+        # processes, and what each of them has
+        self.fsdp = use_fsdp(fsdp)
+        self.accelerator = make_accelerator(
+            amp,
+            device,
+            mixed_precision=mixed_precision,
+            log_with=log_with,
+            folder=self.results_folder,
+        )
         self.device = self.accelerator.device
-        self._prepare_data(sources, held_out, num_sample_rows**2)
+        if split_batches:
+            self.batch_size = share_of_batch(train_batch_size, self.num_processes)
+        self._prepare_data(sources, held_out, num_sample_rows**2, seed)
+        self._prepare_model(ema_decay, compile)
+        with self.main_first():
+            self.captions.prepare(self.known_captions, self.device)
+            check_folder(self.results_folder)
+        self._resume(resume)
 
-        # model, average and optimizer
-        self._prepare_model(ema_decay)
-        self.captions.prepare(self.known_captions, self.device)
-        self.results_folder.mkdir(exist_ok=True, parents=True)
-
-    def _check_counts(self) -> None:
-        counts = {
-            "train_batch_size": self.batch_size,
-            "gradient_accumulate_every": self.gradient_accumulate_every,
-            "update_ema_every": self.update_ema_every,
-            "save_and_sample_every": self.save_and_sample_every,
-            "num_sample_rows": self.num_sample_rows,
-        }
-        check_counts(counts, {"num_workers": self.num_workers, "image_frames": self.image_frames})
-        check_image_folder(self.image_folder, self.image_frames)
-
-    def _prepare_model(self, ema_decay: float) -> None:
+    def _prepare_model(self, ema_decay: float | Sequence[float], compile: bool) -> None:
         self.model.to(self.device)
-        self.ema = EMA(ema_decay)
-        self.ema_model = copy.deepcopy(self.model).requires_grad_(False)
+        self.averages = Averages(
+            self.model,
+            ema_decay,
+            warmup=self.ema_warmup,
+            start=self.step_start_ema,
+            every=self.update_ema_every,
+        )
+        self.ema_model: Any = self.averages.first
+        self.ema = EMA(next(iter(self.averages.models)))
+        if compile:
+            compile_network(self.model, *self.averages.models.values())
+        self.parallel_model = self._share_model([*self.averages.models.values()])
         self.opt = self.accelerator.prepare(self.make_optimizer())
+        self.scheduler = self.make_schedule()
+        self.clip_draws = ClipDraws(self.model)
+        self.metrics = StepMetrics(self.device, self.model.num_timesteps)
 
     # what a subclass may make differently
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of `model`."""
-        return torch.optim.Adam(self.model.parameters(), lr=self.train_lr)
-
-    def compute_loss(self, videos: Tensor, **kwargs: Any) -> Tensor:
-        """The loss of a micro-batch, in the training precision."""
-        with self.accelerator.autocast():
-            return self.model(videos, **kwargs)
-
-    def sample(self) -> Tensor:
-        """A milestone's samples, `(num_sample_rows ** 2, c, f, h, w)`, of the averaged model.
-
-        Noise and conditions are the same at every milestone. Training's random numbers are not
-        touched.
-        """
-        return draw_samples(
-            self.ema_model,
-            self.num_sample_rows**2,
-            self.batch_size,
-            self.sample_conditions(),
-            self.order.seed,
-            self.sample_cond_scale,
+        return make_optimizer(
+            self.model,
+            self.optimizer,
+            lr=self.train_lr,
+            betas=self.betas,
+            weight_decay=self.weight_decay,
         )
 
-    def save_sample(self, videos: Tensor, milestone: int) -> Path:
-        """Writes the samples: a grid `N.gif`, their values `N.npy`, what they were told `N.txt`."""
-        return write_samples(
-            videos,
-            self.results_folder,
-            str(milestone),
-            rows=self.num_sample_rows,
-            value_range=self.model.config["value_range"],
-            in_unit_range=self.model.auto_normalize,
-            captions=describe(self._sample_conditions or {}, self.class_names, len(videos)),
+    def make_schedule(self) -> Any:
+        """The schedule of the learning rate of `opt`; None for none."""
+        return make_schedule(
+            self.opt,
+            self.lr_schedule,
+            warmup_steps=self.warmup_steps,
+            total_steps=self.train_num_steps,
         )
 
     # the average
 
     def reset_parameters(self) -> None:
-        """Makes the average a copy of the weights."""
-        current = self.model.state_dict()
-        # copied, not loaded, which would check a file's names and schedule at each update
-        for name, average in self.ema_model.state_dict().items():
-            average.copy_(current[name])
+        """Makes the averages copies of the weights."""
+        self.averages.copy(self.model)
 
     def step_ema(self) -> None:
-        """Updates the average, or copies the weights up to `step_start_ema`."""
-        if self.step < self.step_start_ema:
-            self.reset_parameters()
-        else:
-            self.ema.update_model_average(self.ema_model, self.model)
-
-    # the loop
-
-    def train_step(self, **kwargs: Any) -> float:
-        """One optimizer step over `gradient_accumulate_every` micro-batches; gives their mean loss.
-
-        Args:
-            **kwargs: Further keywords of the diffusion's forward.
-        """
-        self.model.train()
-        self.opt.zero_grad()
-        total = torch.zeros((), device=self.device)
-
-        # gradients, summed over the micro-batches and exchanged with the last of them
-        for i in range(self.gradient_accumulate_every):
-            videos, conditions = self.next_batch()
-            last = i == self.gradient_accumulate_every - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self.compute_loss(videos, **conditions, **kwargs)
-                self.accelerator.backward(loss / self.gradient_accumulate_every)
-            total += loss.detach() / self.gradient_accumulate_every
-
-        # weights
-        if self.max_grad_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
-        self.opt.step()
-
-        # average
-        if self.step % self.update_ema_every == 0:
-            self.step_ema()
-        self.step += 1
-        return total.item()
-
-    def train(
-        self,
-        prob_focus_present: float = 0.0,
-        focus_present_mask: Tensor | None = None,
-        log_fn: Callable[[dict[str, Any]], Any] = noop,
-    ) -> None:
-        """Trains up to `train_num_steps`, with a milestone every `save_and_sample_every` steps.
-
-        Args:
-            prob_focus_present: Probability that the frames of a clip do not see each other.
-            focus_present_mask: Boolean `(train_batch_size,)`, the clips whose frames do not see
-                each other; None to draw them.
-            log_fn: Called after each step with a dict: `step` (done so far), `loss` (mean over
-                the step's micro-batches), `lr`, `data_wait` (share of the step's time that was
-                spent waiting for clips), and at a milestone `sample`, the gif's path.
-        """
-        focus: dict[str, Any] = {}
-        if prob_focus_present:
-            focus["prob_focus_present"] = prob_focus_present
-        if focus_present_mask is not None:
-            focus["focus_present_mask"] = focus_present_mask.to(self.device)
-        with tqdm(initial=self.step, total=self.train_num_steps, desc="training") as bar:
-            while self.step < self.train_num_steps:
-                log = self._step_and_milestone(**focus)
-                log_fn(log)
-                bar.set_postfix(
-                    loss=f"{log['loss']:.4f}", data_wait=f"{log['data_wait']:.0%}", refresh=False
-                )
-                bar.update()
-
-    def _step_and_milestone(self, **kwargs: Any) -> dict[str, Any]:
-        """A step, and the files of the milestone if it ends one; gives what there is to log."""
-        start, self.waited = time.perf_counter(), 0.0
-        loss = self.train_step(**kwargs)
-        log = {
-            "step": self.step,
-            "loss": loss,
-            "lr": self.opt.param_groups[0]["lr"],
-            "data_wait": self.waited / (time.perf_counter() - start),
-        }
-        if self.step % self.save_and_sample_every == 0:
-            milestone = self.step // self.save_and_sample_every
-            # the checkpoint first: sampling takes long, and may be interrupted
-            self.save(milestone)
-            log["sample"] = str(self.save_sample(self.sample(), milestone))
-        return log
+        """Updates the averages, or copies the weights up to `step_start_ema`."""
+        self.averages.update(self.model, self.step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.host_memory import keep_freed_memory
-from video_diffusion_pytorch.training.batches import (
-    Draw,
-    Endless,
-    EndlessShuffle,
-    SeededItems,
-    collate,
-)
+from video_diffusion_pytorch.training.batch_stream import Endless
+from video_diffusion_pytorch.training.batches import Draw, EndlessShuffle, SeededItems, collate
 from video_diffusion_pytorch.training.captions import CaptionVectors
 from video_diffusion_pytorch.training.clip_source import (
     check_first_clip,
@@ -29,21 +24,24 @@ from video_diffusion_pytorch.training.clip_source import (
     choose_workers,
     clips_behind,
     hold_out,
+    name_of,
     take_value_range,
 )
+from video_diffusion_pytorch.training.engine import Processes
 from video_diffusion_pytorch.training.image_frames import (
     ClipAndImages,
     ClipsWithImages,
     join_images,
 )
 from video_diffusion_pytorch.training.image_source import ImageSource
+from video_diffusion_pytorch.training.validation import Validation, split_off
 
 _NO_TEXT = type(None)
 # Conditions that sampling takes, too
 _FOR_SAMPLES = ("cond", "labels", "frame_cond", "cond_video")
 
 
-class TrainingData(ImageSource):
+class TrainingData(ImageSource, Processes):
     """The part of a Trainer that makes batches; `Trainer` documents the attributes."""
 
     dl: Endless
@@ -52,6 +50,10 @@ class TrainingData(ImageSource):
     num_workers: int | None
     captions: CaptionVectors
     waited: float
+    validation: Validation | None
+    validation_folder: str | os.PathLike[str] | None
+    validation_split: float | None
+    validation_clips: int
     _sample_conditions: dict[str, Any] | None
     _chosen_conditions: dict[str, Any] | None
 
@@ -81,7 +83,8 @@ class TrainingData(ImageSource):
             batch_size=self.batch_size,
             sampler=None if is_stream else self.order,
             num_workers=self.num_workers or 0,
-            persistent_workers=bool(self.num_workers),
+            # a stream ends with each epoch, and begins anew
+            persistent_workers=bool(self.num_workers and is_stream),
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             # its own generator: making the loader draws, and a resumed run makes it once more
@@ -103,7 +106,10 @@ class TrainingData(ImageSource):
         if self._images is not None and not images:
             images = self._draw_images(len(videos))
         self.waited += time.perf_counter() - start
-        self.order.position += len(videos)
+        # a loader of the user's own may give batches of any size
+        first = self.order.position + self.process * len(videos)
+        self.places = range(first, first + len(videos))
+        self.order.position += len(videos) * self.num_processes
         if self._sample_conditions is None:
             self._sample_conditions = self._conditions_of(videos, conditions)
         told = self._to_device(conditions)
@@ -125,47 +131,103 @@ class TrainingData(ImageSource):
             )
         return self._to_device(self._sample_conditions or {})
 
+    def clip_names(self, places: Iterable[int]) -> list[str]:
+        """What a person finds the clips at these positions by: their files, where there are any."""
+        if not self.order.indices:
+            return [f"clip number {place} of the stream" for place in places]
+        return [name_of(self.ds, self.order.clip_at(place)) for place in places]
+
     @property
     def known_captions(self) -> list[str]:
         """Captions that training will meet, as far as they are known beforehand."""
         datasets = [clips_behind(self.ds), None if self._images is None else self._images.dataset]
+        if self.validation is not None:
+            datasets.append(clips_behind(self.validation.dataset))
         return [caption for clips in datasets for caption in getattr(clips, "captions", ())]
 
-    def _prepare_data(self, given: Mapping[str, Any], held_out: int | None, count: int) -> None:
+    def _prepare_data(
+        self, given: Mapping[str, Any], held_out: int | None, count: int, seed: int | None
+    ) -> None:
         """Sets up the batches.
 
         Args:
             given: `folder`, `dataset` and `dataloader`, of which one is not None.
             held_out: As in `Trainer`.
             count: Number of a milestone's samples.
+            seed: As in `Trainer`.
         """
         source = check_source(given, self.data_options, type(self), self.results_folder)
-        self.waited = 0.0
+        self.waited, self.places, self.validation = 0.0, range(0), None
         self._apart: Sequence[int] = ()
         self._sample_conditions = self._chosen_conditions
-        seed = int(torch.randint(2**31, ()))
+        seed = self.from_main(int(torch.randint(2**31, ())) if seed is None else seed)
         self.order = EndlessShuffle((), seed)
+        self.order.batch_size = self.batch_size
+        self.order.process, self.order.num_processes = self.process, self.num_processes
         self.ds = given["dataset"]
-        if source == "folder":
-            self.ds = self.make_dataset(given["folder"], self.model)
-        take_value_range(self.model, self.ds)
+        # caches and the like are made once, and found by the other processes
+        with self.main_first():
+            if source == "folder":
+                self.ds = self.make_dataset(given["folder"], self.model)
+            take_value_range(self.model, self.ds)
+            held_back = self._make_validation()
         if self.num_workers is None:
             self.num_workers = choose_workers(self.ds)
         if source == "dataloader":
             # the loader has an order of its own: here clips are only counted
             self._images = self._make_images(None)
-            self.dl = Endless(given["dataloader"])
+            self.dl = Endless(self._shared(given["dataloader"]))
         elif isinstance(self.ds, IterableDataset):
             self._images = self._make_images(None)
-            self.dl = Endless(self.make_dataloader(self.ds))
+            self.dl = Endless(self._shared(self.make_dataloader(self.ds)))
         else:
-            self._shuffle(held_out, count)
+            self._shuffle(held_out, count, held_back)
         folder = self.data_options.get("cache") or given["folder"]
         beside = None if folder is None else Path(folder)
         self.captions = CaptionVectors(self.model.text_use_bert_cls, beside)
 
-    def _shuffle(self, held_out: int | None, count: int) -> None:
-        """Sets up the batches of a dataset with a length."""
+    def _shared(self, loader: Any) -> Any:
+        """A loader with an order of its own, of which each process gets every n-th batch."""
+        if self.num_processes == 1:
+            return loader
+        if not isinstance(loader, DataLoader):
+            raise ValueError(
+                "Trainer: in several processes a dataloader must be torch's, which can be shared "
+                f"between them, got {type(loader).__name__}; pass a dataset, or train in one "
+                "process"
+            )
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)
+
+    def _make_validation(self) -> Sequence[int] | None:
+        """Sets up what is validated on; gives the clips of `ds` that are left, None for all."""
+        left: list[int] | None = None
+        if self.validation_folder is not None:
+            dataset = self.make_dataset(self.validation_folder, self.model)
+            indices = [*range(len(dataset))]
+        elif self.validation_split is not None:
+            dataset = self.ds
+            left, indices = split_off(dataset, self.validation_split)
+        else:
+            return None
+        self.validation = Validation(
+            dataset,
+            indices,
+            at_most=self.validation_clips,
+            batch_size=self.batch_size,
+            share=(self.process, self.num_processes),
+        )
+        return left
+
+    def _shuffle(
+        self, held_out: int | None, count: int, among: Sequence[int] | None = None
+    ) -> None:
+        """Sets up the batches of a dataset with a length.
+
+        Args:
+            held_out: As in `Trainer`.
+            count: Number of a milestone's samples.
+            among: Indices of the clips that there are; None for all.
+        """
         if not len(self.ds):
             raise ValueError(
                 "Trainer: the dataset must hold clips, got none; check where it looks for them"
@@ -175,7 +237,8 @@ class TrainingData(ImageSource):
         videos, conditions = self.unpack_batch(first)
         check_first_clip(self.model, clips_behind(self.ds), videos, conditions)
         self._check_no_images(conditions)
-        self.order.indices, apart = hold_out(self.ds, held_out, count if conditions else 0)
+        at_most = count if conditions else 0
+        self.order.indices, apart = hold_out(self.ds, held_out, at_most, among)
         self._images = self._make_images(self.order.indices)
         items: Any = self._items
         if self._images is not None:

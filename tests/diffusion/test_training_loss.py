@@ -1,0 +1,194 @@
+"""What a caller may fix in a training step: its times, what is dropped, and how it is summed up."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+
+B = 4
+CLIPS = (B, 3, 2, 8, 8)
+
+
+class Recorder(nn.Module):
+    """Notes what it is called with; what it predicts depends on the clip."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def forward(self, x, t, cond=None, null_cond_prob=0.0, **kwargs):
+        self.calls.append({"t": t, "null_cond_prob": null_cond_prob, **kwargs})
+        return 0.3 * x
+
+
+def diffusion_with(denoiser, **config):
+    config = {"image_size": 8, "num_frames": 2, "timesteps": 10} | config
+    return GaussianDiffusion(denoiser, **config)
+
+
+def exactly(message):
+    return f"^{re.escape(message)}$"
+
+
+def loss_of(diffusion, seed=0, **told):
+    torch.manual_seed(seed)
+    return diffusion(torch.rand(CLIPS), **told)
+
+
+# Times
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "continuous_cosine"])
+def test_given_times_are_those_of_the_loss(schedule):
+    recorder = Recorder()
+    diffusion = diffusion_with(recorder, beta_schedule=schedule)
+    torch.manual_seed(0)
+    clips = torch.rand(CLIPS)
+    drawn = diffusion.draw_times(B)
+    noise = torch.randn(CLIPS)
+    expected = diffusion.p_losses(clips * 2 - 1, drawn, noise=noise)
+    # the same numbers as if they were drawn, and no draw of theirs
+    assert torch.equal(loss_of(diffusion), expected)
+    assert torch.equal(diffusion(clips, t=drawn, noise=noise), expected)
+    assert torch.equal(recorder.calls[-1]["t"], drawn)
+    torch.manual_seed(1)
+    diffusion(clips, t=drawn)
+    after = torch.rand(3)
+    torch.manual_seed(1)
+    torch.randn(CLIPS)
+    assert torch.equal(after, torch.rand(3))
+
+
+def test_times_at_the_ends_are_right_and_any_integers_will_do():
+    recorder = Recorder()
+    t = torch.tensor([0, 9, 9, 0])
+    losses = [
+        loss_of(diffusion_with(recorder), t=t.to(dtype))
+        for dtype in (torch.int64, torch.int32, torch.int8, torch.uint8)
+    ]
+    assert all(torch.equal(loss, losses[0]) for loss in losses)
+    assert all(call["t"].dtype == torch.int64 for call in recorder.calls)
+    continuous = diffusion_with(recorder, beta_schedule="continuous_cosine")
+    assert loss_of(continuous, t=torch.tensor([-1.0, 9.0, 0.5, 3.25])).isfinite()
+    assert recorder.calls[-1]["t"].tolist() == [-1.0, 9.0, 0.5, 3.25]
+
+
+@pytest.mark.parametrize(
+    ("t", "got"),
+    [
+        (torch.tensor([0, 1, 2, 10]), "10"),
+        (torch.tensor([-1, 1, 2, 12]), "-1, 12"),
+        (torch.tensor([1, 2]), "torch.int64 of shape (2,)"),
+        (torch.tensor([[1], [2], [3], [4]]), "torch.int64 of shape (4, 1)"),
+        (torch.tensor(3), "torch.int64 of shape ()"),
+        (torch.tensor([0.0, 1.0, 2.0, 3.0]), "torch.float32 of shape (4,)"),
+        (torch.tensor([True, False, True, True]), "torch.bool of shape (4,)"),
+        ([1, 2, 3, 4], "list"),
+    ],
+    ids=str,
+)
+def test_times_outside_the_schedule(t, got):
+    message = (
+        "GaussianDiffusion: t must be whole numbers from 0 to 9, one per clip, shape (4,), got "
+        f"{got}; leave t out to have them drawn, or draw them with draw_times"
+    )
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=exactly(message)):
+        loss_of(diffusion_with(recorder), t=t)
+    assert recorder.calls == []
+
+
+@pytest.mark.parametrize("wrong", [-1.5, 9.01, float("nan")])
+def test_times_outside_a_continuous_schedule(wrong):
+    message = (
+        "GaussianDiffusion: t must be real numbers from -1 to 9, one per clip, shape (4,), got "
+    )
+    diffusion = diffusion_with(Recorder(), beta_schedule="continuous_cosine")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}.*; leave t out"):
+        loss_of(diffusion, t=torch.tensor([0.0, 1.0, 2.0, wrong]))
+
+
+# One loss per clip
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+@pytest.mark.parametrize("loss_type", ["l1", "l2", "huber"])
+def test_the_mean_of_the_losses_is_the_loss(loss_type, gamma):
+    diffusion = diffusion_with(Recorder(), loss_type=loss_type, min_snr_gamma=gamma)
+    mean = loss_of(diffusion)
+    each = loss_of(diffusion, reduction="none")
+    assert mean.shape == ()
+    assert each.shape == (B,)
+    torch.testing.assert_close(each.mean(), mean)
+    assert torch.equal(loss_of(diffusion, reduction="mean"), mean)
+    assert each.unique().numel() == B
+
+
+def test_the_loss_of_a_clip_is_that_of_the_clip_alone():
+    diffusion = diffusion_with(Recorder(), loss_type="l2", min_snr_gamma=5.0)
+    torch.manual_seed(0)
+    clips, noise, t = torch.rand(CLIPS), torch.randn(CLIPS), torch.tensor([0, 3, 6, 9])
+    each = diffusion(clips, noise=noise, t=t, reduction="none")
+    alone = [diffusion(clips[i : i + 1], noise=noise[i : i + 1], t=t[i : i + 1]) for i in range(B)]
+    torch.testing.assert_close(each, torch.stack(alone))
+    squares = F.mse_loss(0.3 * diffusion.q_sample(clips * 2 - 1, t, noise), noise, reduction="none")
+    weight = (5 * torch.exp(-diffusion.log_snr(t))).clamp(max=1)
+    torch.testing.assert_close(each, squares.mean(dim=(1, 2, 3, 4)) * weight)
+
+
+@pytest.mark.parametrize("reduction", ["sum", None, "Mean"])
+def test_another_reduction(reduction):
+    message = (
+        f"GaussianDiffusion: reduction must be one of mean, none, got {reduction!r}; choose mean "
+        "for a scalar, or none for the loss of each clip"
+    )
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=exactly(message)):
+        loss_of(diffusion_with(recorder), reduction=reduction)
+    assert recorder.calls == []
+
+
+# Which clips lose their conditions
+
+
+def test_who_loses_conditions_is_drawn_or_told():
+    recorder = Recorder()
+    diffusion = diffusion_with(recorder, cond_drop_prob=0.25)
+    mask, cond = torch.tensor([True, False, False, True]), torch.randn(B, 5)
+    loss_of(diffusion, cond=cond, drop_mask=mask)
+    loss_of(diffusion, cond=cond, drop_mask=mask.tolist())
+    loss_of(diffusion, cond=cond, drop_mask=None)
+    told, listed, drawn = recorder.calls
+    assert torch.equal(told["drop_mask"], mask)
+    assert torch.equal(listed["drop_mask"], mask)
+    assert told["null_cond_prob"] == listed["null_cond_prob"] == 0.0
+    assert "drop_mask" not in drawn
+    assert drawn["null_cond_prob"] == 0.25
+
+
+def test_a_clip_that_is_told_nothing_has_the_loss_of_none():
+    torch.manual_seed(0)
+    unet = Unet3D(8, dim_mults=(1,), attn_heads=1, cond_dim=5, num_classes=3).eval()
+    diffusion = diffusion_with(unet)
+    fixed = {"t": torch.tensor([1, 4, 7, 9]), "noise": torch.randn(CLIPS), "reduction": "none"}
+    told = {"cond": torch.randn(B, 5), "labels": torch.tensor([0, 1, 2, 0])}
+    mask = torch.tensor([True, False, False, True])
+    with torch.no_grad():
+        some = loss_of(diffusion, drop_mask=mask, **fixed, **told)
+        full = loss_of(diffusion, drop_mask=torch.zeros_like(mask), **fixed, **told)
+        none = loss_of(diffusion, null_cond_prob=1.0, **fixed)
+    torch.testing.assert_close(some, torch.where(mask, none, full))
+    assert not torch.isclose(none, full).any()
+
+
+def test_what_the_denoiser_takes():
+    diffusion = diffusion_with(Unet3D(8, dim_mults=(1,), attn_heads=1))
+    assert diffusion.denoiser_takes("drop_mask")
+    assert not diffusion.denoiser_takes("drop_maks")
+    diffusion.denoise_fn = nn.DataParallel(diffusion.denoise_fn)
+    assert diffusion.denoiser_takes("drop_mask")
+    assert not diffusion_with(Recorder()).denoiser_takes("drop_mask")

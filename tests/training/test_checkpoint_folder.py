@@ -1,0 +1,110 @@
+import os
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from video_diffusion_pytorch.training.checkpoint_folder import (
+    check_folder,
+    check_room,
+    find_checkpoint,
+    list_checkpoints,
+    milestone_of,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("model-9.pt", "model-10.pt", "model-2.5.pt", "model-best.pt", "other.pt"):
+        (tmp_path / name).touch()
+    (tmp_path / ".model-11.pt.77.tmp").touch()
+    (tmp_path / "model-9.5.sharded").mkdir()
+    (tmp_path / "model-12.pt").mkdir()
+    (tmp_path / "model-13.sharded").touch()
+    return tmp_path
+
+
+def test_checkpoints_are_listed_by_rising_number(folder):
+    names = [path.name for path in list_checkpoints(folder)]
+    assert names == ["model-2.5.pt", "model-9.pt", "model-9.5.sharded", "model-10.pt"]
+    assert [milestone_of(path) for path in list_checkpoints(folder)] == [2.5, 9, 9.5, 10]
+    assert list_checkpoints(folder / "none") == []
+
+
+def test_another_name_has_no_number(tmp_path):
+    with pytest.raises(ValueError, match=r"named model-N\.pt or .*, got 'model-best\.pt'; rename"):
+        milestone_of(tmp_path / "model-best.pt")
+
+
+def test_of_a_file_and_a_folder_of_one_number_the_later_counts(tmp_path):
+    file, sharded = tmp_path / "model-3.pt", tmp_path / "model-3.sharded"
+    file.touch()
+    sharded.mkdir()
+    for old, new in ((file, sharded), (sharded, file)):
+        os.utime(old, (100, 100))
+        os.utime(new, (200, 200))
+        assert list_checkpoints(tmp_path) == [old, new]
+        assert find_checkpoint(tmp_path, 3) == find_checkpoint(tmp_path, -1) == new
+
+
+@pytest.mark.parametrize(
+    ("milestone", "name"),
+    [
+        (-1, "model-10.pt"),
+        (9, "model-9.pt"),
+        (9.0, "model-9.pt"),
+        (9.5, "model-9.5.sharded"),
+        (2.5, "model-2.5.pt"),
+        (77, "model-77.pt"),
+    ],
+)
+def test_a_milestone_is_found(folder, milestone, name):
+    assert find_checkpoint(folder, milestone) == folder / name
+
+
+def test_a_path_is_itself(folder):
+    assert find_checkpoint(folder, "elsewhere/model-1.pt").parts == ("elsewhere", "model-1.pt")
+
+
+def test_the_newest_of_none_is_an_error(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt in"):
+            find_checkpoint(folder, -1)
+
+
+def test_a_folder_is_made_and_left_empty(tmp_path):
+    folder = tmp_path / "a" / "b"
+    for _ in range(2):
+        check_folder(folder)
+        assert folder.is_dir()
+        assert not list(folder.iterdir())
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "results"):
+        with pytest.raises(OSError, match=r"the results folder .*file.* must be one that check"):
+            check_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(28, "No space left on device"), (30, "Read-only file system")]
+)
+def test_a_disk_that_takes_no_file_is_named(tmp_path, monkeypatch, number, text):
+    def refusing(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    with pytest.raises(OSError, match=rf"can be written to, got {text}; make room"):
+        check_folder(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_room_is_said(tmp_path, monkeypatch, caplog):
+    usage = namedtuple("usage", "total used free")(10**9, 10**9 - 3 * 10**6, 3 * 10**6)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    check_room(tmp_path, 3 * 10**6)
+    assert not caplog.records
+    check_room(tmp_path, 5 * 10**6)
+    assert "takes about 5.0 MB, and the disk of" in caplog.text
+    assert "has 3.0 MB free: make room" in caplog.text

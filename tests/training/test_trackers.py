@@ -1,0 +1,311 @@
+"""Trackers are told what a run tells."""
+
+import logging
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+from video_diffusion_pytorch.training import trackers
+from video_diffusion_pytorch.training.trackers import (
+    check_trackers,
+    end_trackers,
+    log_line,
+    log_video,
+    start_trackers,
+)
+
+LINE = {
+    "step": 7,
+    "time": 1.7e9,
+    "loss": 0.5,
+    "grad_norm": None,
+    "clips_per_second": 3,
+    "loss_by_noise": [0.25, None, 0.75],
+}
+
+
+class Notebook(GeneralTracker):
+    """Keeps what it is told."""
+
+    name = "notebook"
+    requires_logging_directory = False
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.lines, self.finished = None, [], 0
+
+    @property
+    def tracker(self):
+        return self
+
+    def store_init_configuration(self, values):
+        self.config = values
+
+    def log(self, values, step=None, **kwargs):
+        self.lines.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture
+def gif(tmp_path):
+    """Three frames of 16 x 8 pixels."""
+    path = tmp_path / "3.gif"
+    video_tensor_to_gif(torch.rand(1, 3, 8, 16), path)
+    return path
+
+
+def events_of(folder):
+    """All that a TensorBoard would show of a folder, the settings apart."""
+    events = EventAccumulator(str(folder), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def on(folder, *log_with):
+    return Accelerator(cpu=True, log_with=list(log_with), project_dir=folder)
+
+
+# TensorBoard
+
+
+def test_tensorboard_files_hold_the_numbers(tmp_path):
+    accelerator = on(tmp_path, "tensorboard")
+    start_trackers(accelerator, "run", {"lr": 1e-4, "unet": {"dim": 8}})
+    log_line(accelerator, LINE)
+    log_line(accelerator, {**LINE, "step": 9, "loss": 0.25})
+    end_trackers(accelerator)
+    events = events_of(tmp_path / "run")
+    names = {"loss", "clips_per_second", "loss_by_noise/0", "loss_by_noise/2"}
+    assert set(events.Tags()["scalars"]) == names
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(7, 0.5), (9, 0.25)]
+    assert [event.value for event in events.Scalars("loss_by_noise/2")] == [0.75, 0.75]
+    (settings,) = (tmp_path / "run").rglob("hparams.yml")
+    assert "unet.dim: 8" in settings.read_text()
+
+
+def test_tensorboard_gets_the_gif_as_it_is(tmp_path, gif):
+    accelerator = on(tmp_path, "tensorboard")
+    start_trackers(accelerator, "run", {})
+    log_video(accelerator, gif, 20)
+    log_video(accelerator, str(gif), 40)
+    end_trackers(accelerator)
+    shown = events_of(tmp_path / "run").Images("samples")
+    assert [image.step for image in shown] == [20, 40]
+    assert (shown[0].width, shown[0].height) == (16, 8)
+    assert shown[0].encoded_image_string == gif.read_bytes()
+    with Image.open(gif) as image:
+        assert image.n_frames == 3
+
+
+def test_tensorboard_forgets_the_steps_that_are_repeated(tmp_path):
+    for done, steps in ((0, (10, 20, 30)), (20, (30, 40))):
+        accelerator = on(tmp_path, "tensorboard")
+        start_trackers(accelerator, "run", {}, step=done)
+        for step in steps:
+            log_line(accelerator, {"step": step, "loss": float(step + done)})
+        end_trackers(accelerator)
+    events = events_of(tmp_path / "run").Scalars("loss")
+    assert [(event.step, event.value) for event in events] == [
+        (10, 10.0),
+        (20, 20.0),
+        (30, 50.0),
+        (40, 60.0),
+    ]
+
+
+def test_tensorboard_x_will_do(tmp_path, gif, monkeypatch):
+    from tensorboard.compat.proto import summary_pb2
+
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.summary_pb2", None)
+    monkeypatch.delattr("tensorboard.compat.proto.summary_pb2")
+    for name in ("tensorboardX", "tensorboardX.proto"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "tensorboardX.proto.summary_pb2", summary_pb2)
+    accelerator = on(tmp_path, "tensorboard")
+    start_trackers(accelerator, "run", {})
+    log_video(accelerator, gif, 20)
+    end_trackers(accelerator)
+    assert len(events_of(tmp_path / "run").Images("samples")) == 1
+
+
+# Others
+
+
+def test_a_tracker_of_ones_own_is_told_all(tmp_path, gif, caplog):
+    notebook = Notebook()
+    accelerator = on(tmp_path, notebook)
+    config = {
+        "lr": 1e-4,
+        "amp": False,
+        "name": "a",
+        "unet": {"dim": 8, "dim_mults": (1, 2), "deeper": {"cond_dim": None}},
+        "folder": Path("clips"),
+    }
+    start_trackers(accelerator, "run", config)
+    assert notebook.config == {
+        "lr": 1e-4,
+        "amp": False,
+        "name": "a",
+        "unet.dim": 8,
+        "unet.dim_mults": "(1, 2)",
+        "unet.deeper.cond_dim": "None",
+        "folder": "clips",
+    }
+    log_line(accelerator, LINE)
+    expected = {
+        "loss": 0.5,
+        "clips_per_second": 3,
+        "loss_by_noise/0": 0.25,
+        "loss_by_noise/2": 0.75,
+    }
+    assert notebook.lines == [(7, expected)]
+    log_line(accelerator, {"step": 8, "time": 1.0, "event": "skipped step", "clips": [3, 4]})
+    log_line(accelerator, {"step": 8, "loss": math.nan, "note": "text", "flag": True})
+    assert len(notebook.lines) == 1
+
+    with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
+        log_video(accelerator, gif, 7)
+        log_video(accelerator, gif, 8)
+    assert len(caplog.records) == 1
+    assert f"notebook is not sent files such as 3.gif: samples stay in {gif.parent}" in caplog.text
+    end_trackers(accelerator)
+    assert (notebook.finished, accelerator.trackers) == (1, [])
+    end_trackers(accelerator)
+    assert notebook.finished == 1
+
+
+def test_started_trackers_are_not_started_again(tmp_path):
+    notebook = Notebook()
+    accelerator = on(tmp_path, notebook)
+    start_trackers(accelerator, "run", {"a": 1})
+    start_trackers(accelerator, "run", {"a": 2})
+    assert accelerator.trackers == [notebook]
+    assert notebook.config == {"a": 1}
+    end_trackers(accelerator)
+    start_trackers(accelerator, "run", {"a": 3})
+    assert notebook.config == {"a": 3}
+    end_trackers(accelerator)
+
+
+class FakeRun:
+    """What `wandb.init` gives."""
+
+    def __init__(self):
+        self.logged = []
+
+    def log(self, values, step=None):
+        self.logged.append((step, values))
+
+    def finish(self):
+        pass
+
+
+def test_wandb_plays_the_file(tmp_path, gif, monkeypatch, caplog):
+    wandb, run = ModuleType("wandb"), FakeRun()
+    wandb.Video = lambda path, format: ("video", path, format)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+
+    class Wandb(Notebook):
+        name = "wandb"
+
+        def log(self, values, step=None, **kwargs):
+            run.log(values, step=step)
+
+    accelerator = on(tmp_path, Wandb())
+    start_trackers(accelerator, "run", {})
+    with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
+        log_video(accelerator, gif, 7)
+        log_video(accelerator, tmp_path / "3.MP4", 8)
+        assert not caplog.records
+        log_video(accelerator, tmp_path / "3.npy", 9)
+    assert run.logged == [
+        (7, {"samples": ("video", str(gif), "gif")}),
+        (8, {"samples": ("video", str(tmp_path / "3.MP4"), "mp4")}),
+    ]
+    assert "wandb is not sent files such as 3.npy" in caplog.text
+    end_trackers(accelerator)
+
+
+def test_tensorboard_is_sent_no_films(tmp_path, caplog):
+    accelerator = on(tmp_path, "tensorboard")
+    start_trackers(accelerator, "run", {})
+    with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
+        log_video(accelerator, tmp_path / "3.mp4", 9)
+    assert "tensorboard is not sent files such as 3.mp4" in caplog.text
+    end_trackers(accelerator)
+
+
+def test_without_trackers_nothing_is_done(tmp_path, gif):
+    accelerator = Accelerator(cpu=True)
+    start_trackers(accelerator, "run", {"a": 1})
+    log_line(accelerator, LINE)
+    log_video(accelerator, gif, 7)
+    end_trackers(accelerator)
+    assert list(tmp_path.iterdir()) == [gif]
+
+
+# Checks
+
+
+@pytest.mark.parametrize(
+    "log_with",
+    [None, "tensorboard", "all", LoggerType.TENSORBOARD, ["tensorboard", Notebook()], Notebook()],
+)
+def test_trackers_that_can_be_used(log_with):
+    check_trackers(log_with)
+
+
+def test_a_registered_tracker_can_be_used(monkeypatch):
+    monkeypatch.setitem(
+        __import__("accelerate.tracking").tracking.LOGGER_TYPE_TO_CLASS, "notebook", Notebook
+    )
+    check_trackers(["notebook"])
+
+
+@pytest.mark.parametrize("log_with", ["tensorbord", ["tensorboard", "tensorbord"]])
+def test_an_unknown_tracker_is_refused(log_with):
+    with pytest.raises(
+        ValueError,
+        match=r"log_with must name trackers that can be used here, .*tensorboard.*, got "
+        r"'tensorbord'; choose one of .*tensorboard.*wandb.*pip install tensorboard",
+    ):
+        check_trackers(log_with)
+
+
+@pytest.mark.parametrize("name", ["comet_ml", LoggerType.COMETML])
+def test_a_tracker_that_is_not_installed_is_refused(name, monkeypatch):
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
+    with pytest.raises(ValueError, match=r"none is installed, got 'comet_ml'; .*install comet-ml$"):
+        check_trackers(name)
+    with pytest.raises(ValueError, match=r"none is installed, got 'all'; .*install tensorboard$"):
+        check_trackers("all")
+
+
+@pytest.mark.parametrize("log_with", [3, [Notebook], True])
+def test_what_is_no_tracker_is_refused(log_with):
+    with pytest.raises(TypeError, match=r"names of trackers or GeneralTrackers .*an instance of"):
+        check_trackers(log_with)
+
+
+def test_no_accelerator_is_kept_for_its_warnings():
+    accelerator = Accelerator(cpu=True, log_with=[Notebook()])
+    start_trackers(accelerator, "run", {})
+    log_video(accelerator, "3.gif", 1)
+    assert accelerator in trackers._told
+    del accelerator
+    import gc
+
+    gc.collect()
+    assert not trackers._told

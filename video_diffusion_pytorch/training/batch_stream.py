@@ -1,0 +1,92 @@
+"""Beside the loop: batches without end, also when a loader ends or its processes die."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+# How often the processes that read a batch may die before it is given up
+_TRIES = 3
+
+
+class Endless(Iterator[Any]):
+    """The batches of a loader, from the beginning again where it ends or was interrupted.
+
+    Where processes that read for a torch loader die, new ones are started.
+
+    Args:
+        loader: Anything that can be gone through more than once. After the death of a process it
+            must go on with the batch that has not been given yet, as `EndlessShuffle` does.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+        self._batches: Iterator[Any] | None = None
+
+    def restart(self) -> None:
+        """Lets the next batch be the first of the loader."""
+        self._batches = None
+
+    def __next__(self) -> Any:
+        """Gives the next batch.
+
+        Raises:
+            ValueError: If the loader gives none.
+            RuntimeError: If the processes that read died again and again.
+        """
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return self._next()
+            except RuntimeError as error:
+                if not _is_death_of_worker(error):
+                    raise
+                if not tries_left:
+                    raise RuntimeError(
+                        "Trainer: the processes that read clips must stay alive, got "
+                        f"{_TRIES} deaths at one batch ({error}); look for a lack of memory or a "
+                        "file that crashes its reader, or read in the main process with "
+                        "num_workers=0"
+                    ) from error
+                logger.warning("a process that reads clips died (%s): new ones are started", error)
+        raise AssertionError
+
+    def _next(self) -> Any:
+        for _ in range(2):
+            if self._batches is None:
+                self._batches = _iterate(self.loader)
+            try:
+                return next(self._batches)
+            except StopIteration:
+                self.restart()
+            except BaseException:
+                # an interrupted reader is at its end, and would give no further batch
+                self.restart()
+                raise
+        raise ValueError(
+            "Trainer: the data loader must give at least one batch, got none; check that the "
+            "dataset is not empty, and not smaller than a batch with drop_last"
+        )
+
+
+def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
+    """Begins to go through a loader, without an exception out of the blue when a process dies.
+
+    torch's handler of SIGCHLD raises wherever the main thread is, such as in the middle of an
+    optimizer step. Without it the death is noticed when the next batch is waited for.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
+    return batches
+
+
+def _is_death_of_worker(error: RuntimeError) -> bool:
+    text = str(error)
+    return text.startswith("DataLoader worker") and ("exited" in text or "killed" in text)

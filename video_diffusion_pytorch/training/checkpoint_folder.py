@@ -1,0 +1,117 @@
+"""The folder that checkpoints go to: which are there, and whether another can be written."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+_NAME = re.compile(r"model-(\d+(?:\.\d+)?)\.(pt|sharded)")
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The files `model-N.pt` and folders `model-N.sharded` of a folder, by rising N.
+
+    Of a file and a folder with the same N, that which was written later comes last.
+    """
+    found = []
+    for path in folder.glob("model-*"):
+        match = _NAME.fullmatch(path.name)
+        is_right = match and (path.is_dir() if match.group(2) == "sharded" else path.is_file())
+        if match and is_right:
+            found.append((float(match.group(1)), _written_at(path), path))
+    return [path for _, _, path in sorted(found)]
+
+
+def _written_at(path: Path) -> int:
+    with contextlib.suppress(OSError):  # another process may have removed it since
+        return path.stat().st_mtime_ns
+    return 0
+
+
+def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str]) -> Path:
+    """The checkpoint of a milestone, a file or a sharded folder.
+
+    Args:
+        folder: Where the checkpoints are.
+        milestone: Its number, -1 for the newest, or a path, which is returned as it is.
+
+    Returns:
+        Its path. For a number that is not there, that of the file it would have.
+
+    Raises:
+        FileNotFoundError: If -1 is asked for and there is no checkpoint.
+    """
+    if isinstance(milestone, (str, os.PathLike)):
+        return Path(milestone)
+    checkpoints = list_checkpoints(folder)
+    if milestone == -1 and not checkpoints:
+        raise FileNotFoundError(
+            f"expected a checkpoint model-N.pt in {folder.resolve()}, found none; train first, or "
+            "give the path of a checkpoint"
+        )
+    if milestone == -1:
+        return checkpoints[-1]
+    same = [path for path in checkpoints if milestone_of(path) == milestone]
+    return same[-1] if same else folder / f"model-{milestone}.pt"
+
+
+def milestone_of(path: Path) -> float:
+    """The N in the name of a checkpoint, `model-N.pt` or `model-N.sharded`.
+
+    Raises:
+        ValueError: If it is no such name.
+    """
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(
+            f"a checkpoint must be named model-N.pt or model-N.sharded, got {path.name!r}; "
+            "rename it, N being a number such as 12 or 1.5"
+        )
+    return float(match.group(1))
+
+
+def check_folder(folder: Path) -> None:
+    """Makes the folder if it is missing, and writes a small file there, which it removes.
+
+    So a run that could not write its first checkpoint fails before the training and not after it.
+
+    Raises:
+        OSError: If the folder can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", suffix=".tmp") as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())  # a full network disk may say so here only
+    except OSError as error:
+        raise OSError(
+            f"the results folder {folder} must be one that checkpoints can be written to, got "
+            f"{error.strerror or error}; make room, change the folder's permissions or choose "
+            "another folder"
+        ) from error
+
+
+def check_room(folder: Path, needed_bytes: int) -> None:
+    """Warns if the file system has less free space than one checkpoint needs.
+
+    Args:
+        folder: Where the checkpoints go; it must be there.
+        needed_bytes: Size of one checkpoint in bytes. The one before it stays while it is written.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        logger.warning(
+            "a checkpoint takes about %.1f MB, and the disk of %s has %.1f MB free: make room "
+            "before the first one is written",
+            needed_bytes / 1e6,
+            folder,
+            free / 1e6,
+        )

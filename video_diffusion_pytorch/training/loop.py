@@ -1,0 +1,134 @@
+"""The training loop: step after step, and an end that loses nothing."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from video_diffusion_pytorch.training.checkpoint_folder import check_room
+from video_diffusion_pytorch.training.metrics import MetricsFile
+from video_diffusion_pytorch.training.signals import StopSignals
+from video_diffusion_pytorch.training.step import TrainingStep
+from video_diffusion_pytorch.training.trackers import end_trackers, start_trackers
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+
+def noop(*args: Any, **kwargs: Any) -> None:
+    """Logs nothing: the default of `Trainer.train`'s `log_fn`."""
+
+
+class TrainingLoop(TrainingStep):
+    """The part of a Trainer that goes from step to step; `Trainer` documents the attributes."""
+
+    project: str
+    _signals: StopSignals | None
+
+    def train(
+        self,
+        prob_focus_present: float = 0.0,
+        focus_present_mask: Tensor | None = None,
+        log_fn: Callable[[dict[str, Any]], Any] = noop,
+    ) -> None:
+        """Trains up to `train_num_steps`, with a milestone every `save_and_sample_every` steps.
+
+        SIGTERM and Ctrl+C let the step in progress end, a checkpoint is written, and the process
+        ends, with SystemExit(143) and KeyboardInterrupt; a second one ends it at once. The last
+        step has a checkpoint as well.
+
+        Args:
+            prob_focus_present: Probability that the frames of a clip do not see each other.
+            focus_present_mask: Boolean `(train_batch_size,)`, the clips whose frames do not see
+                each other; None to draw them.
+            log_fn: Called after each step, on every process, with a dict: `step` (done so far),
+                `loss` (mean over the step's micro-batches and processes), `lr`, `grad_norm`,
+                `skipped` (whether the weights were left as they are), `data_wait` (share of the
+                step's time that was spent waiting for clips); where there was a validation, its
+                losses; and at a milestone `sample`, the gif's path.
+        """
+        focus: dict[str, Any] = {}
+        if prob_focus_present:
+            focus["prob_focus_present"] = prob_focus_present
+        if focus_present_mask is not None:
+            focus["focus_present_mask"] = focus_present_mask.to(self.device)
+        self._begin()
+        signals = StopSignals()
+        try:
+            with signals, self._bar() as bar:
+                self._signals = signals
+                while self.step < self.train_num_steps and not self.is_told_to_stop:
+                    log = self._step_and_milestone(**focus)
+                    log_fn(log)
+                    self._show(bar, log)
+                self.write_metrics()
+                if self._saved_step != self.step:
+                    self.save(self.milestone)
+        finally:
+            self._signals = None
+            end_trackers(self.accelerator)
+        if signals.caught is not None and self.is_main:
+            logger.warning("told to stop at step %d: %s", self.step, self._last_checkpoint())
+        signals.leave()
+
+    def _start_counting(self) -> None:
+        self.step, self.skipped_steps = 0, 0
+        self.losses = {"training": None, "validation": None}
+        self._skipped_in_row, self._saved_step, self._measured_step = 0, -1, 0
+        self._shall_stop, self._signals, self.metrics_file = False, None, None
+        self.resumed_from = None
+
+    def _begin(self) -> None:
+        self._shall_stop, self._first_step = False, self.step + 1
+        self._measured_step = self.step
+        if self._saved_step < 0:
+            # the first weights need no file
+            self._saved_step = self.step
+        if self.is_main:
+            check_room(self.results_folder, self._checkpoint_bytes())
+            self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
+        start_trackers(self.accelerator, self.project, self.settings(), step=self.step)
+
+    def _checkpoint_bytes(self) -> int:
+        """About the size of a checkpoint: weights, averages, and two numbers of Adam's for each."""
+        tensors = self.model.state_dict().values()
+        of_weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return of_weights * (3 + len(self.averages.models))
+
+    def _bar(self) -> Any:
+        return tqdm(
+            initial=self.step,
+            total=self.train_num_steps,
+            desc="training",
+            disable=not self.is_main,
+        )
+
+    def _show(self, bar: Any, log: dict[str, Any]) -> None:
+        bar.set_postfix(
+            loss=f"{log['loss']:.4f}", data_wait=f"{log['data_wait']:.0%}", refresh=False
+        )
+        bar.update()
+
+    def _step_and_milestone(self, **kwargs: Any) -> dict[str, Any]:
+        """A step, and the files of the milestone if it ends one; gives what there is to log."""
+        start, self.waited = time.perf_counter(), 0.0
+        loss = self.train_step(**kwargs)
+        seconds = time.perf_counter() - start
+        clips = self.batch_size * self.gradient_accumulate_every
+        norm = self.step_metrics["grad_norm"]
+        if not self.step_metrics["skipped"]:
+            self.metrics.add_step(
+                loss=loss, grad_norm=norm, clips=clips, seconds=seconds, waited=self.waited
+            )
+        log = {
+            "step": self.step,
+            "loss": loss,
+            "lr": self.opt.param_groups[0]["lr"],
+            "data_wait": self.waited / seconds,
+            **self.step_metrics,
+        }
+        return log | self.after_step()

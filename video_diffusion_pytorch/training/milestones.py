@@ -1,0 +1,210 @@
+"""Between the steps: what is measured, written, kept and shown now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.training.draws import ClipDraws
+from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics
+from video_diffusion_pytorch.training.resume import Resumable
+from video_diffusion_pytorch.training.samples import describe, draw_samples, write_samples
+from video_diffusion_pytorch.training.trackers import log_line, log_video
+from video_diffusion_pytorch.training.training_data import TrainingData
+from video_diffusion_pytorch.training.validation import Part, Validation
+
+
+class Milestones(TrainingData, Resumable):
+    """The part of a Trainer between the steps; `Trainer` documents the attributes."""
+
+    save_and_sample_every: int
+    num_sample_rows: int
+    sample_cond_scale: float
+    save_every: int | None
+    validate_every: int
+    log_every: int
+    train_num_steps: int
+    validation: Validation | None
+    clip_draws: ClipDraws
+    metrics: StepMetrics
+    metrics_file: MetricsFile | None
+    _shall_stop: bool
+    _signals: Any
+    _first_step: int
+    _measured_step: int
+
+    # samples
+
+    def sample(self, ema_decay: float | None = None) -> Tensor:
+        """A milestone's samples, `(num_sample_rows ** 2, c, f, h, w)`, of an averaged model.
+
+        Each process draws its part, and all get all of them. Noise and conditions are the same at
+        every milestone. Training's random numbers are not touched.
+
+        Args:
+            ema_decay: Which average draws, by its decay; None for the first.
+        """
+        count = self.num_sample_rows**2
+        videos = draw_samples(
+            cast(GaussianDiffusion, self.averages.choose(ema_decay)),
+            count,
+            self.batch_size,
+            self.sample_conditions(),
+            self.order.seed,
+            self.sample_cond_scale,
+            share=(self.process, self.num_processes),
+        )
+        if self.num_processes > 1:
+            videos = self.accelerator.gather(videos.contiguous())
+        return videos[:count]
+
+    def save_sample(self, videos: Tensor, milestone: int) -> Path:
+        """Writes the samples: a grid `N.gif`, their values `N.npy`, what they were told `N.txt`."""
+        return write_samples(
+            videos,
+            self.results_folder,
+            str(milestone),
+            rows=self.num_sample_rows,
+            value_range=self.model.config["value_range"],
+            in_unit_range=self.model.auto_normalize,
+            captions=describe(self._sample_conditions or {}, self.class_names, len(videos)),
+        )
+
+    # validation
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The loss on the clips that are not trained on, with time steps and noise that stay.
+
+        Training's random numbers are not touched.
+
+        Returns:
+            `validation_loss`, of the weights, and `validation_loss_ema_D`, of the average with
+            decay `D`.
+
+        Raises:
+            ValueError: If the trainer has neither `validation_folder` nor `validation_split`.
+        """
+        if self.validation is None:
+            raise ValueError(
+                "Trainer.validate: there must be clips to validate on, got none; pass "
+                "validation_folder or validation_split"
+            )
+        models: dict[str, nn.Module] = {"": self.model}
+        models |= {f"_ema_{name}": model for name, model in self.averages.named().items()}
+        for model in models.values():
+            model.eval()
+        sums = [StepMetrics(self.device, self.model.num_timesteps) for _ in models]
+        totals = torch.zeros(len(models) + 1, device=self.device)
+        for part in self.validation.parts(self.num_workers or 0):
+            self._validate_part(part, [*models.values()], sums, totals)
+        *losses, count = self.sum_over_processes(totals).tolist()
+        by_noise = [s.take(self.step, 0.0, self.sum_over_processes)["loss_by_noise"] for s in sums]
+        means = [loss / count for loss in losses]
+        found = {f"validation_loss{name}": mean for name, mean in zip(models, means, strict=True)}
+        self.losses["validation"] = means[1]
+        line = {"step": self.step, "time": time.time(), **found, "validation_by_noise": by_noise[1]}
+        self._write_line(line)
+        return found
+
+    def _validate_part(
+        self,
+        part: Part,
+        models: list[nn.Module],
+        sums: list[StepMetrics],
+        totals: Tensor,
+    ) -> None:
+        videos, conditions = self.unpack_batch(part.batch)
+        told = self._to_device(conditions)
+        videos = videos.to(self.device, non_blocking=True)
+        drawn = self.clip_draws.fixed(part.numbers, videos.shape[2])
+        for i, model in enumerate(models):
+            # a model that draws for itself draws the same each time, at least
+            with self._seeded(part.numbers[0]), self.accelerator.autocast():
+                losses = model(videos, **told, **drawn).float()
+            counted = losses[: part.counted] if losses.ndim else losses.expand(part.counted)
+            if "t" in drawn and part.counted:
+                sums[i].add_losses(counted, drawn["t"][: part.counted])
+            totals[i] += counted.sum()
+        totals[-1] += part.counted
+
+    @contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Lets torch's random numbers begin at a seed; afterwards they go on as if nothing was."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            yield
+
+    # what is written
+
+    @property
+    def milestone(self) -> int | float:
+        """The number in a checkpoint's name: of the milestone, between two of them a fraction."""
+        whole, rest = divmod(self.step, self.save_and_sample_every)
+        return round(self.step / self.save_and_sample_every, 6) if rest else whole
+
+    @property
+    def is_told_to_stop(self) -> bool:
+        """Whether a signal came, and all processes know of it."""
+        is_alone = self.num_processes == 1 and self._signals is not None
+        return self._shall_stop or (is_alone and self._signals.caught is not None)
+
+    def after_step(self) -> dict[str, Any]:
+        """Validates, writes and shows what is due after a step; gives what there is to log."""
+        found: dict[str, Any] = {}
+        is_milestone = self.step % self.save_and_sample_every == 0
+        is_saved = is_milestone or (self.save_every and self.step % self.save_every == 0)
+        is_validated = self.validation is not None and self.step % self.validate_every == 0
+        if is_validated:
+            found |= self.validate()
+        if self.step % self.log_every == 0 or is_saved or self.step == self._first_step:
+            self.write_metrics()
+        if is_saved:
+            # before sampling, which takes long and may be interrupted
+            self.save(self.milestone)
+        if is_milestone and not self.is_told_to_stop:
+            found["sample"] = str(self._show_samples())
+        return found
+
+    def _show_samples(self) -> Path | None:
+        # nothing is lost if it is ended in between
+        self._signals.at_once = True
+        milestone = self.step // self.save_and_sample_every
+        videos = self.sample()
+        with self.main_first():
+            path = self.save_sample(videos, milestone) if self.is_main else None
+            if path is not None:
+                log_video(self.accelerator, path, self.step)
+        self._signals.at_once = False
+        return self.from_main(path)
+
+    def settings(self) -> dict[str, Any]:
+        """What the run was told, in plain values, for trackers."""
+        network = getattr(unwrap(self.model.denoise_fn), "config", None) or {}
+        own = {n: v for n, v in vars(self).items() if isinstance(v, (bool, int, float, str))}
+        shown = {name: value for name, value in own.items() if not name.startswith("_")}
+        return {"trainer": shown, "diffusion": self.model.config, "unet": network}
+
+    def write_metrics(self) -> None:
+        """Writes the line of the steps since the last one, if there are any."""
+        if self._measured_step == self.step:
+            return
+        lr = self.opt.param_groups[0]["lr"]
+        line = self.metrics.take(self.step, lr, self.sum_over_processes)
+        self._measured_step = self.step
+        self.losses["training"] = line["loss"]
+        self._write_line({**line, "skipped_steps": self.skipped_steps})
+
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        """Sends a line to `metrics.jsonl` and the trackers."""
+        if self.is_main and self.metrics_file is not None:
+            self.metrics_file.write(dict(line))
+            log_line(self.accelerator, line)
