@@ -3,7 +3,6 @@
 import gc
 import inspect
 import re
-import shlex
 from ast import literal_eval
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.docs_code import NETWORK, TINY_BERT, TINY_BERT_DIM, TRAINING, Page, small_options
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion, text
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.conditions import KINDS
@@ -19,36 +19,9 @@ from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import FRAME_EXTS, VIDEO_EXTS
 from video_diffusion_pytorch.data.write_video import write_video
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/your_own_data.md").read_text(encoding="utf-8")
+PAGE = Page("your_own_data.md")
 # the page's clips have 16 frames of 64 x 64, those of the test 4 of 16 x 16
 SMALLER = {"16": "4", "64": "16", "48": "12", "96": "24"}
-NETWORK = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 1, "init_kernel_size": 3}
-TRAINING = {
-    "train_batch_size": 2, "gradient_accumulate_every": 1, "train_num_steps": 1,
-    "save_and_sample_every": 1, "num_sample_rows": 1, "device": "cpu", "num_workers": 0,
-}  # fmt: skip
-TINY_BERT = ROOT / "tests/golden/tiny_bert"
-TINY_BERT_DIM = 32
-
-
-def sections():
-    """The page's text, by the title above it."""
-    found, title, is_code = {}, "", False
-    for line in PAGE.splitlines(keepends=True):
-        is_code ^= line.startswith("```")
-        if line.startswith("#") and not is_code:
-            title = line.strip("# \n")
-        else:
-            found[title] = found.get(title, "") + line
-    return found
-
-
-TEXTS = sections()
-
-
-def blocks(title, language):
-    return re.findall(rf"```{language}\n(.*?)```", TEXTS[title], re.S)
 
 
 # The files that the page takes for granted
@@ -106,7 +79,7 @@ def wild():
     clip("wild/whale.mp4", num_frames=16, fps=4)
     for number in (7, 8):
         clip(f"wild/birds/{number:03}.gif")
-    [table] = blocks("A manifest", "csv")
+    [table] = PAGE.blocks("A manifest", "csv")
     Path("clips.csv").write_text(table)
 
 
@@ -194,18 +167,18 @@ def _workplace(tmp_path, monkeypatch):
     text.set_text_encoder()
 
 
-class Page:
+class SmallPage:
     """Runs blocks of the page in one namespace, with small networks and short training."""
 
     def __init__(self):
         self.names = {}
         self.trainers = []
-        self.run(blocks("Bring your own data", "python")[0])
+        self.run(PAGE.blocks("Bring your own data")[0])
         self.names |= {"Unet3D": self.unet, "GaussianDiffusion": diffusion, "Trainer": self.trainer}
 
     def run(self, block):
         small = re.sub(r"\b\d+\b", lambda number: SMALLER.get(number[0], number[0]), block)
-        exec(compile(small, "your_own_data.md", "exec"), self.names)
+        PAGE.run(small, self.names)
 
     def unet(self, *, use_bert_text_cond=False, **options):
         if use_bert_text_cond:
@@ -223,7 +196,7 @@ def diffusion(unet, **options):
 
 
 def test_every_block_belongs_to_a_test():
-    with_code = [title for title in TEXTS if "```python" in TEXTS[title]]
+    with_code = [title for title in PAGE.sections if PAGE.blocks(title)]
     assert with_code == ["Bring your own data", *FILES]
 
 
@@ -240,8 +213,8 @@ OPEN_FILE = [
 )
 def test_the_pages_code_runs(title):
     FILES[title]()
-    page = Page()
-    for block in blocks(title, "python"):
+    page = SmallPage()
+    for block in PAGE.blocks(title):
         # to start processes would take longer than what they have to do
         page.run(block.replace("num_workers=2", "num_workers=0"))
         for trainer in page.trainers:
@@ -291,16 +264,13 @@ def _check(title, names):
 def test_the_pages_commands_run(capsys):
     for write in (films, fields, actions, wild, robots_and_masks):
         write()
-    options = {**NETWORK, **TRAINING, "timesteps": 2, "image_size": 16, "num_frames": 4}
-    small = [f"--{name}={list(v) if name == 'dim_mults' else v}" for name, v in options.items()]
-    [commands] = blocks("8. From the command line", "bash")
-    bert = "--use_bert_text_cond true"
-    assert bert in commands
-    for command in commands.replace(bert, f"--cond_dim {TINY_BERT_DIM}").splitlines():
-        program, *argv = shlex.split(command)
+    for program, *argv in PAGE.commands("8. From the command line"):
         assert program == "video-diffusion"
-        argv += small if argv[0] == "train" else []
-        assert main(argv) is None, (command, capsys.readouterr().err)
+        if "--use_bert_text_cond" in argv:
+            at = argv.index("--use_bert_text_cond")
+            argv[at : at + 2] = ["--cond_dim", str(TINY_BERT_DIM)]
+        argv += small_options(timesteps=2) if argv[0] == "train" else []
+        assert main(argv) is None, (argv, capsys.readouterr().err)
         if argv[0] == "sample":
             assert Path(argv[argv.index("-o") + 1]).stat().st_size > 0
     assert np.load("fields.npy").shape == (4, 2, 4, 16, 16)
@@ -313,7 +283,7 @@ def test_the_page_knows_all_endings_and_options():
     options = inspect.signature(Dataset).parameters
     for name in (*VIDEO_EXTS, *FRAME_EXTS, *options, *KINDS):
         if name != "folder":
-            assert re.search(rf'[`"]{name}\b|\b{name}=', PAGE), name
+            assert re.search(rf'[`"]{name}\b|\b{name}=', PAGE.text), name
 
 
 def test_a_still_picture_is_a_clip_of_one_frame():

@@ -2,13 +2,13 @@
 
 import inspect
 import re
-import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.docs_code import NETWORK, TINY_BERT, TINY_BERT_DIM, TRAINING, Page, small_options
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.write_video import write_video
@@ -19,46 +19,19 @@ from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
 from video_diffusion_pytorch.diffusion.spacing import SPACINGS
 
-ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs/sampling.md").read_text(encoding="utf-8")
+PAGE = Page("sampling.md")
 # the page's clips have 16 frames of 64 x 64, those of the test 4 of 16 x 16
 SMALLER = {
     "4": "2", "8": "2", "16": "4", "31": "7", "32": "8", "40": "5", "64": "16", "96": "24",
     "128": "32", "999": "7",
 }  # fmt: skip
 STEPS = {"steps": 3, "timesteps": 8}
-NETWORK = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 1, "init_kernel_size": 3}
-TRAINING = {
-    "train_batch_size": 2, "gradient_accumulate_every": 1, "train_num_steps": 1,
-    "save_and_sample_every": 1, "num_sample_rows": 1, "device": "cpu", "num_workers": 0,
-}  # fmt: skip
-TINY_BERT = ROOT / "tests/golden/tiny_bert"
-TINY_BERT_DIM = 32
-
-
-def sections():
-    """The page's text, by the title above it."""
-    found, title, is_code = {}, "", False
-    for line in PAGE.splitlines(keepends=True):
-        is_code ^= line.startswith("```")
-        if line.startswith("#") and not is_code:
-            title = line.strip("# \n")
-        else:
-            found[title] = found.get(title, "") + line
-    return found
-
-
-TEXTS = sections()
 START = "Draw videos"
 # sections that go on from the first block of another one
 AFTER = {
     "A guidance of your own": ("8. Around what is known", slice(None)),
     "Weight, time and memory": ("9. Going on, between, larger, and filling in", slice(1)),
 }
-
-
-def blocks(title, language="python"):
-    return re.findall(rf"```{language}\n(.*?)```", TEXTS[title], re.S)
 
 
 def smaller(code):
@@ -113,11 +86,11 @@ def _workplace(folder, monkeypatch):
 
 def run(number_or_title):
     """The names that a section's code defines, run after the page's beginning."""
-    [title] = [title for title in TEXTS if title.startswith(number_or_title)]
+    [title] = [title for title in PAGE.sections if title.startswith(number_or_title)]
     first, part = AFTER.get(title, (title, slice(0)))
     names = {}
-    for number, block in enumerate([*blocks(START), *blocks(first)[part], *blocks(title)]):
-        exec(compile(smaller(block), "sampling.md", "exec"), names)
+    for number, block in enumerate([*PAGE.blocks(START), *PAGE.blocks(first)[part], *PAGE.blocks(title)]):
+        PAGE.run(smaller(block), names)
         if not number:
             names |= {"Unet3D": unet, "GaussianDiffusion": diffusion, "Trainer": trainer}
     return names
@@ -130,8 +103,8 @@ def shape(names, name):
 def test_every_section_with_code_is_run_here():
     source = Path(__file__).read_text(encoding="utf-8")
     run_here = re.findall(r'run\("(.*?)"\)', source)
-    for title in TEXTS:
-        if "```python" in TEXTS[title] and title != START:
+    for title in PAGE.sections:
+        if PAGE.blocks(title) and title != START:
             assert any(title.startswith(name) for name in run_here), title
 
 
@@ -181,7 +154,7 @@ def test_schedulers_of_diffusers():
 
 def test_the_same_video_every_time():
     names = run("5.")
-    code = blocks("5. The same video every time")[0]
+    code = PAGE.blocks("5. The same video every time")[0]
     assert "# as videos[2]" in code
     assert "# as videos[0]" in code
     # a network that has learned nothing makes more of rounding than others
@@ -251,7 +224,7 @@ def test_learning_from_images():
 
 
 def test_the_pages_commands_run(capsys):
-    [commands] = blocks("12. From the command line", "bash")
+    [commands] = PAGE.blocks("12. From the command line", "bash")
     options = {**NETWORK, **TRAINING, "timesteps": 8, "image_size": 16, "num_frames": 4}
     small = [f"--{name}={list(v) if name == 'dim_mults' else v}" for name, v in options.items()]
     for command in commands.splitlines():
@@ -268,14 +241,14 @@ def test_the_pages_commands_run(capsys):
 
 def test_the_page_knows_all_choices_and_options():
     for choice in (*OBJECTIVES, *SCHEDULES, *LOSSES, *SAMPLERS, *SPACINGS):
-        assert f'"{choice}"' in PAGE, choice
+        assert f'"{choice}"' in PAGE.text, choice
     own = ("self", "cond", "frame_cond", "cond_video", "first_frames", "null_cond_mask")
     for name in inspect.signature(GaussianDiffusion.sample).parameters:
-        assert name in own or name in PAGE, name
+        assert name in own or name in PAGE.text.text, name
 
 
 def test_the_table_of_samplers_has_their_defaults():
-    rows = re.findall(r'^\| `"([^"]+)"` \| `(\w+)\((.*?)\)` \| (\w+) \|', PAGE, re.M)
+    rows = re.findall(r'^\| `"([^"]+)"` \| `(\w+)\((.*?)\)` \| (\w+) \|', PAGE.text, re.M)
     assert [name for name, *_ in rows] == list(SAMPLERS)
     for name, kind, options, steps in rows:
         made = SAMPLERS[name]()
@@ -287,5 +260,5 @@ def test_the_table_of_samplers_has_their_defaults():
 
 def test_the_table_of_spacings_has_the_samplers_defaults():
     for made in (make() for name, make in SAMPLERS.items() if name != "ddpm"):
-        [row] = re.findall(rf'^\| `"{made.spacing}"` \|.*$', PAGE, re.M)
+        [row] = re.findall(rf'^\| `"{made.spacing}"` \|.*$', PAGE.text, re.M)
         assert f"`{type(made).__name__}`" in row

@@ -16,12 +16,13 @@ GOLDEN = Path(__file__).parent / "golden"
 SMALL = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "attn_heads": 1, "init_kernel_size": 3}
 
 
-def make_trainer(folder, unet=None, **diffusion):
+def make_trainer(folder, unet=None, options=None, **diffusion):
     torch.manual_seed(0)
     write_moving_digits(folder / "clips", num_clips=2, image_size=24, num_frames=3)
     settings = {"image_size": 24, "num_frames": 3, "timesteps": 2, "loss_type": "l2", **diffusion}
     model = GaussianDiffusion(Unet3D(**SMALL) if unet is None else unet, **settings)
-    return Trainer(model, folder / "clips", train_batch_size=2, results_folder=folder, device="cpu")
+    options = {"train_batch_size": 2, "results_folder": folder, "device": "cpu", **(options or {})}
+    return Trainer(model, folder / "clips", **options)
 
 
 @pytest.fixture
@@ -203,3 +204,22 @@ def test_resuming_another_model_names_what_differs(tmp_path):
         ValueError, match=r"the entry .model. of the checkpoint.*must have the parameters"
     ):
         wider.load(GOLDEN / "reference_results_0.7.0" / "model-2.pt")
+
+
+def test_one_of_several_averages_is_chosen_by_its_decay(tmp_path):
+    options = {"ema_decay": (0.9, 0.5), "step_start_ema": 0, "update_ema_every": 1}
+    trainer = make_trainer(tmp_path, options=options)
+    trainer.train_step()
+    trainer.train_step()
+    trainer.save(1)
+    path = tmp_path / "model-1.pt"
+    expected = {d: seeded_sample(model) for d, model in trainer.averages.models.items()}
+    assert not torch.equal(expected[0.9], expected[0.5])
+    assert torch.equal(seeded_sample(load_diffusion(path)), expected[0.9])
+    for decay, videos in expected.items():
+        assert torch.equal(seeded_sample(load_diffusion(path, averaged=decay)), videos)
+    with pytest.raises(ValueError, match=r"which holds 0\.9, 0\.5, got 0\.7; give one of them"):
+        load_diffusion(path, averaged=0.7)
+    reference = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
+    with pytest.raises(ValueError, match=r"which holds one of unknown decay, got 0\.5"):
+        load_diffusion(reference, averaged=0.5, image_size=8, num_frames=2)

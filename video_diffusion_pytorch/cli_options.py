@@ -199,6 +199,7 @@ def _add_ways_to_sample(parser: ArgumentParser) -> None:
     )
     add("--steps", type=int | None, help="Number of steps; null for what suits the sampler.")
     add("--max_batch", type=int, default=16, help="The most videos to draw at a time.")
+    add("--ema_decay", type=float | None, help="Which average draws; null for the first.")
     add(
         "--extend_to",
         type=int | None,

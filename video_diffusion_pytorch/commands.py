@@ -96,6 +96,7 @@ def run_sampling(
     guidance_rescale: float,
     max_batch: int,
     extend_to: int | None,
+    ema_decay: float | None,
     say: Callable[[str], None],
     **told: Any,
 ) -> None:
@@ -118,6 +119,7 @@ def run_sampling(
         guidance_rescale: How far guided videos are brought back to their unguided spread.
         max_batch: The most videos to draw at a time.
         extend_to: To continue the videos to so many frames; None to leave them as they are.
+        ema_decay: Which of several averages draws, by its decay; None for the first.
         say: Called with each line of the report.
         **told: What the videos should show, as in `read_conditions`.
 
@@ -128,7 +130,11 @@ def run_sampling(
     target = Path(output)
     _check_output(target, count)
     diffusion = load_diffusion(
-        checkpoint, image_size=image_size, num_frames=num_frames, device=device
+        checkpoint,
+        image_size=image_size,
+        num_frames=num_frames,
+        device=device,
+        averaged=True if ema_decay is None else ema_decay,
     )
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)

@@ -13,6 +13,7 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.diffusion.trained_for import training_of
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.sharded_checkpoint import read_gathered
 
 
 def load_diffusion(
@@ -21,7 +22,7 @@ def load_diffusion(
     image_size: int | tuple[int, int] | None = None,
     num_frames: int | None = None,
     device: str | torch.device | None = None,
-    averaged: bool = True,
+    averaged: bool | float = True,
     **overrides: Any,
 ) -> GaussianDiffusion:
     """Builds the diffusion and the network that a training file belongs to, and loads the weights.
@@ -30,13 +31,14 @@ def load_diffusion(
 
     Args:
         path: A training file, `model-N.pt`, of this library's Trainer or of the reference's, from
-            version 0.6.0 on.
+            version 0.6.0 on, or a folder, `model-N.sharded`, of a sharded run.
         image_size: Height and width of the samples, an int or `(h, w)`; None for those of the
             training clips. The reference's files don't hold them.
         num_frames: Frames of a sample; None for those of the training clips. The reference's
             files don't hold them.
         device: Where to put the model, such as `"cuda"`; None for the CPU.
-        averaged: Whether to take the averaged weights, which sample better, or the last ones.
+        averaged: Whether to take the averaged weights, which sample better, or the last ones; of
+            several averages the first, or that whose decay is given.
         **overrides: Other keywords of `GaussianDiffusion`, such as `use_dynamic_thres`, which take
             the place of the file's.
 
@@ -66,8 +68,8 @@ def load_diffusion(
     """
     where = _check_device(device)
     file = Path(path)
-    state = read_checkpoint(file)
-    weights = state["ema" if averaged else "model"]
+    state = read_gathered(file) if file.is_dir() else read_checkpoint(file)
+    weights = _choose_weights(state, averaged, file)
     config = state.get("config")
     sizes = {"image_size": image_size, "num_frames": num_frames}
     given = {name: value for name, value in sizes.items() if value is not None} | overrides
@@ -85,6 +87,20 @@ def load_diffusion(
             "the model, such as timesteps, or use another file"
         ) from error
     return diffusion.to(where).eval()
+
+
+def _choose_weights(state: Mapping[str, Any], averaged: bool | float, file: Path) -> Any:
+    if isinstance(averaged, bool):
+        return state["ema" if averaged else "model"]
+    decays = [float(decay) for decay in state.get("ema_decays", ())]
+    if averaged not in decays:
+        held = ", ".join(map(str, decays)) or "one of unknown decay"
+        raise ValueError(
+            f"load_diffusion: averaged must be True, False or the decay of an average in {file}, "
+            f"which holds {held}, got {averaged}; give one of them"
+        )
+    first = averaged == decays[0]
+    return state["ema"] if first else state["emas"][repr(float(averaged))]
 
 
 def _from_config(config: Mapping[str, Any], file: Path) -> tuple[Unet3D, dict[str, Any]]:

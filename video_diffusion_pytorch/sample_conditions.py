@@ -19,12 +19,12 @@ from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.timeline import Timeline
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.batches import collate
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.checkpoint_file import glance
 
 
 def class_names(checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
     """Names of the classes that a training file's labels stand for; empty if it has none."""
-    config = read_checkpoint(Path(checkpoint)).get("config") or {}
+    config = glance(Path(checkpoint)).get("config") or {}
     return tuple(config.get("class_names") or ())
 
 

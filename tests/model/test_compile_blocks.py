@@ -121,11 +121,10 @@ def test_half_precision_gives_nearly_the_same(groups):
 
 
 def test_each_layer_is_one_graph_however_many_there_are():
-    # more than torch keeps graphs of one function, each of other sizes
-    count = torch._dynamo.config.recompile_limit + 2
+    count, counter = 4, Counter()
     blocks = nn.ModuleList(ResnetBlock(i + 2, i + 3) for i in range(count))
-    counter = Counter()
-    compile_blocks(blocks, backend=counter, fullgraph=True)
+    # fewer graphs than there are layers, all of other sizes, but as many as one of them needs
+    compile_blocks(blocks, backend=counter, fullgraph=True, recompile_limit=2)
 
     def train(b):
         x = torch.randn(b, 2, 3, 17, 19)
@@ -153,14 +152,13 @@ def test_many_kinds_of_calls_fit_one_layer():
     layer, counter = TemporalAttention(8, 2, 4), Counter()
     compile_blocks(layer, backend=counter, fullgraph=True)
 
-    def call(b, mask, images, half, grad):
+    def call(b, half, grad):
         bias, rotary = torch.randn(2, 5, 5), rotary_tables(torch.ones(2), 5)
-        mask = torch.ones(b, dtype=torch.bool) if mask else None
-        x = torch.randn(b, 8, 5 + images, 3, 3)
+        x, mask = torch.randn(b, 8, 7, 3, 3), torch.ones(b, dtype=torch.bool)
         with torch.autocast("cpu", torch.bfloat16, enabled=half), torch.set_grad_enabled(grad):
-            layer(x, bias, rotary, mask, images)
+            layer(x, bias, rotary, mask, 2)
 
-    kinds = list(itertools.product((4, 3, 1), (False, True), (0, 2), (False, True), (False, True)))
+    kinds = list(itertools.product((4, 3, 1), (False, True), (False, True)))
     for kind in kinds:
         call(*kind)
     assert counter.take() > torch._dynamo.config.recompile_limit
@@ -189,21 +187,21 @@ def test_the_layers_keep_their_names_and_hooks():
     "duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))]
 )
 def test_a_copy_is_not_compiled_and_lives_on_its_own(duplicate):
-    network, counter = nn.Sequential(ResnetBlock(2, 3), LinearAttentionLayer(3, 2)), Counter()
+    network, counter = nn.Sequential(LinearAttentionLayer(2, 2)), Counter()
     compile_blocks(network, backend=counter)
     x = torch.randn(1, 2, 3, 8, 8)
     expected = network(x)
     twin = duplicate(network)
     assert all(map(is_compiled, layers_of(network)))
     assert not any(map(is_compiled, layers_of(twin)))
-    assert counter.take() == 2
+    assert counter.take() == 1
     for parameter in network.parameters():
         parameter.zero_()
     torch.testing.assert_close(twin(x), expected)
     assert counter.take() == 0
     compile_blocks(twin, backend=counter)
     torch.testing.assert_close(twin(x), expected)
-    assert counter.take() == 2
+    assert counter.take() == 1
 
 
 # Mistakes

@@ -1,37 +1,136 @@
-"""Numbers that a Trainer cannot be given."""
+"""Arguments of a Trainer that contradict each other or count nothing."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
-from video_diffusion_pytorch.training.checks import check_counts, check_image_folder
+from video_diffusion_pytorch.training.checks import (
+    check_counts,
+    check_image_folder,
+    check_trainer,
+    share_of_batch,
+)
+
+GOOD = {
+    "batch_size": 1,
+    "gradient_accumulate_every": 1,
+    "update_ema_every": 1,
+    "save_and_sample_every": 1,
+    "num_sample_rows": 1,
+    "validate_every": 1,
+    "validation_clips": 1,
+    "log_every": 1,
+    "max_skipped_steps": 1,
+    "keep_best": 0,
+    "image_frames": 0,
+    "num_workers": None,
+    "save_every": None,
+    "keep_last": None,
+    "image_folder": None,
+    "validation_folder": None,
+    "validation_split": None,
+}
 
 
-def test_numbers_that_count_something():
-    check_counts({"train_batch_size": 1}, {"num_workers": 0, "image_frames": 3})
-    check_counts({}, {"num_workers": None})
-    check_image_folder(None, 0)
-    check_image_folder("pictures", 2)
+def check(log_with=None, **changed):
+    check_trainer(SimpleNamespace(**{**GOOD, **changed}), log_with)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, None, "2"])
-def test_numbers_below_one(value):
-    message = f"Trainer: num_sample_rows must be at least 1, got {value}; give a positive number"
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"num_workers": 0, "save_every": 1, "keep_last": 1},
+        {"keep_best": 2, "validation_split": 0.1},
+        {"keep_best": 2, "validation_folder": "held-out"},
+        {"image_folder": "pictures", "image_frames": 2},
+        {"log_with": "tensorboard"},
+    ],
+)
+def test_what_goes_together(changed):
+    check(**changed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_batch_size",
+        "gradient_accumulate_every",
+        "update_ema_every",
+        "save_and_sample_every",
+        "num_sample_rows",
+        "validate_every",
+        "validation_clips",
+        "log_every",
+        "max_skipped_steps",
+        "save_every",
+        "keep_last",
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1, 1.0, "2"])
+def test_numbers_below_one(name, value):
+    attribute = "batch_size" if name == "train_batch_size" else name
+    message = f"Trainer: {name} must be at least 1, got {value}; give a positive number"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        check_counts({"train_batch_size": 1, "num_sample_rows": value}, {})
+        check(**{attribute: value})
 
 
+@pytest.mark.parametrize("name", ["keep_best", "image_frames", "num_workers"])
 @pytest.mark.parametrize("value", [-1, 0.5])
-def test_numbers_below_none(value):
-    message = f"Trainer: image_frames must be at least 0, got {value}; leave it out"
+def test_numbers_below_none(name, value):
+    message = f"Trainer: {name} must be at least 0, got {value}; leave it out"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        check_counts({}, {"num_workers": None, "image_frames": value})
+        check(**{name: value})
+
+
+def test_counts_that_are_no_numbers():
+    check_counts({"steps": 1}, {"steps": 1})
+    with pytest.raises(ValueError, match=r"^Trainer: steps must be at least 1, got None; give a"):
+        check_counts({"steps": None}, {"steps": 1})
+
+
+def test_one_place_to_validate():
+    message = (
+        "Trainer: one of validation_folder and validation_split must be given at most, got both; "
+        "choose where the clips to validate on come from"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check(validation_folder="clips", validation_split=0.1)
+
+
+def test_the_best_are_known_by_validation():
+    message = (
+        "Trainer: keep_best must go with clips to validate on, got none; pass validation_folder "
+        "or validation_split"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check(keep_best=1)
+
+
+def test_trackers_are_checked():
+    with pytest.raises(ValueError, match=r"log_with must name trackers .* got 'tensorbored'"):
+        check(log_with="tensorbored")
 
 
 def test_a_folder_of_which_nothing_is_asked():
+    check_image_folder(None, 0)
+    check_image_folder("pictures", 2)
     message = (
         "Trainer: with image_folder, image_frames must be at least 1, got 0; say how many images "
         "go with each clip, or leave image_folder out"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check_image_folder("pictures", 0)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check(image_folder="pictures")
+
+
+def test_a_batch_is_shared_by_processes():
+    assert share_of_batch(12, 3) == 4
+    message = (
+        "Trainer: with split_batches, train_batch_size must be a multiple of the number of "
+        "processes, 3, got 8; change one of them"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        share_of_batch(8, 3)

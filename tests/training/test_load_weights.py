@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from video_diffusion_pytorch.training.load_weights import MismatchedWeights, load_weights
+from video_diffusion_pytorch.training.load_weights import (
+    MismatchedWeights,
+    changed_settings,
+    load_weights,
+)
 
 FILE = Path("results/model-3.pt")
 
@@ -70,3 +74,24 @@ def test_other_errors_pass(error):
     with pytest.raises(type(error)) as caught:
         load_weights(module, module.state_dict(), FILE, "model")
     assert caught.value is error
+
+
+def test_changed_settings_are_named():
+    theirs = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "text": None}
+    ours = {"dim": 16, "dim_mults": [1, 2], "channels": 1, "text": None}
+    assert changed_settings(theirs, ours) == ["dim 16 instead of 8"]
+    assert changed_settings(theirs, {**ours, "dim": 8}) == []
+    # a tuple is a list in some files, and a setting may be missing
+    assert changed_settings({"size": [1, 2]}, {"size": (1, 3)}) == ["size (1, 3) instead of [1, 2]"]
+    assert changed_settings({"dim": 8}, {}) == ["dim None instead of 8"]
+
+
+def test_what_only_the_model_has_is_no_change():
+    """An option that is younger than the checkpoint was not another one when it was made."""
+    assert changed_settings({"dim": 8}, {"dim": 8, "newer": True}) == []
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_without_settings_nothing_is_known_to_have_changed(nothing):
+    assert changed_settings(nothing, {"dim": 8}) == []
+    assert changed_settings({"dim": 8}, nothing) == ["dim None instead of 8"]

@@ -78,7 +78,12 @@ class ClipDraws:
             numbers: Of the draws, from 0; each number has the same time step and noise in every
                 run.
             num_frames: Frames of a clip.
+
+        Returns:
+            As of a call; empty for a model that draws for itself.
         """
+        if not self.is_told:
+            return {}
         fractions = torch.tensor([(0.5 + n * _GOLDEN) % 1 for n in numbers], dtype=torch.float64)
         drawn = self._given(fractions, numbers, num_frames)
         if self._can_drop:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.training.checkpoint_folder import check_room
+from video_diffusion_pytorch.training.memory import state_bytes
 from video_diffusion_pytorch.training.metrics import MetricsFile
 from video_diffusion_pytorch.training.signals import StopSignals
 from video_diffusion_pytorch.training.step import TrainingStep
@@ -89,15 +90,10 @@ class TrainingLoop(TrainingStep):
             # the first weights need no file
             self._saved_step = self.step
         if self.is_main:
-            check_room(self.results_folder, self._checkpoint_bytes())
+            averages = len(self.averages.models)
+            check_room(self.results_folder, state_bytes(self.model, self.opt, averages))
             self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
         start_trackers(self.accelerator, self.project, self.settings(), step=self.step)
-
-    def _checkpoint_bytes(self) -> int:
-        """About the size of a checkpoint: weights, averages, and two numbers of Adam's for each."""
-        tensors = self.model.state_dict().values()
-        of_weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        return of_weights * (3 + len(self.averages.models))
 
     def _bar(self) -> Any:
         return tqdm(

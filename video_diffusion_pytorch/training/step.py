@@ -193,6 +193,9 @@ class TrainingStep(Milestones):
             precision=self.accelerator.mixed_precision,
             checkpointing=bool(getattr(self.model.denoise_fn, "gradient_checkpointing", False)),
             error=error,
+            image_frames=self.image_frames,
+            averages=len(self.averages.models),
+            optimizer=self.opt,
         )
 
 
