@@ -3,8 +3,6 @@
 import json
 import pickle
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -506,14 +504,3 @@ def test_what_cannot_be_saved_makes_no_repository(monkeypatch):
     with pytest.raises(ValueError, match="must be a Unet3D"):
         tiny_diffusion(nn.Conv3d(3, 3, 1)).push_to_hub("model")
     assert [call[0] for call in Api.last.calls] == ["token"]
-
-
-def test_the_library_needs_no_hub_until_it_is_asked(tmp_path):
-    code = """
-import sys
-import video_diffusion_pytorch
-print(*(name for name in ("huggingface_hub", "safetensors") if name in sys.modules))
-"""
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-    assert result.stdout.split() == []

@@ -83,6 +83,10 @@ def test_the_number_of_workers(monkeypatch, clips, tmp_path):
     assert choose_workers([1]) == 0
     cores(2)
     assert choose_workers([1]) == 2
+    cores(16)
+    for processes, workers in (("2", 8), ("4", 4), ("16", 0)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        assert choose_workers([1]) == workers
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
     assert choose_workers([1]) == 0
 

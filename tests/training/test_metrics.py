@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,7 +163,11 @@ def test_a_system_that_does_not_tell_its_memory(monkeypatch):
             raise ModuleNotFoundError(name)
         return importing(name, *args)
 
+    def without_file(path):
+        raise FileNotFoundError(path)
+
     monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(Path, "read_text", without_file)
     assert peak_memory(CPU) is None
 
 

@@ -3,6 +3,7 @@
 import logging
 import math
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -116,6 +117,8 @@ def test_tensorboard_forgets_the_steps_that_are_repeated(tmp_path):
         for step in steps:
             log_line(accelerator, {"step": step, "loss": float(step + done)})
         end_trackers(accelerator)
+        # files are read by the second in their name
+        time.sleep(1.1)
     events = events_of(tmp_path / "run").Scalars("loss")
     assert [(event.step, event.value) for event in events] == [
         (10, 10.0),

@@ -13,6 +13,12 @@ logger = logging.getLogger("video_diffusion_pytorch")
 # How often the processes that read a batch may die before it is given up
 _TRIES = 3
 
+# What is raised when one dies: by torch, or by what it fetches a batch with
+_SIGNS = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
+
+# The module of torch's handler of SIGCHLD
+_OF_TORCH = "torch.utils.data._utils.signal_handling"
+
 
 class Endless(Iterator[Any]):
     """The batches of a loader, from the beginning again where it ends or was interrupted.
@@ -42,8 +48,8 @@ class Endless(Iterator[Any]):
         for tries_left in reversed(range(_TRIES)):
             try:
                 return self._next()
-            except RuntimeError as error:
-                if not _is_death_of_worker(error):
+            except _SIGNS as error:
+                if not _is_death_of_worker(error, self.loader):
                     raise
                 if not tries_left:
                     raise RuntimeError(
@@ -83,10 +89,20 @@ def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None else handler)
+    # a loader that was used before may have left torch's there
+    if handler is None or getattr(handler, "__module__", None) == _OF_TORCH:
+        handler = signal.SIG_DFL
+    signal.signal(signal.SIGCHLD, handler)
     return batches
 
 
-def _is_death_of_worker(error: RuntimeError) -> bool:
+def _is_death_of_worker(error: Exception, loader: Iterable[Any]) -> bool:
     text = str(error)
-    return text.startswith("DataLoader worker") and ("exited" in text or "killed" in text)
+    if isinstance(error, RuntimeError):
+        return text.startswith("DataLoader worker") and ("exited" in text or "killed" in text)
+    # the connection to a process broke before its death was seen; what the dataset itself raises
+    # in a process says so
+    first_line = text.partition("\n")[0]
+    return (
+        getattr(loader, "num_workers", 0) > 0 and "in DataLoader worker process" not in first_line
+    )

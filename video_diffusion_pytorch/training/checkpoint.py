@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ class Saving(Processes):
             OSError: If it can't be written.
         """
         state = self.checkpoint_state()
-        path = self.results_folder / f"model-{milestone}{'.sharded' if self.fsdp else '.pt'}"
+        # 2e-05 is no name that is found again
+        number = f"{Decimal(str(milestone)):f}" if isinstance(milestone, float) else milestone
+        path = self.results_folder / f"model-{number}{'.sharded' if self.fsdp else '.pt'}"
         if self.fsdp:
             write_sharded(state, path, self.is_main)
         else:

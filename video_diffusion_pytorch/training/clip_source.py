@@ -103,7 +103,7 @@ def _whole(dataset: Any) -> Any:
 
 
 def choose_workers(dataset: Any) -> int:
-    """Number of processes that read clips: as many as cores, at most 8.
+    """Number of processes that read clips: as many as this process's share of cores, at most 8.
 
     None with a single core, where clips need no decoding, and where a new process would run the
     user's script again (Windows, macOS).
@@ -116,7 +116,9 @@ def choose_workers(dataset: Any) -> int:
     if not can_fork or is_cached or isinstance(dataset, IterableDataset):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 0 if cores in (None, 1) else min(8, cores)
+    # launchers say how many processes train on this machine
+    own = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return 0 if own <= 1 else min(8, own)
 
 
 def hold_out(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -78,10 +80,30 @@ def make_accelerator(
             AcceleratorState._reset_state(
                 reset_partial_state=not torch.distributed.is_initialized()
             )
+    was_connected = _is_connected()
     with hidden_from_accelerate():
-        return Accelerator(
+        accelerator = Accelerator(
             cpu=wanted == "cpu", mixed_precision=precision, log_with=log_with, project_dir=folder
         )
+    if wanted == "cpu" and not was_connected:
+        atexit.register(_disconnect)
+    return accelerator
+
+
+def _is_connected() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _disconnect() -> None:
+    """At the end of the process: lets gloo's threads go, of which one else aborts it now and then.
+
+    A thread drops the tensors of the last exchange only after the exchange is over, and needs
+    Python for that, which may be gone by then. NCCL works otherwise, and might wait here for a
+    process that failed.
+    """
+    if _is_connected():
+        time.sleep(0.1)
+        torch.distributed.destroy_process_group()
 
 
 def _precision(amp: bool, mixed_precision: str | None, device_type: str) -> str:

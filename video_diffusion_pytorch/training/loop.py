@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.training.batch_stream import Endless
 from video_diffusion_pytorch.training.checkpoint_folder import check_room
 from video_diffusion_pytorch.training.memory import state_bytes
 from video_diffusion_pytorch.training.metrics import MetricsFile
@@ -72,9 +73,16 @@ class TrainingLoop(TrainingStep):
         finally:
             self._signals = None
             end_trackers(self.accelerator)
+            self._end_readers()
         if signals.caught is not None and self.is_main:
             logger.warning("told to stop at step %d: %s", self.step, self._last_checkpoint())
         signals.leave()
+
+    def _end_readers(self) -> None:
+        """Ends the processes that read clips: left to the garbage collector it waits for each."""
+        # a loader with an order of its own would begin anew
+        if self.order.indices and isinstance(self.dl, Endless):
+            self.dl.restart()
 
     def _start_counting(self) -> None:
         self.step, self.skipped_steps = 0, 0

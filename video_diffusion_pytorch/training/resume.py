@@ -118,18 +118,23 @@ class Resumable(Saving):
             ) from error
 
     def _load_averages(self, path: Path, state: Mapping[str, Any], **kwargs: Any) -> None:
-        theirs = {**state.get("emas", {})}
+        theirs, ours = {**state.get("emas", {})}, self.averages.named()
         for name, decay in zip(("ema",), state.get("ema_decays", ()), strict=False):
             theirs[repr(float(decay))] = state[name]
-        for name, average in self.averages.named().items():
+        for name, average in ours.items():
             if name not in theirs and average is not self.averages.first:
                 logger.warning(
                     "%s holds no average with decay %s: it goes on from that with decay %s",
                     path,
                     name,
-                    next(iter(self.averages.named())),
+                    next(iter(ours)),
                 )
             load_weights(average, theirs.get(name, state["ema"]), path, "ema", **kwargs)
+        # an only one, or the first, may go on with another decay
+        is_other_decay = next(iter(ours)) not in theirs
+        for name in state.get("emas", {}) if is_other_decay else theirs:
+            if name not in ours:
+                logger.warning("%s holds an average with decay %s, which is left out", path, name)
 
     def _load_optimizer(self, path: Path, state: Mapping[str, Any]) -> None:
         if self.scaler is not None and state.get("scaler"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -97,8 +99,7 @@ class TrainingStep(Milestones):
         if is_good or self.scaler is not None:
             # a loss scale leaves a bad step out by itself, and must learn of it
             self.opt.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
+        self._step_schedule(was_left_out=not is_good or self.accelerator.optimizer_step_was_skipped)
         if is_good and self.step % self.update_ema_every == 0:
             self.step_ema()
         self.step += 1
@@ -153,6 +154,15 @@ class TrainingStep(Milestones):
         # under a loss scale gradients overflow now and then, and the scale is lowered for it
         is_good = math.isfinite(loss) and (self.scaler is not None or math.isfinite(norm_of_all))
         return loss, norm_of_all, is_good
+
+    def _step_schedule(self, was_left_out: bool) -> None:
+        if self.scheduler is None:
+            return
+        with warnings.catch_warnings() if was_left_out else nullcontext():
+            if was_left_out:
+                # torch takes a first step that was left out for one that comes too late
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.scheduler.step()
 
     def _note_bad_step(self, seen: list[MicroBatch], loss: float) -> None:
         """Counts a step that was left out, and names its clips."""

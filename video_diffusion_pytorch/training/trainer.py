@@ -229,6 +229,8 @@ class Trainer(TrainingLoop):
         if compile:
             compile_network(self.model, *self.averages.models.values())
         self.parallel_model = self._share_model([*self.averages.models.values()])
+        # the processes agree on the first one's weights when they share the model
+        self.averages.copy(self.model)
         self.opt = self.accelerator.prepare(self.make_optimizer())
         self.scheduler = self.make_schedule()
         self.clip_draws = ClipDraws(self.model)

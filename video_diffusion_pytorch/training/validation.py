@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from video_diffusion_pytorch.training.batch_stream import Endless
 from video_diffusion_pytorch.training.batches import Draw, SeededItems, collate
 from video_diffusion_pytorch.training.clip_source import files_of
 
@@ -79,16 +80,30 @@ class Validation:
         batches = [numbers[i : i + self.batch_size] for i in range(0, own, self.batch_size)]
         # a crop or a flip is the same each time, too
         wanted = [[Draw(self.indices[n % len(self.indices)], n) for n in b] for b in batches]
+        left = _Left(wanted)
         loader: DataLoader[Any] = DataLoader(
             SeededItems(self.dataset),
-            batch_sampler=wanted,
+            batch_sampler=left,
             num_workers=num_workers,
             collate_fn=collate,
             # its own: a loader draws from torch's when it begins, which training must not notice
             generator=torch.Generator(),
         )
-        for batch, part in zip(loader, batches, strict=True):
+        stream = Endless(loader)
+        for part in batches:
+            batch = next(stream)
+            left.done += 1
             yield Part(batch, list(part), len([n for n in part if n < self.draws]))
+
+
+class _Left(Sampler[list[Draw]]):
+    """The batches that are left to read, also after the death of a process that reads."""
+
+    def __init__(self, batches: list[list[Draw]]) -> None:
+        self.batches, self.done = batches, 0
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        return iter(self.batches[self.done :])
 
 
 def split_off(dataset: Any, fraction: float) -> tuple[list[int], list[int]]:

@@ -1,0 +1,420 @@
+"""The loss on clips that are not trained on, which is the same however often it is measured."""
+
+import math
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.clip_source import files_of
+from video_diffusion_pytorch.training.metrics import read_metrics
+from video_diffusion_pytorch.training.validation import Validation, split_off
+
+
+class Numbers(Dataset):
+    def __init__(self, count=12):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        if not 0 <= index < self.count:
+            raise IndexError
+        return torch.tensor(index)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(range(3))
+
+
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results"
+
+
+def weights(trainer):
+    return torch.cat([t.flatten().float() for t in trainer.model.state_dict().values()])
+
+
+# which clips
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.5, 0.99])
+@pytest.mark.parametrize("count", [2, 3, 12, 101])
+def test_a_split_has_two_sides(count, fraction):
+    left, apart = split_off(Numbers(count), fraction)
+    assert sorted(left + apart) == list(range(count))
+    assert left
+    assert len(apart) == min(max(1, round(count * fraction)), count - 1)
+    # it depends on nothing else
+    torch.manual_seed(count)
+    assert split_off(Numbers(count), fraction) == (left, apart)
+
+
+def test_all_clips_of_a_file_are_on_one_side(make_trainer, clips):
+    for path in clips.iterdir():
+        video_tensor_to_gif(torch.rand(1, 7, 8, 8), path)
+    trainer = make_trainer(clip_start="all", pad="repeat", validation_split=0.25, seed=1)
+    file_of = {i: file for file, found in files_of(trainer.ds).items() for i in found}
+    assert len(file_of) == 36
+    trained = {file_of[i] for i in trainer.order.indices}
+    validated = {file_of[i] for i in trainer.validation.indices}
+    assert trained.isdisjoint(validated)
+    assert (len(trained), len(validated)) == (9, 3)
+    assert len(trainer.order.indices) + len(trainer.validation.indices) == 36
+    # and so in every run on this folder
+    other = make_trainer(clip_start="all", pad="repeat", validation_split=0.25, seed=2)
+    assert other.order.indices == trainer.order.indices
+    assert other.validation.indices == trainer.validation.indices
+
+
+def test_clips_held_out_for_samples_are_others(make_trainer):
+    trainer = make_trainer(validation_split=0.25, held_out=3)
+    assert len(trainer.order.indices) == 6
+    assert not {*trainer.order.indices} & {*trainer.validation.indices}
+
+
+def test_the_clips_that_are_used_are_spread_over_all():
+    validation = Validation(Numbers(101), range(101), at_most=5, batch_size=2)
+    assert validation.indices == [0, 25, 50, 75, 100]
+    few = Validation(Numbers(), [3, 4], at_most=5, batch_size=2)
+    assert few.indices == [3, 4]
+
+
+@pytest.mark.parametrize(("clips", "draws"), [(1, 64), (5, 65), (63, 126), (64, 64), (100, 100)])
+def test_so_many_noisy_clips_make_a_loss(clips, draws):
+    assert Validation(Numbers(200), range(clips), at_most=200, batch_size=2).draws == draws
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 7])
+@pytest.mark.parametrize(("count", "batch_size"), [(5, 4), (100, 7), (64, 64)])
+def test_processes_share_the_draws(processes, count, batch_size):
+    of_processes = []
+    for process in range(processes):
+        validation = Validation(
+            Numbers(200),
+            range(10, 10 + count),
+            at_most=200,
+            batch_size=batch_size,
+            share=(process, processes),
+        )
+        of_processes.append(list(validation.parts(0)))
+    # each has as many batches as the others, or they would wait for each other
+    assert len({len(parts) for parts in of_processes}) == 1
+    counted = []
+    for part in (part for parts in of_processes for part in parts):
+        assert part.batch.tolist() == [10 + number % count for number in part.numbers]
+        assert len(part.batch) <= batch_size
+        counted += part.numbers[: part.counted]
+    assert counted == list(range(validation.draws))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_order_from_any_number_of_workers(workers):
+    validation = Validation(Numbers(), range(12), at_most=12, batch_size=5)
+    numbers = [number for part in validation.parts(workers) for number in part.numbers]
+    assert numbers == list(range(72))
+
+
+# the loss
+
+
+def test_it_repeats_exactly(make_trainer):
+    # crops and flips are the same each time, too
+    trainer = make_trainer(validation_split=0.25, horizontal_flip=True, seed=1, step_start_ema=0)
+    found = trainer.validate()
+    torch.rand(3)
+    assert trainer.validate() == found
+    assert set(found) == {"validation_loss", "validation_loss_ema_0.995"}
+    # whatever the seed, the batch size and the number of workers
+    other = make_trainer(
+        validation_split=0.25, horizontal_flip=True, seed=2, num_workers=2, train_batch_size=3
+    )
+    assert other.validate() == {name: pytest.approx(loss, rel=1e-5) for name, loss in found.items()}
+    # and another one after a step
+    trainer.train_step()
+    assert trainer.validate()["validation_loss"] != found["validation_loss"]
+
+
+def test_it_is_the_mean_over_the_draws(make_trainer):
+    trainer = make_trainer(validation_split=0.25)
+    validation, losses = trainer.validation, []
+    model = trainer.model.eval()
+    for number in range(validation.draws):
+        clip = trainer.ds[validation.indices[number % len(validation.indices)]][None]
+        drawn = trainer.clip_draws.fixed([number], 3)
+        with torch.no_grad():
+            losses.append(model(clip, **drawn).item())
+    assert len(losses) == 66
+    expected = sum(losses) / len(losses)
+    assert trainer.validate()["validation_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_weights_and_each_average_are_reported(make_trainer, results):
+    trainer = make_trainer(
+        validation_split=0.25, ema_decay=(0.5, 0.9), step_start_ema=0, train_num_steps=4
+    )
+    logs = []
+    trainer.train(log_fn=logs.append)
+    names = ["validation_loss", "validation_loss_ema_0.5", "validation_loss_ema_0.9"]
+    measured = [log for log in logs if "validation_loss" in log]
+    assert [log["step"] for log in measured] == [2, 4]
+    for log in measured:
+        assert len({log[name] for name in names}) == 3
+        assert all(math.isfinite(log[name]) for name in names)
+    # each is that of a model with these weights
+    last = trainer.validate()
+    assert last == {name: measured[-1][name] for name in names}
+    trainer.averages.copy(trainer.model)
+    assert set(trainer.validate().values()) == {last["validation_loss"]}
+    # the lines of the file, and the loss a checkpoint is chosen by: that of the first average
+    lines = [line for line in read_metrics(results / "metrics.jsonl") if names[0] in line]
+    assert [line["step"] for line in lines[:2]] == [2, 4]
+    for line, log in zip(lines, measured, strict=False):
+        assert {name: line[name] for name in names} == {name: log[name] for name in names}
+        assert len(line["validation_by_noise"]) == 10
+    for milestone, log in enumerate(measured, 1):
+        losses = read_checkpoint(results / f"model-{milestone}.pt")["losses"]
+        assert losses["validation"] == log[names[1]]
+    logged = [log["loss"] for log in logs if log["step"] in (3, 4)]
+    assert losses["training"] == pytest.approx(sum(logged) / 2)
+
+
+def test_training_does_not_notice(make_trainer, tmp_path):
+    """The same weights, bit for bit, with and without."""
+
+    class Drawing(Trainer):
+        """One that draws from the global generators, too."""
+
+        def compute_loss(self, videos, **kwargs):
+            return super().compute_loss(videos + torch.rand_like(videos) / 10, **kwargs)
+
+    found = []
+    for name, every in (("with", 1), ("without", 100)):
+        torch.manual_seed(4)
+        trainer = make_trainer(
+            Drawing, validation_split=0.25, validate_every=every, results_folder=tmp_path / name
+        )
+        torch.manual_seed(5)
+        logs = []
+        trainer.train(log_fn=logs.append)
+        assert sum("validation_loss" in log for log in logs) == (4 if every == 1 else 0)
+        assert trainer.model.training
+        found.append(weights(trainer))
+    assert torch.equal(*found)
+
+
+def test_a_model_that_draws_for_itself_repeats_too(make_trainer, clips, tmp_path):
+    class ForwardOfTheReference(GaussianDiffusion):
+        def forward(self, x, *args, **kwargs):
+            t = torch.randint(0, self.num_timesteps, (len(x),))
+            return self.p_losses(x * 2 - 1, t, *args, **kwargs)
+
+    class Floats(Trainer):
+        def make_dataset(self, folder, diffusion):
+            return [torch.rand(1, 3, 8, 8) for _ in range(8)]
+
+    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    diffusion = ForwardOfTheReference(unet, image_size=8, num_frames=3, timesteps=2)
+    trainer = Floats(
+        diffusion,
+        clips,
+        validation_split=0.25,
+        train_batch_size=2,
+        results_folder=tmp_path,
+        device="cpu",
+    )
+    trainer.train_step()
+    before = torch.get_rng_state()
+    found = trainer.validate()
+    assert trainer.validate() == found
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(math.isfinite(loss) for loss in found.values())
+
+
+def test_a_folder_of_its_own(make_trainer, tmp_path):
+    folder = tmp_path / "held out"
+    folder.mkdir()
+    for i in range(3):
+        video_tensor_to_gif(torch.rand(1, 3, 8, 8), folder / f"{i}.gif")
+    trainer = make_trainer(validation_folder=folder)
+    assert len(trainer.order.indices) == 12
+    assert [path.parent for path in trainer.validation.dataset.paths] == [folder] * 3
+    [found] = {*trainer.validate().values()}
+    # of the clips there, and of none other
+    (folder / "2.gif").unlink()
+    assert {*make_trainer(validation_folder=folder).validate().values()} != {found}
+    assert {*make_trainer(validation_split=0.25).validate().values()} != {found}
+
+
+def test_at_most_so_many_clips(make_trainer):
+    trainer = make_trainer(validation_split=0.5, validation_clips=2)
+    assert len(trainer.validation.indices) == 2
+    assert len(trainer.order.indices) == 6
+    assert trainer.validation.draws == 64
+
+
+# conditions
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """What networks are told in validations."""
+    seen = []
+    forward = Unet3D.forward
+
+    def record(self, x, time, **kwargs):
+        if not torch.is_grad_enabled():
+            seen.append(kwargs)
+        return forward(self, x, time, **kwargs)
+
+    monkeypatch.setattr(Unet3D, "forward", record)
+    return seen
+
+
+def make_told(folder, results, unet, **options):
+    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **unet)
+    diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2, cond_drop_prob=1.0)
+    options = {"validation_split": 0.25, "train_batch_size": 4, "num_workers": 0, **options}
+    return Trainer(diffusion, folder, results_folder=results, device="cpu", **options)
+
+
+def test_classes_are_told_and_none_is_dropped(clips, results, recorded):
+    for path in [*clips.iterdir()]:
+        kind = clips / ("even" if int(path.stem) % 2 == 0 else "odd")
+        kind.mkdir(exist_ok=True)
+        path.rename(kind / path.name)
+    trainer = make_told(clips, results, {"num_classes": 2}, conditions="label")
+    found = trainer.validate()
+    labels = [int("odd" in str(trainer.ds.paths[i])) for i in trainer.validation.indices]
+    told = torch.cat([kwargs["labels"] for kwargs in recorded]).tolist()
+    assert told == 2 * 22 * labels or sorted(told) == sorted(2 * 22 * labels)
+    assert not any(kwargs["drop_mask"].any() for kwargs in recorded)
+    assert trainer.validate() == found
+
+
+def test_captions_are_told(clips, results, recorded, monkeypatch):
+    def encode(captions):
+        asked.extend(captions)
+        return torch.tensor([[float(len(caption)), 1.0, 0.0, 0.0] for caption in captions])
+
+    asked = []
+    monkeypatch.setattr(text, "_encoder", None, raising=False)
+    for path in [*clips.iterdir()]:
+        path.with_suffix(".txt").write_text("a" * (1 + int(path.stem)))
+    trainer = make_told(
+        clips,
+        results,
+        {"cond_dim": 4},
+        conditions=lambda path: {"cond": encode(["a" * (1 + int(path.stem))])[0]},
+    )
+    trainer.validate()
+    lengths = [1.0 + int(trainer.ds.paths[i].stem) for i in trainer.validation.indices]
+    told = {row[0].item() for kwargs in recorded for row in kwargs["cond"]}
+    assert told == {*lengths}
+    assert not any(kwargs["drop_mask"].any() for kwargs in recorded)
+
+
+# the best
+
+
+def test_the_checkpoints_of_the_lowest_loss_are_kept(make_trainer, results):
+    trainer = make_trainer(
+        validation_split=0.25,
+        train_num_steps=5,
+        save_every=1,
+        validate_every=1,
+        keep_last=1,
+        keep_best=1,
+        save_and_sample_every=5,
+    )
+    losses = {}
+
+    def note(log):
+        losses[log["step"]] = log["validation_loss_ema_0.995"]
+
+    trainer.train(log_fn=note)
+    best = min(losses, key=losses.get)
+    trainer.load("best")
+    assert trainer.step == best
+    assert trainer.validate()["validation_loss_ema_0.995"] == losses[best]
+
+
+# mistakes
+
+
+def raises(message):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.5, 1.5])
+def test_a_share_is_between_none_and_all(fraction):
+    message = (
+        f"Trainer: validation_split must be between 0 and 1, got {fraction}; give the share of "
+        "the files to validate on, such as 0.05"
+    )
+    with raises(message):
+        split_off(Numbers(), fraction)
+
+
+@pytest.mark.parametrize("dataset", [Endless(), None])
+def test_a_stream_is_not_split(dataset):
+    message = (
+        "Trainer: validation_split must go with clips that can be read in any order, got a "
+        "stream or a loader; pass a validation_folder"
+    )
+    with raises(message):
+        split_off(dataset, 0.5)
+
+
+def test_one_file_is_not_split():
+    message = (
+        "Trainer: validation_split must leave files to train on, got 1 in all; give more clips"
+    )
+    with raises(message):
+        split_off(Numbers(1), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "indices", "got"), [(Endless(), [0], "a stream"), (Numbers(), [], "none")]
+)
+def test_clips_must_be_there_and_in_any_order(dataset, indices, got):
+    message = (
+        f"Trainer: validation must have clips that can be read in any order, got {got}; pass a "
+        "validation_folder with clips"
+    )
+    with raises(message):
+        Validation(dataset, indices, at_most=3, batch_size=2)
+
+
+def test_a_trainer_without_clips_to_validate_on(make_trainer):
+    message = (
+        "Trainer.validate: there must be clips to validate on, got none; pass validation_folder "
+        "or validation_split"
+    )
+    with raises(message):
+        make_trainer().validate()
+
+
+def test_an_empty_folder_is_named(make_trainer, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty"):
+        make_trainer(validation_folder=tmp_path / "empty")
+
+
+def test_losses_fall_in_training(make_trainer):
+    trainer = make_trainer(
+        validation_split=0.25, train_num_steps=16, save_and_sample_every=100, validate_every=8
+    )
+    found = [trainer.validate()["validation_loss"]]
+    trainer.train(log_fn=lambda log: found.append(log.get("validation_loss")))
+    measured = [loss for loss in found if loss is not None]
+    assert len(measured) == 3
+    assert all(after < before for before, after in pairwise(measured))
