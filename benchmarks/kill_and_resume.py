@@ -253,9 +253,12 @@ def differences(whole: Path, other: Path) -> list[str]:
         for a, b in zip(*map(measured, (whole, other)), strict=True)
         if a != b
     ]
-    names = [{path.name for path in folder.iterdir()} - {TIMES} for folder in (whole, other)]
-    # a run that is killed while it samples does not make that milestone's samples any more
-    found += sorted(name for name in names[0] ^ names[1] if not name[0].isdigit())
+    # the same checkpoints, and nothing half-written
+    names = [
+        {path.name for path in folder.iterdir() if path.name.startswith((".", "model-"))}
+        for folder in (whole, other)
+    ]
+    found += sorted(names[0] ^ names[1])
     last = f"{STEPS // SAMPLE_EVERY}.npy"
     if not np.array_equal(*(np.load(folder / last) for folder in (whole, other))):
         found.append(last)

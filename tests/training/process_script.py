@@ -181,4 +181,3 @@ if __name__ == "__main__":
     what, where = sys.argv[1], Path(sys.argv[2])
     results = {"plain": plain, "sharded": sharded}[what](where)
     torch.save(results, where / f"{what}-{os.environ['RANK']}.pt")
-    torch.distributed.destroy_process_group()

@@ -85,7 +85,7 @@ def make_accelerator(
         accelerator = Accelerator(
             cpu=wanted == "cpu", mixed_precision=precision, log_with=log_with, project_dir=folder
         )
-    if wanted == "cpu" and not was_connected:
+    if wanted == "cpu" and _is_connected() and not was_connected:
         atexit.register(_disconnect)
     return accelerator
 
@@ -101,8 +101,8 @@ def _disconnect() -> None:
     Python for that, which may be gone by then. NCCL works otherwise, and might wait here for a
     process that failed.
     """
+    time.sleep(0.1)
     if _is_connected():
-        time.sleep(0.1)
         torch.distributed.destroy_process_group()
 
 
