@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import isqrt
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import OPTIONS, class_names, pick, read_conditions
-from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_order import newest
 from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
 
@@ -67,12 +68,13 @@ def run_training(
         return
 
     loop.train()
-    last = list_checkpoints(loop.results_folder)[-1]
+    last = newest(loop.results_folder)
+    assert last is not None
     tell(f"trained to step {loop.step}: {last}")
     names = [*model.condition_names, *["first_frames"] * bool(model.given_frames)]
     told = "".join(f" {OPTIONS[name]} ..." for name in names)
-    samples = loop.results_folder / "samples.gif"
-    tell(f"samples: video-diffusion sample {last}{told} -o {samples}")
+    samples = quote(str(loop.results_folder / "samples.gif"))
+    tell(f"samples: video-diffusion sample {quote(str(last))}{told} -o {samples}")
 
 
 def _nothing(line: str) -> None:

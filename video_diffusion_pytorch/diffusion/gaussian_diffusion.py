@@ -195,6 +195,9 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             cond_video=cond_video,
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
+            drop_mask=drop_mask,
+            # a subclass that is written for the reference knows none
+            reduction=None if reduction == "mean" else reduction,
         )
         x_start = self._to_model_range(x)
         if images is not None:
@@ -207,7 +210,6 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
                 f"{', '.join(image_conditions)} and no images; pass both, or neither"
             )
         t = self.draw_times(x.shape[0]).to(x.device) if t is None else self._checked_times(t, x)
-        kwargs |= {"drop_mask": drop_mask, "reduction": reduction}
         return self.p_losses(x_start, t, *args, **kwargs)
 
     def _to_share(self) -> tuple[dict[str, Any], dict[str, Tensor]]:

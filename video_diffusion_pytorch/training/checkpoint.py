@@ -10,10 +10,11 @@ from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.batches import EndlessShuffle
 from video_diffusion_pytorch.training.checkpoint_file import FORMAT, write_checkpoint
-from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_order import newest
 from video_diffusion_pytorch.training.clip_source import clips_behind
 from video_diffusion_pytorch.training.ema import Averages
 from video_diffusion_pytorch.training.engine import Processes
+from video_diffusion_pytorch.training.optimizer import optimizer_settings
 from video_diffusion_pytorch.training.random_states import random_states
 from video_diffusion_pytorch.training.retention import forget_old
 from video_diffusion_pytorch.training.sharded_checkpoint import write_sharded
@@ -28,7 +29,6 @@ class Saving(Processes):
     averages: Averages
     opt: Any
     scheduler: Any
-    train_lr: float
     results_folder: Path
     ds: Any
     order: EndlessShuffle
@@ -37,6 +37,7 @@ class Saving(Processes):
     losses: dict[str, float | None]
     skipped_steps: int
     _saved_step: int
+    _validated_step: int
 
     def checkpoint_state(self) -> dict[str, Any]:
         """What a checkpoint holds: tensors and plain values. Every process calls it."""
@@ -51,6 +52,7 @@ class Saving(Processes):
             "emas": {name: average.state_dict() for name, average in others},
             "ema_decays": [*self.averages.models],
             "optimizer": self.opt.state_dict(),
+            "optimizer_settings": optimizer_settings(self.opt),
             "scheduler": {} if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
             "config": {
@@ -58,8 +60,13 @@ class Saving(Processes):
                 "diffusion": self.model.config,
                 "class_names": self.class_names,
             },
-            "train_lr": self.train_lr,
-            "losses": dict(self.losses),
+            # a validation of other weights says nothing of these
+            "losses": {
+                "training": self.losses["training"],
+                "validation": self.losses["validation"]
+                if self._validated_step == self.step
+                else None,
+            },
             "skipped_steps": self.skipped_steps,
             "random_states": self.from_all(random_states()),
             "data": {
@@ -107,5 +114,5 @@ class Saving(Processes):
 
     def _last_checkpoint(self) -> str:
         """Where a run can go on from, in words."""
-        found = list_checkpoints(self.results_folder)
-        return f"the last checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+        found = newest(self.results_folder)
+        return f"the last checkpoint is {found}" if found else "there is no checkpoint yet"

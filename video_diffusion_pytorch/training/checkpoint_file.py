@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.training.checkpoint_folder import find_checkpoint, list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -58,14 +60,17 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
 
     Raises:
         OSError: If it can't be written; the message names the file.
+        TypeError: If it holds what could be read only by running code.
     """
+    plain = _plain(state)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     _remove_leftovers(path.parent)
     recorder: Any = None
     try:
+        _check_readable(plain, path)
         with temporary.open("wb") as file:
             recorder = _Recorder(file)
-            torch.save(_plain(state), recorder)
+            torch.save(plain, recorder)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -81,6 +86,26 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _check_readable(state: dict[str, Any], path: Path) -> None:
+    """Raises a TypeError for what `read_checkpoint` would refuse: it is too late to learn it then.
+
+    It is written to memory, with tensors of no size.
+    """
+    content = io.BytesIO()
+    torch.save(_without_values(state), content)
+    content.seek(0)
+    try:
+        torch.load(content, "cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = found[1] if found else "an object of another class"
+        raise TypeError(
+            f"the checkpoint {path} must hold tensors and plain values only, so that reading it "
+            f"runs no code, got {what}; turn it into tensors, numbers, texts, lists or dicts in "
+            "checkpoint_state"
+        ) from error
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -210,7 +235,9 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise  # they say nothing about the file
     # altered bytes can bring up any exception: the old format is a program for the unpickler
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # torch's own advice would be to read it without protection
+        is_refused = isinstance(error, pickle.UnpicklingError) or not str(error)
+        reason = type(error).__name__ if is_refused else str(error).splitlines()[0]
         raise ValueError(
             f"expected a checkpoint in {path}, got a file that is cut off, altered or of another "
             f"kind ({reason}); use the checkpoint before it"
@@ -255,43 +282,3 @@ def _checked(state: Any, path: Path, wanted: set[str]) -> dict[str, Any]:
             "video-diffusion-pytorch to that version or later"
         )
     return state
-
-
-def read_newest(
-    folder: Path, read: Callable[[Path], dict[str, Any]] = read_checkpoint
-) -> tuple[Path, dict[str, Any]]:
-    """Reads the newest checkpoint of a folder that is whole.
-
-    A warning names each newer one that is damaged.
-
-    Args:
-        folder: Where the checkpoints are.
-        read: What reads one, given its path; it raises a ValueError or a FileNotFoundError for
-            one that is not whole.
-
-    Returns:
-        The path of the checkpoint and its state.
-
-    Raises:
-        FileNotFoundError: If there is no checkpoint.
-        ValueError: If none is whole; `NewerFormat` if a later version of this library wrote one
-            that is newer than those that can be read.
-    """
-    find_checkpoint(folder, -1)  # raises where there is none
-    found = list_checkpoints(folder)[::-1]
-    for path, before in zip(found, [*found[1:], None], strict=True):
-        try:
-            return path, read(path)
-        except NewerFormat:
-            raise  # it is whole, and training on from an older one would lose its steps
-        except (ValueError, FileNotFoundError) as error:
-            if before is not None:
-                logger.warning(
-                    "%s is cut off or altered: goes back to %s (%s)", path, before.name, error
-                )
-            failure = error
-    raise ValueError(
-        f"expected a whole checkpoint in {folder}, got {', '.join(path.name for path in found)}, "
-        f"all cut off or altered ({failure}); move them away and begin anew, or restore one from "
-        "a copy"
-    ) from failure

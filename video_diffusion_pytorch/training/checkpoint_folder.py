@@ -40,7 +40,8 @@ def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str
 
     Args:
         folder: Where the checkpoints are.
-        milestone: Its number, -1 for the newest, or a path, which is returned as it is.
+        milestone: Its number, -1 for the newest, what `save` was told instead of a number, or a
+            path.
 
     Returns:
         Its path. For a number that is not there, that of the file it would have.
@@ -49,7 +50,8 @@ def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str
         FileNotFoundError: If -1 is asked for and there is no checkpoint.
     """
     if isinstance(milestone, (str, os.PathLike)):
-        return Path(milestone)
+        named = folder / f"model-{milestone}.pt"
+        return named if named.is_file() and not Path(milestone).exists() else Path(milestone)
     checkpoints = list_checkpoints(folder)
     if milestone == -1 and not checkpoints:
         raise FileNotFoundError(

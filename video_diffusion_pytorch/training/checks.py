@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.trackers import check_trackers
 
 # By attribute of the Trainer: its counts, and the least that each may be
@@ -18,10 +19,21 @@ _COUNTS = {
     "validation_clips": 1,
     "log_every": 1,
     "max_skipped_steps": 1,
+    "train_num_steps": 0,
     "keep_best": 0,
     "image_frames": 0,
 }
 _OPTIONAL = {"num_workers": 0, "save_every": 1, "keep_last": 1}
+
+
+def check_model(diffusion: object) -> None:
+    """Raises a TypeError for what is no diffusion, such as its network alone."""
+    if not isinstance(diffusion, GaussianDiffusion):
+        raise TypeError(
+            "Trainer: the model must be a GaussianDiffusion, got "
+            f"{type(diffusion).__name__}; wrap the network in one: GaussianDiffusion(unet, "
+            "image_size=64, num_frames=16)"
+        )
 
 
 def check_trainer(trainer: Any, log_with: Any) -> None:
@@ -36,6 +48,11 @@ def check_trainer(trainer: Any, log_with: Any) -> None:
     check_counts({n: values[n] for n in counts}, counts)
     given = {n: values[n] for n in _OPTIONAL if values[n] is not None}
     check_counts(given, _OPTIONAL)
+    if trainer.max_grad_norm is not None and not trainer.max_grad_norm > 0:
+        raise ValueError(
+            f"Trainer: max_grad_norm must be above 0, got {trainer.max_grad_norm}; leave it out "
+            "to cut nothing"
+        )
     check_image_folder(trainer.image_folder, trainer.image_frames)
     check_trackers(log_with)
     validates = trainer.validation_folder, trainer.validation_split

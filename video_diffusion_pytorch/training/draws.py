@@ -25,16 +25,17 @@ class ClipDraws:
     resumed run repeats them.
 
     Args:
-        diffusion: The model. One whose `forward` takes no `t`, or whose class draws time steps in
-            a way of its own, draws for itself from the global generators.
+        diffusion: The model. One whose `forward` or `p_losses` is that of older versions, or whose
+            class draws time steps in a way of its own, draws for itself from the global generators.
     """
 
     def __init__(self, diffusion: GaussianDiffusion) -> None:
         own = inspect.signature(type(diffusion).forward).parameters
+        loss = inspect.signature(type(diffusion).p_losses).parameters
         network = inspect.signature(unwrap(diffusion.denoise_fn).forward).parameters
         self.is_told = (
             "t" in own
-            and "reduction" in own
+            and {"reduction", "drop_mask"} <= own.keys() & loss.keys()
             and type(diffusion).draw_times is ForwardProcess.draw_times
         )
         self.diffusion = diffusion

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.training.sharding import (
@@ -42,7 +43,7 @@ def _fastest_device() -> str:
 
 def make_accelerator(
     amp: bool,
-    device: str | None,
+    device: str | torch.device | None,
     *,
     mixed_precision: str | None = None,
     log_with: Any = None,
@@ -66,7 +67,7 @@ def make_accelerator(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    wanted = device or _fastest_device()
+    wanted = _fastest_device() if device is None else str(device).removesuffix(":0")
     if wanted not in ("cpu", _fastest_device()):
         raise ValueError(
             f"Trainer: device must be 'cpu' or this machine's accelerator, "
@@ -181,6 +182,22 @@ class Processes:
             raise
         if self.is_main:
             self.from_main(None)
+
+    def share_loader(self, loader: Any) -> Any:
+        """A loader with an order of its own, of which each process gets every n-th batch.
+
+        Raises:
+            ValueError: If there are several processes, and it is none of torch's.
+        """
+        if self.num_processes == 1:
+            return loader
+        if not isinstance(loader, DataLoader):
+            raise ValueError(
+                "Trainer: in several processes a dataloader must be torch's, which can be shared "
+                f"between them, got {type(loader).__name__}; pass a dataset, or train in one "
+                "process"
+            )
+        return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def _share_model(self, averages: Sequence[nn.Module]) -> Any:
         """Shares the model between the processes; gives what is called for the loss.

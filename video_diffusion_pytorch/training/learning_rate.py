@@ -183,7 +183,7 @@ def resume_schedule(
             _set_lr(group, float(group.get("initial_lr", group["lr"])))
     elif isinstance(schedule, Schedule):
         schedule.load_state_dict({"last_epoch": step, **state})
-    elif "_step_count" in state:  # of a schedule of torch's own
+    elif state.keys() - {"last_epoch", "base_lrs"}:  # of a schedule of torch's own
         schedule.load_state_dict(state)
     else:
         logger.warning(

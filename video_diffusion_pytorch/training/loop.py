@@ -12,6 +12,8 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.training.batch_stream import Endless
 from video_diffusion_pytorch.training.checkpoint_folder import check_room
+from video_diffusion_pytorch.training.checkpoint_order import set_aside
+from video_diffusion_pytorch.training.learning_rate import Schedule
 from video_diffusion_pytorch.training.memory import state_bytes
 from video_diffusion_pytorch.training.metrics import MetricsFile
 from video_diffusion_pytorch.training.signals import StopSignals
@@ -87,17 +89,22 @@ class TrainingLoop(TrainingStep):
     def _start_counting(self) -> None:
         self.step, self.skipped_steps = 0, 0
         self.losses = {"training": None, "validation": None}
-        self._skipped_in_row, self._saved_step, self._measured_step = 0, -1, 0
+        self._skipped_in_row, self._saved_step = 0, -1
+        self._measured_step, self._validated_step = 0, -1
         self._shall_stop, self._signals, self.metrics_file = False, None, None
         self.resumed_from = None
 
     def _begin(self) -> None:
         self._shall_stop, self._first_step = False, self.step + 1
         self._measured_step = self.step
+        if isinstance(self.scheduler, Schedule):
+            # it may have been raised since
+            self.scheduler.total_steps = self.train_num_steps
         if self._saved_step < 0:
             # the first weights need no file
             self._saved_step = self.step
         if self.is_main:
+            set_aside(self.results_folder, self.step)
             averages = len(self.averages.models)
             check_room(self.results_folder, state_bytes(self.model, self.opt, averages))
             self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)

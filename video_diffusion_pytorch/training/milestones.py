@@ -21,6 +21,9 @@ from video_diffusion_pytorch.training.trackers import log_line, log_video
 from video_diffusion_pytorch.training.training_data import TrainingData
 from video_diffusion_pytorch.training.validation import Part, Validation
 
+# What a batch may have beside its videos that validation leaves out
+_IMAGES = ("images", "image_conditions")
+
 
 class Milestones(TrainingData, Resumable):
     """The part of a Trainer between the steps; `Trainer` documents the attributes."""
@@ -34,12 +37,14 @@ class Milestones(TrainingData, Resumable):
     train_num_steps: int
     validation: Validation | None
     clip_draws: ClipDraws
+    drawn: dict[str, Any]
     metrics: StepMetrics
     metrics_file: MetricsFile | None
     _shall_stop: bool
     _signals: Any
     _first_step: int
     _measured_step: int
+    _validated_step: int
 
     # samples
 
@@ -110,7 +115,7 @@ class Milestones(TrainingData, Resumable):
         by_noise = [s.take(self.step, 0.0, self.sum_over_processes)["loss_by_noise"] for s in sums]
         means = [loss / count for loss in losses]
         found = {f"validation_loss{name}": mean for name, mean in zip(models, means, strict=True)}
-        self.losses["validation"] = means[1]
+        self.losses["validation"], self._validated_step = means[1], self.step
         line = {"step": self.step, "time": time.time(), **found, "validation_by_noise": by_noise[1]}
         self._write_line(line)
         return found
@@ -123,16 +128,24 @@ class Milestones(TrainingData, Resumable):
         totals: Tensor,
     ) -> None:
         videos, conditions = self.unpack_batch(part.batch)
-        told = self._to_device(conditions)
+        # a loss of videos alone compares between runs with more and with fewer images
+        told = self._to_device({n: v for n, v in conditions.items() if n not in _IMAGES})
+        if self.validation is not None:
+            told = self.validation.with_trained_labels(told)
         videos = videos.to(self.device, non_blocking=True)
-        drawn = self.clip_draws.fixed(part.numbers, videos.shape[2])
+        self.drawn = self.clip_draws.fixed(part.numbers, videos.shape[2])
+        trained = self.model, self.parallel_model
         for i, model in enumerate(models):
-            # a model that draws for itself draws the same each time, at least
-            with self._seeded(part.numbers[0]), self.accelerator.autocast():
-                losses = model(videos, **told, **drawn).float()
+            self.model = self.parallel_model = cast(GaussianDiffusion, model)
+            try:
+                # a model that draws for itself draws the same each time, at least
+                with self._seeded(part.numbers[0]):
+                    losses = self.compute_loss(videos, **told).float()
+            finally:
+                self.model, self.parallel_model = trained
             counted = losses[: part.counted] if losses.ndim else losses.expand(part.counted)
-            if "t" in drawn and part.counted:
-                sums[i].add_losses(counted, drawn["t"][: part.counted])
+            if losses.ndim and "t" in self.drawn and part.counted:
+                sums[i].add_losses(counted, self.drawn["t"][: part.counted])
             totals[i] += counted.sum()
         totals[-1] += part.counted
 
@@ -149,7 +162,8 @@ class Milestones(TrainingData, Resumable):
     def milestone(self) -> int | float:
         """The number in a checkpoint's name: of the milestone, between two of them a fraction."""
         whole, rest = divmod(self.step, self.save_and_sample_every)
-        return round(self.step / self.save_and_sample_every, 6) if rest else whole
+        digits = max(6, len(str(self.save_and_sample_every)) + 1)
+        return round(self.step / self.save_and_sample_every, digits) if rest else whole
 
     @property
     def is_told_to_stop(self) -> bool:
@@ -171,7 +185,9 @@ class Milestones(TrainingData, Resumable):
             # before sampling, which takes long and may be interrupted
             self.save(self.milestone)
         if is_milestone and not self.is_told_to_stop:
-            found["sample"] = str(self._show_samples())
+            path = self._show_samples()
+            if path is not None:
+                found["sample"] = str(path)
         return found
 
     def _show_samples(self) -> Path | None:

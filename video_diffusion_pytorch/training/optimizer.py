@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -158,3 +158,31 @@ def _lay_out_like_weights(optimizer: Optimizer, *_: Any) -> None:
             for name, value in averages.items():
                 if value.shape == parameter.shape and value.stride() != stride:
                     averages[name] = torch.empty_like(parameter).copy_(value)
+
+
+def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
+    """The class of an optimizer, and what it was made with, in plain values for a file."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    plain = {n: v for n, v in inner.defaults.items() if isinstance(v, (bool, int, float, tuple))}
+    told = {name: value for name, value in plain.items() if name not in _OWN}
+    return {"class": type(inner).__name__, **told}
+
+
+def take_new_settings(
+    optimizer: Optimizer, theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> None:
+    """After a state is loaded: what was changed since it was saved takes the place of the old.
+
+    Args:
+        optimizer: With the loaded state.
+        theirs: The settings of the run that saved it; empty if they are not known.
+        ours: Those of this run. What differs from `theirs` goes to all groups of parameters that
+            still have the old value: a rate that was set by hand, and groups without weight decay,
+            stay as they are.
+    """
+    changed = {n: v for n, v in ours.items() if n in theirs and theirs[n] != v and n != "class"}
+    for group in optimizer.param_groups:
+        for name, value in changed.items():
+            for entry in (name, f"initial_{name}"):
+                if entry in group and group[entry] == theirs[name]:
+                    group[entry] = value

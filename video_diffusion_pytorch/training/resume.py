@@ -12,14 +12,16 @@ import torch
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.training.checkpoint import Saving
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint, read_newest
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoint_folder import find_checkpoint, list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_order import read_newest
 from video_diffusion_pytorch.training.learning_rate import resume_schedule
 from video_diffusion_pytorch.training.load_weights import (
     MismatchedWeights,
     changed_settings,
     load_weights,
 )
+from video_diffusion_pytorch.training.optimizer import optimizer_settings, take_new_settings
 from video_diffusion_pytorch.training.random_states import restore_random_states
 from video_diffusion_pytorch.training.retention import best_checkpoint
 from video_diffusion_pytorch.training.sharded_checkpoint import (
@@ -80,6 +82,7 @@ class Resumable(Saving):
         self.step = self._saved_step = state["step"]
         self.skipped_steps = state.get("skipped_steps", 0)
         self.losses |= state.get("losses", {})
+        self._validated_step = self.step
         self._load_optimizer(path, state)
         if "data" in state:
             self._go_to(path, state["data"])
@@ -142,6 +145,14 @@ class Resumable(Saving):
         if "optimizer" not in state:
             logger.warning("%s holds no optimizer state: Adam begins anew", path)
             return
+        theirs = state.get("optimizer_settings", {})
+        ours = optimizer_settings(self.opt)
+        if theirs.get("class", ours["class"]) != ours["class"]:
+            raise ValueError(
+                f"the optimizer must be that of {path} to train on, {theirs['class']}, got "
+                f"{ours['class']}; give the optimizer it was made with, or begin anew in another "
+                "results folder"
+            )
         try:
             self.opt.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
@@ -150,10 +161,10 @@ class Resumable(Saving):
                 f"parameters ({error}); give the optimizer and weight_decay it was made with, or "
                 "begin anew in another results folder"
             ) from error
+        take_new_settings(self.opt, theirs, ours)
         schedule = state.get("scheduler", {})
-        if state.get("train_lr", self.train_lr) != self.train_lr:
-            for group in self.opt.param_groups:
-                group["lr"] = group["initial_lr"] = self.train_lr
+        if theirs.get("lr", ours.get("lr")) != ours.get("lr"):
+            # the full learning rates are this run's
             schedule = {name: value for name, value in schedule.items() if name != "base_lrs"}
         resume_schedule(self.scheduler, self.opt, schedule, self.step)
 

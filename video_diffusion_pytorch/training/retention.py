@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from video_diffusion_pytorch.training.checkpoint_file import glance
-from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_order import in_order
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -27,7 +27,7 @@ def forget_old(
 
     Args:
         folder: Where the checkpoints are.
-        keep_last: How many of the newest are kept, those of the highest N, at least 1; None
+        keep_last: How many of the newest are kept, those of the highest step, at least 1; None
             removes nothing.
         keep_best: How many are kept besides that have the lowest validation loss, 0 or more;
             those that have none are not among them. One may be both new and good.
@@ -47,7 +47,7 @@ def forget_old(
         _removed(leftover)
     # one that is damaged is no checkpoint to go back to, so it doesn't take the place of a whole
     # one; it stays because what can't be read here may be a later version's, or worth a rescue
-    losses = {path: _validation_loss(path) for path in list_checkpoints(folder)}
+    losses = {path: _validation_loss(path) for path in in_order(folder)}
     readable = [path for path, loss in losses.items() if loss is not None]
     kept = {*readable[-keep_last:], *_by_loss(losses)[:keep_best]}
     if written is not None:
@@ -79,7 +79,7 @@ def best_checkpoint(folder: Path) -> Path:
     Raises:
         FileNotFoundError: If none has a validation loss.
     """
-    found = list_checkpoints(folder)
+    found = in_order(folder)
     best = _by_loss({path: _validation_loss(path) for path in found})
     if not best:
         raise FileNotFoundError(

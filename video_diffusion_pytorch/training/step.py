@@ -176,9 +176,9 @@ class TrainingStep(Milestones):
             mine = self.clip_names([place for part in seen for place in part.places])
             names = [name for part in self.from_all(mine) for name in part]
         if self.is_main:
-            what = "loss" if not math.isfinite(loss) else "gradients"
+            what = "gradients are" if math.isfinite(loss) else "loss is"
             logger.warning(
-                "step %d is skipped, as its %s are not finite (loss %s); its clips: %s",
+                "step %d is skipped, as its %s not finite (loss %s); its clips: %s",
                 self.step,
                 what,
                 loss,

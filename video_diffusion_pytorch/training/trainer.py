@@ -11,7 +11,7 @@ import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.checkpoint_folder import check_folder
-from video_diffusion_pytorch.training.checks import check_trainer, share_of_batch
+from video_diffusion_pytorch.training.checks import check_model, check_trainer, share_of_batch
 from video_diffusion_pytorch.training.clip_source import check_sample_conditions
 from video_diffusion_pytorch.training.draws import ClipDraws
 from video_diffusion_pytorch.training.ema import EMA, Averages
@@ -165,6 +165,8 @@ class Trainer(TrainingLoop):
         project: str = "video-diffusion",
         **data_options: Any,
     ) -> None:
+        check_model(diffusion_model)
+
         # how a step is taken
         self.train_lr, self.optimizer, self.betas = train_lr, optimizer, betas
         self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class TrainingData(ImageSource, Processes):
     num_workers: int | None
     captions: CaptionVectors
     waited: float
+    compute_loss: Callable[..., Tensor]
     validation: Validation | None
     validation_folder: str | os.PathLike[str] | None
     validation_split: float | None
@@ -160,7 +162,7 @@ class TrainingData(ImageSource, Processes):
         self.waited, self.places, self.validation = 0.0, range(0), None
         self._apart: Sequence[int] = ()
         self._sample_conditions = self._chosen_conditions
-        seed = self.from_main(int(torch.randint(2**31, ())) if seed is None else seed)
+        seed = self.from_main(int(torch.randint(2**31, ())) if seed is None else int(seed) % 2**31)
         self.order = EndlessShuffle((), seed)
         self.order.batch_size = self.batch_size
         self.order.process, self.order.num_processes = self.process, self.num_processes
@@ -176,33 +178,34 @@ class TrainingData(ImageSource, Processes):
         if source == "dataloader":
             # the loader has an order of its own: here clips are only counted
             self._images = self._make_images(None)
-            self.dl = Endless(self._shared(given["dataloader"]))
+            self.dl = Endless(self.share_loader(given["dataloader"]))
         elif isinstance(self.ds, IterableDataset):
             self._images = self._make_images(None)
-            self.dl = Endless(self._shared(self.make_dataloader(self.ds)))
+            self.dl = Endless(self.share_loader(self.make_dataloader(self.ds)))
         else:
             self._shuffle(held_out, count, held_back)
         folder = self.data_options.get("cache") or given["folder"]
         beside = None if folder is None else Path(folder)
         self.captions = CaptionVectors(self.model.text_use_bert_cls, beside)
 
-    def _shared(self, loader: Any) -> Any:
-        """A loader with an order of its own, of which each process gets every n-th batch."""
-        if self.num_processes == 1:
-            return loader
-        if not isinstance(loader, DataLoader):
-            raise ValueError(
-                "Trainer: in several processes a dataloader must be torch's, which can be shared "
-                f"between them, got {type(loader).__name__}; pass a dataset, or train in one "
-                "process"
-            )
-        return self.accelerator.prepare_data_loader(loader, device_placement=False)
+    def _unpack_for_model(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """A batch without what a `compute_loss` of the subclass takes for itself, by its names."""
+        videos, conditions = self.unpack_batch(batch)
+        own = inspect.signature(self.compute_loss).parameters.keys()
+        kept = {n: v for n, v in conditions.items() if n not in own or n in _FOR_SAMPLES}
+        return videos, kept
 
     def _make_validation(self) -> Sequence[int] | None:
         """Sets up what is validated on; gives the clips of `ds` that are left, None for all."""
         left: list[int] | None = None
         if self.validation_folder is not None:
+            # in the units of the clips that are trained on, which "fit" may have found
+            units = self.model.config["value_range"]
+            given, self.data_options = self.data_options, {**self.data_options}
+            if units is not None:
+                self.data_options["value_range"] = units
             dataset = self.make_dataset(self.validation_folder, self.model)
+            self.data_options = given
             indices = [*range(len(dataset))]
         elif self.validation_split is not None:
             dataset = self.ds
@@ -216,6 +219,9 @@ class TrainingData(ImageSource, Processes):
             batch_size=self.batch_size,
             share=(self.process, self.num_processes),
         )
+        clips = clips_behind(self.ds)
+        trained = () if clips is None else clips.class_names
+        self.validation.check(self.model, self._unpack_for_model, trained)
         return left
 
     def _shuffle(
@@ -234,7 +240,7 @@ class TrainingData(ImageSource, Processes):
             )
         self._items = SeededItems(self.ds)
         first = collate([self._items[Draw(0, self.order.seed)]])
-        videos, conditions = self.unpack_batch(first)
+        videos, conditions = self._unpack_for_model(first)
         check_first_clip(self.model, clips_behind(self.ds), videos, conditions)
         self._check_no_images(conditions)
         at_most = count if conditions else 0

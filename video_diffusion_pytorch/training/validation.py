@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.batch_stream import Endless
 from video_diffusion_pytorch.training.batches import Draw, SeededItems, collate
-from video_diffusion_pytorch.training.clip_source import files_of
+from video_diffusion_pytorch.training.clip_source import (
+    check_first_clip,
+    clips_behind,
+    files_of,
+    take_value_range,
+)
+
+Unpack = Callable[[Any], tuple[Tensor, dict[str, Any]]]
 
 # So many noisy clips at least make a loss: with fewer, a few time steps would stand for all
 _LEAST = 64
@@ -62,6 +71,44 @@ class Validation:
         places = torch.linspace(0, len(indices) - 1, count).round().long().tolist()
         self.dataset, self.indices = dataset, [indices[place] for place in places]
         self.batch_size, self.share = batch_size, share
+        self._labels: list[int] | None = None
+
+    def check(self, diffusion: GaussianDiffusion, unpack: Unpack, trained: Sequence[str]) -> None:
+        """Finds out before the first step whether the clips can be validated on.
+
+        Args:
+            diffusion: The model.
+            unpack: Splits a batch into videos and conditions.
+            trained: Names of the classes that are trained on, where they are known.
+
+        Raises:
+            ValueError: If the first clip does not fit the model, its units are not the model's, or
+                its folder has a class that is not trained on.
+        """
+        clips = clips_behind(self.dataset)
+        take_value_range(diffusion, self.dataset)
+        first = collate([SeededItems(self.dataset)[Draw(self.indices[0], 0)]])
+        check_first_clip(diffusion, clips, *unpack(first))
+        own = () if clips is None else clips.class_names
+        unknown = [name for name in own if trained and name not in trained]
+        if unknown:
+            raise ValueError(
+                "Trainer: the clips to validate on must be of the classes that are trained on, "
+                f"{', '.join(trained)}, got {', '.join(unknown)}; remove them, or add such clips "
+                "to the folder that is trained on"
+            )
+        if trained and own != tuple(trained):
+            # a folder numbers its classes by itself
+            self._labels = [list(trained).index(name) for name in own]
+
+    def with_trained_labels(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """Conditions with the labels that the classes have in training."""
+        if self._labels is None or "labels" not in told:
+            return dict(told)
+        labels = torch.as_tensor(told["labels"])
+        # -1 stands for no class, here as there
+        numbers = torch.tensor([*self._labels, -1], device=labels.device)
+        return {**told, "labels": numbers[labels]}
 
     @property
     def draws(self) -> int:

@@ -1,0 +1,109 @@
+"""The checkpoints of a folder in the order of the run, whatever their names say."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from video_diffusion_pytorch.training.checkpoint_file import NewerFormat, glance, read_checkpoint
+from video_diffusion_pytorch.training.checkpoint_folder import find_checkpoint, list_checkpoints
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The checkpoints by rising step; those that can't be read come last.
+
+    Their names are no order: N counts milestones, whose distance may have changed.
+    """
+    return sorted(list_checkpoints(folder), key=_step_of)
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the highest step among those that can be read; None without any."""
+    readable = [path for path in in_order(folder) if _step_of(path) < math.inf]
+    return readable[-1] if readable else None
+
+
+def set_aside(folder: Path, step: int) -> list[Path]:
+    """Moves the checkpoints of later steps, which a run that begins at `step` leaves behind.
+
+    They go to a folder `earlier-1` in the same folder, or the next number that is free, as they
+    would else be taken for the run's own.
+
+    Args:
+        folder: Where the checkpoints are.
+        step: Steps done.
+
+    Returns:
+        Where they are now.
+
+    Raises:
+        OSError: If one can't be moved.
+    """
+    later = [path for path in list_checkpoints(folder) if step < _step_of(path) < math.inf]
+    if not later:
+        return []
+    number = 1
+    while (place := folder / f"earlier-{number}").exists():
+        number += 1
+    place.mkdir()
+    logger.warning(
+        "%s of later steps than %d, at which this run begins, now in %s: %s",
+        "a checkpoint is" if len(later) == 1 else "checkpoints are",
+        step,
+        place,
+        ", ".join(path.name for path in later),
+    )
+    return [path.rename(place / path.name) for path in later]
+
+
+def _step_of(path: Path) -> float:
+    """The steps that a checkpoint has done; infinity if it can't be read."""
+    try:
+        return float(glance(path)["step"])
+    except (ValueError, TypeError, OSError):
+        return math.inf
+
+
+def read_newest(
+    folder: Path, read: Callable[[Path], dict[str, Any]] = read_checkpoint
+) -> tuple[Path, dict[str, Any]]:
+    """Reads the newest checkpoint of a folder that is whole.
+
+    A warning names each newer one that is damaged.
+
+    Args:
+        folder: Where the checkpoints are.
+        read: What reads one, given its path; it raises a ValueError or a FileNotFoundError for
+            one that is not whole.
+
+    Returns:
+        The path of the checkpoint and its state.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If none is whole; `NewerFormat` if a later version of this library wrote one
+            that is newer than those that can be read.
+    """
+    find_checkpoint(folder, -1)  # raises where there is none
+    found = in_order(folder)[::-1]
+    for path, before in zip(found, [*found[1:], None], strict=True):
+        try:
+            return path, read(path)
+        except NewerFormat:
+            raise  # it is whole, and training on from an older one would lose its steps
+        except (ValueError, FileNotFoundError) as error:
+            if before is not None:
+                logger.warning(
+                    "%s is cut off or altered: goes back to %s (%s)", path, before.name, error
+                )
+            failure = error
+    raise ValueError(
+        f"expected a whole checkpoint in {folder}, got {', '.join(path.name for path in found)}, "
+        f"all cut off or altered ({failure}); move them away and begin anew, or restore one from "
+        "a copy"
+    ) from failure
