@@ -238,3 +238,19 @@ def test_a_validation_folder_has_the_labels_of_training(classes):
 def test_a_class_that_is_not_trained_cannot_be_validated(classes):
     with pytest.raises(ValueError, match="that are trained on, a, b, c, got d; remove them"):
         labelled(classes, "strange")
+
+
+def test_a_validation_folder_inside_the_clips_is_not_trained_on(make_trainer, clips):
+    inside = clips / "held"
+    inside.mkdir()
+    for name in ("00.gif", "01.gif"):
+        (clips / name).rename(inside / name)
+    trainer = make_trainer(validation_folder=inside)
+    assert {path.parent for path in trainer.ds.paths} == {clips}
+    assert {path.parent for path in trainer.validation.dataset.paths} == {inside}
+
+
+@pytest.mark.parametrize("resume", [True, 1])
+def test_what_resume_takes(make_trainer, resume):
+    with pytest.raises(ValueError, match=r"resume must be 'auto', 'never', a path or None, got"):
+        make_trainer(resume=resume)

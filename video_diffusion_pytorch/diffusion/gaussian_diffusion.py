@@ -196,9 +196,10 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
             drop_mask=drop_mask,
-            # a subclass that is written for the reference knows none
-            reduction=None if reduction == "mean" else reduction,
         )
+        if reduction != "mean":
+            # a subclass that is written for the reference knows none
+            kwargs["reduction"] = reduction
         x_start = self._to_model_range(x)
         if images is not None:
             self.check_images(images, x)

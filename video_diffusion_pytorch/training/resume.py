@@ -180,6 +180,11 @@ class Resumable(Saving):
 
     def _resume(self, resume: str | os.PathLike[str] | None) -> None:
         """Goes on from where `Trainer`'s argument of this name says."""
+        if not (resume is None or isinstance(resume, (str, os.PathLike))):
+            raise ValueError(
+                "Trainer: resume must be 'auto', 'never', a path or None, got "
+                f"{resume!r}; 'auto' goes on from the last checkpoint"
+            )
         existing = list_checkpoints(self.results_folder)
         if resume == "never" and existing:
             raise FileExistsError(

@@ -51,6 +51,8 @@ class TrainingStep(Milestones):
     def compute_loss(self, videos: Tensor, **kwargs: Any) -> Tensor:
         """The loss of a micro-batch, in the training precision.
 
+        A validation calls it, too, with a model in evaluation mode as `model`.
+
         Args:
             videos: `(b, c, f, h, w)`.
             **kwargs: Conditions, and further keywords of the diffusion's forward.

@@ -63,12 +63,13 @@ class TrainingData(ImageSource, Processes):
 
     def make_dataset(self, folder: str | os.PathLike[str], diffusion: GaussianDiffusion) -> Any:
         """The clips: a dataset whose items `unpack_batch` understands once they are collated."""
+        apart = (self.results_folder, self.image_folder, self.validation_folder)
         return Dataset(
             folder,
             diffusion.image_size,
             channels=diffusion.channels,
             num_frames=diffusion.num_frames,
-            exclude=[p for p in (self.results_folder, self.image_folder) if p is not None],
+            exclude=[p for p in apart if p is not None],
             # a quarter of the bytes to the device, which makes floats of them faster
             as_uint8=True,
             **{"exts": None, **self.data_options},
