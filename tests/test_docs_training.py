@@ -15,10 +15,10 @@ from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.training import validation
+from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import write_sharded
 from video_diffusion_pytorch.training.ema import WARMUPS
 from video_diffusion_pytorch.training.learning_rate import SCHEDULES
 from video_diffusion_pytorch.training.optimizer import OPTIMIZERS
-from video_diffusion_pytorch.training.sharded_checkpoint import write_sharded
 
 PAGE = Page("training.md")
 START = "Train, scale and resume"

@@ -11,7 +11,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.clip_source import dataset_options
+from video_diffusion_pytorch.training.clips.clip_source import dataset_options
 from video_diffusion_pytorch.training.trainer import Trainer
 from video_diffusion_pytorch.version import __version__
 

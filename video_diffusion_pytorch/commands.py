@@ -18,7 +18,7 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import OPTIONS, class_names, pick, read_conditions
-from video_diffusion_pytorch.training.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
 from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
 

@@ -12,8 +12,8 @@ import torch
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.trained_for import training_of
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.sharded_checkpoint import read_gathered
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import read_gathered
 
 
 def load_diffusion(

@@ -3,8 +3,14 @@ import random
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint, write_checkpoint
-from video_diffusion_pytorch.training.random_states import random_states, restore_random_states
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
+    read_checkpoint,
+    write_checkpoint,
+)
+from video_diffusion_pytorch.training.checkpoints.random_states import (
+    random_states,
+    restore_random_states,
+)
 
 
 def draws():

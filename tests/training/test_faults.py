@@ -17,8 +17,8 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from video_diffusion_pytorch import Trainer
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 from video_diffusion_pytorch.training.memory import TrainingOutOfMemory
 from video_diffusion_pytorch.training.metrics import read_metrics
 

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, IterableDataset
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.training import validation
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.clip_source import files_of
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.clips.clip_source import files_of
 from video_diffusion_pytorch.training.metrics import read_metrics
 from video_diffusion_pytorch.training.validation import Validation, split_off
 

@@ -8,16 +8,16 @@ from typing import Any
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.batches import EndlessShuffle
-from video_diffusion_pytorch.training.checkpoint_file import FORMAT, write_checkpoint
-from video_diffusion_pytorch.training.checkpoint_order import newest
-from video_diffusion_pytorch.training.clip_source import clips_behind
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import FORMAT, write_checkpoint
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoints.random_states import random_states
+from video_diffusion_pytorch.training.checkpoints.retention import forget_old
+from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import write_sharded
+from video_diffusion_pytorch.training.clips.batches import EndlessShuffle
+from video_diffusion_pytorch.training.clips.clip_source import clips_behind
 from video_diffusion_pytorch.training.ema import Averages
 from video_diffusion_pytorch.training.engine import Processes
 from video_diffusion_pytorch.training.optimizer import optimizer_settings
-from video_diffusion_pytorch.training.random_states import random_states
-from video_diffusion_pytorch.training.retention import forget_old
-from video_diffusion_pytorch.training.sharded_checkpoint import write_sharded
 from video_diffusion_pytorch.version import __version__
 
 

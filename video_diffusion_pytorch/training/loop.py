@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.training.batch_stream import Endless
-from video_diffusion_pytorch.training.checkpoint_folder import check_room
-from video_diffusion_pytorch.training.checkpoint_order import set_aside
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import check_room
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import set_aside
+from video_diffusion_pytorch.training.clips.batch_stream import Endless
 from video_diffusion_pytorch.training.learning_rate import Schedule
 from video_diffusion_pytorch.training.memory import state_bytes
 from video_diffusion_pytorch.training.metrics import MetricsFile

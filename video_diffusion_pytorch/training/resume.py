@@ -12,24 +12,27 @@ import torch
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.training.checkpoint import Saving
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoint_folder import find_checkpoint, list_checkpoints
-from video_diffusion_pytorch.training.checkpoint_order import read_newest
-from video_diffusion_pytorch.training.learning_rate import resume_schedule
-from video_diffusion_pytorch.training.load_weights import (
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
+    find_checkpoint,
+    list_checkpoints,
+)
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import read_newest
+from video_diffusion_pytorch.training.checkpoints.load_weights import (
     MismatchedWeights,
     changed_settings,
     load_weights,
 )
-from video_diffusion_pytorch.training.optimizer import optimizer_settings, take_new_settings
-from video_diffusion_pytorch.training.random_states import restore_random_states
-from video_diffusion_pytorch.training.retention import best_checkpoint
-from video_diffusion_pytorch.training.sharded_checkpoint import (
+from video_diffusion_pytorch.training.checkpoints.random_states import restore_random_states
+from video_diffusion_pytorch.training.checkpoints.retention import best_checkpoint
+from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import (
     read_gathered,
     read_sharded,
     scattered,
     warm_optimizer,
 )
+from video_diffusion_pytorch.training.learning_rate import resume_schedule
+from video_diffusion_pytorch.training.optimizer import optimizer_settings, take_new_settings
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

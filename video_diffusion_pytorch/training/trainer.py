@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.checkpoint_folder import check_folder
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import check_folder
 from video_diffusion_pytorch.training.checks import check_model, check_trainer, share_of_batch
-from video_diffusion_pytorch.training.clip_source import check_sample_conditions
+from video_diffusion_pytorch.training.clips.clip_source import check_sample_conditions
 from video_diffusion_pytorch.training.draws import ClipDraws
 from video_diffusion_pytorch.training.ema import EMA, Averages
 from video_diffusion_pytorch.training.engine import compile_network, make_accelerator, use_fsdp

@@ -16,10 +16,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.host_memory import keep_freed_memory
-from video_diffusion_pytorch.training.batch_stream import Endless
-from video_diffusion_pytorch.training.batches import Draw, EndlessShuffle, SeededItems, collate
-from video_diffusion_pytorch.training.captions import CaptionVectors
-from video_diffusion_pytorch.training.clip_source import (
+from video_diffusion_pytorch.training.clips.batch_stream import Endless
+from video_diffusion_pytorch.training.clips.batches import (
+    Draw,
+    EndlessShuffle,
+    SeededItems,
+    collate,
+)
+from video_diffusion_pytorch.training.clips.captions import CaptionVectors
+from video_diffusion_pytorch.training.clips.clip_source import (
     check_first_clip,
     check_source,
     choose_workers,
@@ -28,13 +33,13 @@ from video_diffusion_pytorch.training.clip_source import (
     name_of,
     take_value_range,
 )
-from video_diffusion_pytorch.training.engine import Processes
-from video_diffusion_pytorch.training.image_frames import (
+from video_diffusion_pytorch.training.clips.image_frames import (
     ClipAndImages,
     ClipsWithImages,
     join_images,
 )
-from video_diffusion_pytorch.training.image_source import ImageSource
+from video_diffusion_pytorch.training.clips.image_source import ImageSource
+from video_diffusion_pytorch.training.engine import Processes
 from video_diffusion_pytorch.training.validation import Validation, split_off
 
 _NO_TEXT = type(None)

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.batch_stream import Endless
-from video_diffusion_pytorch.training.batches import Draw, SeededItems, collate
-from video_diffusion_pytorch.training.clip_source import (
+from video_diffusion_pytorch.training.clips.batch_stream import Endless
+from video_diffusion_pytorch.training.clips.batches import Draw, SeededItems, collate
+from video_diffusion_pytorch.training.clips.clip_source import (
     check_first_clip,
     clips_behind,
     files_of,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from video_diffusion_pytorch.training.load_weights import (
+from video_diffusion_pytorch.training.checkpoints.load_weights import (
     MismatchedWeights,
     changed_settings,
     load_weights,

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from video_diffusion_pytorch.training.checkpoint_file import glance
-from video_diffusion_pytorch.training.checkpoint_order import in_order
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import in_order
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

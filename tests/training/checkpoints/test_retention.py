@@ -3,8 +3,12 @@ import shutil
 import pytest
 import torch
 
-from video_diffusion_pytorch.training.checkpoint_file import write_checkpoint
-from video_diffusion_pytorch.training.retention import best_checkpoint, check_keep, forget_old
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import write_checkpoint
+from video_diffusion_pytorch.training.checkpoints.retention import (
+    best_checkpoint,
+    check_keep,
+    forget_old,
+)
 
 STATE = {"step": 3, "model": {"w": torch.arange(3)}, "ema": {}}
 

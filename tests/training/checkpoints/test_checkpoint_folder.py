@@ -4,7 +4,7 @@ from collections import namedtuple
 
 import pytest
 
-from video_diffusion_pytorch.training.checkpoint_folder import (
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
     check_folder,
     check_room,
     find_checkpoint,

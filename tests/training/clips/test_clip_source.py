@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset, Subset
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training.clip_source import (
+from video_diffusion_pytorch.training.clips.clip_source import (
     check_first_clip,
     check_sample_conditions,
     check_source,

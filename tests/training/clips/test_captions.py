@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import text
-from video_diffusion_pytorch.training.captions import CaptionVectors
+from video_diffusion_pytorch.training.clips.captions import CaptionVectors
 
 CPU = torch.device("cpu")
 
@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_written_is_done_without(embedded, tmp_path, caplo
 
 
 def test_memory_is_bounded(embedded, monkeypatch):
-    monkeypatch.setattr("video_diffusion_pytorch.training.captions._MOST", 3)
+    monkeypatch.setattr("video_diffusion_pytorch.training.clips.captions._MOST", 3)
     vectors = CaptionVectors(use_cls=False)
     for length in range(1, 20):
         found, _ = vectors(["x" * length, "kept"], CPU)

@@ -14,7 +14,13 @@ from torch.utils.data import Dataset, Subset
 from video_diffusion_pytorch.data.dataset import Dataset as Clips
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.single_frames import SingleFrames
-from video_diffusion_pytorch.training.batches import Draw, SeededItems, alike, collate, read_item
+from video_diffusion_pytorch.training.clips.batches import (
+    Draw,
+    SeededItems,
+    alike,
+    collate,
+    read_item,
+)
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

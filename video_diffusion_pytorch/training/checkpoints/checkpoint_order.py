@@ -8,8 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from video_diffusion_pytorch.training.checkpoint_file import NewerFormat, glance, read_checkpoint
-from video_diffusion_pytorch.training.checkpoint_folder import find_checkpoint, list_checkpoints
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
+    NewerFormat,
+    glance,
+    read_checkpoint,
+)
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
+    find_checkpoint,
+    list_checkpoints,
+)
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -15,9 +15,9 @@ from video_diffusion_pytorch.data.dataset_options import split_conditions
 from video_diffusion_pytorch.data.single_frames import PictureFolder
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.batches import EndlessShuffle, collate, unpack_batch
-from video_diffusion_pytorch.training.clip_source import clips_behind
-from video_diffusion_pytorch.training.image_frames import ImageDraws, draws_from_clips
+from video_diffusion_pytorch.training.clips.batches import EndlessShuffle, collate, unpack_batch
+from video_diffusion_pytorch.training.clips.clip_source import clips_behind
+from video_diffusion_pytorch.training.clips.image_frames import ImageDraws, draws_from_clips
 
 # Options of the clips that hold for pictures, too
 _FOR_PICTURES = ("fit", "crop", "horizontal_flip", "vertical_flip", "axes")

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from video_diffusion_pytorch.training.checkpoint_file import write_checkpoint
-from video_diffusion_pytorch.training.checkpoint_order import (
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import write_checkpoint
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import (
     in_order,
     newest,
     read_newest,

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from video_diffusion_pytorch.training import checkpoint_file
-from video_diffusion_pytorch.training.checkpoint_file import (
+from video_diffusion_pytorch.training.checkpoints import checkpoint_file
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
     FORMAT,
     NewerFormat,
     glance,
     read_checkpoint,
     write_checkpoint,
 )
-from video_diffusion_pytorch.training.checkpoint_order import read_newest
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import read_newest
 
 STATE = {"step": 3, "model": {"w": torch.arange(200_000)}, "ema": {}}
 DAMAGED = r"expected a checkpoint in .*model-1\.pt, got a file that is cut off, altered or of anot"
@@ -197,7 +197,8 @@ def test_a_killed_writer_leaves_a_whole_checkpoint(path):
     code = (
         "import sys, torch\n"
         "from pathlib import Path\n"
-        "from video_diffusion_pytorch.training.checkpoint_file import write_checkpoint\n"
+        "from video_diffusion_pytorch.training.checkpoints import checkpoint_file\n"
+        "write_checkpoint = checkpoint_file.write_checkpoint\n"
         "for step in range(1_000_000):\n"
         "    weights = torch.full((2_000_000,), step)\n"
         "    state = {'step': step, 'model': {'w': weights}, 'ema': {}}\n"

@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset, _utils
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from video_diffusion_pytorch.training.batch_stream import Endless
-from video_diffusion_pytorch.training.batches import EndlessShuffle
+from video_diffusion_pytorch.training.clips.batch_stream import Endless
+from video_diffusion_pytorch.training.clips.batches import EndlessShuffle
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 

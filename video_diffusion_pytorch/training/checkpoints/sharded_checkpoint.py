@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from video_diffusion_pytorch.training.checkpoint_file import (
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
     read_checkpoint,
     sync_folder,
     write_checkpoint,
 )
-from video_diffusion_pytorch.training.shard_files import (
+from video_diffusion_pytorch.training.checkpoints.shard_files import (
     INDEX,
     load_tensors,
     save_tensors,
     sum_of,
 )
-from video_diffusion_pytorch.training.sharded_state import (
+from video_diffusion_pytorch.training.checkpoints.sharded_state import (
     Place,
     by_name,
     counterparts_in,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.training.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
