@@ -223,3 +223,9 @@ def test_one_of_several_averages_is_chosen_by_its_decay(tmp_path):
     reference = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
     with pytest.raises(ValueError, match=r"which holds one of unknown decay, got 0\.5"):
         load_diffusion(reference, averaged=0.5, image_size=8, num_frames=2)
+
+
+@pytest.mark.usefixtures("trainer")
+def test_a_results_folder_stands_for_its_newest_checkpoint(tmp_path):
+    expected = seeded_sample(load_diffusion(tmp_path / "model-1.pt"))
+    assert torch.equal(seeded_sample(load_diffusion(tmp_path)), expected)

@@ -13,6 +13,7 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.diffusion.trained_for import training_of
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
 from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import read_gathered
 
 
@@ -31,7 +32,8 @@ def load_diffusion(
 
     Args:
         path: A training file, `model-N.pt`, of this library's Trainer or of the reference's, from
-            version 0.6.0 on, or a folder, `model-N.sharded`, of a sharded run.
+            version 0.6.0 on; or a folder, `model-N.sharded`, of a sharded run; or a results folder,
+            for its newest checkpoint.
         image_size: Height and width of the samples, an int or `(h, w)`; None for those of the
             training clips. The reference's files don't hold them.
         num_frames: Frames of a sample; None for those of the training clips. The reference's
@@ -68,6 +70,8 @@ def load_diffusion(
     """
     where = _check_device(device)
     file = Path(path)
+    if file.is_dir() and not (file / "run.pt").exists():
+        file = newest(file) or file
     state = read_gathered(file) if file.is_dir() else read_checkpoint(file)
     weights = _choose_weights(state, averaged, file)
     config = state.get("config")

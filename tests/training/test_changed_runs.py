@@ -254,3 +254,30 @@ def test_a_validation_folder_inside_the_clips_is_not_trained_on(make_trainer, cl
 def test_what_resume_takes(make_trainer, resume):
     with pytest.raises(ValueError, match=r"resume must be 'auto', 'never', a path or None, got"):
         make_trainer(resume=resume)
+
+
+def test_a_part_of_a_folders_clips_is_split_by_files(make_trainer, tmp_path):
+    from video_diffusion_pytorch.data.dataset import Dataset
+    from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+    from video_diffusion_pytorch.training.validation import split_off
+
+    for i in range(4):
+        video_tensor_to_gif(torch.rand(1, 9, 8, 8), tmp_path / f"{i}.gif")
+    clips = Dataset(tmp_path, 8, channels=1, num_frames=3, clip_start="all")
+    part = torch.utils.data.Subset(clips, range(1, 11))
+    trained, apart = split_off(part, 0.5)
+    assert sorted(trained + apart) == list(range(10))
+    files = [{clips.paths[part.indices[i]] for i in side} for side in (trained, apart)]
+    assert not files[0] & files[1]
+
+
+def test_a_model_in_half_precision_is_refused_before_training(clips, tmp_path):
+    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2).bfloat16()
+    with pytest.raises(ValueError, match=r"float32 or float64, .*got torch\.bfloat16; convert it"):
+        Trainer(diffusion, clips, results_folder=tmp_path, device="cpu")
+
+
+def test_float16_needs_a_loss_scale(make_trainer):
+    with pytest.raises(ValueError, match="on a CPU mixed_precision must be 'bf16' or 'no', got"):
+        make_trainer(mixed_precision="fp16")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
+import torch
+
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.trackers import check_trackers
 
@@ -33,6 +35,16 @@ def check_model(diffusion: object) -> None:
             "Trainer: the model must be a GaussianDiffusion, got "
             f"{type(diffusion).__name__}; wrap the network in one: GaussianDiffusion(unet, "
             "image_size=64, num_frames=16)"
+        )
+
+
+def check_precision(diffusion: GaussianDiffusion) -> None:
+    """Raises a ValueError for a model whose weights and schedule are too coarse to train."""
+    if diffusion.betas.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            "Trainer: the model must be in float32 or float64, whose digits small steps and the "
+            f"schedule need, got {diffusion.betas.dtype}; convert it with .float(), and compute in "
+            "half precision with amp=True"
         )
 
 

@@ -11,7 +11,12 @@ import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import check_folder
-from video_diffusion_pytorch.training.checks import check_model, check_trainer, share_of_batch
+from video_diffusion_pytorch.training.checks import (
+    check_model,
+    check_precision,
+    check_trainer,
+    share_of_batch,
+)
 from video_diffusion_pytorch.training.clips.clip_source import check_sample_conditions
 from video_diffusion_pytorch.training.draws import ClipDraws
 from video_diffusion_pytorch.training.ema import EMA, Averages
@@ -166,6 +171,7 @@ class Trainer(TrainingLoop):
         **data_options: Any,
     ) -> None:
         check_model(diffusion_model)
+        check_precision(diffusion_model)
 
         # how a step is taken
         self.train_lr, self.optimizer, self.betas = train_lr, optimizer, betas

@@ -13,6 +13,9 @@ from video_diffusion_pytorch.training.checkpoints.checkpoint_order import in_ord
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
+# Checkpoints that can't be read are told of once, not at every save
+_told: set[Path] = set()
+
 
 def forget_old(
     folder: Path,
@@ -105,7 +108,9 @@ def _validation_loss(path: Path) -> float | None:
     try:
         losses: Any = glance(path).get("losses")
     except (ValueError, OSError) as error:
-        logger.warning("%s is neither removed nor counted: %s", path, error)
+        if path not in _told:
+            _told.add(path)
+            logger.warning("%s is neither removed nor counted: %s", path, error)
         return None
     loss = losses.get("validation") if isinstance(losses, dict) else None
     return float(loss) if isinstance(loss, (int, float)) else math.nan

@@ -154,21 +154,28 @@ def files_of(dataset: Any, among: Sequence[int] | None = None) -> dict[Any, list
     """The clips of each file, by index; of any other dataset each item is a file of its own.
 
     Args:
-        dataset: Has a length.
+        dataset: Has a length; a `Dataset`, a part of one, or any other.
         among: Indices of the clips that count; None for all.
     """
-    paths = dataset.paths if isinstance(dataset, Dataset) else range(len(dataset))
+    everything = range(len(dataset.paths if isinstance(dataset, Dataset) else dataset))
     found: dict[Any, list[int]] = {}
-    for index in range(len(paths)) if among is None else among:
-        found.setdefault(paths[index], []).append(index)
+    for index in everything if among is None else among:
+        path, number = _file_of(dataset, index)
+        found.setdefault(number if path is None else path, []).append(index)
     return found
 
 
 def name_of(dataset: Any, index: int) -> str:
     """What a person finds the clip of an index by: its file, or else its number."""
+    path, number = _file_of(dataset, index)
+    return f"item {number}" if path is None else str(path)
+
+
+def _file_of(dataset: Any, index: int) -> tuple[Path | None, int]:
+    """The file of a clip, None if it is of none, and its number in the whole dataset."""
     while isinstance(dataset, Subset):
         dataset, index = dataset.dataset, int(dataset.indices[index])
-    return str(dataset.paths[index]) if isinstance(dataset, Dataset) else f"item {index}"
+    return (dataset.paths[index] if isinstance(dataset, Dataset) else None), index
 
 
 def take_value_range(diffusion: GaussianDiffusion, dataset: Any) -> None:
