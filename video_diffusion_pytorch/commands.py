@@ -131,13 +131,9 @@ def run_sampling(
     """
     target = Path(output)
     _check_output(target, count)
-    diffusion = load_diffusion(
-        checkpoint,
-        image_size=image_size,
-        num_frames=num_frames,
-        device=device,
-        averaged=True if ema_decay is None else ema_decay,
-    )
+    averaged = True if ema_decay is None else ema_decay
+    sizes: dict[str, Any] = {"image_size": image_size, "num_frames": num_frames}
+    diffusion = load_diffusion(checkpoint, **sizes, device=device, averaged=averaged)
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)
     conditions = read_conditions(diffusion, class_names(checkpoint), **told)
