@@ -125,10 +125,10 @@ def test_optimizer_learning_rate_and_averages(ran):
     assert names["videos"].shape == (1, 3, 4, 16, 16)
     assert isinstance(names["average"], GaussianDiffusion)
     loaded = names["diffusion"].state_dict()
-    averages = names["averages"]["0.9999"]
-    assert list(names["averages"]) == ["0.9999"]
-    assert all(torch.equal(loaded[name], value) for name, value in averages.items())
     state = torch.load(results(ran, "tuned/model-1.pt"), weights_only=True)
+    assert list(state["emas"]) == ["0.9999"]
+    average = state["emas"]["0.9999"]
+    assert all(torch.equal(loaded[name], value) for name, value in average.items())
     groups = state["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
     assert groups[0]["initial_lr"] == 3e-4
