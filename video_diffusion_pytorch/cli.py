@@ -12,11 +12,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from video_diffusion_pytorch.cli_options import (
-    COMMANDS,
+from video_diffusion_pytorch.cli_options import COMMANDS, PROG, build_parser
+from video_diffusion_pytorch.train_options import (
     GROUPS,
-    PROG,
-    build_parser,
+    named_preset,
     option_names,
     rewrite,
     short_names,
@@ -36,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         the options or files, each of which one line on stderr names, and 130 after Ctrl+C.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    parser, options = build_parser(), None
+    options = None
     try:
-        options = parser.parse_args(rewrite(given))
+        argv = rewrite(given)
+        options = build_parser(named_preset(argv)).parse_args(argv)
         _run(options)
     except KeyboardInterrupt:
         _say(_interruption(options), file=sys.stderr)
@@ -85,6 +85,7 @@ def _run(options: Namespace) -> None:
     commands.run_training(
         chosen.folder,
         **groups,
+        preset=chosen.preset,
         text_encoder=chosen.text_encoder,
         resume_from=chosen.resume,
         seed=chosen.seed,

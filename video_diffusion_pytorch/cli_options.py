@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from argparse import SUPPRESS
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.clips.clip_source import dataset_options
-from video_diffusion_pytorch.training.trainer import Trainer
+from video_diffusion_pytorch.train_options import train_parser
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
 COMMANDS = ("demo", "train", "sample", "info", "plot", "gather")
 
-# What can only be said in Python, and what another group of options says
-_NOT_OF_TRAINER = {
-    "diffusion_model",
-    "folder",
-    "dataset",
-    "dataloader",
-    "data_options",
-    "resume",
-    "seed",
-}
-_DATA = dataset_options(Trainer)
-_NOT_OF_DATA = {"read_fn", *(inspect.signature(Dataset).parameters.keys() - _DATA.keys())}
 
-# Option groups of `train`: the class, what the command itself gives it, and defaults of its own
-GROUPS: dict[str, tuple[type, set[str | int], dict[str, Any]]] = {
-    "unet": (Unet3D, set(), {"dim": 64}),
-    "diffusion": (GaussianDiffusion, {"denoise_fn"}, {"image_size": 64, "num_frames": 16}),
-    "data": (Dataset, {*_NOT_OF_DATA}, {"exts": None}),
-    "trainer": (Trainer, {*_NOT_OF_TRAINER}, {}),
-}
+def build_parser(preset_name: str | None = None) -> ArgumentParser:
+    """The parser of the whole command.
 
+    Args:
+        preset_name: The model of the paper whose settings are the defaults of `train`; None for the
+            constructors' own.
 
-def build_parser() -> ArgumentParser:
-    """The parser of the whole command."""
+    Raises:
+        ValueError: If there is no such model.
+    """
     parser = ArgumentParser(
         prog=PROG,
         description="Train your own video diffusion models (Ho et al. 2022, arXiv 2204.03458).",
@@ -58,7 +40,9 @@ def build_parser() -> ArgumentParser:
     commands.add_subcommand(
         "demo", _demo_parser(), help="train a small model on moving digits, with nothing to fetch"
     )
-    commands.add_subcommand("train", _train_parser(), help="train a model on a folder of clips")
+    commands.add_subcommand(
+        "train", train_parser(preset_name), help="train a model on a folder of clips"
+    )
     commands.add_subcommand("sample", _sample_parser(), help="draw videos from a checkpoint")
     commands.add_subcommand("info", _info_parser(), help="say what a checkpoint holds")
     commands.add_subcommand("plot", _plot_parser(), help="draw the numbers of a run, or of several")
@@ -74,51 +58,6 @@ def _demo_parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, description=_intro(run_demo))
     parser.add_function_arguments(run_demo, as_group=False, skip={"say"})
     return parser
-
-
-def _train_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
-        usage=f"{PROG} train [FOLDER] [options]",
-        description="Trains a model on a folder of clips: gif, webp, mp4, webm and other films, "
-        "folders of pictures, arrays. Where it is clear, the part of an option before the dot may "
-        "be left out: --dim 32 is --unet.dim 32.",
-    )
-    parser.add_argument("--config", action=ActionConfigFile, help=_CONFIG_HELP)
-    parser.add_argument(
-        "folder",
-        nargs="?",
-        type=str,
-        # left out, it may still be in the file
-        default=SUPPRESS,
-        help="Where the clips are, at any depth. Either here or in the file.",
-    )
-    parser.add_argument(
-        "--text_encoder",
-        type=str | None,
-        help="Folder or Hugging Face name of the encoder of captions; null for BERT.",
-    )
-    parser.add_argument("--resume", type=str, default="auto", help=_RESUME_HELP)
-    parser.add_argument(
-        "--seed", type=int, default=0, help="Of the first weights and the training."
-    )
-    for group, (constructor, skip, defaults) in GROUPS.items():
-        parser.add_class_arguments(constructor, group, skip=skip, default=defaults)
-    for action in parser._actions:
-        # required by the constructor, but not here, where it has a default
-        action.required = False
-    return parser
-
-
-_CONFIG_HELP = (
-    "A YAML file with any of these options, as --print_config writes it. What is given on the "
-    "command line takes its place."
-)
-_RESUME_HELP = (
-    "auto goes on from the last checkpoint in the results folder, if there is one; never begins "
-    "anew, in a results folder without checkpoints; a path goes on from that checkpoint."
-)
 
 
 _FILES = {
@@ -198,6 +137,7 @@ def _add_ways_to_sample(parser: ArgumentParser) -> None:
         "steps ddim.",
     )
     add("--steps", type=int | None, help="Number of steps; null for what suits the sampler.")
+    add("--preset", type=str | None, help="A model of the paper, for its sampler and steps.")
     add("--max_batch", type=int, default=16, help="The most videos to draw at a time.")
     add("--ema_decay", type=float | None, help="Which average draws; null for the first.")
     add(
@@ -255,41 +195,3 @@ def _gather_parser() -> ArgumentParser:
 def _intro(function: Any) -> str:
     """The part of a docstring before its arguments, as one paragraph."""
     return " ".join((inspect.getdoc(function) or "").split("\n\nArgs:")[0].split())
-
-
-def rewrite(argv: list[str]) -> list[str]:
-    """Options as the parser knows them: underscores, full names, and the file before the rest."""
-    if not argv or argv[0].startswith("-"):
-        return argv
-    short = short_names() if argv[0] == "train" else {}
-    files: list[str] = []
-    others: list[str] = []
-    rest = iter(argv[1:])
-    for argument in rest:
-        if not argument.startswith("--"):
-            others.append(argument)
-            continue
-        name, equals, value = argument[2:].partition("=")
-        name = name.replace("-", "_")
-        option = f"--{short.get(name, name)}{equals}{value}"
-        if name == "config" and argv[0] == "train":
-            # the later of two wins, and that shall be the command line
-            files += (
-                [option] if equals else [option, *[path for path in [next(rest, None)] if path]]
-            )
-        else:
-            others.append(option)
-    return [argv[0], *files, *others]
-
-
-def short_names() -> dict[str, str]:
-    """Option names without their group; the first group that has a name gets it."""
-    names = {name: f"{group}.{name}" for group in reversed(GROUPS) for name in option_names(group)}
-    # of the clips, whose range may be found out ("fit"), and which the model takes over
-    return {**names, "value_range": "data.value_range"}
-
-
-def option_names(group: str) -> list[str]:
-    """Names of a group's options, without the group."""
-    constructor, skip, _ = GROUPS[group]
-    return [name for name in inspect.signature(constructor).parameters if name not in skip]

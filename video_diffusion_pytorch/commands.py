@@ -16,6 +16,7 @@ from video_diffusion_pytorch import text
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.presets import preset as find_preset
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import OPTIONS, class_names, pick, read_conditions
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
@@ -30,6 +31,7 @@ def run_training(
     diffusion: dict[str, Any],
     data: dict[str, Any],
     trainer: dict[str, Any],
+    preset: str | None = None,
     text_encoder: str | None,
     resume_from: str,
     seed: int,
@@ -43,6 +45,7 @@ def run_training(
         diffusion: Keywords of `GaussianDiffusion`.
         data: Keywords of `data.dataset.Dataset`.
         trainer: Keywords of `Trainer`.
+        preset: The model of the paper that these are from, to be named in the report.
         text_encoder: As in `text.set_text_encoder`; None for BERT.
         resume_from: `"auto"` for the last checkpoint in the results folder, if there is one;
             `"never"`; or a checkpoint's path.
@@ -73,6 +76,7 @@ def run_training(
     tell(f"trained to step {loop.step}: {last}")
     names = [*model.condition_names, *["first_frames"] * bool(model.given_frames)]
     told = "".join(f" {OPTIONS[name]} ..." for name in names)
+    told += f" --preset {preset}" if preset is not None else ""
     samples = quote(str(loop.results_folder / "samples.gif"))
     tell(f"samples: video-diffusion sample {quote(str(last))}{told} -o {samples}")
 
@@ -94,6 +98,7 @@ def run_sampling(
     text_encoder: str | None,
     sampler: str | None,
     steps: int | None,
+    preset: str | None,
     negative_text: list[str] | None,
     guidance_rescale: float,
     max_batch: int,
@@ -117,6 +122,7 @@ def run_sampling(
         text_encoder: As in `text.set_text_encoder`; None for BERT.
         sampler: As in `diffusion.sample`, and so `steps`, `guidance_rescale` and `max_batch`.
         steps: Number of steps.
+        preset: A model of the paper, whose sampler and steps are taken where none are given.
         negative_text: Captions to guide away from; one for all, or one for each condition.
         guidance_rescale: How far guided videos are brought back to their unguided spread.
         max_batch: The most videos to draw at a time.
@@ -131,6 +137,10 @@ def run_sampling(
     """
     target = Path(output)
     _check_output(target, count)
+    chosen: Any = sampler
+    if preset is not None:
+        chosen = sampler or find_preset(preset).sampler
+        steps = steps or find_preset(preset).steps
     averaged = True if ema_decay is None else ema_decay
     sizes: dict[str, Any] = {"image_size": image_size, "num_frames": num_frames}
     diffusion = load_diffusion(checkpoint, **sizes, device=device, averaged=averaged)
@@ -148,7 +158,7 @@ def run_sampling(
     kinds = max(map(len, conditions.values()), default=1)
     rows = [row // count for row in range(kinds * count)]
     how: dict[str, Any] = {name: pick(values, rows) for name, values in conditions.items()}
-    how |= {"sampler": sampler, "steps": steps, "max_batch": max_batch, "cond_scale": cond_scale}
+    how |= {"sampler": chosen, "steps": steps, "max_batch": max_batch, "cond_scale": cond_scale}
     how |= _guiding(negative_text, guidance_rescale, kinds, rows)
     videos = diffusion.sample(**how, batch_size=len(rows))
     if extend_to is not None:

@@ -1,111 +1,73 @@
-"""The layers of one resolution: what they see, and how they are put together."""
+"""One resolution: how its layers are put together."""
 
 from functools import partial
 
 import pytest
 import torch
-from torch import nn
 
+from video_diffusion_pytorch.model.attention_layers import LinearAttentionLayer, TemporalAttention
 from video_diffusion_pytorch.model.blocks import Downsample, ResnetBlock
 from video_diffusion_pytorch.model.embeddings import rotary_tables
-from video_diffusion_pytorch.model.levels import (
-    Level,
-    LinearAttentionLayer,
-    SpatialAttention,
-    TemporalAttention,
-    call,
-    call_again,
-)
+from video_diffusion_pytorch.model.levels import Level, LevelLayers, Temporal, call, call_again
 
 FRAMES = 4
 
 
 def temporal(mask=None):
-    frequencies = torch.tensor([1.0, 0.1])
-    return torch.randn(2, FRAMES, FRAMES), rotary_tables(frequencies, FRAMES), mask
+    rotary = rotary_tables(torch.tensor([1.0, 0.1]), FRAMES)
+    return Temporal(torch.randn(2, FRAMES, FRAMES), rotary, mask, 0)
 
 
-def where_it_changes(layer, *call):
-    """Which frames and pixels of the output move with one pixel of one frame of the input."""
-    x = torch.randn(1, 8, FRAMES, 3, 3)
-    before = layer(x, *call)
-    x[:, :, 1, 0, 0] = torch.randn(8)
-    return (layer(x, *call) - before).abs().amax(dim=(0, 1)) > 0
-
-
-@torch.no_grad()
-def test_temporal_attention_sees_all_frames_of_its_pixel():
-    changed = where_it_changes(TemporalAttention(8, 2, 4), *temporal())
-    expected = torch.zeros(FRAMES, 3, 3, dtype=torch.bool)
-    expected[:, 0, 0] = True
-    assert torch.equal(changed, expected)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("kind", [SpatialAttention, LinearAttentionLayer])
-def test_spatial_attention_sees_all_pixels_of_its_frame(kind):
-    changed = where_it_changes(kind(8, 2))
-    expected = torch.zeros(FRAMES, 3, 3, dtype=torch.bool)
-    expected[1] = True
-    assert torch.equal(changed, expected)
-
-
-@torch.no_grad()
-def test_the_mask_of_focus_is_one_per_video():
-    layer = TemporalAttention(8, 2, 4)
-    x = torch.randn(3, 8, FRAMES, 3, 5)
-    bias, rotary, _ = temporal()
-    mask = torch.tensor([False, True, False])
-    output = layer(x, bias, rotary, mask)
-    free = layer(x, bias, rotary)
-    # alone, a frame is all that there is to see
-    single = rotary_tables(torch.tensor([1.0, 0.1]), 1)
-    frames = [layer(frame, bias[:, :1, :1], single) for frame in x.split(1, dim=2)]
-    focused = torch.cat(frames, dim=2)
-    torch.testing.assert_close(output[1], focused[1], rtol=1e-5, atol=1e-6)
-    assert torch.equal(output[[0, 2]], free[[0, 2]])
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(
-    "layer", [TemporalAttention(8, 2, 4), SpatialAttention(8, 2), LinearAttentionLayer(8, 2)]
-)
-def test_attention_is_added_to_its_input(layer):
-    for parameter in layer.attn.to_out.parameters():
-        parameter.zero_()
-    x = torch.randn(2, 8, FRAMES, 2, 3)
-    call = temporal() if isinstance(layer, TemporalAttention) else ()
-    assert torch.equal(layer(x, *call), x)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("linear_attn", [True, False])
-@pytest.mark.parametrize("resample", [True, False])
-def test_a_level_is_its_layers_one_after_another(linear_attn, resample):
-    level = Level(
-        6,
-        8,
-        Downsample(8) if resample else None,
-        block=partial(ResnetBlock, time_emb_dim=5),
-        heads=2,
-        dim_head=4,
-        linear_attn=linear_attn,
+def layers(spatial=True, blocks=2, after_each=False):
+    return LevelLayers(
+        partial(ResnetBlock, time_emb_dim=5),
+        lambda width, level: LinearAttentionLayer(width, 2) if spatial else None,
+        lambda width, level: TemporalAttention(width, 2, 4),
+        blocks,
+        after_each,
     )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spatial", [True, False])
+@pytest.mark.parametrize("resample", [True, False])
+def test_a_level_is_its_layers_one_after_another(spatial, resample):
+    level = Level(6, 8, Downsample(8) if resample else None, 0, layers(spatial))
     x, emb = torch.randn(2, 6, FRAMES, 4, 4), torch.randn(2, 5)
     told = temporal(torch.tensor([True, False]))
     features, resampled = level(x, emb, told)
     expected = level.block2(level.block1(x, emb), emb)
-    assert isinstance(level.spatial_attn, nn.Identity) is not linear_attn
-    expected = level.temporal_attn(level.spatial_attn(expected), *told)
+    assert hasattr(level, "spatial_attn") is spatial
+    expected = level.spatial_attn(expected) if spatial else expected
+    expected = level.temporal_attn(expected, *told)
     assert torch.equal(features, expected)
     assert torch.equal(resampled, level.resample(expected))
     assert resampled.shape == ((2, 8, FRAMES, 2, 2) if resample else (2, 8, FRAMES, 4, 4))
 
 
+def test_a_level_has_as_many_blocks_as_asked_for_and_attention_where_asked_for():
+    def names(blocks, after_each):
+        level = Level(6, 8, None, 0, layers(True, blocks, after_each))
+        called = []
+
+        def run(layer, *args):
+            called.append(next(name for name, child in level.named_children() if child is layer))
+            return layer(*args)
+
+        with torch.no_grad():
+            level(torch.randn(1, 6, FRAMES, 4, 4), torch.randn(1, 5), temporal(), run)
+        return called
+
+    assert names(1, False) == ["block1", "spatial_attn", "temporal_attn"]
+    assert names(3, False) == ["block1", "block2", "block3", "spatial_attn", "temporal_attn"]
+    assert names(2, True) == [
+        "block1", "spatial_attn1", "temporal_attn1", "block2", "spatial_attn", "temporal_attn",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("way", [call, call_again])
 def test_a_level_calls_its_layers_in_the_way_it_is_told(way):
-    block = partial(ResnetBlock, time_emb_dim=5)
-    level = Level(6, 8, None, block=block, heads=2, dim_head=4, linear_attn=True)
+    level = Level(6, 8, None, 0, layers())
     x, emb = torch.randn(2, 6, FRAMES, 4, 4), torch.randn(2, 5)
     called = []
 

@@ -7,8 +7,12 @@ from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.model.embeddings import rotary_tables
+from video_diffusion_pytorch.model.text_tokens import TextTokens
 
 RotaryTables = tuple[Tensor, Tensor]
+
+# Keys and values, each `(groups, t, heads, d)`, of tokens that all rows of a group attend to
+TokenMemory = tuple[Tensor, Tensor]
 
 # Fused CUDA kernels take the batch as a grid axis, which ends here (pytorch/pytorch#142228).
 MAX_ROWS = 65_535
@@ -52,7 +56,14 @@ def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
     return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pos_bias: Tensor | None,
+    memory: TokenMemory | None = None,
+    q_of_tokens: Tensor | None = None,
+) -> Tensor:
     """Softmax attention over axis 1 of `(rows, n, heads, d)`, of which it returns another.
 
     Args:
@@ -60,31 +71,79 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor | None) -> Tensor:
         k: Keys.
         v: Values.
         pos_bias: `(heads, n, n)`, query by key, added to the logits; or None.
+        memory: Tokens that every query sees besides, without bias; as many rows as there are
+            divided by groups share theirs. None for none.
+        q_of_tokens: Queries of these tokens, where they are not `q`.
     """
+    scale = v.shape[-1] ** -0.5
+    if memory is not None:
+        token_k, token_v = memory
+        if q_of_tokens is not None:
+            # both kinds of queries side by side, and keys that are zero in the other's half
+            d = v.shape[-1]
+            q = torch.cat((q, q_of_tokens), dim=-1)
+            k, token_k = F.pad(k, (0, d)), F.pad(token_k, (d, 0))
+        k, v = _with_tokens(k, token_k), _with_tokens(v, token_v)
+        if pos_bias is not None:
+            pos_bias = F.pad(pos_bias, (0, token_k.shape[1]))
     if q.is_cpu and pos_bias is not None and not torch.compiler.is_compiling():
-        return _attend_over_few(q, k, v, pos_bias)
+        return _attend_over_few(q, k, v, pos_bias, scale)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     mask = None if pos_bias is None else pos_bias.to(q.dtype)
     slices = zip(q.split(MAX_ROWS), k.split(MAX_ROWS), v.split(MAX_ROWS), strict=True)
-    out = [F.scaled_dot_product_attention(*qkv, attn_mask=mask) for qkv in slices]
+    out = [F.scaled_dot_product_attention(*qkv, attn_mask=mask, scale=scale) for qkv in slices]
     return (out[0] if len(out) == 1 else torch.cat(out)).transpose(1, 2)
 
 
-def _attend_over_few(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor) -> Tensor:
+def _attend_over_few(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor, scale: float) -> Tensor:
     """`attend` for very many very short sequences on a CPU.
 
     The fused kernel has no gradient for its mask on a CPU, and spends most of its time between
     the small products: 205 ms against 25 ms here for 4096 rows of 10 frames and 8 heads.
     """
-    _, n, heads, d = q.shape
+    n, heads, keys = q.shape[1], q.shape[2], k.shape[1]
     # heads first: the rows and their positions then copy in one sweep
     q, k, v = (rearrange(t, "rows n heads d -> (heads rows) n d") for t in (q, k, v))
     # keys by queries: softmax over a first axis of 10 runs along the vectors, over a last one not
-    logits = torch.bmm(k, q.transpose(1, 2)).view(heads, -1, n, n) * d**-0.5
+    logits = torch.bmm(k, q.transpose(1, 2)).view(heads, -1, keys, n) * scale
     bias = pos_bias.transpose(1, 2)[:, None].to(q.dtype)
     weights = (logits + bias).softmax(dim=-2).to(v.dtype)
     out = torch.bmm(weights.flatten(0, 1).transpose(1, 2), v)
     return rearrange(out, "(heads rows) n d -> rows n heads d", heads=heads)
+
+
+def _with_tokens(own: Tensor, tokens: Tensor) -> Tensor:
+    """The keys or values of rows `(rows, n, heads, d)`, and behind them those of their tokens."""
+    groups = own.unflatten(0, (len(tokens), -1))
+    shared = tokens[:, None].expand(-1, groups.shape[1], -1, -1, -1)
+    return torch.cat((groups, shared), dim=2).flatten(0, 1)
+
+
+def attend_to_self(
+    q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor | None, memory: TokenMemory | None
+) -> Tensor:
+    """`attend` for positions that see themselves and the tokens, but not each other.
+
+    Args:
+        q: As in `attend`, and so `k` and `v`.
+        k: Keys.
+        v: Values.
+        pos_bias: As in `attend`; only the bias of distance 0 counts.
+        memory: As in `attend`; without, a position gets its own value.
+    """
+    if memory is None:
+        return v
+    # (groups, heads, rows of a group and their positions, d)
+    queries = q.unflatten(0, (len(memory[0]), -1)).flatten(1, 2).transpose(1, 2)
+    keys, values = (tokens.transpose(1, 2) for tokens in memory)
+    to_tokens = queries @ keys.transpose(2, 3)
+    to_self = (q * k).sum(dim=-1).reshape(len(keys), -1, q.shape[2], 1).transpose(1, 2)
+    logits = torch.cat((to_self, to_tokens), dim=-1) * q.shape[-1] ** -0.5
+    if pos_bias is not None:
+        logits = logits + F.pad(pos_bias[:, :1, 0].to(logits.dtype), (0, keys.shape[2]))[:, None]
+    weights = logits.softmax(dim=-1).to(v.dtype)
+    own = weights[..., :1].transpose(1, 2).reshape(*v.shape[:3], 1) * v
+    return own + (weights[..., 1:] @ values).transpose(1, 2).reshape(v.shape)
 
 
 class Attention(nn.Module):
@@ -95,6 +154,7 @@ class Attention(nn.Module):
         heads: Number of heads.
         dim_head: Width of a head, `d`.
         rotary_emb: Gives the frequencies by which queries and keys are turned; None for none.
+        token_dim: Width of the tokens that are attended to besides; None for none.
     """
 
     def __init__(
@@ -103,6 +163,7 @@ class Attention(nn.Module):
         heads: int = 4,
         dim_head: int = 32,
         rotary_emb: RotaryEmbedding | None = None,
+        token_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.scale = dim_head**-0.5
@@ -110,6 +171,9 @@ class Attention(nn.Module):
         self.rotary_emb = rotary_emb
         self.to_qkv = nn.Linear(dim, dim_head * heads * 3, bias=False)
         self.to_out = nn.Linear(dim_head * heads, dim, bias=False)
+        self.to_token_kv = None
+        if token_dim is not None:
+            self.to_token_kv = nn.Linear(token_dim, dim_head * heads * 2, bias=False)
 
     def forward(
         self,
@@ -118,6 +182,7 @@ class Attention(nn.Module):
         focus_present_mask: Tensor | None = None,
         rotary: RotaryTables | None = None,
         image_frames: int = 0,
+        text: TextTokens | None = None,
     ) -> Tensor:
         """Attends over the last but one axis.
 
@@ -128,6 +193,10 @@ class Attention(nn.Module):
             rotary: Tables of `rotary_tables` for `n` positions; None to make those of
                 `rotary_emb`, where there is one.
             image_frames: How many positions at the end see only themselves, and are not seen.
+            text: Tokens that every position sees besides, whatever else it does not see, at no
+                position: without bias, and neither they nor their queries turned. Those of
+                `text.videos` are for `n` positions of as many rows as `x` has per video, those
+                of `text.images` for one of the other positions each.
 
         Returns:
             A tensor of the shape of `x`.
@@ -136,20 +205,51 @@ class Attention(nn.Module):
         if rotary is None and self.rotary_emb is not None:
             rotary = rotary_tables(self.rotary_emb.freqs, n)
         rows = x.reshape(-1, *x.shape[-2:])
-        seen = rows[:, :n] if image_frames else rows
+        # images see nothing but themselves: without text only their values count
+        seen = rows[:, :n] if image_frames and text is None else rows
         inputs = zip((seen, seen, rows), self.to_qkv.weight.chunk(3), strict=True)
         q, k, v = (project(each, weight).unflatten(-1, (self.heads, -1)) for each, weight in inputs)
-        if rotary is not None:
-            q, k = rotate(q, rotary), rotate(k, rotary)
-        # a position that attends to itself alone gets its own value: no mask needed
-        if image_frames:
-            out = torch.cat((attend(q, k, v[:, :n], pos_bias), v[:, n:]), dim=1)
+        of_frames, of_images = ([t[:, :n] for t in (q, k, v)], [t[:, n:] for t in (q, k, v)])
+
+        # frames
+        q, k, v = of_frames
+        memory = None if text is None else self._memory(text.videos)
+        if rotary is None:
+            out = attend(q, k, v, pos_bias, memory)
         else:
-            out = attend(q, k, v, pos_bias)
+            out = attend(rotate(q, rotary), rotate(k, rotary), v, pos_bias, memory, q)
         if focus_present_mask is not None:
+            # a position that attends to itself alone gets its own value: no mask needed
             each_row = focus_present_mask.repeat_interleave(rows.shape[0] // x.shape[0])
-            out = torch.where(each_row.view(-1, 1, 1, 1), v, out)
+            alone = attend_to_self(q, k, v, pos_bias, memory)
+            out = torch.where(each_row.view(-1, 1, 1, 1), alone, out)
+
+        # images
+        if image_frames:
+            out = torch.cat((out, self._attend_to_images(*of_images, pos_bias, text)), dim=1)
         return project(out.flatten(-2), self.to_out.weight).view(x.shape)
+
+    def _memory(self, tokens: Tensor) -> TokenMemory:
+        """Keys and values of tokens `(groups, t, c)`."""
+        assert self.to_token_kv is not None
+        keys_and_values = self.to_token_kv(tokens).unflatten(-1, (2, self.heads, -1))
+        return keys_and_values[:, :, 0], keys_and_values[:, :, 1]
+
+    def _attend_to_images(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        pos_bias: Tensor | None,
+        text: TextTokens | None,
+    ) -> Tensor:
+        """Positions `(rows, images, heads, d)` that see themselves and tokens of their own."""
+        if text is None or text.images is None:
+            return v
+        videos, images = text.images.shape[:2]
+        by_image = [rearrange(t, "(b p) k h d -> (b k) p h d", b=videos) for t in (q, k, v)]
+        out = attend_to_self(*by_image, pos_bias, self._memory(text.images.flatten(0, 1)))
+        return rearrange(out, "(b k) p h d -> (b p) k h d", k=images)
 
 
 class SpatialLinearAttention(nn.Module):

@@ -136,6 +136,7 @@ class ResnetBlock(nn.Module):
         dim_out: Channels that go out.
         time_emb_dim: Width of the embedding of time and condition; None for a block without.
         groups: As in `Block`.
+        dropout: Share of the features between the two `Block`s that is set to zero in training.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class ResnetBlock(nn.Module):
         *,
         time_emb_dim: int | None = None,
         groups: int | None = None,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.mlp = (
@@ -153,6 +155,7 @@ class ResnetBlock(nn.Module):
             else nn.Sequential(nn.SiLU(), nn.Linear(time_emb_dim, dim_out * 2))
         )
         self.block1 = Block(dim, dim_out, groups=groups)
+        self.dropout = nn.Dropout(dropout)
         self.block2 = Block(dim_out, dim_out, groups=groups)
         self.res_conv = FramewiseConv(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
@@ -178,5 +181,5 @@ class ResnetBlock(nn.Module):
             pattern = "b c -> b c 1 1 1" if time_emb.ndim == 2 else "b f c -> b c f 1 1"
             scale, shift = rearrange(self.mlp(time_emb), pattern).chunk(2, dim=1)
             scale_shift = scale, shift
-        hidden = self.block2(self.block1(x, scale_shift))
+        hidden = self.block2(self.dropout(self.block1(x, scale_shift)))
         return hidden + self.res_conv(x)

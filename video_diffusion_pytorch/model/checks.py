@@ -1,6 +1,6 @@
-"""What a Unet3D can be built with, and what it can be called with."""
+"""What a Unet3D can be called with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ BERT_DIM = 768
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-Shape = tuple[int, ...]
+# "n" stands for any length
+Shape = tuple[int | str, ...]
 
 # Of each condition: what a network has that takes it, the keywords that build such a network, and
 # where to look if the shape is wrong.
@@ -33,6 +34,8 @@ _CONDITIONS = {
         "resize it to the video, and check its channels against the network's cond_channels",
     ),
 }
+
+_STATES_HINT = "give the states of each caption's tokens, of the network's cond_dim, not one vector"
 
 
 def check_input(x: Tensor, time: Tensor, *, channels: int, levels: int) -> None:
@@ -89,16 +92,17 @@ def check_conditions(
         has, _, hint = _CONDITIONS[name]
         if value is None and shape is not None and null_cond_prob < 1:
             raise ValueError(
-                f"Unet3D: this network was built with {has}, so {name} of shape {shape} is "
-                "expected, got None; pass it, or null_cond_prob=1 for none"
+                f"Unet3D: this network was built with {has}, so {name} of shape "
+                f"{_written(shape)} is expected, got None; pass it, or null_cond_prob=1 for none"
             )
         if value is None:
             continue
         shape = _check_kind(name, name, value, shape)
         frames_alike = name == "cond_video" and value.ndim == 4
-        if tuple(value.shape) != ((*shape[:2], *shape[3:]) if frames_alike else shape):
+        if not _fits(value, (*shape[:2], *shape[3:]) if frames_alike else shape):
             raise ValueError(
-                f"Unet3D: {name} must have the shape {shape}, got {tuple(value.shape)}; {hint}"
+                f"Unet3D: {name} must have the shape {_written(shape)}, got {tuple(value.shape)}; "
+                f"{hint if 'n' not in shape else _STATES_HINT}"
             )
     if conditions.get("labels") is not None:
         _check_labels(conditions["labels"], config["num_classes"])
@@ -106,6 +110,7 @@ def check_conditions(
     if mask is not None:
         one = "one element per video"
         _check_mask("null_cond_mask", mask, tuple(x.shape[:1]), one, cond_dim_of(config))
+    _check_cond_mask("cond", conditions.get("cond_mask"), conditions.get("cond"), config)
 
 
 def check_image_conditions(
@@ -134,24 +139,26 @@ def check_image_conditions(
         shapes["labels"] = rows
     for name, value in conditions.items():
         full = f"image_conditions[{name!r}]"
-        if name not in (*shapes, "null_cond_mask"):
+        if name not in (*shapes, "null_cond_mask", "cond_mask"):
             raise ValueError(
                 f"Unet3D: image_conditions must hold {', '.join(shapes)} or null_cond_mask, got "
                 f"{name!r}; rename it, or leave it out"
             )
-        if value is None:
+        if value is None or name == "cond_mask":
             continue
         if name == "null_cond_mask":
             _check_mask(full, value, rows, "one element per image", cond_dim_of(config))
             continue
         shape = _check_kind(full, name, value, shapes[name])
-        if tuple(value.shape) != shape:
+        if not _fits(value, shape):
             raise ValueError(
-                f"Unet3D: {full} must have the shape {shape}, got {tuple(value.shape)}; give one "
-                "condition per image"
+                f"Unet3D: {full} must have the shape {_written(shape)}, got {tuple(value.shape)}; "
+                "give one condition per image"
             )
         if name == "labels":
             _check_labels(value, config["num_classes"])
+    states, mask = conditions.get("cond"), conditions.get("cond_mask")
+    _check_cond_mask("image_conditions['cond']", mask, states, config)
 
 
 def _check_kind(full: str, name: str, value: Any, shape: Shape | None) -> Shape:
@@ -164,7 +171,8 @@ def _check_kind(full: str, name: str, value: Any, shape: Shape | None) -> Shape:
         )
     if not torch.is_tensor(value):
         raise ValueError(
-            f"Unet3D: {full} must be a tensor of shape {shape}, got {type(value).__name__}; "
+            f"Unet3D: {full} must be a tensor of shape {_written(shape)}, got "
+            f"{type(value).__name__}; "
             "convert it with torch.as_tensor"
         )
     return shape
@@ -175,17 +183,53 @@ def cond_dim_of(config: Mapping[str, Any]) -> int | None:
     return BERT_DIM if config["use_bert_text_cond"] else config["cond_dim"]
 
 
+def takes_text_states(config: Mapping[str, Any]) -> bool:
+    """Whether the network's `cond` is a sequence of states."""
+    return bool(config["num_text_tokens"]) or config["text_pooling"] == "attention"
+
+
 def _shapes(x: Tensor, config: Mapping[str, Any]) -> dict[str, Shape | None]:
     """The shape that each condition must have; None for one that the network doesn't take."""
     b, _, f, h, w = x.shape
     cond_dim, frame_dim = cond_dim_of(config), config["frame_cond_dim"]
     channels = config["cond_channels"]
+    sequence = ("n",) if takes_text_states(config) else ()
     return {
-        "cond": None if cond_dim is None else (b, cond_dim),
+        "cond": None if cond_dim is None else (b, *sequence, cond_dim),
         "labels": None if config["num_classes"] is None else (b,),
         "frame_cond": None if frame_dim is None else (b, f, frame_dim),
         "cond_video": (b, channels, f, h, w) if channels else None,
     }
+
+
+def _fits(value: Tensor, shape: Shape) -> bool:
+    """Whether a tensor has a shape, and at least one element in a length that is free."""
+    if value.ndim != len(shape):
+        return False
+    pairs = zip(value.shape, shape, strict=True)
+    return all(got == wanted or (wanted == "n" and got > 0) for got, wanted in pairs)
+
+
+def _written(shape: Shape) -> str:
+    return str(shape).replace("'", "")
+
+
+def _check_cond_mask(full: str, mask: Any, states: Any, config: Mapping[str, Any]) -> None:
+    if mask is None:
+        return
+    if not takes_text_states(config) or states is None:
+        takes = "got one without states" if takes_text_states(config) else "got one for a vector"
+        raise ValueError(
+            f"Unet3D: cond_mask must go with a sequence of states in {full}, {takes}; leave it "
+            "out, or build the network with num_text_tokens or text_pooling='attention'"
+        )
+    shape = tuple(states.shape[:-1])
+    if not torch.is_tensor(mask) or mask.dtype != torch.bool or tuple(mask.shape) != shape:
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if torch.is_tensor(mask) else mask
+        raise ValueError(
+            f"Unet3D: cond_mask must be boolean with one element per state of {full}, shape "
+            f"{shape}, got {got}; make it true where there is a token, false where padding"
+        )
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:
@@ -224,48 +268,3 @@ def _check_mask(full: str, mask: Any, shape: Shape, one: str, cond_dim: int | No
 
 def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
-
-
-def plain(value: Any) -> Any:
-    """An argument in Python's own numbers, as files hold it, whatever library it is of."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    is_several = isinstance(value, Sequence) and not isinstance(value, str)
-    return tuple(map(plain, value)) if is_several else value
-
-
-def check_arguments(config: Mapping[str, Any]) -> None:
-    """Raises a ValueError for constructor arguments outside their range."""
-    optional = ("cond_dim", "out_dim", "init_dim", "resnet_groups", "num_classes", "frame_cond_dim")
-    for name in ("dim", "channels", "attn_heads", "attn_dim_head", "init_kernel_size", *optional):
-        if config[name] is None and name in optional:
-            continue
-        if config[name] < 1:
-            raise ValueError(
-                f"Unet3D: {name} must be at least 1, got {config[name]}; give a positive number"
-            )
-    if config["cond_channels"] < 0:
-        raise ValueError(
-            f"Unet3D: cond_channels must be at least 0, got {config['cond_channels']}; give the "
-            "number of channels of cond_video, 0 for none"
-        )
-    if not config["dim_mults"] or min(config["dim_mults"]) < 1:
-        raise ValueError(
-            "Unet3D: dim_mults must hold a positive factor for each resolution, got "
-            f"{config['dim_mults']}; the default is (1, 2, 4, 8)"
-        )
-    if config["init_kernel_size"] % 2 == 0:
-        raise ValueError(
-            f"Unet3D: init_kernel_size must be odd, got {config['init_kernel_size']}; "
-            f"use {config['init_kernel_size'] + 1}"
-        )
-    if config["block_type"] != "resnet":
-        raise ValueError(
-            f'Unet3D: block_type must be "resnet", got {config["block_type"]!r}; leave it out'
-        )
-    groups, first = config["resnet_groups"], config["init_dim"] or config["dim"]
-    widths = [first, config["dim"], *(config["dim"] * mult for mult in config["dim_mults"])]
-    if groups is not None and any(width % groups for width in widths):
-        raise ValueError(
-            f"Unet3D: resnet_groups must divide the channels of every level, {widths}, got "
-            f"{groups}; choose a divisor, or leave it out for RMSNorm"
-        )

@@ -11,12 +11,12 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from video_diffusion_pytorch.model.blocks import ResnetBlock
-from video_diffusion_pytorch.model.levels import (
+from video_diffusion_pytorch.model.attention_layers import (
     LinearAttentionLayer,
     SpatialAttention,
     TemporalAttention,
 )
+from video_diffusion_pytorch.model.blocks import ResnetBlock
 
 # The layers between which the network only adds, joins and resamples
 LAYERS = (ResnetBlock, SpatialAttention, LinearAttentionLayer, TemporalAttention)

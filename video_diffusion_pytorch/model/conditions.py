@@ -14,7 +14,10 @@ from video_diffusion_pytorch.model.checks import (
     check_image_frames,
     check_input,
     cond_dim_of,
+    takes_text_states,
 )
+from video_diffusion_pytorch.model.embeddings import time_of_log_snr
+from video_diffusion_pytorch.model.text_tokens import TextPooling, TextTokens, mean_state
 
 # By keyword of `Unet3D.forward`
 Conditions = Mapping[str, Tensor]
@@ -41,6 +44,9 @@ class Conditioned(nn.Module):
     null_frame_cond: nn.Parameter | None
     frame_cond_proj: nn.Linear | None
     null_cond_video: nn.Parameter | None
+    text_pooling: TextPooling | None
+    text_tokens: TextPooling | None
+    null_text_tokens: nn.Parameter | None
 
     def _make_conditions(self, config: Mapping[str, Any], time_dim: int) -> int:
         """Makes the parameters; gives the width of the embedding that residual blocks get."""
@@ -56,6 +62,15 @@ class Conditioned(nn.Module):
             self.frame_cond_proj = nn.Linear(frame_dim, time_dim)
         if channels:
             self.null_cond_video = nn.Parameter(torch.zeros(1, channels, 1, 1, 1))
+        self.text_pooling = self.text_tokens = self.null_text_tokens = None
+        if config["text_pooling"] == "attention":
+            assert cond_dim is not None
+            self.text_pooling = TextPooling(cond_dim, cond_dim, tokens=1)
+        if config["num_text_tokens"]:
+            assert cond_dim is not None
+            count = config["num_text_tokens"]
+            self.text_tokens = TextPooling(cond_dim, time_dim, count)
+            self.null_text_tokens = nn.Parameter(torch.randn(1, count, time_dim))
         self.has_cond = bool(self.condition_names)
         return time_dim + (cond_dim or 0)
 
@@ -69,6 +84,11 @@ class Conditioned(nn.Module):
             "cond_video": self.null_cond_video,
         }
         return tuple(name for name, part in parts.items() if part is not None)
+
+    @property
+    def takes_text_states(self) -> bool:
+        """Whether `cond` is a sequence of an encoder's states, and not one vector."""
+        return takes_text_states(self.config)
 
     def check_inputs(
         self,
@@ -109,6 +129,8 @@ class Conditioned(nn.Module):
             `(b, d)`, or, with a vector per frame, or images beside a condition, `(b, f + k, d)`.
         """
         sinusoids, *layers = self.time_mlp
+        if self.config["time_input"] == "log_snr":
+            time = time_of_log_snr(time)
         emb = sinusoids(time).to(layers[0].weight.dtype)
         for layer in layers:
             emb = layer(emb)
@@ -118,7 +140,7 @@ class Conditioned(nn.Module):
         f, k = frames
         if not k or of_videos is emb:
             return of_videos
-        rows = {name: value.flatten(0, 1) for name, value in image_conditions.items()}
+        rows = _by_image(image_conditions)
         if "frame_cond" in rows:
             rows["frame_cond"] = rows["frame_cond"][:, None]
         of_images = self._tell(emb.repeat_interleave(k, 0), dropped.repeat_interleave(k), rows)
@@ -136,12 +158,43 @@ class Conditioned(nn.Module):
             emb = emb[:, None] + self.frame_cond_proj(vectors.to(self.frame_cond_proj.weight.dtype))
         if self.null_cond_emb is None:
             return emb
-        missing = conditions.get("null_cond_mask")
-        no_cond = dropped if missing is None else dropped | missing
-        cond = _or_null(conditions.get("cond"), self.null_cond_emb, no_cond).to(emb.dtype)
+        cond = conditions.get("cond")
+        if cond is not None and self.takes_text_states:
+            cond = self._pooled(cond, _seen(conditions))
+        cond = _or_null(cond, self.null_cond_emb, _untold(conditions, dropped)).to(emb.dtype)
         if emb.ndim == 3:
             cond = cond[:, None].expand(-1, emb.shape[1], -1)
         return torch.cat((emb, cond), dim=-1)
+
+    def _pooled(self, states: Tensor, mask: Tensor | None) -> Tensor:
+        """The vector of captions, `(b, cond_dim)`, from states `(b, n, cond_dim)`."""
+        if self.text_pooling is None:
+            return mean_state(states, mask)
+        return self.text_pooling(states.to(self.text_pooling.queries.dtype), mask)[:, 0]
+
+    def _tokens(
+        self,
+        dropped: Tensor | None,
+        conditions: Conditions,
+        image_conditions: Conditions,
+        image_frames: int,
+    ) -> TextTokens | None:
+        """What attentions see of captions; None in a network without. Arguments as in `_embed`."""
+        if self.text_tokens is None or dropped is None:
+            return None
+        videos = self._tokens_of(dropped, conditions)
+        if not image_frames:
+            return TextTokens(videos)
+        rows = dropped.repeat_interleave(image_frames), _by_image(image_conditions)
+        return TextTokens(videos, self._tokens_of(*rows).unflatten(0, (-1, image_frames)))
+
+    def _tokens_of(self, dropped: Tensor, conditions: Conditions) -> Tensor:
+        assert self.text_tokens is not None
+        tokens = conditions.get("cond")
+        if tokens is not None:
+            tokens = tokens.to(self.text_tokens.queries.dtype)
+            tokens = self.text_tokens(tokens, _seen(conditions))
+        return _or_null(tokens, self.null_text_tokens, _untold(conditions, dropped))
 
     def _rows_of_labels(self, labels: Tensor | None, dropped: Tensor) -> Tensor:
         """Rows of the table of classes, whose last one is for none."""
@@ -173,6 +226,25 @@ class Conditioned(nn.Module):
             shown = shown.expand(-1, -1, image_frames, *x.shape[3:])
             field = torch.cat((field, shown), dim=2)
         return join_channels(x, field)
+
+
+def _by_image(image_conditions: Conditions) -> dict[str, Tensor]:
+    """Conditions of images, `(b, k, ...)`, with one row per image."""
+    return {name: value.flatten(0, 1) for name, value in image_conditions.items()}
+
+
+def _untold(conditions: Conditions, dropped: Tensor) -> Tensor:
+    """The videos that have no `cond`: it is dropped, or masked, or a caption of no token."""
+    missing, mask = conditions.get("null_cond_mask"), conditions.get("cond_mask")
+    if missing is not None:
+        dropped = dropped | missing
+    return dropped if mask is None else dropped | ~mask.any(dim=1)
+
+
+def _seen(conditions: Conditions) -> Tensor | None:
+    """The mask of a caption's states; where it has none all, as softmax over none is undefined."""
+    mask = conditions.get("cond_mask")
+    return None if mask is None else mask | ~mask.any(dim=1, keepdim=True)
 
 
 def _or_null(value: Tensor | None, null: nn.Parameter | None, dropped: Tensor) -> Tensor:

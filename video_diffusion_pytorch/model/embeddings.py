@@ -37,11 +37,28 @@ class SinusoidalPosEmb(nn.Module):
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
-def make_time_mlp(dim: int, dim_out: int) -> nn.Sequential:
+def make_time_mlp(dim: int, dim_out: int, layers: int = 2) -> nn.Sequential:
     """Layers that make `(b, dim_out)` of time steps `(b,)`, by way of `dim` sines and cosines."""
-    return nn.Sequential(
-        SinusoidalPosEmb(dim), nn.Linear(dim, dim_out), nn.GELU(), nn.Linear(dim_out, dim_out)
-    )
+    linear: list[nn.Module] = [nn.Linear(dim, dim_out)]
+    for _ in range(layers - 1):
+        linear += [nn.GELU(), nn.Linear(dim_out, dim_out)]
+    return nn.Sequential(SinusoidalPosEmb(dim), *linear)
+
+
+def time_of_log_snr(log_snr: Tensor) -> Tensor:
+    """A log-SNR as sines and cosines of time can tell it: as a time from 0 to 1000.
+
+    It is that at which a cosine schedule has it, `2000 / pi * atan(exp(-log_snr / 2))`: of the
+    interval from -20 to 20 they would see the bulk through a few slow waves only.
+
+    Args:
+        log_snr: `log(alpha**2 / sigma**2)`, of any shape.
+
+    Example:
+        >>> time_of_log_snr(torch.tensor([20.0, 0.0, -20.0])).round(decimals=2).tolist()
+        [0.03, 500.0, 999.97]
+    """
+    return torch.atan(torch.exp(-log_snr / 2)) * (2000 / math.pi)
 
 
 class RelativePositionBias(nn.Module):

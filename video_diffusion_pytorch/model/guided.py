@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from video_diffusion_pytorch.model.conditions import Conditioned
@@ -28,6 +29,7 @@ class Guided(Conditioned):
         frame_cond: Tensor | None = None,
         cond_video: Tensor | None = None,
         null_cond_mask: Tensor | None = None,
+        cond_mask: Tensor | None = None,
         negative: Mapping[str, Tensor] | None = None,
         guidance_rescale: float = 0.0,
         **kwargs: Any,
@@ -46,6 +48,7 @@ class Guided(Conditioned):
             frame_cond: As in `forward`.
             cond_video: As in `forward`.
             null_cond_mask: As in `forward`.
+            cond_mask: As in `forward`.
             negative: Conditions, by keyword, that guidance leads away from: in the unconditional
                 half they take the places of null values. Those not named stay null there. Of each
                 there must be a condition as well. Without effect if `cond_scale` is 1.
@@ -73,6 +76,7 @@ class Guided(Conditioned):
             frame_cond=frame_cond,
             cond_video=cond_video,
             null_cond_mask=null_cond_mask,
+            cond_mask=cond_mask,
         )
         instead = _given(**negative or {})
         if instead:
@@ -80,7 +84,10 @@ class Guided(Conditioned):
         if cond_scale == 1 or not self.has_cond:
             return self(x, time, **{"cond": None} | conditions, focus_present_mask=focus, **kwargs)
         self.check_inputs(x, time, 0.0, **conditions)
-        if "null_cond_mask" in instead:
+        if self.takes_text_states:
+            conditions, instead = _with_masks(conditions), _with_masks(instead)
+            _to_one_length(conditions, instead)
+        elif "null_cond_mask" in instead:
             nowhere = torch.zeros_like(instead["null_cond_mask"])
             conditions = {"null_cond_mask": nowhere, **conditions}
         null = {name: self._null(name, value) for name, value in conditions.items()} | instead
@@ -110,7 +117,7 @@ class Guided(Conditioned):
         conditions: Mapping[str, Any],
     ) -> None:
         """Raises a ValueError unless negative conditions are beside others, and fit the network."""
-        known = {*conditions, *["null_cond_mask"] * ("cond" in negative)}
+        known = {*conditions, *["null_cond_mask", "cond_mask"] * ("cond" in negative)}
         alone = [name for name in negative if name not in known]
         if alone:
             raise ValueError(
@@ -123,7 +130,10 @@ class Guided(Conditioned):
     def _null(self, name: str, value: Tensor) -> Tensor:
         """What stands for the absence of a condition, in the shape of `value`."""
         if name == "null_cond_mask":
-            return torch.zeros_like(value)
+            # no sequence of states stands for none: such videos are masked instead
+            return torch.full_like(value, self.takes_text_states)
+        if name in ("cond", "cond_mask") and self.takes_text_states:
+            return value
         if name == "labels":
             # long, as a byte cannot be -1
             return torch.full_like(value, -1, dtype=torch.long)
@@ -140,6 +150,26 @@ class Guided(Conditioned):
 
 def _given(**conditions: Tensor | None) -> dict[str, Any]:
     return {name: value for name, value in conditions.items() if value is not None}
+
+
+def _with_masks(conditions: dict[str, Any]) -> dict[str, Any]:
+    """Conditions among which are states of captions, with both masks that these may have."""
+    if "cond" not in conditions:
+        return conditions
+    states = conditions["cond"]
+    all_seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    return {"cond_mask": all_seen, "null_cond_mask": ~all_seen.any(dim=1)} | conditions
+
+
+def _to_one_length(first: dict[str, Any], second: dict[str, Any]) -> None:
+    """Pads the states of captions in one of two sets of conditions to the length of the other."""
+    if "cond" not in first or "cond" not in second:
+        return
+    length = max(first["cond"].shape[1], second["cond"].shape[1])
+    for told in (first, second):
+        more = length - told["cond"].shape[1]
+        told["cond"] = F.pad(told["cond"], (0, 0, 0, more))
+        told["cond_mask"] = F.pad(told["cond_mask"], (0, more))
 
 
 def _stack(value: Tensor, below: Tensor) -> Tensor:

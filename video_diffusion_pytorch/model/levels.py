@@ -1,24 +1,36 @@
 """One resolution of the U-Net: convolutions, then attention over pixels, then over frames."""
 
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
-from typing import Any
+from __future__ import annotations
 
-from einops import rearrange
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from video_diffusion_pytorch.model.attention import (
-    Attention,
-    RotaryTables,
-    SpatialLinearAttention,
-)
-from video_diffusion_pytorch.model.blocks import Downsample, LayerNorm, ResnetBlock, Upsample
+from video_diffusion_pytorch.model.attention import RotaryTables
+from video_diffusion_pytorch.model.blocks import Downsample, ResnetBlock, Upsample
+from video_diffusion_pytorch.model.text_tokens import TextTokens
 
-# What every temporal attention is told: position bias, rotary tables, mask of focus on the present,
-# and how many frames at the end are images.
-Temporal = tuple[Tensor, RotaryTables, Tensor | None, int]
+
+class Temporal(NamedTuple):
+    """What every temporal attention is told, in the order of its arguments.
+
+    Attributes:
+        pos_bias: `(heads, f, f)`.
+        rotary: Tables for `f` frames.
+        focus_present_mask: Boolean `(b,)`; None for no focus.
+        image_frames: How many frames at the end are images.
+        text: Tokens of captions; None for none.
+    """
+
+    pos_bias: Tensor
+    rotary: RotaryTables
+    focus_present_mask: Tensor | None
+    image_frames: int
+    text: TextTokens | None = None
+
 
 # Calls a layer with arguments: at once, or so that its features are computed again for a gradient.
 Run = Callable[..., Any]
@@ -34,140 +46,90 @@ def call_again(layer: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(layer, *args, use_reentrant=False)
 
 
-class TemporalAttention(nn.Module):
-    """Adds to each pixel what it finds at the other frames of the same pixel.
+class LevelLayers(NamedTuple):
+    """How the layers of a level are made.
 
-    Args:
-        dim: Number of channels.
-        heads: Number of heads.
-        dim_head: Width of a head.
+    Attributes:
+        block: Makes a `ResnetBlock` from channels in and out.
+        spatial: Makes an attention over pixels from channels and the number of the level, 0 for the
+            finest; None where there shall be none.
+        temporal: The same over frames.
+        blocks: Number of residual blocks.
+        attn_after_each_block: Whether attention follows each block, or only the last.
     """
 
-    def __init__(self, dim: int, heads: int, dim_head: int) -> None:
-        super().__init__()
-        self.norm = LayerNorm(dim)
-        self.attn = Attention(dim, heads=heads, dim_head=dim_head)
-
-    def forward(
-        self,
-        x: Tensor,
-        pos_bias: Tensor,
-        rotary: RotaryTables,
-        focus_present_mask: Tensor | None = None,
-        image_frames: int = 0,
-    ) -> Tensor:
-        """Maps `(b, c, f, h, w)` to the same; the other arguments as in `Attention`."""
-        b, h = x.shape[0], x.shape[3]
-        pixels = rearrange(x, "b c f h w -> (b h w) f c")
-        mask = focus_present_mask
-        if mask is not None:
-            mask = mask.repeat_interleave(pixels.shape[0] // b)
-        out = self.attn(self.norm(pixels, dim=-1), pos_bias, mask, rotary, image_frames)
-        return x + rearrange(out, "(b h w) f c -> b c f h w", b=b, h=h)
-
-
-class SpatialAttention(nn.Module):
-    """Adds to each pixel what it finds at the other pixels of its frame, by softmax attention.
-
-    Args:
-        dim: Number of channels.
-        heads: Number of heads.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.norm = LayerNorm(dim)
-        self.attn = Attention(dim, heads=heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `(b, c, f, h, w)` to the same."""
-        frames = rearrange(self.norm(x), "b c f h w -> (b f) (h w) c")
-        out = self.attn(frames)
-        return x + rearrange(out, "(b f) (h w) c -> b c f h w", b=x.shape[0], h=x.shape[3])
-
-
-class LinearAttentionLayer(nn.Module):
-    """Adds to each pixel what it finds at the other pixels of its frame, at linear cost.
-
-    Args:
-        dim: Number of channels.
-        heads: Number of heads.
-    """
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.norm = LayerNorm(dim)
-        self.attn = SpatialLinearAttention(dim, heads=heads)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `(b, c, f, h, w)` to the same."""
-        return x + self.attn(self.norm(x))
+    block: Callable[[int, int], ResnetBlock]
+    spatial: Callable[[int, int], nn.Module | None]
+    temporal: Callable[[int, int], nn.Module | None]
+    blocks: int
+    attn_after_each_block: bool
 
 
 class Level(nn.Module):
     """One resolution of the U-Net, on its way down or up.
 
+    Its blocks are `block1`, `block2` and so on; the attentions after the last one are
+    `spatial_attn` and `temporal_attn`, and after the others, where they have any, `spatial_attn1`
+    and `temporal_attn1`, and so on.
+
     Args:
         dim: Channels that come in.
         dim_out: Channels that go out.
         resample: The layer that leads to the next resolution; None at the last.
-        block: Makes a `ResnetBlock` from `dim` and `dim_out`.
-        heads: Number of attention heads.
-        dim_head: Width of a head of the temporal attention.
-        linear_attn: Whether pixels of a frame attend to each other.
+        number: Number of the level, 0 for the finest.
+        layers: How the other layers are made.
     """
 
     def __init__(
-        self,
-        dim: int,
-        dim_out: int,
-        resample: nn.Module | None,
-        *,
-        block: partial[ResnetBlock],
-        heads: int,
-        dim_head: int,
-        linear_attn: bool,
+        self, dim: int, dim_out: int, resample: nn.Module | None, number: int, layers: LevelLayers
     ) -> None:
         super().__init__()
-        self.block1 = block(dim, dim_out)
-        self.block2 = block(dim_out, dim_out)
-        self.spatial_attn = LinearAttentionLayer(dim_out, heads) if linear_attn else nn.Identity()
-        self.temporal_attn = TemporalAttention(dim_out, heads, dim_head)
+        self._stages: list[tuple[str, list[str]]] = []
+        for i in range(1, layers.blocks + 1):
+            block = f"block{i}"
+            self.add_module(block, layers.block(dim if i == 1 else dim_out, dim_out))
+            is_last = i == layers.blocks
+            attentions = {}
+            if is_last or layers.attn_after_each_block:
+                suffix = "" if is_last else str(i)
+                attentions[f"spatial_attn{suffix}"] = layers.spatial(dim_out, number)
+                attentions[f"temporal_attn{suffix}"] = layers.temporal(dim_out, number)
+            there = {name: layer for name, layer in attentions.items() if layer is not None}
+            for name, layer in there.items():
+                self.add_module(name, layer)
+            self._stages.append((block, [*there]))
         self.resample = nn.Identity() if resample is None else resample
 
     def forward(
         self, x: Tensor, emb: Tensor, temporal: Temporal, run: Run = call
     ) -> tuple[Tensor, Tensor]:
         """Gives the features before and after the change of resolution."""
-        x = run(self.block1, x, emb)
-        x = run(self.block2, x, emb)
-        x = run(self.spatial_attn, x)
-        x = run(self.temporal_attn, x, *temporal)
+        for block, attentions in self._stages:
+            x = run(getattr(self, block), x, emb)
+            for name in attentions:
+                told: tuple[Any, ...] = temporal
+                if name.startswith("spatial"):
+                    told = (temporal.text,)
+                x = run(getattr(self, name), x, *told)
         return x, self.resample(x)
 
 
-def make_levels(
-    dims: list[int], block: partial[ResnetBlock], heads: int, dim_head: int, linear_attn: bool
-) -> tuple[nn.ModuleList, nn.ModuleList]:
+def make_levels(dims: list[int], layers: LevelLayers) -> tuple[nn.ModuleList, nn.ModuleList]:
     """The levels down, from the finest to the coarsest resolution, and those up again.
 
     Args:
         dims: Channels before the first level, and after each on the way down.
-        block: As in `Level`.
-        heads: As in `Level`.
-        dim_head: As in `Level`.
-        linear_attn: As in `Level`.
+        layers: How the layers of a level are made.
     """
-    level = partial(Level, block=block, heads=heads, dim_head=dim_head, linear_attn=linear_attn)
     steps = list(pairwise(dims))
     last = len(steps) - 1
     downs = nn.ModuleList(
-        level(dim_in, dim_out, Downsample(dim_out) if i < last else None)
+        Level(dim_in, dim_out, Downsample(dim_out) if i < last else None, i, layers)
         for i, (dim_in, dim_out) in enumerate(steps)
     )
     # on the way up the skip connection's channels come in as well
     ups = nn.ModuleList(
-        level(dim_out * 2, dim_in, Upsample(dim_in) if i < last else None)
-        for i, (dim_in, dim_out) in enumerate(reversed(steps))
+        Level(dim_out * 2, dim_in, Upsample(dim_in) if i else None, i, layers)
+        for i, (dim_in, dim_out) in reversed([*enumerate(steps)])
     )
     return downs, ups

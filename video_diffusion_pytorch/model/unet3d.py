@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from rotary_embedding_torch import RotaryEmbedding
-from torch import Tensor, nn
+from torch import Tensor
 
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.hub import Shareable
-from video_diffusion_pytorch.model.blocks import (
-    FramewiseConv,
-    ResnetBlock,
-    keep_kernels_channels_last,
-)
-from video_diffusion_pytorch.model.checks import check_arguments, plain
+from video_diffusion_pytorch.model.arguments import check_arguments, plain
 from video_diffusion_pytorch.model.compile_blocks import compile_blocks
-from video_diffusion_pytorch.model.conditions import join_channels
-from video_diffusion_pytorch.model.embeddings import (
-    RelativePositionBias,
-    make_time_mlp,
-    rotary_tables,
-)
+from video_diffusion_pytorch.model.embeddings import make_time_mlp, rotary_tables
 from video_diffusion_pytorch.model.guided import Guided
-from video_diffusion_pytorch.model.levels import (
-    SpatialAttention,
-    Temporal,
-    TemporalAttention,
-    call,
-    call_again,
-    make_levels,
-)
+from video_diffusion_pytorch.model.levels import Temporal
 from video_diffusion_pytorch.model.masks import dropped_videos, focus_mask
+from video_diffusion_pytorch.model.u_shape import UShape
 from video_diffusion_pytorch.reference.state_dict import (
+    LOG_SNR_INPUT,
     read_reference_state_dict,
     unet_config_from_state_dict,
 )
@@ -44,7 +27,7 @@ from video_diffusion_pytorch.reference.state_dict import (
 _NOT_OF_THE_NETWORK = ("self", "__class__", "gradient_checkpointing")
 
 
-class Unet3D(Guided, Shareable, part="unet"):
+class Unet3D(UShape, Guided, Shareable, part="unet"):
     """The space-time factored U-Net of Ho et al. 2022, section 3.
 
     Convolutions and spatial attention work within a frame, temporal attention within a pixel.
@@ -57,13 +40,13 @@ class Unet3D(Guided, Shareable, part="unet"):
         out_dim: Channels of the output; None for `channels`.
         dim_mults: One factor of `dim` per resolution, from the finest to the coarsest.
         channels: Channels of the video.
-        attn_heads: Heads of every attention.
-        attn_dim_head: Width of a head of the temporal attention; spatial heads have 32.
+        attn_heads: Heads of every attention; None for as many as its channels hold.
+        attn_dim_head: Width of a head of the temporal attention.
         use_bert_text_cond: Whether conditions are BERT's vectors, so that `cond_dim` is 768.
         init_dim: Channels after the first convolution; None for `dim`.
         init_kernel_size: Height and width of the first convolution's kernel; odd.
         use_sparse_linear_attn: Whether pixels attend to each other, at linear cost, at every
-            resolution. At the coarsest they do always, by softmax attention.
+            resolution. Between the ways down and up they do always, by softmax attention.
         block_type: Only `"resnet"` exists.
         resnet_groups: None for RMSNorm; a number of groups for the GroupNorm network of versions
             0.6.x, whose checkpoints have 8.
@@ -73,6 +56,26 @@ class Unet3D(Guided, Shareable, part="unet"):
             a pose); None for none. It scales and shifts the features of its own frame.
         cond_channels: Channels of a field that is given for each pixel (a mask, a coarse video,
             known frames), joined to the noisy video before the first convolution; 0 for none.
+        num_text_tokens: As how many tokens the attentions see a caption, 4 to 8, say; None for not
+            at all. `cond` is then a sequence of the encoder's states, which learned queries gather
+            into tokens: more keys and values of each softmax attention.
+        text_pooling: What of such a sequence joins the embedding of time: the `"mean"` state, or
+            what a learned query gathers by `"attention"` (Ho et al. 2022, section 4.1), with or
+            without tokens.
+        token_shift: Whether part of the channels comes from neighbours before an attention: from
+            the frames before and after in the temporal ones (`"time"`), from the four pixels around
+            in the spatial ones (`"space"`), or `"both"`. It has no weights.
+        blocks_per_level: Residual blocks of each resolution, on each of both ways.
+        attn_after_each_block: Whether attention follows each of them, as in the paper, or the last.
+        full_attn_levels: Resolutions, 0 for the finest, whose pixels attend to each other by
+            softmax attention. The paper has it at 8, 16 and 32 pixels.
+        temporal_attn_levels: Resolutions whose frames attend to each other; None for all. The
+            attention before the first block is that of 0.
+        spatial_attn_dim_head: Width of a head of the spatial attentions.
+        dropout: Share of the features within a residual block that training sets to zero.
+        emb_dim: Width of the embedding of time; None for `4 * dim`.
+        emb_layers: Layers that make it.
+        time_input: What `time` is: the `"step"`, or, as in the paper, the `"log_snr"`.
         gradient_checkpointing: Whether the features within a layer are computed again for a
             gradient instead of being kept: less memory, more time, the same numbers. The attribute
             of this name may be set at any time.
@@ -82,6 +85,9 @@ class Unet3D(Guided, Shareable, part="unet"):
 
     Differs from the reference: `init_dim` may differ from `dim`; guided sampling is one forward
     pass of twice the batch; `focus_present_mask` holds in the first temporal attention too.
+
+    Differs from the paper, with all of its options: one skip connection per resolution; a bias by
+    relative position instead of embeddings; condition and time side by side.
 
     Example:
         >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
@@ -105,7 +111,7 @@ class Unet3D(Guided, Shareable, part="unet"):
         out_dim: int | None = None,
         dim_mults: Sequence[int] = (1, 2, 4, 8),
         channels: int = 3,
-        attn_heads: int = 8,
+        attn_heads: int | None = 8,
         attn_dim_head: int = 32,
         use_bert_text_cond: bool = False,
         init_dim: int | None = None,
@@ -117,6 +123,18 @@ class Unet3D(Guided, Shareable, part="unet"):
         num_classes: int | None = None,
         frame_cond_dim: int | None = None,
         cond_channels: int = 0,
+        num_text_tokens: int | None = None,
+        text_pooling: str = "mean",
+        token_shift: str | None = None,
+        blocks_per_level: int = 2,
+        attn_after_each_block: bool = False,
+        full_attn_levels: Sequence[int] = (),
+        temporal_attn_levels: Sequence[int] | None = None,
+        spatial_attn_dim_head: int = 32,
+        dropout: float = 0.0,
+        emb_dim: int | None = None,
+        emb_layers: int = 2,
+        time_input: str = "step",
         gradient_checkpointing: bool = False,
     ) -> None:
         config = {k: plain(v) for k, v in locals().items() if k not in _NOT_OF_THE_NETWORK}
@@ -124,36 +142,12 @@ class Unet3D(Guided, Shareable, part="unet"):
         check_arguments(config)
         self.config, self.channels = config, channels
         self.gradient_checkpointing = gradient_checkpointing
-        first = init_dim or dim
-
-        # what all layers are told: time and condition, and the place of each frame
-        time_dim = dim * 4
-        self.time_mlp = make_time_mlp(dim, time_dim)
-        emb_dim = self._make_conditions(config, time_dim)
-        self.rotary_emb = RotaryEmbedding(min(32, attn_dim_head))
-        self.time_rel_pos_bias = RelativePositionBias(heads=attn_heads, max_distance=32)
-
-        # full resolution
-        size, half = init_kernel_size, init_kernel_size // 2
-        self.init_conv = FramewiseConv(
-            channels + cond_channels, first, (1, size, size), padding=(0, half, half)
-        )
-        self.init_temporal_attn = TemporalAttention(first, attn_heads, attn_dim_head)
-
-        # down, through the coarsest resolution, and up
-        plain_block = partial(ResnetBlock, groups=resnet_groups)
-        block = partial(plain_block, time_emb_dim=emb_dim)
-        dims = [first, *(dim * mult for mult in dim_mults)]
-        attention = (attn_heads, attn_dim_head)
-        self.downs, self.ups = make_levels(dims, block, *attention, use_sparse_linear_attn)
-        self.mid_block1 = block(dims[-1], dims[-1])
-        self.mid_spatial_attn = SpatialAttention(dims[-1], attn_heads)
-        self.mid_temporal_attn = TemporalAttention(dims[-1], *attention)
-        self.mid_block2 = block(dims[-1], dims[-1])
-        self.final_conv = nn.Sequential(
-            plain_block(first * 2, dim), FramewiseConv(dim, out_dim or channels, 1)
-        )
-        keep_kernels_channels_last(self)
+        time_dim = emb_dim or dim * 4
+        self.time_mlp = make_time_mlp(dim, time_dim, emb_layers)
+        block_emb_dim = self._make_conditions(config, time_dim)
+        self._make_layers(config, block_emb_dim, time_dim if num_text_tokens else None)
+        is_told_log_snr = torch.ones((), dtype=torch.uint8) if time_input == "log_snr" else None
+        self.register_buffer(LOG_SNR_INPUT, is_told_log_snr)
         self.register_load_state_dict_pre_hook(read_reference_state_dict)
 
     @classmethod
@@ -199,14 +193,16 @@ class Unet3D(Guided, Shareable, part="unet"):
         image_frames: int = 0,
         image_conditions: Mapping[str, Tensor] | None = None,
         drop_mask: Tensor | None = None,
+        cond_mask: Tensor | None = None,
     ) -> Tensor:
         """Predicts the noise in `x`.
 
         Args:
             x: Noisy videos, `(b, channels, f, h, w)`, with images behind them where there are
                 `image_frames`.
-            time: Time steps, `(b,)`.
-            cond: A vector per video, `(b, cond_dim)`; only for a network with `cond_dim`.
+            time: Time steps, `(b,)`; or their log-SNR, with `time_input="log_snr"`.
+            cond: A vector per video, `(b, cond_dim)`; only for a network with `cond_dim`. With
+                `num_text_tokens` or `text_pooling="attention"` a sequence, `(b, n, cond_dim)`.
             null_cond_prob: Probability of each video to lose its conditions, which learned null
                 values then replace: it loses all of them, or keeps all. With 1 all videos do, and
                 no condition need be given.
@@ -226,11 +222,13 @@ class Unet3D(Guided, Shareable, part="unet"):
                 `f` are left, sees them. The conditions above are those of the `f` frames.
             image_conditions: What images are told, by the names above, with one row per image:
                 `cond` `(b, k, cond_dim)`, `labels` `(b, k)`, `frame_cond`
-                `(b, k, frame_cond_dim)`, `cond_video` `(b, cond_channels, k, h, w)` and
-                `null_cond_mask` `(b, k)`. Null values replace those that are missing, and those
-                of videos that lose theirs.
+                `(b, k, frame_cond_dim)`, `cond_video` `(b, cond_channels, k, h, w)`,
+                `null_cond_mask` `(b, k)` and `cond_mask` `(b, k, n)`. Null values replace those
+                that are missing, and those of videos that lose theirs.
             drop_mask: Boolean `(b,)`: where true, a video loses its conditions, instead of by
                 `null_cond_prob`. None to draw it. Without effect if the network takes none.
+            cond_mask: Boolean `(b, n)`: where false, a state of a sequence `cond` is padding, and
+                where a whole row is, there is no caption. None for true everywhere.
 
         Returns:
             `(b, out_dim, f, h, w)`, images behind as in `x`.
@@ -244,6 +242,7 @@ class Unet3D(Guided, Shareable, part="unet"):
             "frame_cond": frame_cond,
             "cond_video": cond_video,
             "null_cond_mask": null_cond_mask,
+            "cond_mask": cond_mask,
         }
         images = {n: v for n, v in (image_conditions or {}).items() if v is not None}
         self.check_inputs(
@@ -264,33 +263,7 @@ class Unet3D(Guided, Shareable, part="unet"):
         emb = self._embed(time, dropped, told, images, (frames, image_frames))
         fields = (cond_video, images.get("cond_video"))
         x = self._join_field(x, *fields, dropped, image_frames)
+        text = self._tokens(dropped, told, images, image_frames)
         bias = self.time_rel_pos_bias(frames, device=x.device)
         rotary = rotary_tables(self.rotary_emb.freqs, frames)
-        return self._through_levels(x, emb, (bias, rotary, focus, image_frames))
-
-    def _through_levels(self, x: Tensor, emb: Tensor, temporal: Temporal) -> Tensor:
-        """From the noisy video, conditions joined to it, to the output."""
-        run = call_again if self.gradient_checkpointing and torch.is_grad_enabled() else call
-
-        # full resolution
-        x = self.init_conv(x.contiguous(memory_format=torch.channels_last_3d))
-        x = x.contiguous(memory_format=torch.channels_last_3d)
-        x = run(self.init_temporal_attn, x, *temporal)
-        full_resolution = x
-
-        # down
-        skips = []
-        for level in self.downs:
-            skip, x = level(x, emb, temporal, run)
-            skips.append(skip)
-
-        # the coarsest resolution
-        x = run(self.mid_block1, x, emb)
-        x = run(self.mid_spatial_attn, x)
-        x = run(self.mid_temporal_attn, x, *temporal)
-        x = run(self.mid_block2, x, emb)
-
-        # up
-        for level in self.ups:
-            _, x = level(join_channels(x, skips.pop()), emb, temporal, run)
-        return run(self.final_conv, join_channels(x, full_resolution))
+        return self._through_levels(x, emb, Temporal(bias, rotary, focus, image_frames, text))

@@ -31,6 +31,8 @@ RENAMES = {
 }
 # The reference stores the rotary frequencies, which all temporal attentions share, in each.
 ROTARY = "rotary_emb.freqs"
+# Which weights have that are told the log-SNR; their shapes would not tell
+LOG_SNR_INPUT = "log_snr_input"
 
 
 def _rename(key: str, table: Mapping[str, str]) -> str:
@@ -55,7 +57,8 @@ def read_reference_state_dict(
     """Renames the reference's tensors to ours, in place, before `Unet3D` loads them.
 
     Raises:
-        ValueError: If the file's normalisation is not the network's.
+        ValueError: If the file's normalisation, or what its network is told of time, is not the
+            network's.
     """
     for key in [key for key in state_dict if key.startswith(prefix)]:
         state_dict[prefix + _from_reference(key.removeprefix(prefix))] = state_dict.pop(key)
@@ -63,7 +66,9 @@ def read_reference_state_dict(
         return
     # the frequencies are a constant, which some versions of the rotary library do not store
     state_dict.setdefault(prefix + ROTARY, module.get_parameter(ROTARY))
-    _check_norm(module, {key.removeprefix(prefix) for key in state_dict})
+    keys = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
+    _check_norm(module, keys)
+    _check_time_input(module, keys)
 
 
 def _check_norm(module: nn.Module, keys: set[str]) -> None:
@@ -79,6 +84,17 @@ def _check_norm(module: nn.Module, keys: set[str]) -> None:
             "Unet3D: the state dict must have the network's normalisation, GroupNorm, got RMSNorm "
             "(reference version 0.7.0); build the network without resnet_groups"
         )
+
+
+def _check_time_input(module: nn.Module, keys: set[str]) -> None:
+    own = {name for name, _ in module.named_buffers()}
+    if (LOG_SNR_INPUT in keys) == (LOG_SNR_INPUT in own) or "init_conv.weight" not in keys:
+        return
+    wanted, got = ("step", "log_snr") if LOG_SNR_INPUT in keys else ("log_snr", "step")
+    raise ValueError(
+        f"Unet3D: the state dict must be of a network with the same time_input, {wanted!r}, got "
+        f"{got!r}; build the network with time_input={got!r}"
+    )
 
 
 def to_reference_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,27 +154,81 @@ def unet_config_from_state_dict(
         for key, value in state_dict.items()
         if key.startswith(prefix)
     }
+    return ours, {**_of_reference(ours), **_beyond_reference(ours)}
+
+
+def _of_reference(ours: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Those keywords that the reference has, too."""
     init_dim, channels, _, kernel, _ = ours["init_conv.weight"].shape
     cond_channels = ours["null_cond_video"].shape[1] if "null_cond_video" in ours else 0
     dim = ours["time_mlp.1.weight"].shape[1]
-    levels = len({key.split(".")[1] for key in ours if key.startswith("downs.")})
-    widths = [ours[f"downs.{i}.block1.block1.proj.weight"].shape[0] for i in range(levels)]
-    heads = ours["time_rel_pos_bias.relative_attention_bias.weight"].shape[1]
-    config = {
+    widths = [ours[f"downs.{i}.block1.block1.proj.weight"].shape[0] for i in range(_levels(ours))]
+    heads, dim_head = _heads(ours)
+    return {
         "dim": dim,
         "cond_dim": ours["null_cond_emb"].shape[1] if "null_cond_emb" in ours else None,
         "out_dim": ours["final_conv.1.weight"].shape[0],
         "dim_mults": tuple(width // dim for width in widths),
         "channels": channels - cond_channels,
         "attn_heads": heads,
-        "attn_dim_head": ours["init_temporal_attn.attn.to_out.weight"].shape[1] // heads,
+        "attn_dim_head": dim_head,
         "init_dim": init_dim,
         "init_kernel_size": kernel,
-        "use_sparse_linear_attn": "downs.0.spatial_attn.attn.to_qkv.weight" in ours,
+        "use_sparse_linear_attn": any(
+            key.endswith("spatial_attn.attn.to_qkv.weight") and value.ndim == 4
+            for key, value in ours.items()
+        ),
         "resnet_groups": 8 if "mid_block1.block1.norm.weight" in ours else None,
-        # beyond the reference; the last class is none
-        "num_classes": len(ours["label_emb.weight"]) - 1 if "label_emb.weight" in ours else None,
-        "frame_cond_dim": ours["null_frame_cond"].shape[2] if "null_frame_cond" in ours else None,
-        "cond_channels": cond_channels,
     }
-    return ours, config
+
+
+def _beyond_reference(ours: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Keywords of the options that the reference lacks."""
+
+    def length(name: str, axis: int, none: Any = None) -> Any:
+        return ours[name].shape[axis] if name in ours else none
+
+    classes, levels = length("label_emb.weight", 0), range(_levels(ours))
+    spatial = {i: ours.get(f"downs.{i}.spatial_attn.attn.to_qkv.weight") for i in levels}
+    softmax = {i for i, weight in spatial.items() if weight is not None and weight.ndim == 2}
+    temporal = tuple(i for i in levels if f"downs.{i}.temporal_attn.attn.to_qkv.weight" in ours)
+    emb_dim, dim = ours["time_mlp.1.weight"].shape
+    heads, dim_head = _heads(ours)
+    if heads is not None:
+        dim_head = ours["mid_spatial_attn.attn.to_out.weight"].shape[1] // heads
+    return {
+        # the last class is none
+        "num_classes": None if classes is None else classes - 1,
+        "frame_cond_dim": length("null_frame_cond", 2),
+        "cond_channels": length("null_cond_video", 1, 0),
+        "num_text_tokens": length("null_text_tokens", 1),
+        "text_pooling": "attention" if "text_pooling.queries" in ours else "mean",
+        "blocks_per_level": len(
+            {k for k in ours if re.match(r"downs\.0\.block\d+\.mlp\.1\.bias", k)}
+        ),
+        "attn_after_each_block": any(re.match(r"downs\.\d+\.\w+_attn1\.", key) for key in ours),
+        "full_attn_levels": tuple(sorted(softmax)),
+        "temporal_attn_levels": None if len(temporal) == len(levels) else temporal,
+        "spatial_attn_dim_head": dim_head,
+        "emb_dim": None if emb_dim == 4 * dim else emb_dim,
+        "emb_layers": len({k for k in ours if re.match(r"time_mlp\.\d+\.weight", k)}),
+        "time_input": "log_snr" if LOG_SNR_INPUT in ours else "step",
+    }
+
+
+def _levels(ours: Mapping[str, Tensor]) -> int:
+    return len({key.split(".")[1] for key in ours if key.startswith("downs.")})
+
+
+def _heads(ours: Mapping[str, Tensor]) -> tuple[int | None, int]:
+    """Number and width of the heads of temporal attentions; None if it grows with the channels.
+
+    The table of position biases has a column for each head of the layer that has most of them.
+    """
+    most = ours["time_rel_pos_bias.relative_attention_bias.weight"].shape[1]
+    inner = [
+        value.shape[1]
+        for key, value in ours.items()
+        if key.endswith("temporal_attn.attn.to_out.weight")
+    ]
+    return most if len(set(inner)) == 1 else None, max(inner) // most
