@@ -228,6 +228,11 @@ def check_first_clip(
             "them in the dataset's items, or build the network without"
         )
     _check_names(diffusion, conditions)
+    if "cond_mask" in conditions and not torch.is_tensor(conditions.get("cond")):
+        raise ValueError(
+            "Trainer: with captions, the data must give no cond_mask, which the encoder tells, "
+            "got one; leave it out, or give states as cond"
+        )
     # captions are checked where they are encoded
     given = {name: conditions.get(name) for name in (*names, "cond_mask")}
     tensors = {name: value for name, value in given.items() if torch.is_tensor(value)}
