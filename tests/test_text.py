@@ -1,4 +1,4 @@
-"""Captions become vectors."""
+"""Captions become vectors, or sequences of states."""
 
 import shutil
 import subprocess
@@ -334,6 +334,16 @@ def test_a_function_has_no_tokens():
             r"vectors of shape \(1, d\), got torch.float32 of shape \(1,\)",
         ),
         (torch.ones(1, 3).long(), ValueError, r"floating-point vectors .*, got torch.int64 of"),
+        (
+            torch.ones(1, 4, 3),
+            ValueError,
+            r"got .* of shape \(1, 4, 3\); .*, or build the network so that it takes sequences",
+        ),
+        (
+            (torch.ones(1, 4, 3), torch.ones(1, 4).bool()),
+            ValueError,
+            r"got .* of shape \(1, 4, 3\); return one vector per caption, or build the network",
+        ),
     ],
 )
 def test_what_a_function_must_return(result, error, message):
@@ -342,10 +352,96 @@ def test_what_a_function_must_return(result, error, message):
         text.embed_captions(["a whale"])
 
 
+@pytest.mark.parametrize("call", [text.embed_captions, text.encode_captions])
 @pytest.mark.parametrize("encoder", [lengths, TINY_BERT])
-def test_wrong_captions(encoder):
+def test_wrong_captions(encoder, call):
     text.set_text_encoder(encoder)
     with pytest.raises(TypeError, match="each of texts must be a string, got int; convert"):
-        text.embed_captions([7])
+        call([7])
     with pytest.raises(ValueError, match="texts must hold at least one caption, got none; pass ''"):
-        text.embed_captions([])
+        call([])
+
+
+# Sequences of states
+
+
+def test_states_are_the_encoders_last_ones():
+    states, mask = text.encode_captions(["a whale breaching"])
+    ids = text.tokenize("a whale breaching")
+    assert torch.equal(states, text.get_bert()(input_ids=ids).last_hidden_state)
+    assert mask.all()
+    assert mask.shape == ids.shape
+    # [CLS] and the mean of the others are what a network of vectors takes
+    vectors = {
+        cls: text.embed_captions(["a whale breaching"], use_cls=cls) for cls in (True, False)
+    }
+    torch.testing.assert_close(states[:, 0], vectors[True])
+    torch.testing.assert_close(states[:, 1:].mean(dim=1), vectors[False])
+
+
+def test_a_caption_has_the_same_states_alone_and_beside_a_longer_one():
+    captions = ["a whale", "a whale breaching from afar", "fireworks"]
+    states, mask = text.encode_captions(captions)
+    assert states.dtype == torch.float32
+    assert not states.requires_grad
+    assert (states[~mask] == 0).all()
+    for caption, own, there in zip(captions, states, mask, strict=True):
+        alone, all_there = text.encode_captions([caption])
+        assert all_there.all()
+        torch.testing.assert_close(own[there], alone[0])
+
+
+def test_a_function_may_give_states():
+    states = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    text.set_text_encoder(lambda captions: states)
+    found, mask = text.encode_captions(["a", "b"])
+    assert torch.equal(found, states.float())
+    assert not found.requires_grad
+    assert mask.all()
+    # what is at padding does not count, whatever it is
+    there = torch.tensor([[True, True, False], [False, False, False]])
+    text.set_text_encoder(
+        lambda captions: (states.masked_fill(~there[..., None], torch.nan), there)
+    )
+    found, mask = text.encode_captions(("a", "b"), device="cpu")
+    assert torch.equal(mask, there)
+    assert torch.equal(found[0, :2], states[0, :2].float())
+    assert found[~there].abs().max() == 0
+
+
+def test_captions_without_tokens_have_a_place_that_does_not_count():
+    text.set_text_encoder(lambda captions: torch.ones(len(captions), 0, 5))
+    states, mask = text.encode_captions(["", ""])
+    assert states.tolist() == torch.zeros(2, 1, 5).tolist()
+    assert not mask.any()
+
+
+@pytest.mark.parametrize(
+    ("result", "error", "message"),
+    [
+        (
+            [[[1.0]]],
+            TypeError,
+            r"states of shape \(1, n, d\), or a tuple of them .*, got list; con",
+        ),
+        ((torch.ones(1, 2, 3), [True]), TypeError, "got Tensor, list; convert them with"),
+        (
+            torch.ones(1, 3),
+            ValueError,
+            r"states of shape \(1, n, d\), got torch.float32 of shape \(1, 3\); return the state "
+            "of each token, or build the network so that it takes vectors, without num_text_tokens",
+        ),
+        (torch.ones(2, 4, 3), ValueError, r"got .* of shape \(2, 4, 3\); return the state of each"),
+        (torch.ones(1, 4, 3).long(), ValueError, "floating-point states .*, got torch.int64 of"),
+        (
+            (torch.ones(1, 4, 3), torch.ones(1, 4)),
+            ValueError,
+            r"mask must be boolean of shape \(1, 4\), .*, got torch.float32 of .*; compare token",
+        ),
+        ((torch.ones(1, 4, 3), torch.ones(1, 3).bool()), ValueError, r"got .* of shape \(1, 3\)"),
+    ],
+)
+def test_what_a_function_of_states_must_return(result, error, message):
+    text.set_text_encoder(lambda captions: result)
+    with pytest.raises(error, match=message):
+        text.encode_captions(["a whale"])

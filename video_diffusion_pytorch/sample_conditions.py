@@ -46,7 +46,7 @@ def read_conditions(
         class_names: As in `class_names`.
         text: Captions.
         labels: Names of classes, or their numbers.
-        cond: A `.npy` of vectors.
+        cond: A `.npy` of vectors, or of states of text, if the network takes these.
         frame_cond: A `.npy` of vectors for each frame.
         cond_video: A `.npy` of fields.
         first_frames: A clip, or a folder of clips, whose first frames are given.

@@ -1,4 +1,4 @@
-"""Beside the path: captions become the vectors that a network is conditioned on.
+"""Beside the path: captions become the vectors, or states, that a network is conditioned on.
 
 The encoder is BERT (bert-base-cased) unless `set_text_encoder` names another one or hands in a
 function. It is loaded from the Hugging Face hub or its cache on first use, once, and never trained.
@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from video_diffusion_pytorch.text_loading import load_part
+from video_diffusion_pytorch.text_loading import find_encoder, load_part
+from video_diffusion_pytorch.text_states import as_captions, checked_states, checked_vectors
 
 
 def exists(val: Any) -> bool:
@@ -32,26 +32,27 @@ BERT_MODEL_DIM = 768
 
 _DEFAULT_ENCODER = "bert-base-cased"
 _encoder: str | None = _DEFAULT_ENCODER
-_encode: Callable[[list[str]], torch.Tensor] | None = None
+_Encode = Callable[[list[str]], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
+_encode: _Encode | None = None
 
 
 def set_text_encoder(
-    name_or_folder: (
-        str | os.PathLike[str] | Callable[[list[str]], torch.Tensor]
-    ) = _DEFAULT_ENCODER,
+    name_or_folder: str | os.PathLike[str] | _Encode = _DEFAULT_ENCODER,
     *,
     name: str | None = None,
 ) -> None:
     """Choose the encoder that captions go through from now on.
 
     The encoder loaded before, if any, is let go. A network conditioned on another encoder's vectors
-    needs their length (`hidden_size` in the encoder's configuration) as its `cond_dim`.
+    or states needs their length (`hidden_size` in the encoder's configuration) as its `cond_dim`.
 
     Args:
         name_or_folder: A model's name on the Hugging Face hub, or a folder that holds one (as
             written by `save_pretrained`). It must be of BERT's kind: one vector per token, the
             first for the whole text, and 0 as the padding token. Or a function of your own from
-            a list of `b` captions to vectors `(b, d)`.
+            a list of `b` captions to vectors `(b, d)`; or, for a network that takes sequences of
+            states, to states `(b, n, d)`, or a tuple of them and a boolean mask `(b, n)`, true
+            where there is a token.
         name: What tells the function from others where vectors are kept; None for a function
             whose vectors must not be kept.
 
@@ -76,21 +77,7 @@ def set_text_encoder(
             f"name must be left out unless the text encoder is a function, got {name!r} beside "
             f"{name_or_folder!r}; leave it out, or pass the function"
         )
-    found = os.fspath(name_or_folder)
-    is_path = (
-        isinstance(name_or_folder, os.PathLike)
-        or found.startswith((".", "~"))
-        or os.path.isabs(found)
-        or found.count("/") > 1
-        or "\\" in found
-    )
-    if is_path:
-        found = os.path.expanduser(found)
-        if not os.path.isdir(found):
-            raise FileNotFoundError(
-                f"expected a folder with a text encoder at {found}, found none; check the path "
-                f"(working folder: {Path.cwd()}), or give the model's name on the Hugging Face hub"
-            )
+    found = find_encoder(name_or_folder)
     MODEL = TOKENIZER = None
     _encoder, _encode = found, None
 
@@ -124,20 +111,46 @@ def embed_captions(
     """
     if _encode is None:
         return bert_embed(tokenize(captions).to(device or "cpu"), return_cls_repr=use_cls)
-    texts = _as_captions(captions)
+    texts = as_captions(captions)
     with torch.no_grad():
-        vectors = _encode(texts)
-    if not isinstance(vectors, torch.Tensor):
-        raise TypeError(
-            f"the text encoder must return a tensor of shape ({len(texts)}, d), got "
-            f"{type(vectors).__name__}; convert it with torch.as_tensor"
-        )
-    if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.is_floating_point():
-        raise ValueError(
-            f"the text encoder must return floating-point vectors of shape ({len(texts)}, d), got "
-            f"{vectors.dtype} of shape {tuple(vectors.shape)}; return one vector per caption"
-        )
+        vectors = checked_vectors(_encode(texts), len(texts))
     return vectors.to(device or "cpu")
+
+
+@torch.no_grad()
+def encode_captions(
+    captions: Sequence[str], *, device: torch.device | str | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Turn captions into sequences of states, by the encoder that is set.
+
+    Args:
+        captions: A list or tuple of `b` captions.
+        device: As in `embed_captions`.
+
+    Returns:
+        The encoder's last hidden states, `(b, n, d)` float32: one for each token, BERT's [CLS] and
+        [SEP] among them, 0 at padding; and the boolean mask `(b, n)`, true where there is a token.
+
+    Raises:
+        OSError: The encoder cannot be loaded.
+        TypeError: Something is no string, or a function of your own returns no tensors.
+        ValueError: There are no captions, or a function of your own returns other shapes.
+
+    Example:
+        >>> letters = lambda texts: torch.tensor([[[float(ord(x))] for x in c] for c in texts])
+        >>> set_text_encoder(letters)
+        >>> states, mask = encode_captions(["cat", "dog"])
+        >>> states.shape, mask.all()
+        (torch.Size([2, 3, 1]), tensor(True))
+        >>> set_text_encoder()
+    """
+    if _encode is None:
+        states, mask = _hidden_states(tokenize(captions).to(device or "cpu"), pad_id=0)
+    else:
+        texts = as_captions(captions)
+        states, mask = checked_states(_encode(texts), len(texts))
+    states, mask = states.to(device or "cpu").float(), mask.to(device or "cpu")
+    return states.masked_fill(~mask[..., None], 0), mask
 
 
 def get_tokenizer() -> Any:
@@ -202,7 +215,7 @@ def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> tor
         TypeError: `texts` is neither a string nor a list or tuple of strings.
         ValueError: `texts` is empty, or the encoder is a function of your own.
     """
-    captions = _as_captions(texts)
+    captions = as_captions(texts)
     tokenizer = get_tokenizer()
     encoded = tokenizer(
         captions,
@@ -213,23 +226,6 @@ def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> tor
         return_tensors="pt",
     )
     return encoded["input_ids"].long()
-
-
-def _as_captions(texts: str | Sequence[str]) -> list[str]:
-    captions = [texts] if isinstance(texts, str) else texts
-    if not isinstance(captions, (list, tuple)):
-        raise TypeError(
-            f"texts must be a string or a list of strings, got {type(captions).__name__}; pass "
-            "list(texts)"
-        )
-    strangers = sorted({type(text).__name__ for text in captions if not isinstance(text, str)})
-    if strangers:
-        raise TypeError(
-            f"each of texts must be a string, got {', '.join(strangers)}; convert them with str()"
-        )
-    if not captions:
-        raise ValueError("texts must hold at least one caption, got none; pass '' for no text")
-    return list(captions)
 
 
 @torch.no_grad()
@@ -256,6 +252,15 @@ def bert_embed(
         ValueError: `token_ids` has another shape or type, or more tokens than the encoder takes;
             or the encoder is a function of your own.
     """
+    hidden, mask = _hidden_states(token_ids, pad_id)
+    if return_cls_repr:
+        return hidden[:, 0]
+    weights = mask[:, 1:, None].float()
+    return (hidden[:, 1:] * weights).sum(dim=1) / (weights.sum(dim=1) + eps)
+
+
+def _hidden_states(token_ids: torch.Tensor, pad_id: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The encoder's last hidden states `(b, n, d)`, and where there is a token `(b, n)`."""
     is_integer = token_ids.dtype in (torch.int64, torch.int32)
     if token_ids.ndim != 2 or not token_ids.numel() or not is_integer:
         raise ValueError(
@@ -272,10 +277,7 @@ def bert_embed(
     model.to(token_ids.device)
     mask = token_ids != pad_id
     hidden = model(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state.float()
-    if return_cls_repr:
-        return hidden[:, 0]
-    weights = mask[:, 1:, None].float()
-    return (hidden[:, 1:] * weights).sum(dim=1) / (weights.sum(dim=1) + eps)
+    return hidden, mask
 
 
 def _load(part: str, auto_class: str) -> Any:

@@ -3,7 +3,33 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+
+def find_encoder(name_or_folder: str | os.PathLike[str]) -> str:
+    """A text encoder's name on the Hugging Face hub as it is, or its folder without `~`.
+
+    Raises:
+        FileNotFoundError: If it is a path, and there is no such folder.
+    """
+    found = os.fspath(name_or_folder)
+    is_path = (
+        isinstance(name_or_folder, os.PathLike)
+        or found.startswith((".", "~"))
+        or os.path.isabs(found)
+        or found.count("/") > 1
+        or "\\" in found
+    )
+    if not is_path:
+        return found
+    found = os.path.expanduser(found)
+    if not os.path.isdir(found):
+        raise FileNotFoundError(
+            f"expected a folder with a text encoder at {found}, found none; check the path "
+            f"(working folder: {Path.cwd()}), or give the model's name on the Hugging Face hub"
+        )
+    return found
 
 
 def load_part(encoder: str, part: str, auto_class: str) -> Any:

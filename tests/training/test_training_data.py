@@ -209,6 +209,116 @@ def test_a_missing_caption_is_the_null_condition(train, folder, encoder):
     assert told[0]["null_cond_mask"].all()
 
 
+# Sequences of states
+
+TOKENS = {"cond_dim": WIDTH, "num_text_tokens": 2}
+
+
+@pytest.fixture
+def speller():
+    """Turns `clip 3` into as many states as it has letters; remembers what it was asked for."""
+    asked = []
+
+    def encode(captions):
+        asked.extend(captions)
+        longest = max(map(len, captions))
+        states = torch.zeros(len(captions), longest, WIDTH)
+        mask = torch.zeros(len(captions), longest, dtype=torch.bool)
+        for row, caption in enumerate(captions):
+            states[row] = float(re.sub(r"\D", "", caption) or -1)
+            mask[row, : len(caption)] = True
+        return states, mask
+
+    text.set_text_encoder(encode, name="letters")
+    yield asked
+    text.set_text_encoder()
+
+
+def test_captions_as_states_are_encoded_once(train, folder, speller):
+    lengths = {}
+    for path in folder.glob("*/*.txt"):
+        path.write_text(f"clip {path.stem}{'!' * int(path.stem)}")
+        lengths[float(path.stem)] = len(path.read_text())
+    options = {"conditions": "caption", "unet": TOKENS, "steps": 6, "held_out": 2}
+    trainer, told = train(folder, **options, validation_split=0.2, sample_cond_scale=2.0)
+    assert len(speller) == 6
+    for call in told:
+        counts = call["cond_mask"].sum(dim=1)
+        assert call["cond"].shape[:2] == call["cond_mask"].shape
+        for states, there, count in zip(call["cond"], call["cond_mask"], counts, strict=True):
+            if there[0]:
+                assert lengths[float(states[0, 0])] == count
+                assert (states[there] == states[0]).all()
+    assert trainer.captions.file.parent == folder
+    assert len(trainer._sample_conditions["cond"]) == 2
+    # nor again in another run
+    train(folder, **options)
+    assert len(speller) == 6
+    lines = (trainer.results_folder / "1.txt").read_text().splitlines()
+    assert all(re.fullmatch(r"row \d, column \d: clip \d!*", line) for line in lines)
+
+
+def test_missing_captions_have_no_states(train, folder, speller):
+    for path in sorted(folder.glob("*/*.txt"))[::2]:
+        path.unlink()
+    options = {"conditions": "caption", "missing_captions": "null", "held_out": 0}
+    _, told = train(folder, **options, unet=TOKENS, steps=4, sample_cond_scale=2.0)
+    for call in told:
+        missing = call.get("null_cond_mask", torch.zeros(len(call["cond"])).bool())
+        # a clip with a caption has the states of its own, which are its number
+        assert (call["cond_mask"].any(dim=1) | missing).all()
+        assert (call["cond"][call["cond_mask"] & ~missing[:, None]] >= 0).all()
+    assert any("null_cond_mask" in call for call in told)
+
+
+def spelt_out(video, index):
+    mask = torch.arange(5) < 1 + index % 5
+    return {"video": video, "cond": torch.full((5, WIDTH), float(index)), "cond_mask": mask}
+
+
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_states_of_a_dataset(train, with_mask):
+    def make(video, index):
+        item = spelt_out(video, index)
+        return item if with_mask else {"video": item["video"], "cond": item["cond"]}
+
+    trainer, told = train(unet=TOKENS, dataset=Clips(make), held_out=2)
+    assert all(call["cond"].shape[1:] == (5, WIDTH) for call in told)
+    assert all(("cond_mask" in call) == with_mask for call in told)
+    if with_mask:
+        [first, *_] = told
+        numbers = first["cond"][:, 0, 0].long()
+        assert first["cond_mask"].sum(dim=1).tolist() == (1 + numbers % 5).tolist()
+    assert trainer.sample().shape == (4, 1, 3, 8, 8)
+    lines = (trainer.results_folder / "1.txt").read_text().splitlines()
+    assert lines[0] == "row 1, column 1: cond (5, 4): 0, 0, 0, 0, ..."
+
+
+def test_states_of_the_users_own_choice(train):
+    chosen = {"cond": torch.ones(1, 3, WIDTH), "cond_mask": torch.ones(1, 3).bool()}
+    trainer, _ = train(unet=TOKENS, dataset=Clips(spelt_out), sample_conditions=chosen)
+    assert trainer.sample().shape == (4, 1, 3, 8, 8)
+    message = "sample_conditions must hold rows of cond, got cond_mask="
+    vectors = {"cond": torch.ones(1, WIDTH), "cond_mask": torch.ones(1, 3).bool()}
+    with pytest.raises(ValueError, match=message):
+        train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), sample_conditions=vectors)
+
+
+def test_a_mask_needs_a_network_of_states(train):
+    make = Clips(lambda video, index: {**vector(video, index), "cond_mask": torch.ones(5).bool()})
+    with pytest.raises(ValueError, match="the network takes cond, got 'cond_mask' from the data;"):
+        train(unet={"cond_dim": WIDTH}, dataset=make)
+
+
+def test_a_mask_of_captions_is_the_encoders(train, speller):
+    def make(video, index):
+        return {"video": video, "caption": "clip", "cond_mask": torch.ones(4).bool()}
+
+    message = "with captions, the data must give no cond_mask, which the encoder tells, got one"
+    with pytest.raises(ValueError, match=message):
+        train(unet=TOKENS, dataset=Clips(make))
+
+
 def test_classes(train, folder):
     trainer, told = train(folder, conditions="label", unet={"num_classes": 2})
     assert set(told[0]["labels"].tolist()) <= {0, 1}

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.diffusion.condition_tensors import (
+    as_tensor,
+    captions_as_tensors,
+    is_captions,
+)
 from video_diffusion_pytorch.diffusion.value_range import ValueRanges, check_type
-from video_diffusion_pytorch.text import embed_captions
 
 
 def is_list_str(x: Any) -> bool:
@@ -78,6 +81,11 @@ class Conditions(ValueRanges):
         is_own = self._field_channels() != 0
         return tuple(name for name in names if name != "cond_video" or is_own)
 
+    @property
+    def takes_text_states(self) -> bool:
+        """Whether the network takes captions as sequences of states instead of as vectors."""
+        return bool(getattr(unwrap(self.denoise_fn), "takes_text_states", False))
+
     def _field_channels(self) -> int | None:
         """Channels that the user's own `cond_video` must have; None if the network doesn't tell."""
         total = getattr(unwrap(self.denoise_fn), "cond_channels", None)
@@ -103,10 +111,10 @@ class Conditions(ValueRanges):
             )
 
     def _ready(self, cond: Any = None, **conditions: Any) -> dict[str, Tensor]:
-        """Conditions as tensors on the model's device, captions as vectors; twice is as once.
+        """Conditions as tensors on the model's device, captions encoded; twice is as once.
 
         Args:
-            cond: Vectors, or captions, of which some may be None.
+            cond: Vectors, states of text, or captions, of which some may be None.
             **conditions: The others, by keyword.
 
         Returns:
@@ -114,22 +122,15 @@ class Conditions(ValueRanges):
 
         Raises:
             TypeError: If one cannot become a tensor.
-            ValueError: If one is a single number, or `null_cond_mask` is not boolean with one
-                element per caption where captions are missing.
+            ValueError: If one is a single number, or the masks do not go with captions.
         """
-        if _is_captions(cond):
-            missing = torch.tensor([caption is None for caption in cond])
-            if None in cond:
-                mask = _join_masks(missing, conditions.get("null_cond_mask"))
-                conditions = {**conditions, "null_cond_mask": mask}
-            # of a missing caption no more than the vector's place is used
-            cond = embed_captions(
-                [caption or "" for caption in cond],
-                use_cls=self.text_use_bert_cls,
-                device=self.betas.device,
-            )
+        if is_captions(cond):
+            mode = {"states": self.takes_text_states, "use_cls": self.text_use_bert_cls}
+            told = captions_as_tensors(cond, conditions, **mode, device=self.betas.device)
+            conditions = {**conditions, **told}
+            cond = conditions.pop("cond")
         ready = given(cond=cond, **conditions)
-        return {name: _as_tensor(name, value, self.betas) for name, value in ready.items()}
+        return {name: as_tensor(name, value, self.betas) for name, value in ready.items()}
 
     def _for_network(
         self,
@@ -173,18 +174,19 @@ class Conditions(ValueRanges):
 
         Args:
             images: `(b, c, k, h, w)`, of which only the shape counts.
-            conditions: `cond` `(b, k, d)`, or `b` lists of `k` captions; `labels` `(b, k)`,
-                `frame_cond` `(b, k, d)`, `cond_video` `(b, n, k, h, w)`, `null_cond_mask` `(b, k)`.
+            conditions: `cond` `(b, k, d)` or `(b, k, n, d)`, or `b` lists of `k` captions;
+                `cond_mask` `(b, k, n)`, `labels` `(b, k)`, `frame_cond` `(b, k, d)`, `cond_video`
+                `(b, n, k, h, w)`, `null_cond_mask` `(b, k)`.
         """
         b, k = images.shape[0], images.shape[2]
         named = dict(conditions)
         rows = named.get("cond")
-        if isinstance(rows, (list, tuple)) and rows and all(map(_is_captions, rows)):
+        if isinstance(rows, (list, tuple)) and rows and all(map(is_captions, rows)):
             mask = named.pop("null_cond_mask", None)
             if mask is not None:
                 mask = torch.as_tensor(mask).flatten()
             captions = [caption for row in rows for caption in row]
-            told = self._ready(cond=captions, null_cond_mask=mask)
+            told = self._ready(captions, null_cond_mask=mask, cond_mask=named.get("cond_mask"))
             named |= {name: value.reshape(b, k, *value.shape[1:]) for name, value in told.items()}
         ready = self._ready(**named)
         field = ready.pop("cond_video", None)
@@ -229,62 +231,3 @@ class Conditions(ValueRanges):
                 "network with other cond_channels"
             )
         return torch.cat((field.to(shown.dtype), shown), dim=1)
-
-
-def _is_captions(cond: Any) -> bool:
-    """Whether `cond` is a list or tuple of captions, of which some may be missing."""
-    return isinstance(cond, (list, tuple)) and all(
-        item is None or isinstance(item, str) for item in cond
-    )
-
-
-def _join_masks(missing: Tensor, mask: Any) -> Tensor:
-    """Where captions are missing, or a user's mask, if there is one, says to do without."""
-    if mask is None:
-        return missing
-    mask = _as_tensor("null_cond_mask", mask, missing)
-    if mask.dtype != torch.bool or mask.shape != missing.shape:
-        raise ValueError(
-            "GaussianDiffusion: null_cond_mask must be boolean with one element per caption, shape "
-            f"{tuple(missing.shape)}, got {mask.dtype} of shape {tuple(mask.shape)}; use "
-            "torch.tensor([True, False, ...])"
-        )
-    return missing | mask
-
-
-def _as_tensor(name: str, value: Any, like: Tensor) -> Tensor:
-    """Numbers as a tensor on the device of `like`, and if they are no tensor yet, in its type."""
-    if not torch.is_tensor(value):
-        try:
-            # by way of an array, since a list of arrays is slow to convert
-            value = torch.tensor(np.array(value, order="C"))
-        except (TypeError, ValueError, RuntimeError) as error:
-            captions = ", or a list of captions" if name == "cond" else ""
-            raise TypeError(
-                f"GaussianDiffusion: {name} must be a tensor, an array or a list of numbers"
-                f"{captions}, got {type(value).__name__} {str(value)[:40]!r}; put one row per "
-                "video into a list or a tensor"
-            ) from error
-        if value.is_floating_point():
-            value = value.to(like.dtype)
-    if not value.ndim:
-        raise ValueError(
-            f"GaussianDiffusion: {name} must have one row per video, got a single number; "
-            "put it into a list, or expand it to the batch"
-        )
-    return value.to(like.device)
-
-
-def common_length(conditions: Mapping[str, Tensor], default: int) -> int:
-    """The number of rows that all conditions have; `default` if there are none.
-
-    Raises:
-        ValueError: If they differ.
-    """
-    lengths = {name: len(value) for name, value in conditions.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(
-            "GaussianDiffusion: all conditions must have one row per video, got "
-            f"{', '.join(f'{n} of {name}' for name, n in lengths.items())}; give as many of each"
-        )
-    return next(iter(lengths.values()), default)

@@ -34,7 +34,7 @@ from video_diffusion_pytorch.diffusion.windows import (
 
 # arguments of sample() that follow from the videos
 _OWN = ("batch_size", "num_frames", "first_frames")
-_CONDITIONS = ("cond", "labels", "frame_cond", "cond_video", "null_cond_mask")
+_CONDITIONS = ("cond", "labels", "frame_cond", "cond_video", "null_cond_mask", "cond_mask")
 
 
 @dataclass(frozen=True)

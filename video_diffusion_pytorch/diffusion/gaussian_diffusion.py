@@ -28,7 +28,8 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             DDP, torch.compile), and replaced later.
         image_size: Height and width of the clips, an int or `(h, w)`.
         num_frames: Frames of a clip.
-        text_use_bert_cls: Whether captions become BERT's [CLS] state instead of the mean state.
+        text_use_bert_cls: Whether captions become BERT's [CLS] state instead of the mean state;
+            without effect on a network that takes the states themselves.
         channels: Channels of the clips; None for `denoise_fn.channels`.
         timesteps: Number of steps of the schedule.
         loss_type: `"l1"`, `"l2"` or `"huber"` (square below 1, linear above), between the
@@ -140,6 +141,7 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
         cond_video: Any = None,
         first_frames: Any = None,
         null_cond_mask: Any = None,
+        cond_mask: Any = None,
         images: Tensor | None = None,
         image_conditions: Mapping[str, Any] | None = None,
         t: Tensor | None = None,
@@ -156,7 +158,8 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             x: Clips, `(b, c, f, h, w)`: in [0, 1], or uint8, or in `value_range`, or, if
                 `auto_normalize` is False, in their own range.
             *args: As in `p_losses`, after `t`: `cond` and `noise`. `cond` is a tensor of vectors,
-                `(b, cond_dim)`, or a list of `b` captions, None where there is no caption.
+                `(b, cond_dim)`, or of states of text, `(b, n, cond_dim)`, whichever the network
+                takes; or a list of `b` captions, None where there is no caption.
             labels: Classes, integers `(b,)`, -1 for none.
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
@@ -164,13 +167,16 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             first_frames: What a model with `given_frames` is told instead of the clips' own first
                 frames, `(b, c, given_frames, h, w)` in the range of the clips; None for their own.
             null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            cond_mask: Of states of text, boolean `(b, n)`, true where there is a token; None for
+                all. Captions bring their own.
             images: `k` images for each clip, `(b, c, k, h, w)`, in the range of the clips, to be
                 learned from besides (Ho et al. 2022, section 4.3.1, where `k` is up to 8); None
                 for none. They share the clip's noise level, and see no other frame.
             image_conditions: Conditions of the images, of those that the clips have: `cond`
-                `(b, k, cond_dim)` or `b` lists of `k` captions, `labels` `(b, k)`, `frame_cond`
-                `(b, k, d)`, `cond_video` `(b, n, k, h, w)`. Images that are told nothing learn
-                without condition.
+                `(b, k, cond_dim)`, states `(b, k, n, cond_dim)` with a `cond_mask` `(b, k, n)`, or
+                `b` lists of `k` captions, `labels` `(b, k)`, `frame_cond` `(b, k, d)`,
+                `cond_video` `(b, n, k, h, w)`. Images that are told nothing learn without
+                condition.
             t: Time steps, `(b,)`: whole, from 0 to `num_timesteps - 1`, or, with a continuous
                 schedule, real, from -1. None to draw them. On a GPU their range is not checked.
             drop_mask: Boolean `(b,)`: where true, a clip is told none of its conditions; for a
@@ -195,6 +201,7 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             cond_video=cond_video,
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
+            cond_mask=cond_mask,
             drop_mask=drop_mask,
         )
         if reduction != "mean":

@@ -68,6 +68,7 @@ class ReverseProcess(Conditions):
         cond_video: Any = None,
         first_frames: Any = None,
         null_cond_mask: Any = None,
+        cond_mask: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of p(x_{t-1} | x_t) (Ho et al. 2020, eq. 11).
 
@@ -82,6 +83,7 @@ class ReverseProcess(Conditions):
             cond_video: As in `sample`.
             first_frames: As in `sample`.
             null_cond_mask: As in `sample`.
+            cond_mask: As in `sample`.
         """
         conditions = self._for_network(
             x,
@@ -91,6 +93,7 @@ class ReverseProcess(Conditions):
             cond_video=cond_video,
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
+            cond_mask=cond_mask,
         )
         pred_x_start = self._predict_x_start(x, t, cond_scale=cond_scale, conditions=conditions)
         if clip_denoised:
@@ -145,6 +148,7 @@ class ReverseProcess(Conditions):
         cond_video: Any = None,
         first_frames: Any = None,
         null_cond_mask: Any = None,
+        cond_mask: Any = None,
     ) -> Tensor:
         """Draws x_{t-1} from p(x_{t-1} | x_t); arguments as in `p_mean_variance`."""
         conditions = given(
@@ -153,6 +157,7 @@ class ReverseProcess(Conditions):
             cond_video=cond_video,
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
+            cond_mask=cond_mask,
         )
         mean, _, log_variance = self.p_mean_variance(
             x, t, clip_denoised=clip_denoised, cond=cond, cond_scale=cond_scale, **conditions
@@ -199,6 +204,7 @@ class ReverseProcess(Conditions):
         cond_video: Any = None,
         first_frames: Any = None,
         null_cond_mask: Any = None,
+        cond_mask: Any = None,
         progress: bool = True,
         callback: Callback | None = None,
     ) -> Tensor:
@@ -209,6 +215,7 @@ class ReverseProcess(Conditions):
             cond_video=cond_video,
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
+            cond_mask=cond_mask,
         )
         noise = torch.randn(tuple(shape), device=self.betas.device, dtype=self.betas.dtype)
         conditions = {"cond": cond, **conditions}
@@ -230,6 +237,7 @@ class ReverseProcess(Conditions):
         cond_video: Any = None,
         first_frames: Any = None,
         null_cond_mask: Any = None,
+        cond_mask: Any = None,
         progress: bool = True,
     ) -> Tensor:
         """Blends two batches of clips at a noise level, and denoises the blend.
@@ -246,6 +254,7 @@ class ReverseProcess(Conditions):
             cond_video: As in `sample`.
             first_frames: As in `sample`.
             null_cond_mask: As in `sample`.
+            cond_mask: As in `sample`.
             progress: Whether to show a progress bar.
 
         Returns:
@@ -280,6 +289,7 @@ class ReverseProcess(Conditions):
             cond_video=cond_video,
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
+            cond_mask=cond_mask,
         )
         blend = (1 - lam) * x1 + lam * x2
         return self._denoise_from(blend, t, cond_scale, conditions, progress)

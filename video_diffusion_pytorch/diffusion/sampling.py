@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.diffusion.conditions import common_length, given, unwrap
+from video_diffusion_pytorch.diffusion.condition_tensors import common_length
+from video_diffusion_pytorch.diffusion.conditions import given, unwrap
 from video_diffusion_pytorch.diffusion.denoiser import Denoiser
 from video_diffusion_pytorch.diffusion.guidance import Guidance
 from video_diffusion_pytorch.diffusion.noise_level import NoiseLevel
@@ -53,6 +54,7 @@ class Sampling(ReverseProcess):
         cond_video: Any = None,
         first_frames: Any = None,
         null_cond_mask: Any = None,
+        cond_mask: Any = None,
         sampler: str | Sampler | Any = None,
         steps: int | Sequence[float] | None = None,
         guidance: Guidance | Sequence[Guidance] = (),
@@ -73,8 +75,8 @@ class Sampling(ReverseProcess):
         there must be is a matter of the network.
 
         Args:
-            cond: Vectors, `(b, cond_dim)`, or a list of `b` captions, of which some may be None
-                for no caption; None for none.
+            cond: Vectors, `(b, cond_dim)`, or states of text, `(b, n, cond_dim)`, as the network
+                takes; or a list of `b` captions, of which some may be None; None for none.
             cond_scale: Strength of the guidance by conditions; 1 is without.
             batch_size: Number of videos, where neither condition nor `guidance` tells it.
             labels: Classes, integers `(b,)`, -1 for none.
@@ -84,6 +86,7 @@ class Sampling(ReverseProcess):
             first_frames: The frames to go on from, `(b, c, given_frames, h, w)` in the range of
                 the clips; for a model with `given_frames`.
             null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            cond_mask: Of states, boolean `(b, n)`, true where there is a token; None for all.
             sampler: `"ddpm"` (the reference's, all steps), `"ancestral"`, `"ddim"`, `"dpm++"`,
                 `"dpm++sde"`, an object of `diffusion.samplers` with options of its own, or a
                 scheduler of the diffusers package. None for ddpm, or, where fewer steps are asked
@@ -129,6 +132,7 @@ class Sampling(ReverseProcess):
             cond_video=cond_video,
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
+            cond_mask=cond_mask,
         )
         count = common_length(conditions, rows_known(known) or batch_size)
         check_rows(known, count)
@@ -273,8 +277,8 @@ class Sampling(ReverseProcess):
         named = negative_cond if isinstance(negative_cond, Mapping) else {"cond": negative_cond}
         is_told = hasattr(unwrap(self.denoise_fn), "condition_names")
         known = self.condition_names if is_told else NEGATIVES
-        # captions, once they are vectors, say where there was none
-        allowed = {*known, *["null_cond_mask"] * ("cond" in named)}
+        # captions, once they are tensors, say where there was none, and where tokens are
+        allowed = {*known, *(("null_cond_mask", "cond_mask") if "cond" in named else ())}
         unknown = [str(name) for name in named if name not in allowed]
         if unknown:
             raise ValueError(

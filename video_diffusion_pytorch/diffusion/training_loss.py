@@ -42,6 +42,7 @@ class TrainingLoss(Conditions):
         cond_video: Any = None,
         first_frames: Any = None,
         null_cond_mask: Any = None,
+        cond_mask: Any = None,
         image_frames: int = 0,
         image_conditions: Mapping[str, Any] | None = None,
         drop_mask: Tensor | None = None,
@@ -60,6 +61,7 @@ class TrainingLoss(Conditions):
             cond_video: As in `forward`.
             first_frames: As in `forward`.
             null_cond_mask: As in `forward`.
+            cond_mask: As in `forward`.
             image_frames: How many frames at the end of each clip are images of their own.
             image_conditions: As in `forward`.
             drop_mask: As in `forward`.
@@ -93,6 +95,7 @@ class TrainingLoss(Conditions):
             cond_video=cond_video,
             first_frames=first_frames,
             null_cond_mask=null_cond_mask,
+            cond_mask=cond_mask,
         )
         if drop_mask is not None:
             kwargs["drop_mask"] = torch.as_tensor(drop_mask, device=x_start.device)

@@ -186,6 +186,8 @@ def describe(
 def _words(conditions: Mapping[str, Any], class_names: tuple[str, ...], i: int) -> str:
     words = []
     for name, rows in conditions.items():
+        if name == "cond_mask":
+            continue
         row = rows[i % len(rows)]
         if row is None:
             words.append("(no caption)")

@@ -23,7 +23,7 @@ from video_diffusion_pytorch.training.clips.batches import (
     SeededItems,
     collate,
 )
-from video_diffusion_pytorch.training.clips.captions import CaptionVectors
+from video_diffusion_pytorch.training.clips.captions import EncodedCaptions
 from video_diffusion_pytorch.training.clips.clip_source import (
     check_first_clip,
     check_source,
@@ -44,7 +44,7 @@ from video_diffusion_pytorch.training.validation import Validation, split_off
 
 _NO_TEXT = type(None)
 # Conditions that sampling takes, too
-_FOR_SAMPLES = ("cond", "labels", "frame_cond", "cond_video")
+_FOR_SAMPLES = ("cond", "cond_mask", "labels", "frame_cond", "cond_video")
 
 
 class TrainingData(ImageSource, Processes):
@@ -54,7 +54,7 @@ class TrainingData(ImageSource, Processes):
     device: torch.device
     batch_size: int
     num_workers: int | None
-    captions: CaptionVectors
+    captions: EncodedCaptions
     waited: float
     compute_loss: Callable[..., Tensor]
     validation: Validation | None
@@ -192,7 +192,8 @@ class TrainingData(ImageSource, Processes):
             self._shuffle(held_out, count, held_back)
         folder = self.data_options.get("cache") or given["folder"]
         beside = None if folder is None else Path(folder)
-        self.captions = CaptionVectors(self.model.text_use_bert_cls, beside)
+        kind = {"states": self.model.takes_text_states}
+        self.captions = EncodedCaptions(self.model.text_use_bert_cls, beside, **kind)
 
     def _unpack_for_model(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """A batch without what a `compute_loss` of the subclass takes for itself, by its names."""
@@ -282,7 +283,7 @@ class TrainingData(ImageSource, Processes):
         return kept
 
     def _to_device(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """Tensors on the training device, and vectors in the place of captions."""
+        """Tensors on the training device, and captions as the network wants them."""
         ready = {
             name: self._to_device(value)
             if isinstance(value, Mapping)
@@ -293,7 +294,5 @@ class TrainingData(ImageSource, Processes):
         }
         cond = ready.get("cond")
         if isinstance(cond, (list, tuple)) and all(isinstance(c, (str, _NO_TEXT)) for c in cond):
-            ready["cond"], mask = self.captions(cond, self.device)
-            if mask is not None:
-                ready["null_cond_mask"] = mask
+            ready |= self.captions(cond, self.device)
         return ready

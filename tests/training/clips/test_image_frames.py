@@ -290,6 +290,19 @@ def test_images_of_a_clip_stand_side_by_side():
     assert conditions["null_cond_mask"].tolist() == [[False, True], [False, False]]
 
 
+def test_images_with_captions_of_several_lengths():
+    batches = []
+    for number, length in enumerate((2, 4, 1)):
+        mask = torch.ones(2, length, dtype=torch.bool)
+        cond = torch.full((2, length, 3), float(number))
+        batches.append({"video": torch.zeros(2, 1, 1, 8, 8), "cond": cond, "cond_mask": mask})
+    told = join_images(batches)["image_conditions"]
+    assert told["cond"].shape == (2, 3, 4, 3)
+    assert told["cond_mask"].sum(dim=2).tolist() == [[2, 4, 1]] * 2
+    for number in range(3):
+        assert (told["cond"][:, number][told["cond_mask"][:, number]] == number).all()
+
+
 def test_images_of_bytes_and_of_floats_become_floats():
     batches = [
         {"video": torch.full((1, 1, 1, 2, 2), 255, dtype=torch.uint8)},

@@ -140,6 +140,31 @@ def test_images_are_told_what_their_clips_are_told(make, folder):
     assert trainer.sample().shape == (1, 1, 3, 8, 8)
 
 
+def test_images_are_told_states_of_their_own_lengths(make, folder):
+    def encode(captions):
+        numbers = [int(re.sub(r"\D", "", caption) or 0) for caption in captions]
+        states = torch.ones(len(captions), 10, WIDTH) * torch.tensor(numbers)[:, None, None]
+        return states, torch.arange(10) <= torch.tensor(numbers)[:, None]
+
+    text.set_text_encoder(encode)
+    unet = {"cond_dim": WIDTH, "num_text_tokens": 2}
+    trainer = make(folder, conditions="caption", unet=unet, train_num_steps=4)
+    calls = calls_of(trainer)
+    trainer.train()
+    text.set_text_encoder()
+    in_training = [told["image_conditions"] for _, told in calls if told.get("image_frames")]
+    assert len(in_training) == 4
+    for images in in_training:
+        # clip 3 has the state 3, four times
+        counts = images["cond_mask"].sum(dim=2)
+        assert counts.min() > 0
+        assert (
+            images["cond"] * images["cond_mask"][..., None] <= counts[..., None, None] - 1
+        ).all()
+        assert torch.equal(images["cond"][:, :, 0, 0], counts - 1.0)
+    assert trainer.sample().shape == (1, 1, 3, 8, 8)
+
+
 def test_a_dataset_of_ones_own(make):
     items = [
         {"video": torch.full((1, 3, 8, 8), i / 10), "cond": torch.full((WIDTH,), i / 10)}

@@ -208,10 +208,11 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
     Args:
         batch: The videos `(b, c, f, h, w)`; or a tuple or list of videos and conditions; or a dict
             with the key `video`, whose other keys are keywords of `GaussianDiffusion.forward`
-            (`cond`, `labels`, `frame_cond`, `cond_video`, `images`; `caption`, `text` and `label`
-            count as `cond` and `labels`; keys that begin with two underscores are left out). In a
-            tuple, integers are labels, and other tensors a `cond`, a `frame_cond` or a `cond_video`
-            by their number of axes: 2, 3, or 4 and 5.
+            (`cond`, `cond_mask`, `labels`, `frame_cond`, `cond_video`, `images`; `caption`, `text`
+            and `label` count as `cond` and `labels`; keys that begin with two underscores are left
+            out). In a tuple, integers are labels, and other tensors a `cond`, a `frame_cond` or a
+            `cond_video` by their number of axes: 2, 3, or 4 and 5. States of text, which have 3
+            axes as well, need a dict.
 
     Raises:
         TypeError: If it is something else.

@@ -1,4 +1,4 @@
-"""Beside the loop: captions become vectors once, not at each step."""
+"""Beside the loop: captions are encoded once, not at each step."""
 
 from __future__ import annotations
 
@@ -7,36 +7,44 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.text import embed_captions, encoder_name
+from video_diffusion_pytorch.text import embed_captions, encode_captions, encoder_name
+from video_diffusion_pytorch.text_states import pad_states
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
 _BATCH = 64
-# What is remembered of captions that no dataset announced: about 300 MB of BERT's vectors
-_MOST = 100_000
+# What is remembered of captions that no dataset announced, in bytes
+_MOST = 300_000_000
 
 
-class CaptionVectors:
-    """The vectors of captions, kept in memory and, of those known beforehand, in a file.
+class EncodedCaptions:
+    """What captions are for the network, kept in memory and, if known beforehand, in a file.
+
+    Vectors are kept in float32, 3 kB of BERT's for each caption. States are kept without padding
+    in float16, 1.5 kB for each token; that changes them by at most a 2000th, about what float16
+    training does. Those of a caption that exceed its range, 65504, stay in float32.
 
     Args:
-        use_cls: As in `text.embed_captions`.
-        folder: Where the file is; None for none. Its name tells encoder and `use_cls`. An encoder
-            without a name has no file.
+        use_cls: As in `text.embed_captions`; without effect on states.
+        folder: Where the file is; None for none. Its name tells the encoder, and vectors from
+            states. An encoder without a name has no file.
+        states: Whether the network takes sequences of states instead of vectors.
     """
 
-    def __init__(self, use_cls: bool, folder: Path | None = None) -> None:
-        self.use_cls, self.folder = use_cls, folder
+    def __init__(self, use_cls: bool, folder: Path | None = None, *, states: bool = False) -> None:
+        self.use_cls, self.folder, self.states = use_cls, folder, states
         # those known beforehand stay, of the others only so many
         self._kept: dict[str, Tensor] = {}
-        self._vectors: dict[str, Tensor] = {}
+        self._others: dict[str, Tensor] = {}
+        self._bytes_of_others = 0
 
     @property
     def file(self) -> Path | None:
@@ -44,13 +52,12 @@ class CaptionVectors:
         name = encoder_name()
         if self.folder is None or name is None:
             return None
-        told = json.dumps([name, self.use_cls]).encode()
-        return (
-            self.folder / f".caption_vectors-{hashlib.blake2b(told, digest_size=8).hexdigest()}.pt"
-        )
+        told = json.dumps([name, *[self.use_cls] * (not self.states)]).encode()
+        digest = hashlib.blake2b(told, digest_size=8).hexdigest()
+        return self.folder / f".caption_{'states' if self.states else 'vectors'}-{digest}.pt"
 
     def prepare(self, captions: Iterable[str], device: torch.device) -> None:
-        """Embeds what the file does not hold yet, and writes it there.
+        """Encodes what the file does not hold yet, and writes it there.
 
         Args:
             captions: All that training will meet.
@@ -66,63 +73,93 @@ class CaptionVectors:
         if not missing:
             return
         starts = range(0, len(missing), _BATCH)
-        for start in tqdm(starts, desc="embedding captions", leave=False, disable=len(starts) < 2):
-            self._kept.update(self._embed(missing[start : start + _BATCH], device))
+        for start in tqdm(starts, desc="encoding captions", leave=False, disable=len(starts) < 2):
+            self._kept.update(self._encode(missing[start : start + _BATCH], device))
         if file is not None:
             self._write(file)
 
-    def __call__(
-        self, captions: Sequence[str | None], device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
-        """The vectors of a batch.
+    def __call__(self, captions: Sequence[str | None], device: torch.device) -> dict[str, Tensor]:
+        """What a batch is told.
 
         Args:
             captions: Of each clip; None where there is none.
-            device: Where the vectors, and an encoder that is still needed, shall be.
+            device: Where the result, and an encoder that is still needed, shall be.
 
         Returns:
-            `(b, d)`, and the boolean mask `(b,)` of those without caption, None if all have one.
+            Keywords of the diffusion: `cond`, vectors `(b, d)` or states `(b, n, d)`, in float32;
+            of states `cond_mask` `(b, n)`, true where there is a token; and, if captions are
+            missing, `null_cond_mask` `(b,)`, true where.
         """
         wanted = ["" if caption is None else caption for caption in captions]
         known = {c: self._kept[c] for c in wanted if c in self._kept}
-        known |= {c: self._vectors[c] for c in wanted if c in self._vectors}
+        known |= {c: self._others[c] for c in wanted if c in self._others}
         missing = [caption for caption in dict.fromkeys(wanted) if caption not in known]
         if missing:
-            known |= (embedded := self._embed(missing, device))
-            if len(self._vectors) + len(embedded) > _MOST:
-                self._vectors = {c: self._vectors[c] for c in wanted if c in self._vectors}
-            self._vectors.update(embedded)
-        vectors = torch.stack([known[caption] for caption in wanted])
-        is_missing = torch.tensor([caption is None for caption in captions])
-        mask = is_missing.to(device) if is_missing.any() else None
-        return vectors.to(device, non_blocking=True), mask
+            known |= (encoded := self._encode(missing, device))
+            self._remember(encoded, wanted)
+        chosen = [known[caption].float() for caption in wanted]
+        if self.states:
+            states, mask = pad_states(chosen)
+            told = {"cond": states, "cond_mask": mask}
+        else:
+            told = {"cond": torch.stack(chosen)}
+        if None in captions:
+            told["null_cond_mask"] = torch.tensor([caption is None for caption in captions])
+        return {name: value.to(device, non_blocking=True) for name, value in told.items()}
 
-    def _embed(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
-        vectors = embed_captions(captions, use_cls=self.use_cls, device=device).float().cpu()
-        return dict(zip(captions, vectors, strict=True))
+    def _encode(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
+        if not self.states:
+            vectors = embed_captions(captions, use_cls=self.use_cls, device=device).float().cpu()
+            return dict(zip(captions, vectors, strict=True))
+        states, mask = (value.cpu() for value in encode_captions(captions, device=device))
+        # each in memory of its own, as a part of the batch would keep the whole
+        rows = [_halved(one[there]) for one, there in zip(states, mask, strict=True)]
+        return dict(zip(captions, rows, strict=True))
+
+    def _remember(self, encoded: Mapping[str, Tensor], wanted: Sequence[str]) -> None:
+        """Keeps what no dataset announced, and lets older ones go where it is too much."""
+        size = _bytes(encoded)
+        if self._bytes_of_others + size > _MOST:
+            self._others = {c: self._others[c] for c in wanted if c in self._others}
+            self._bytes_of_others = _bytes(self._others)
+        self._others.update(encoded)
+        self._bytes_of_others += size
 
     def _read(self, file: Path) -> None:
         try:
             kept = torch.load(file, weights_only=True)
-            self._kept.update(zip(kept["captions"], kept["vectors"], strict=True))
-        # whatever is wrong with it, captions can be embedded anew
+            values = kept["states"].split(kept["lengths"]) if self.states else kept["vectors"]
+            self._kept.update(zip(kept["captions"], values, strict=True))
+        # whatever is wrong with it, captions can be encoded anew
         except Exception as error:
             kind = type(error).__name__
-            logger.warning("%s could not be read (%s): captions are embedded anew", file, kind)
+            logger.warning("%s could not be read (%s): captions are encoded anew", file, kind)
 
     def _write(self, file: Path) -> None:
         unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         try:
-            kept = {
-                "captions": list(self._kept),
-                "vectors": torch.stack(list(self._kept.values())),
-            }
+            kept: dict[str, Any] = {"captions": list(self._kept)}
+            values = list(self._kept.values())
+            if self.states:
+                kept |= {"states": torch.cat(values), "lengths": [len(value) for value in values]}
+            else:
+                kept["vectors"] = torch.stack(values)
             torch.save(kept, unfinished)
             unfinished.replace(file)
         except (OSError, RuntimeError) as error:
             logger.warning(
-                "%s could not be written (%s): the next run embeds the captions again", file, error
+                "%s could not be written (%s): the next run encodes the captions again", file, error
             )
         finally:
             with contextlib.suppress(OSError):
                 unfinished.unlink(missing_ok=True)
+
+
+def _halved(states: Tensor) -> Tensor:
+    """States in float16, unless they exceed its range."""
+    half = states.half()
+    return half if half.isfinite().all() else states
+
+
+def _bytes(encoded: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in encoded.values())

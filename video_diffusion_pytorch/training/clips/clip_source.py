@@ -228,8 +228,14 @@ def check_first_clip(
             "them in the dataset's items, or build the network without"
         )
     _check_names(diffusion, conditions)
-    # captions are checked where they become vectors
-    tensors = {name: conditions[name] for name in names if torch.is_tensor(conditions[name])}
+    if "cond_mask" in conditions and not torch.is_tensor(conditions.get("cond")):
+        raise ValueError(
+            "Trainer: with captions, the data must give no cond_mask, which the encoder tells, "
+            "got one; leave it out, or give states as cond"
+        )
+    # captions are checked where they are encoded
+    given = {name: conditions.get(name) for name in (*names, "cond_mask")}
+    tensors = {name: value for name, value in given.items() if torch.is_tensor(value)}
     diffusion.check_batch(videos, **tensors)
     if clips is None:
         return
@@ -248,7 +254,8 @@ def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) ->
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in network.values()):
         return
     own = inspect.signature(diffusion.forward).parameters
-    unused = {"cond", "labels", "frame_cond", "cond_video"} - {*diffusion.condition_names}
+    used = {*diffusion.condition_names, *["cond_mask"] * diffusion.takes_text_states}
+    unused = {"cond", "cond_mask", "labels", "frame_cond", "cond_video"} - used
     is_told = hasattr(unwrap(diffusion.denoise_fn), "condition_names")
     for name in conditions:
         if name not in {*own, *network, "cond"} or (is_told and name in unused):
@@ -276,8 +283,9 @@ def _check_units(diffusion: GaussianDiffusion, clips: Dataset, videos: Tensor) -
 def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, Any]) -> None:
     """Raises a ValueError for conditions of samples that the model does not take."""
     names = [*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames)]
+    allowed = [*names, *["cond_mask"] * diffusion.takes_text_states]
     for name, value in given.items():
-        if name not in names or isinstance(value, str) or not hasattr(value, "__len__"):
+        if name not in allowed or isinstance(value, str) or not hasattr(value, "__len__"):
             raise ValueError(
                 "Trainer: sample_conditions must hold rows of "
                 f"{', '.join(names) or 'no condition'}, got {name}={value!r:.60}; give for example "

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
@@ -27,7 +28,14 @@ logger = logging.getLogger("video_diffusion_pytorch")
 Unpack = Callable[[Any], tuple[Tensor, dict[str, Any]]]
 
 # Where the images of a clip are in each condition, and whether that axis is there already
-_AXES = {"cond": 1, "labels": 1, "null_cond_mask": 1, "frame_cond": 1, "cond_video": 2}
+_AXES = {
+    "cond": 1,
+    "cond_mask": 1,
+    "labels": 1,
+    "null_cond_mask": 1,
+    "frame_cond": 1,
+    "cond_video": 2,
+}
 _HAS_FRAMES = ("frame_cond", "cond_video")
 
 
@@ -186,6 +194,8 @@ def join_images(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     videos = [batch["video"] for batch in batches]
     names = dict.fromkeys(name for batch in batches for name in batch if name != "video")
     conditions: dict[str, Tensor] = {}
+    if "cond_mask" in names:
+        batches = _equally_long(batches)
     for name in names:
         if name == "null_cond_mask":
             nowhere = torch.zeros(len(videos[0]), dtype=torch.bool, device=videos[0].device)
@@ -195,6 +205,18 @@ def join_images(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         join = torch.cat if name in _HAS_FRAMES else torch.stack
         conditions[name] = join(alike(values), dim=_AXES[name])
     return {"images": torch.cat(alike(videos), dim=2), "image_conditions": conditions}
+
+
+def _equally_long(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Batches with as many states of text each; where one is filled up, its mask is false."""
+    most = max(batch["cond_mask"].shape[1] for batch in batches)
+    filled = []
+    for batch in batches:
+        cond, mask = batch["cond"], batch["cond_mask"]
+        more = most - mask.shape[1]
+        padded = {"cond": F.pad(cond, (0, 0, 0, more)), "cond_mask": F.pad(mask, (0, more))}
+        filled.append({**batch, **padded})
+    return filled
 
 
 def _of_frame(name: str, rows: Any, frame: int) -> Any:
