@@ -86,6 +86,11 @@ class Conditions(ValueRanges):
         """Whether the network takes captions as sequences of states instead of as vectors."""
         return bool(getattr(unwrap(self.denoise_fn), "takes_text_states", False))
 
+    def _network_time(self, t: Tensor) -> Tensor:
+        """Time steps as the network wants them: themselves, or their log-SNR."""
+        wanted = getattr(unwrap(self.denoise_fn), "time_input", "step")
+        return self.log_snr(t) if wanted == "log_snr" else t
+
     def _field_channels(self) -> int | None:
         """Channels that the user's own `cond_video` must have; None if the network doesn't tell."""
         total = getattr(unwrap(self.denoise_fn), "cond_channels", None)

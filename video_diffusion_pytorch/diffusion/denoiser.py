@@ -141,3 +141,16 @@ def without_weight_gradients(network: nn.Module) -> Iterator[None]:
     finally:
         for weight in trained:
             weight.requires_grad_(True)
+
+
+@contextmanager
+def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Lets a network that is being trained draw without dropout; afterwards all is as before."""
+    in_training = [module for module in network.modules() if module.training]
+    for module in in_training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True

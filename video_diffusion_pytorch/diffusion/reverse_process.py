@@ -17,6 +17,7 @@ from video_diffusion_pytorch.diffusion.conditions import (
     is_list_str,
     unwrap,
 )
+from video_diffusion_pytorch.diffusion.denoiser import in_evaluation_mode
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
 from video_diffusion_pytorch.diffusion.objective import x_start_of
 from video_diffusion_pytorch.diffusion.sampler import Callback, follow
@@ -119,9 +120,11 @@ class ReverseProcess(Conditions):
             **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
         """
         others = dict(conditions)
-        output = guided(self.denoise_fn)(
-            x, t, cond=others.pop("cond", None), cond_scale=cond_scale, **others, **guidance
-        )
+        told = {"cond": others.pop("cond", None), **others, **guidance}
+        with in_evaluation_mode(self.denoise_fn):
+            output = guided(self.denoise_fn)(
+                x, self._network_time(t), cond_scale=cond_scale, **told
+            )
         return x_start_of(self.objective, self, output, x, t)
 
     def _clip(self, x_start: Tensor, percentile: float | None = None) -> Tensor:

@@ -103,7 +103,8 @@ class TrainingLoss(Conditions):
             kwargs.setdefault("null_cond_prob", self.cond_drop_prob)
         if image_frames:
             kwargs |= self._for_images(x_t[:, :, frames:], image_conditions or {})
-        output = self.denoise_fn(x_t, t, cond=conditions.pop("cond", None), **conditions, **kwargs)
+        told = {"cond": conditions.pop("cond", None), **conditions, **kwargs}
+        output = self.denoise_fn(x_t, self._network_time(t), **told)
         target = target_of(self.objective, self, x_start, t, noise)
         weight = None
         if self.min_snr_gamma is not None:

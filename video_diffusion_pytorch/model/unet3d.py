@@ -140,7 +140,7 @@ class Unet3D(UShape, Guided, Shareable, part="unet"):
         config = {k: plain(v) for k, v in locals().items() if k not in _NOT_OF_THE_NETWORK}
         super().__init__()
         check_arguments(config)
-        self.config, self.channels = config, channels
+        self.config, self.channels, self.time_input = config, channels, time_input
         self.gradient_checkpointing = gradient_checkpointing
         time_dim = emb_dim or dim * 4
         self.time_mlp = make_time_mlp(dim, time_dim, emb_layers)
