@@ -199,3 +199,11 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     (tmp_path / "model-1.pt").write_bytes(b"none")
     with pytest.raises(ValueError, match=r"expected a checkpoint in .*model-1\.pt, got a file"):
         describe_checkpoint(tmp_path)
+
+
+def test_options_beyond_the_reference(told):
+    unet = Unet3D(
+        dim=8, dim_mults=(1, 2), attn_heads=1, cond_dim=4, num_text_tokens=3, full_attn_levels=[1]
+    )
+    _, lines = told(state_of(unet))
+    assert lines["network"].endswith(", 3 channels, num_text_tokens 3, full_attn_levels (1,)")

@@ -137,15 +137,12 @@ def run_sampling(
     """
     target = Path(output)
     _check_output(target, count)
-    chosen: Any = sampler
-    if preset is not None:
-        chosen = sampler or find_preset(preset).sampler
-        steps = steps or find_preset(preset).steps
+    how, encoder = _as_in_paper(preset, sampler, steps, text_encoder)
     averaged = True if ema_decay is None else ema_decay
     sizes: dict[str, Any] = {"image_size": image_size, "num_frames": num_frames}
     diffusion = load_diffusion(checkpoint, **sizes, device=device, averaged=averaged)
-    if text_encoder is not None:
-        text.set_text_encoder(text_encoder)
+    if encoder is not None:
+        text.set_text_encoder(encoder)
     conditions = read_conditions(diffusion, class_names(checkpoint), **told)
 
     if cond_scale != 1 and not conditions:
@@ -157,27 +154,35 @@ def run_sampling(
     torch.manual_seed(seed)
     kinds = max(map(len, conditions.values()), default=1)
     rows = [row // count for row in range(kinds * count)]
-    how: dict[str, Any] = {name: pick(values, rows) for name, values in conditions.items()}
-    how |= {"sampler": chosen, "steps": steps, "max_batch": max_batch, "cond_scale": cond_scale}
+    how |= {name: pick(values, rows) for name, values in conditions.items()}
+    how |= {"max_batch": max_batch, "cond_scale": cond_scale}
     how |= _guiding(negative_text, guidance_rescale, kinds, rows)
     videos = diffusion.sample(**how, batch_size=len(rows))
     if extend_to is not None:
         # the windows know their own first frames
         how.pop("first_frames", None)
         videos = diffusion.extend(videos, extend_to, **how)
-    videos = videos.cpu()
+    _write(videos.cpu(), target, kinds if kinds > 1 else _rows(count), diffusion)
+    say(f"wrote {_size(videos)} to {target}")
 
+
+def _write(videos: Tensor, target: Path, rows: int, diffusion: GaussianDiffusion) -> None:
     if target.suffix.lower() == ".npy":
         np.save(target, videos.numpy())
-    else:
-        write_sample_grid(
-            videos,
-            target,
-            kinds if kinds > 1 else _rows(count),
-            diffusion.auto_normalize,
-            value_range=diffusion.config["value_range"],
-        )
-    say(f"wrote {_size(videos)} to {target}")
+        return
+    units = diffusion.config["value_range"]
+    write_sample_grid(videos, target, rows, diffusion.auto_normalize, value_range=units)
+
+
+def _as_in_paper(
+    preset: str | None, sampler: str | None, steps: int | None, text_encoder: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """Sampler and steps, and the text encoder: those that are given, or else the preset's."""
+    if preset is None:
+        return {"sampler": sampler, "steps": steps}, text_encoder
+    of_paper = find_preset(preset)
+    how = {"sampler": sampler or of_paper.sampler, "steps": steps or of_paper.sampling_steps}
+    return how, text_encoder or of_paper.text_encoder
 
 
 def _guiding(

@@ -10,152 +10,179 @@ from video_diffusion_pytorch.diffusion.samplers import Ancestral
 
 @dataclass(frozen=True)
 class Preset:
-    """One column of the paper's appendix A (Ho et al. 2022), as far as this library has its rows.
+    """One column of the paper's appendix A (Ho et al. 2022), and the keywords that follow from it.
 
     Attributes:
-        unet: Keywords of `Unet3D`.
-        diffusion: Keywords of `GaussianDiffusion`.
-        trainer: Keywords of `Trainer`, data options among them. The batch is that of all processes
-            together, and of one step: where it is too large, a smaller `train_batch_size` with as
-            much more `gradient_accumulate_every` gives the same.
-        sampler: What samples are drawn with: `diffusion.sample(sampler=..., steps=...)`.
-        steps: Number of its steps.
-        guidance_weight: The weight of reconstruction guidance where frames are given (eq. 7), as
-            `KnownRegion` and `predict` take it; None where the paper names none.
+        size: Height and width of the clips, in pixels.
+        base_channels: Channels at full resolution.
+        multipliers: Of the base channels, for each resolution.
+        training_steps: Steps of training.
+        frames: Frames of the clips.
+        blocks: Residual blocks per resolution.
+        attention_at: Resolutions with attention, in pixels.
+        head_width: Width of an attention head.
+        embedding_layers: Layers of the embedding of time, which is 1024 wide.
+        dropout: Share of the features.
+        objective: What the network predicts.
+        beta2: Of Adam, whose beta1 is 0.9.
+        learning_rate: Of Adam.
+        weight_decay: Of Adam.
+        batch: Clips of a step, on all processes together.
+        ema_decay: Of the average.
+        image_frames: Images beside a clip, in joint training.
+        horizontal_flip: Whether clips are flipped at random.
+        sampling_steps: Steps of ancestral sampling.
+        gamma: Where the variance of such a step lies.
+        langevin_delta: Size of the Langevin step after each; 0 for none.
+        guidance_weight: Weight of reconstruction guidance where frames are given (eq. 7), as
+            `predict` takes it; None where the paper names none.
         text_encoder: What `text.set_text_encoder` is given; None for a model without captions.
     """
 
-    unet: dict[str, Any]
-    diffusion: dict[str, Any]
-    trainer: dict[str, Any]
-    sampler: Ancestral
-    steps: int
+    size: int
+    base_channels: int
+    multipliers: tuple[int, ...]
+    training_steps: int
+    frames: int = 16
+    blocks: int = 2
+    attention_at: tuple[int, ...] = (8, 16, 32)
+    head_width: int = 64
+    embedding_layers: int = 4
+    dropout: float = 0.0
+    objective: str = "pred_noise"
+    beta2: float = 0.99
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.0
+    batch: int = 128
+    ema_decay: float = 0.9999
+    image_frames: int = 8
+    horizontal_flip: bool = False
+    sampling_steps: int = 256
+    gamma: float = 0.3
+    langevin_delta: float = 0.0
     guidance_weight: float | None = None
     text_encoder: str | None = None
 
+    @property
+    def unet(self) -> dict[str, Any]:
+        """Keywords of `Unet3D`."""
+        sizes = [self.size // 2**level for level in range(len(self.multipliers))]
+        levels = tuple(i for i, size in enumerate(sizes) if size in self.attention_at)
+        keywords: dict[str, Any] = {
+            "dim": self.base_channels,
+            "dim_mults": self.multipliers,
+            "blocks_per_level": self.blocks,
+            "attn_after_each_block": True,
+            "full_attn_levels": levels,
+            "temporal_attn_levels": levels,
+            "use_sparse_linear_attn": False,
+            "attn_heads": None,
+            "attn_dim_head": self.head_width,
+            "spatial_attn_dim_head": self.head_width,
+            "dropout": self.dropout,
+            "emb_dim": 1024,
+            "emb_layers": self.embedding_layers,
+            "time_input": "log_snr",
+        }
+        if self.text_encoder is not None:
+            # BERT-large's states, pooled by attention
+            keywords |= {"cond_dim": 1024, "text_pooling": "attention"}
+        return keywords
 
-def _preset(
-    size: int,
-    base: int,
-    mults: tuple[int, ...],
-    levels: tuple[int, ...],
-    *,
-    frames: int = 16,
-    blocks: int = 2,
-    head: int = 64,
-    mlp_layers: int = 4,
-    dropout: float = 0.0,
-    objective: str = "pred_noise",
-    adam: tuple[float, float, float] = (0.99, 3e-4, 0.0),
-    batch: int = 128,
-    ema: float = 0.9999,
-    images: int = 8,
-    train_steps: int,
-    sampling: tuple[int, float, float] = (256, 0.3, 0.0),
-    is_told_text: bool = False,
-    **more: Any,
-) -> Preset:
-    """A preset from the rows of the table.
+    @property
+    def diffusion(self) -> dict[str, Any]:
+        """Keywords of `GaussianDiffusion`."""
+        return {
+            "image_size": self.size,
+            "num_frames": self.frames,
+            "loss_type": "l2",
+            "objective": self.objective,
+            "beta_schedule": "continuous_cosine",
+        }
 
-    Args:
-        size: Height and width of the clips.
-        base: Base channels.
-        mults: Their multipliers.
-        levels: The resolutions with attention, as numbers of levels.
-        frames: Frames of the clips.
-        blocks: Residual blocks per resolution.
-        head: Width of a head.
-        mlp_layers: Layers of the embedding, which is 1024 wide.
-        dropout: As in `Unet3D`.
-        objective: What is predicted.
-        adam: Its beta2, learning rate and weight decay.
-        batch: Clips of a step.
-        ema: Decay of the average.
-        images: Image frames beside a clip.
-        train_steps: Steps of training.
-        sampling: Number of steps, gamma, and the size of Langevin steps between them.
-        is_told_text: Whether clips have captions.
-        **more: Further fields of `Preset`, and `data`, keywords of `Dataset`.
-    """
-    unet: dict[str, Any] = {
-        "dim": base,
-        "dim_mults": mults,
-        "blocks_per_level": blocks,
-        "attn_after_each_block": True,
-        "full_attn_levels": levels,
-        "temporal_attn_levels": levels,
-        "use_sparse_linear_attn": False,
-        "attn_heads": None,
-        "attn_dim_head": head,
-        "spatial_attn_dim_head": head,
-        "dropout": dropout,
-        "emb_dim": 1024,
-        "emb_layers": mlp_layers,
-        "time_input": "log_snr",
-    }
-    trainer: dict[str, Any] = {
-        "train_batch_size": batch,
-        "split_batches": True,
-        "gradient_accumulate_every": 1,
-        "train_lr": adam[1],
-        "betas": (0.9, adam[0]),
-        "optimizer": "adamw" if adam[2] else "adam",
-        "weight_decay": adam[2],
-        "train_num_steps": train_steps,
-        "ema_decay": ema,
-        "step_start_ema": 0,
-        "update_ema_every": 1,
-        "image_frames": images,
-        **more.pop("data", {}),
-    }
-    if is_told_text:
-        # BERT-large, pooled by attention (section 4.1)
-        unet |= {"cond_dim": 1024, "text_pooling": "attention"}
-        trainer["conditions"] = "caption"
-        more["text_encoder"] = "bert-large-uncased"
-    diffusion: dict[str, Any] = {
-        "image_size": size,
-        "num_frames": frames,
-        "loss_type": "l2",
-        "objective": objective,
-        "beta_schedule": "continuous_cosine",
-    }
-    steps, gamma, delta = sampling
-    return Preset(unet, diffusion, trainer, Ancestral(gamma, delta), steps, **more)
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """Keywords of `Trainer`, those of `Dataset` among them.
+
+        Where the batch is too large, a smaller `train_batch_size` with as much more
+        `gradient_accumulate_every` gives the same.
+        """
+        keywords: dict[str, Any] = {
+            "train_batch_size": self.batch,
+            "split_batches": True,
+            "gradient_accumulate_every": 1,
+            "train_lr": self.learning_rate,
+            "betas": (0.9, self.beta2),
+            "optimizer": "adamw" if self.weight_decay else "adam",
+            "weight_decay": self.weight_decay,
+            "train_num_steps": self.training_steps,
+            "ema_decay": self.ema_decay,
+            "step_start_ema": 0,
+            "update_ema_every": 1,
+            "image_frames": self.image_frames,
+            "horizontal_flip": self.horizontal_flip,
+        }
+        if self.text_encoder is not None:
+            keywords["conditions"] = "caption"
+        return keywords
+
+    @property
+    def sampler(self) -> Ancestral:
+        """What `diffusion.sample` takes as its `sampler`, with `sampling_steps` as its `steps`."""
+        return Ancestral(self.gamma, self.langevin_delta)
 
 
-# 64 pixels halved once, twice and three times are 32, 16 and 8
-_AT_64 = (1, 2, 3)
-_AT_128 = (2, 3, 4)
+_BERT = "bert-large-uncased"
 
 PRESETS: dict[str, Preset] = {
-    "ucf101": _preset(
-        64, 256, (1, 2, 4, 8), _AT_64,
-        dropout=0.1, train_steps=60_000, sampling=(256, 0.1, 0.0),
+    "ucf101": Preset(64, 256, (1, 2, 4, 8), 60_000, dropout=0.1, gamma=0.1),
+    "bair": Preset(
+        64,
+        128,
+        (1, 2, 3, 4),
+        660_000,
+        blocks=3,
+        embedding_layers=2,
+        dropout=0.1,
+        objective="pred_v",
+        beta2=0.999,
+        learning_rate=2e-4,
+        weight_decay=0.01,
+        ema_decay=0.999,
+        horizontal_flip=True,
+        gamma=0.0,
+        langevin_delta=0.1,
+        guidance_weight=50.0,
     ),
-    "bair": _preset(
-        64, 128, (1, 2, 3, 4), _AT_64,
-        blocks=3, mlp_layers=2, dropout=0.1, objective="pred_v", adam=(0.999, 2e-4, 0.01),
-        ema=0.999, train_steps=660_000, sampling=(256, 0.0, 0.1), guidance_weight=50.0,
-        data={"horizontal_flip": True},
+    "kinetics600": Preset(
+        64,
+        256,
+        (1, 2, 4, 8),
+        220_000,
+        embedding_layers=2,
+        dropout=0.1,
+        objective="pred_v",
+        learning_rate=2e-4,
+        batch=256,
+        sampling_steps=128,
+        gamma=0.0,
+        langevin_delta=0.1,
+        guidance_weight=9.0,
     ),
-    "kinetics600": _preset(
-        64, 256, (1, 2, 4, 8), _AT_64,
-        mlp_layers=2, dropout=0.1, objective="pred_v", adam=(0.99, 2e-4, 0.0), batch=256,
-        train_steps=220_000, sampling=(128, 0.0, 0.1), guidance_weight=9.0,
+    "text_small": Preset(64, 128, (1, 2, 4, 8), 200_000, text_encoder=_BERT),
+    "text_large": Preset(64, 256, (1, 2, 4, 8), 700_000, text_encoder=_BERT),
+    "sr_9x128": Preset(
+        128,
+        128,
+        (1, 2, 4, 8, 16),
+        800_000,
+        frames=9,
+        head_width=128,
+        learning_rate=2e-4,
+        image_frames=7,
+        text_encoder=_BERT,
     ),
-    "text_small": _preset(
-        64, 128, (1, 2, 4, 8), _AT_64, train_steps=200_000, is_told_text=True
-    ),
-    "text_large": _preset(
-        64, 256, (1, 2, 4, 8), _AT_64, train_steps=700_000, is_told_text=True
-    ),
-    "sr_9x128": _preset(
-        128, 128, (1, 2, 4, 8, 16), _AT_128,
-        frames=9, head=128, adam=(0.99, 2e-4, 0.0), images=7, train_steps=800_000,
-        is_told_text=True,
-    ),
-}  # fmt: skip
+}
 """The paper's models by name."""
 
 

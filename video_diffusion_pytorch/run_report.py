@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -90,8 +91,24 @@ def _of_network(state: Mapping[str, Any], unet: Mapping[str, Any] | None) -> dic
         f"dim {unet['dim']}",
         f"dim_mults {tuple(unet['dim_mults'])}",
         _count(unet["channels"], "channel"),
+        *_options(unet),
     ]
     return {"network": ", ".join(filter(None, parts)), "conditions": ", ".join(kinds) or "none"}
+
+
+def _options(unet: Mapping[str, Any]) -> list[str]:
+    """Options beyond the reference's, and its conditions, where they are not as usual."""
+    parameters = inspect.signature(Unet3D).parameters
+    beyond = list(parameters)[list(parameters).index("num_text_tokens") :]
+    return [
+        f"{name} {unet[name]}"
+        for name in beyond
+        if name in unet and _plain(unet[name]) != _plain(parameters[name].default)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _parameters(model: Mapping[str, Any], unet: Mapping[str, Any] | None) -> int | None:

@@ -374,3 +374,16 @@ def test_the_best_are_kept_besides(make_trainer, results):
     assert kept == [2, 4, 6]
     trainer.load("best")
     assert trainer.step == 2
+
+
+def test_settings_without_weights_are_those_of_the_checkpoint(clips, results):
+    def trainer(shift):
+        unet = Unet3D(4, dim_mults=(1, 2), channels=1, attn_heads=1, token_shift=shift)
+        diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2)
+        return Trainer(diffusion, clips, results_folder=results, device="cpu", num_workers=0)
+
+    trainer("time").save(1)
+    message = "to train on, got token_shift None instead of time; give the settings it was made"
+    with pytest.raises(ValueError, match=message):
+        trainer(None).load(1)
+    trainer("time").load(1)

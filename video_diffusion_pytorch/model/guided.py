@@ -84,13 +84,7 @@ class Guided(Conditioned):
         if cond_scale == 1 or not self.has_cond:
             return self(x, time, **{"cond": None} | conditions, focus_present_mask=focus, **kwargs)
         self.check_inputs(x, time, 0.0, **conditions)
-        if self.takes_text_states:
-            conditions, instead = _with_masks(conditions), _with_masks(instead)
-            _to_one_length(conditions, instead)
-        elif "null_cond_mask" in instead:
-            nowhere = torch.zeros_like(instead["null_cond_mask"])
-            conditions = {"null_cond_mask": nowhere, **conditions}
-        null = {name: self._null(name, value) for name, value in conditions.items()} | instead
+        conditions, null = self._both_halves(conditions, instead)
         if cond_scale == 0 and not guidance_rescale:
             return self(x, time, **null, focus_present_mask=focus, **kwargs)
 
@@ -126,6 +120,19 @@ class Guided(Conditioned):
                 "theirs, or leave these out"
             )
         self.check_inputs(x, time, 1.0, **negative)
+
+    def _both_halves(
+        self, conditions: dict[str, Any], negative: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the two halves of the pass are told, by the same names."""
+        if self.takes_text_states:
+            conditions, negative = _with_masks(conditions), _with_masks(negative)
+            _to_one_length(conditions, negative)
+        elif "null_cond_mask" in negative:
+            nowhere = torch.zeros_like(negative["null_cond_mask"])
+            conditions = {"null_cond_mask": nowhere, **conditions}
+        null = {name: self._null(name, value) for name, value in conditions.items()}
+        return conditions, null | negative
 
     def _null(self, name: str, value: Tensor) -> Tensor:
         """What stands for the absence of a condition, in the shape of `value`."""

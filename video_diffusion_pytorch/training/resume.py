@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ from video_diffusion_pytorch.training.learning_rate import resume_schedule
 from video_diffusion_pytorch.training.optimizer import optimizer_settings, take_new_settings
 
 logger = logging.getLogger("video_diffusion_pytorch")
+
+# Settings of a network that the shapes of its weights do not tell, so that it would load others'
+_WITHOUT_WEIGHTS = ("token_shift", "spatial_attn_dim_head", "resnet_groups")
 
 
 class Resumable(Saving):
@@ -108,20 +111,21 @@ class Resumable(Saving):
         return scattered(state, self.checkpoint_state())
 
     def _load_model(self, path: Path, state: Mapping[str, Any], **kwargs: Any) -> None:
+        theirs, network = state.get("config") or {}, unwrap(self.model.denoise_fn)
+        ours = getattr(network, "config", None) or {}
+        told = theirs.get("unet") or {}
+        silent = changed_settings({n: told[n] for n in _WITHOUT_WEIGHTS if n in told}, ours)
+        if silent:
+            raise _not_to_train_on(path, silent)
         try:
             load_weights(self.model, state["model"], path, "model", **kwargs)
             self._load_averages(path, state, **kwargs)
         except MismatchedWeights as error:
-            theirs, network = state.get("config") or {}, unwrap(self.model.denoise_fn)
-            changed = changed_settings(theirs.get("unet"), getattr(network, "config", None))
+            changed = changed_settings(told, ours)
             changed += changed_settings(theirs.get("diffusion"), self.model.config)
             if not changed:
                 raise
-            raise ValueError(
-                f"the model must be that of the checkpoint {path} to train on, got "
-                f"{', '.join(changed)}; give the settings it was made with, or begin anew in "
-                "another results folder"
-            ) from error
+            raise _not_to_train_on(path, changed) from error
 
     def _load_averages(self, path: Path, state: Mapping[str, Any], **kwargs: Any) -> None:
         theirs, ours = {**state.get("emas", {})}, self.averages.named()
@@ -223,3 +227,10 @@ class Resumable(Saving):
                 f"{', '.join(theirs)}, got {', '.join(ours)}; a label would mean another class: "
                 "train on the same classes, or begin anew in another results folder"
             )
+
+
+def _not_to_train_on(path: Path, changed: Sequence[str]) -> ValueError:
+    return ValueError(
+        f"the model must be that of the checkpoint {path} to train on, got {', '.join(changed)}; "
+        "give the settings it was made with, or begin anew in another results folder"
+    )
