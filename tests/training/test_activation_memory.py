@@ -65,6 +65,15 @@ def test_it_grows_with_the_batch_and_the_images_and_shrinks_with_half_precision(
     assert activation_bytes(diffusion, 8, precision="fp8") < 0.7 * 8 * one
 
 
+def test_a_model_without_memory_is_counted_as_one_with():
+    with torch.device("meta"):
+        unet = Unet3D(8, dim_mults=(1, 2), attn_heads=2, time_input="log_snr")
+    counted = activation_bytes(GaussianDiffusion(unet, image_size=16, num_frames=4), 1)
+    assert counted is not None
+    assert counted > 4 * sum(x.numel() for x in (torch.empty(1, 8, 4, 16, 16),))
+    assert activation_bytes(tiny_diffusion(), 1) / counted < 2
+
+
 def test_nothing_is_left_changed():
     diffusion = tiny_diffusion(cond_dim=3)
     weights = {name: value.clone() for name, value in diffusion.state_dict().items()}
