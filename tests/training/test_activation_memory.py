@@ -69,9 +69,8 @@ def test_a_model_without_memory_is_counted_as_one_with():
     with torch.device("meta"):
         unet = Unet3D(8, dim_mults=(1, 2), attn_heads=2, time_input="log_snr")
     counted = activation_bytes(GaussianDiffusion(unet, image_size=16, num_frames=4), 1)
-    assert counted is not None
-    assert counted > 4 * sum(x.numel() for x in (torch.empty(1, 8, 4, 16, 16),))
-    assert activation_bytes(tiny_diffusion(), 1) / counted < 2
+    # another device's attention keeps other things
+    assert 0.5 < activation_bytes(tiny_diffusion(), 1) / counted < 2
 
 
 def test_nothing_is_left_changed():
