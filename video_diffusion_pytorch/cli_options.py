@@ -10,13 +10,14 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.evaluate_options import add_evaluation_commands
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.clips.clip_source import dataset_options
 from video_diffusion_pytorch.training.trainer import Trainer
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
-COMMANDS = ("demo", "train", "sample", "info", "plot", "gather")
+COMMANDS = ("demo", "train", "sample", "evaluate", "compare", "info", "plot", "gather")
 
 # What can only be said in Python, and what another group of options says
 _NOT_OF_TRAINER = {
@@ -25,6 +26,7 @@ _NOT_OF_TRAINER = {
     "dataset",
     "dataloader",
     "data_options",
+    "evaluation",
     "resume",
     "seed",
 }
@@ -60,6 +62,7 @@ def build_parser() -> ArgumentParser:
     )
     commands.add_subcommand("train", _train_parser(), help="train a model on a folder of clips")
     commands.add_subcommand("sample", _sample_parser(), help="draw videos from a checkpoint")
+    add_evaluation_commands(commands)
     commands.add_subcommand("info", _info_parser(), help="say what a checkpoint holds")
     commands.add_subcommand("plot", _plot_parser(), help="draw the numbers of a run, or of several")
     commands.add_subcommand(
