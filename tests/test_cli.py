@@ -97,7 +97,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 # Help
 
 IN_PYTHON_ONLY = {
-    "denoise_fn", "diffusion_model", "folder", "dataset", "dataloader", "data_options", "return"
+    "denoise_fn", "diffusion_model", "folder", "dataset", "dataloader", "data_options", "return",
+    "evaluation",
 }  # fmt: skip
 
 
@@ -123,7 +124,7 @@ def test_help_of_training_says_what_the_constructors_say(capsys):
         assert f"--data.{name} " in out, name
 
 
-@pytest.mark.parametrize("command", ["demo", "sample", "plot", "gather"])
+@pytest.mark.parametrize("command", ["demo", "sample", "evaluate", "compare", "plot", "gather"])
 def test_every_option_has_a_help_text(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

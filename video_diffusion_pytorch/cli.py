@@ -76,6 +76,9 @@ def _run(options: Namespace) -> None:
     if options.command == "sample":
         commands.run_sampling(**chosen.as_dict(), say=_say)
         return
+    if options.command in ("evaluate", "compare"):
+        _evaluate(options.command, chosen.as_dict())
+        return
     if chosen.get("folder") is None:
         raise ValueError(
             "train: expected a folder of clips, got none; give it after train, or as folder in the "
@@ -91,6 +94,16 @@ def _run(options: Namespace) -> None:
         seed=chosen.seed,
         say=_say,
     )
+
+
+def _evaluate(command: str, chosen: dict[str, Any]) -> None:
+    from video_diffusion_pytorch.evaluate_options import split_options
+    from video_diffusion_pytorch.evaluation_commands import run_comparison, run_evaluation
+
+    if command == "compare":
+        run_comparison(**chosen, say=_say)
+    else:
+        run_evaluation(**split_options(chosen), say=_say)
 
 
 def _info(checkpoint: str) -> None:

@@ -7,11 +7,12 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from video_diffusion_pytorch.evaluate_options import add_evaluation_commands
 from video_diffusion_pytorch.train_options import train_parser
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
-COMMANDS = ("demo", "train", "sample", "info", "plot", "gather")
+COMMANDS = ("demo", "train", "sample", "evaluate", "compare", "info", "plot", "gather")
 
 
 def build_parser(preset_name: str | None = None) -> ArgumentParser:
@@ -44,6 +45,7 @@ def build_parser(preset_name: str | None = None) -> ArgumentParser:
         "train", train_parser(preset_name), help="train a model on a folder of clips"
     )
     commands.add_subcommand("sample", _sample_parser(), help="draw videos from a checkpoint")
+    add_evaluation_commands(commands)
     commands.add_subcommand("info", _info_parser(), help="say what a checkpoint holds")
     commands.add_subcommand("plot", _plot_parser(), help="draw the numbers of a run, or of several")
     commands.add_subcommand(

@@ -25,6 +25,7 @@ _NOT_OF_TRAINER = {
     "dataset",
     "dataloader",
     "data_options",
+    "evaluation",
     "resume",
     "seed",
 }

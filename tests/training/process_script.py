@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
+from video_diffusion_pytorch.training.evaluation_options import Evaluation
 
 STEPS = 6
 
@@ -42,6 +44,10 @@ class PastTheExchange(Recording):
         return self.model(videos, **kwargs)
 
 
+def brightness(videos):
+    return videos.mean((2, 3, 4))
+
+
 def make(folder, name, trainer_class=Recording, clips="clips", **options):
     """A small trainer with most of what there is, the same in any number of processes."""
     torch.manual_seed(1)
@@ -69,6 +75,12 @@ def make(folder, name, trainer_class=Recording, clips="clips", **options):
         "validation_split": 0.2,
         "validation_clips": 3,
         "validate_every": STEPS,
+        "evaluate_every": STEPS,
+        "evaluation": Evaluation(
+            features=FeatureNetwork(brightness, name="brightness", channels=None),
+            count=5,
+            max_batch=2,
+        ),
         "log_every": 1,
         "num_workers": 0,
         "device": "cpu",

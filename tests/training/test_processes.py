@@ -283,3 +283,10 @@ def test_the_command_trains_in_two_processes_and_speaks_once(folder, tmp_path):
     assert said == ["trained to step 2", "samples"]
     assert out.stderr.count("| 0/2") == 1  # one bar
     assert files(tmp_path) == ["1.gif", "1.npy", "metrics.jsonl", "model-1.pt"]
+
+
+def test_they_evaluate_as_one_process(one, plain, sharded):
+    expected = one["logs"][-1]["fvd"]
+    assert expected > 0
+    for found in (*plain["whole"], *sharded["whole"]):
+        assert found["logs"][-1]["fvd"] == pytest.approx(expected, rel=1e-2)

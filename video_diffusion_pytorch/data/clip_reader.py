@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,6 +57,14 @@ class ClipReader:
         self.axes, self.read_fn = axes, read_fn
         self.cache: ClipCache | None = None
         self._limit: int | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How frames are chosen and scaled, in plain values."""
+        size, timeline = self.size, self.timeline
+        scaling = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
+        chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
+        return {**chosen, **scaling, "filter": "bilinear, antialiased"}
 
     @contextmanager
     def open(self, path: Path) -> Iterator[VideoReader]:

@@ -179,6 +179,7 @@ class Dataset(data.Dataset[Any]):
         # which files, and what comes with them
         self._conditions = ClipConditions(*split_conditions(conditions), missing_captions)
         clips = _list_clips(Path(folder), manifest, split, exts, exclude, self._conditions)
+        self._split = None if manifest is None else split
         self.class_names = self._conditions.class_names
         check_channels(channels, [clip.path for clip in clips], read_fn is not None)
 
@@ -204,6 +205,13 @@ class Dataset(data.Dataset[Any]):
     def is_cached(self) -> bool:
         """Whether clips are decoded already."""
         return self._reader.cache is not None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How files become clips, in plain values, for the protocol of an evaluation."""
+        own = {"frames": self.num_frames, "channels": self.channels, "split": self._split}
+        cut = {"clip_start": self.clip_start, "pad": self.pad, "flip": self.horizontal_flip}
+        return {**own, **cut, **self._reader.settings}
 
     @property
     def captions(self) -> list[str]:

@@ -80,7 +80,7 @@ def random_feature_statistics(videos: Tensor, max_batch: int = 64) -> FeatureSta
 
     Example:
         >>> from video_diffusion_pytorch.evaluation.frechet import frechet_distance
-        >>> statistics = random_feature_statistics(torch.rand(4, 1, 8, 16, 16))
+        >>> statistics = random_feature_statistics(torch.rand(66, 1, 4, 8, 8))
         >>> frechet_distance(statistics, statistics) < 1e-6
         True
     """

@@ -25,7 +25,7 @@ _COUNTS = {
     "keep_best": 0,
     "image_frames": 0,
 }
-_OPTIONAL = {"num_workers": 0, "save_every": 1, "keep_last": 1}
+_OPTIONAL = {"num_workers": 0, "save_every": 1, "keep_last": 1, "evaluate_every": 1}
 
 
 def check_model(diffusion: object) -> None:

@@ -52,8 +52,8 @@ class TrainingLoop(TrainingStep):
             log_fn: Called after each step, on every process, with a dict: `step` (done so far),
                 `loss` (mean over the step's micro-batches and processes), `lr`, `grad_norm`,
                 `skipped` (whether the weights were left as they are), `data_wait` (share of the
-                step's time that was spent waiting for clips); where there was a validation, its
-                losses; and at a milestone `sample`, the gif's path.
+                step's time that was spent waiting for clips); where there was a validation or an
+                evaluation, its losses or scores; and at a milestone `sample`, the gif's path.
         """
         focus: dict[str, Any] = {}
         if prob_focus_present:

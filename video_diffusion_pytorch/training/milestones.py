@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.training.draws import ClipDraws
+from video_diffusion_pytorch.training.evaluation_options import Evaluation
+from video_diffusion_pytorch.training.evaluator import Evaluator
 from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics
 from video_diffusion_pytorch.training.resume import Resumable
 from video_diffusion_pytorch.training.samples import describe, draw_samples, write_samples
@@ -36,6 +39,9 @@ class Milestones(TrainingData, Resumable):
     log_every: int
     train_num_steps: int
     validation: Validation | None
+    evaluate_every: int | None
+    evaluation: Evaluation
+    _evaluator: Evaluator | None
     clip_draws: ClipDraws
     drawn: dict[str, Any]
     metrics: StepMetrics
@@ -156,6 +162,55 @@ class Milestones(TrainingData, Resumable):
             torch.manual_seed(seed)
             yield
 
+    # evaluation
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores of the first average's videos, by the `evaluation` that the Trainer was given.
+
+        Real clips are those that are validated on, or else those that are trained on. Training's
+        random numbers are not touched. `evaluation-STEP.json` gets the scores and their protocol.
+
+        Returns:
+            As of an `Evaluator`; empty if a signal came meanwhile.
+
+        Raises:
+            ValueError: If the clips cannot be read in any order, or don't fit the evaluation.
+        """
+        if self._evaluator is None:
+            self._evaluator = self._make_evaluator()
+        found = self._evaluator(cast(GaussianDiffusion, self.averages.first), self._is_signalled)
+        if found is None:
+            return {}
+        if self.is_main:
+            about = {"step": self.step, "ema_decay": next(iter(self.averages.models))}
+            result = self._evaluator.result(found, about, self.device)
+            write_result(result, self.results_folder / f"evaluation-{self.step}.json")
+        self._write_line({"step": self.step, "time": time.time(), **found})
+        return found
+
+    def _make_evaluator(self) -> Evaluator:
+        dataset, indices = self.ds, self.order.indices
+        if self.validation is not None:
+            dataset, indices = self.validation.dataset, self.validation.indices
+        return Evaluator(
+            self.model,
+            dataset,
+            self.evaluation,
+            indices=indices,
+            unpack=self.unpack_batch,
+            ready=self._to_device,
+            class_names=self.class_names,
+            share=(self.process, self.num_processes),
+            total=lambda values: self.sum_over_processes(values.to(self.device)).cpu(),
+            num_workers=self.num_workers or 0,
+        )
+
+    def _is_signalled(self) -> bool:
+        """Whether any of the processes was told to stop."""
+        is_caught = self._signals is not None and self._signals.caught is not None
+        flag = torch.tensor(float(is_caught), device=self.device)
+        return bool(self.sum_over_processes(flag).item())
+
     # what is written
 
     @property
@@ -172,7 +227,7 @@ class Milestones(TrainingData, Resumable):
         return self._shall_stop or (is_alone and self._signals.caught is not None)
 
     def after_step(self) -> dict[str, Any]:
-        """Validates, writes and shows what is due after a step; gives what there is to log."""
+        """Validates, writes, evaluates and shows what is due; gives what there is to log."""
         found: dict[str, Any] = {}
         is_milestone = self.step % self.save_and_sample_every == 0
         is_saved = is_milestone or (self.save_every and self.step % self.save_every == 0)
@@ -184,6 +239,9 @@ class Milestones(TrainingData, Resumable):
         if is_saved:
             # before sampling, which takes long and may be interrupted
             self.save(self.milestone)
+        is_evaluated = self.evaluate_every is not None and self.step % self.evaluate_every == 0
+        if is_evaluated and not self.is_told_to_stop:
+            found |= self.evaluate()
         if is_milestone and not self.is_told_to_stop:
             path = self._show_samples()
             if path is not None:

@@ -21,6 +21,7 @@ from video_diffusion_pytorch.training.clips.clip_source import check_sample_cond
 from video_diffusion_pytorch.training.draws import ClipDraws
 from video_diffusion_pytorch.training.ema import EMA, Averages
 from video_diffusion_pytorch.training.engine import compile_network, make_accelerator, use_fsdp
+from video_diffusion_pytorch.training.evaluation_options import Evaluation
 from video_diffusion_pytorch.training.learning_rate import make_schedule
 from video_diffusion_pytorch.training.loop import TrainingLoop
 from video_diffusion_pytorch.training.metrics import StepMetrics
@@ -101,6 +102,9 @@ class Trainer(TrainingLoop):
         validation_split: Share of the files that are validated on instead of trained on.
         validate_every: Steps between validations; None for `save_and_sample_every`.
         validation_clips: The most clips to validate on.
+        evaluate_every: Steps between evaluations, which draw videos with the first average and
+            measure how near they are to clips; None for none.
+        evaluation: What they measure; None for `Evaluation(clips=256)`, which needs no file.
         log_every: Steps between lines of `metrics.jsonl`.
         log_with: Trackers, such as `"tensorboard"`, `"wandb"` or several, as accelerate takes them.
         project: What trackers file the run under.
@@ -165,6 +169,8 @@ class Trainer(TrainingLoop):
         validation_split: float | None = None,
         validate_every: int | None = None,
         validation_clips: int = 256,
+        evaluate_every: int | None = None,
+        evaluation: Evaluation | None = None,
         log_every: int = 10,
         log_with: Any = None,
         project: str = "video-diffusion",
@@ -185,6 +191,8 @@ class Trainer(TrainingLoop):
         # what is done when, and what of it is kept
         self.save_and_sample_every, self.save_every = save_and_sample_every, save_every
         self.validate_every = save_and_sample_every if validate_every is None else validate_every
+        self.evaluate_every, self._evaluator = evaluate_every, None
+        self.evaluation = Evaluation(clips=256) if evaluation is None else evaluation
         self.log_every, self.project, self.num_sample_rows = log_every, project, num_sample_rows
         self.keep_last, self.keep_best = keep_last, keep_best
         self.results_folder = Path(results_folder)
@@ -217,6 +225,8 @@ class Trainer(TrainingLoop):
         if split_batches:
             self.batch_size = share_of_batch(train_batch_size, self.num_processes)
         self._prepare_data(sources, held_out, num_sample_rows**2, seed)
+        if evaluate_every is not None:
+            self._evaluator = self._make_evaluator()
         self._prepare_model(ema_decay, compile)
         with self.main_first():
             self.captions.prepare(self.known_captions, self.device)

@@ -115,14 +115,16 @@ class Validation:
         """How many noisy clips make the loss."""
         return len(self.indices) * math.ceil(_LEAST / len(self.indices))
 
-    def parts(self, num_workers: int) -> Iterator[Part]:
+    def parts(self, num_workers: int, draws: int | None = None) -> Iterator[Part]:
         """The batches of this process; where it has fewer clips than others, some do not count.
 
         Args:
             num_workers: Processes that read.
+            draws: How many clips, beginning again when they run out; None for `self.draws`.
         """
         process, processes = self.share
-        own = math.ceil(self.draws / processes)
+        draws = self.draws if draws is None else draws
+        own = math.ceil(draws / processes)
         numbers = range(process * own, (process + 1) * own)
         batches = [numbers[i : i + self.batch_size] for i in range(0, own, self.batch_size)]
         # a crop or a flip is the same each time, too
@@ -140,7 +142,7 @@ class Validation:
         for part in batches:
             batch = next(stream)
             left.done += 1
-            yield Part(batch, list(part), len([n for n in part if n < self.draws]))
+            yield Part(batch, list(part), len([n for n in part if n < draws]))
 
 
 class _Left(Sampler[list[Draw]]):

@@ -1,0 +1,146 @@
+"""Networks of the user's get videos as they want them, and must give a row for each."""
+
+import pytest
+import torch
+from torch import nn
+
+from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, random_features
+
+
+class Recorder(nn.Module):
+    """Gives means over all axes but the first and that of the channels; keeps what it was given."""
+
+    def __init__(self, axis=1):
+        super().__init__()
+        self.axis, self.weight = axis, nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        self.given = x
+        others = [axis for axis in range(1, x.ndim) if axis != self.axis]
+        return x.mean(dim=others) * self.weight
+
+
+class Pair(nn.Module):
+    def forward(self, x: torch.Tensor, twice: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x
+
+
+class Means(nn.Module):
+    def forward(self, x: torch.Tensor, twice: bool = False) -> torch.Tensor:
+        return x.mean(dim=[2, 3, 4]) * (2 if twice else 1)
+
+
+def saved(module, path):
+    with torch.jit.optimized_execution(False):
+        torch.jit.script(module).save(str(path))
+    return path
+
+
+ignore_jit = pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+
+
+def test_grey_videos_are_repeated_scaled_and_brought_into_range():
+    recorder = Recorder()
+    network = FeatureNetwork(recorder, size=(12, 10), value_range=(-1, 1))
+    videos = torch.rand(2, 1, 3, 6, 5)
+    assert network(videos).shape == (2, 3)
+    assert recorder.given.shape == (2, 3, 3, 12, 10)
+    assert torch.equal(recorder.given[:, 0], recorder.given[:, 2])
+    frames = nn.functional.interpolate(videos[:, 0], size=(12, 10), mode="bilinear", antialias=True)
+    torch.testing.assert_close(recorder.given[:, 1], frames * 2 - 1)
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic", "nearest"])
+def test_filters_keep_what_is_constant_and_frames_apart(resize):
+    recorder = Recorder()
+    videos = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 8, 8) / 4
+    FeatureNetwork(recorder, size=5, resize=resize, channels=None)(videos)
+    torch.testing.assert_close(recorder.given[0, 0, :, 2, 3], torch.arange(4.0) / 4)
+
+
+def test_a_range_for_each_channel():
+    recorder = Recorder()
+    low, high = (-1.0, 0.0, 2.0), (1.0, 1.0, 4.0)
+    network = FeatureNetwork(recorder, value_range=(low, high))
+    found = network(torch.full((1, 3, 2, 4, 4), 0.5))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.5, 3.0]]))
+
+
+def test_other_orders_of_axes():
+    recorder = Recorder(axis=4)
+    found = FeatureNetwork(recorder, layout="bfhwc")(torch.rand(2, 3, 4, 6, 5))
+    assert recorder.given.shape == (2, 4, 6, 5, 3)
+    assert found.shape == (2, 3)
+
+
+def test_a_network_of_pictures_sees_one_frame_at_a_time():
+    recorder = Recorder()
+    network = FeatureNetwork(recorder, layout="bchw")
+    videos = torch.rand(2, 3, 4, 6, 5)
+    found = network(videos)
+    assert network.is_of_frames
+    assert recorder.given.shape == (8, 3, 6, 5)
+    torch.testing.assert_close(found, videos.mean((3, 4)).movedim(2, 1))
+
+
+@ignore_jit
+def test_a_file(tmp_path):
+    file = saved(Means(), tmp_path / "means.pt")
+    network = FeatureNetwork(file, arguments={"twice": True})
+    videos = torch.rand(2, 3, 2, 4, 4)
+    torch.testing.assert_close(network(videos), 2 * videos.mean((2, 3, 4)))
+    assert len(network.protocol["sha256"]) == 64
+    assert network.protocol["sha256"] == FeatureNetwork(file).protocol["sha256"]
+    assert network.protocol["arguments"] == {"twice": True}
+
+
+def test_weights_tell_networks_apart():
+    one, same, other = Recorder(), Recorder(), Recorder()
+    nn.init.zeros_(other.weight)
+    hashes = [FeatureNetwork(network).protocol["sha256"] for network in (one, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_random_features_say_what_they_are():
+    network = random_features(channels=2)
+    assert "random 3-D convolutions, untrained" in network.protocol["name"]
+    assert network(torch.rand(3, 2, 4, 8, 8)).shape == (3, 64)
+    assert network.to("cpu") is network
+
+
+def test_arguments_that_cannot_be(tmp_path):
+    def network(**options):
+        return FeatureNetwork(Recorder(), **options)
+
+    with pytest.raises(ValueError, match=r"resize must be one of bilinear, bicubic, nearest, got"):
+        network(resize="area")
+    with pytest.raises(ValueError, match=r"layout must have the letters of 'bcfhw'.*got 'bcthw'"):
+        network(layout="bcthw")
+    with pytest.raises(ValueError, match=r"size must be a positive int or \(h, w\), got \(1, 2, 3"):
+        network(size=(1, 2, 3))
+    with pytest.raises(ValueError, match=r"one for each of 3 channels, got \(1, 2\)"):
+        network(value_range=(0, (1, 2)))
+    with pytest.raises(ValueError, match=r"a function must have a name.*got none; pass name="):
+        FeatureNetwork(lambda x: x)
+    with pytest.raises(FileNotFoundError, match=r"expected a TorchScript file at .*none.pt, found"):
+        FeatureNetwork(tmp_path / "none.pt")
+    torch.save({"weights": torch.ones(1)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"weights.pt must be a TorchScript file, got one that"):
+        FeatureNetwork(tmp_path / "weights.pt")
+
+
+@ignore_jit
+def test_networks_that_give_something_else(tmp_path):
+    pair = FeatureNetwork(saved(Pair(), tmp_path / "pair.pt"))
+    with pytest.raises(TypeError, match=r"must give a tensor, got a tuple; wrap it in a module"):
+        pair(torch.rand(2, 3, 2, 4, 4))
+    unknown = FeatureNetwork(tmp_path / "pair.pt", arguments={"thrice": True})
+    with pytest.raises(ValueError, match=r"must take videos of shape \(2, 3, 2, 4, 4\).*thrice"):
+        unknown(torch.rand(2, 3, 2, 4, 4))
+    maps = FeatureNetwork(lambda x: x, name="maps")
+    with pytest.raises(ValueError, match=r"a row of features for each of 2, got the shape \(2, 3,"):
+        maps(torch.rand(2, 3, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"must have the 3 channels that the network wants, or 1"):
+        maps(torch.rand(2, 2, 2, 4, 4))
+    ends = FeatureNetwork(lambda x: x.mean((2, 3, 4), keepdim=True), name="ends")
+    assert ends(torch.rand(2, 3, 2, 4, 4)).shape == (2, 3)

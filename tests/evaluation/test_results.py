@@ -1,0 +1,88 @@
+"""Results in files, and which of them may be compared."""
+
+import json
+
+import pytest
+
+from video_diffusion_pytorch.evaluation.results import (
+    compare_results,
+    differences,
+    read_result,
+    write_result,
+)
+
+PROTOCOL = {
+    "clips": {"size": [16, 16], "number": 500},
+    "samples": {"steps": 20, "seed": 0},
+    "classes": None,
+}
+
+
+def result(score=1.0, **samples):
+    changed = {**PROTOCOL, "samples": {**PROTOCOL["samples"], **samples}}
+    return {"scores": {"fvd": score}, "protocol": changed, "model": {"step": 3}}
+
+
+def test_a_file_holds_the_scores_and_the_protocol(tmp_path):
+    write_result(result(float("nan")), tmp_path / "a.json")
+    found = read_result(tmp_path / "a.json")
+    assert found["scores"] == {"fvd": None}
+    assert found["protocol"] == PROTOCOL
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    write_result(result(2.0), tmp_path / "a.json")
+    assert read_result(tmp_path / "a.json")["scores"] == {"fvd": 2.0}
+
+
+def test_files_that_hold_no_result(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a folder at .*none to write a.json into"
+    ):
+        write_result(result(), tmp_path / "none" / "a.json")
+    with pytest.raises(FileNotFoundError, match=r"expected a result at .*b.json, found no file"):
+        read_result(tmp_path / "b.json")
+    (tmp_path / "b.json").write_text("scores")
+    with pytest.raises(ValueError, match=r"b.json must be a result in JSON, got other text"):
+        read_result(tmp_path / "b.json")
+    (tmp_path / "b.json").write_text(json.dumps({"format": 2, "scores": {}, "protocol": {}}))
+    with pytest.raises(
+        ValueError, match=r"must be a result with format, scores, protocol, of form"
+    ):
+        read_result(tmp_path / "b.json")
+
+
+def test_differences_are_named_by_their_path():
+    assert differences(PROTOCOL, PROTOCOL) == {}
+    other = {"clips": {"size": [16, 16], "number": 400}, "samples": {"steps": 20}, "classes": None}
+    assert differences(PROTOCOL, other) == {
+        "clips.number": (500, 400),
+        "samples.seed": (0, None),
+    }
+    # a network where the other has none
+    assert differences(PROTOCOL, {**PROTOCOL, "classes": {"name": "x"}}) == {
+        "classes.name": (None, "x")
+    }
+
+
+def test_results_of_one_protocol_are_compared(tmp_path):
+    write_result(result(2.0), tmp_path / "a.json")
+    write_result({**result(1.0), "scores": {"fvd": 1.0, "fid_avg": 3.0}}, tmp_path / "b.json")
+    found = compare_results([tmp_path / "a.json", tmp_path / "b.json"])
+    assert found == {"fvd": [2.0, 1.0], "fid_avg": [None, 3.0]}
+
+
+def test_results_of_different_protocols_are_not():
+    few, many = result(3.0), result(2.0, steps=50, seed=1)
+    with pytest.raises(
+        ValueError,
+        match=r"by one protocol, got results 1 and 3 that differ in samples.steps: 20 and 50, "
+        r"samples.seed: 0 and 1; measure again alike, or allow",
+    ):
+        compare_results([few, few, many])
+    with pytest.raises(ValueError, match=r"differ in samples.seed: 0 and 1;"):
+        compare_results([few, many], allow=["samples.steps"])
+    assert compare_results([few, many], allow=["samples"]) == {"fvd": [3.0, 2.0]}
+    # what is allowed to differ is a field, not the beginning of its name
+    with pytest.raises(ValueError, match=r"allow must name fields of the protocol, .*got 'sam'"):
+        compare_results([few, many], allow=["sam"])
+    with pytest.raises(ValueError, match=r"there must be at least 2 results, got 1; give more"):
+        compare_results([few])

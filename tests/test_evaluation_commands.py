@@ -1,0 +1,128 @@
+"""The commands `evaluate` and `compare`."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+
+
+class Means(torch.nn.Module):
+    """Features of videos that need no file of weights."""
+
+    def forward(self, x: torch.Tensor, power: int = 1) -> torch.Tensor:
+        return (x**power).mean(dim=[2, 3, 4])[:, :1]
+
+
+class Pictures(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(dim=[2, 3])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Clips, a results folder with a checkpoint, and networks in TorchScript."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_moving_digits(folder / "clips", num_clips=5, image_size=24, num_frames=3)
+    torch.manual_seed(0)
+    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    model = GaussianDiffusion(unet, image_size=12, num_frames=3, timesteps=3)
+    trainer = Trainer(model, folder / "clips", results_folder=folder / "results", device="cpu")
+    trainer.save(1)
+    with pytest.warns(FutureWarning, match="deprecated"):
+        for name, network in {"i3d": Means(), "inception": Pictures()}.items():
+            torch.jit.script(network).save(folder / f"{name}.pt")
+    return folder
+
+
+@pytest.fixture
+def at_home(made, tmp_path, monkeypatch):
+    """The working folder, with what is made in it by its own name."""
+    monkeypatch.chdir(tmp_path)
+    for path in ("clips", "i3d.pt", "inception.pt"):
+        Path(path).symlink_to(made / path)
+    Path("results").mkdir()
+    Path("results/model-1.pt").write_bytes((made / "results" / "model-1.pt").read_bytes())
+    return tmp_path
+
+
+EVALUATE = ["evaluate", "results", "--data", "clips", "--features", "i3d.pt"]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_results_folder_is_evaluated_and_compared(capsys):
+    assert main([*EVALUATE, "-n", "6"]) is None
+    out = capsys.readouterr().out
+    assert "fvd: " in out
+    assert "step 0, 6 videos against 5 clips, dpm++sde with 3 steps" in out
+    assert "wrote results/evaluation-model-1.json" in out
+    # a second one replaces nothing
+    main([*EVALUATE, "-n", "6", "--steps", "2"])
+    files = ["results/evaluation-model-1.json", "results/evaluation-model-1-2.json"]
+    assert all(Path(file).is_file() for file in files)
+    capsys.readouterr()
+
+    assert main(["compare", *files]) == 2
+    assert "that differ in samples.steps: 3 and 2;" in capsys.readouterr().err
+    assert main(["compare", *files, "--allow", "samples.steps"]) is None
+    head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert head == ["result", "step", "fvd"]
+    assert [row[:2] for row in rows] == [[file, "0"] for file in files]
+
+
+@pytest.mark.usefixtures("at_home")
+def test_options_reach_the_protocol():
+    network = ["--feature_size", "20", "--feature_range", "-1", "1", "--feature_resize=bicubic"]
+    network += ["--feature_arguments", '{"power": 2}', "--frame_features", "inception.pt"]
+    network += ["--frame_feature_range", "[-2,-2,-1]", "[2,2,1]", "--frame-feature-size=[10,12]"]
+    clips = ["--clips", "4", "--frame_skip", "2", "--pad", "repeat", "--seed", "3"]
+    sampling = ["--sampler", "ddim", "--steps", "2", "--max_batch", "3"]
+    assert main([*EVALUATE, *network, *clips, *sampling, "-o", "a.json"]) is None
+    found = json.loads(Path("a.json").read_text())
+    assert found["scores"].keys() == {"fvd", "fid_avg", "fid_first"}
+    assert found["model"]["step"] == 0
+    protocol = found["protocol"]
+    features, frames = protocol["features"], protocol["frame_features"]
+    assert (features["size"], features["value_range"], features["resize"]) == (
+        [20, 20], [-1, 1], "bicubic",
+    )  # fmt: skip
+    assert (features["arguments"], features["layout"]) == ({"power": 2}, "bcfhw")
+    assert (frames["size"], frames["layout"]) == ([10, 12], "bchw")
+    assert frames["value_range"] == [[-2, -2, -1], [2, 2, 1]]
+    assert (protocol["clips"]["number"], protocol["clips"]["frame_skip"]) == (4, 2)
+    assert (protocol["samples"]["seed"], protocol["samples"]["steps"]) == (3, 2)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_without_files_the_distance_is_that_of_random_features(capsys):
+    with pytest.warns(UserWarning, match="covariance of 64 features must come from more than 64"):
+        main(["evaluate", "results/model-1.pt", "--data", "clips", "-o", "a.json"])
+    assert "random_feature_distance: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("at_home")
+def test_prediction(capsys):
+    pytest.importorskip("torchmetrics")
+    main([*EVALUATE, "--given_frames", "1", "--similarities", '["psnr"]', "-o", "a.json"])
+    assert "psnr: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("at_home")
+def test_mistakes_are_one_line(capsys):
+    def mistake(*argv):
+        assert main([*EVALUATE[:4], *argv]) == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "it/s" not in line]
+        return line
+
+    assert "--feature_... must go with a file of the network" in mistake("--feature_size", "9")
+    assert "expected a folder at none to write a.json into" in mistake("-o", "none/a.json")
+    assert "expected a TorchScript file at none.pt" in mistake("--classes", "none.pt")
+    assert "sampler must be one of" in mistake("--sampler", "euler")
+    assert "count must be at least 2, got 1" in mistake("-n", "1")
+    assert "must take videos of shape (5, 3, 3, 12, 12) (bcfhw)" in mistake(
+        "--features", "inception.pt"
+    )
