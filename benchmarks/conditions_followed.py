@@ -110,6 +110,29 @@ def brightness(videos: Tensor) -> Tensor:
     return videos[:, 0].flatten(2).topk(10).values.mean(dim=2)
 
 
+def train_model(model: GaussianDiffusion, results: Path, steps: int, **options: Any) -> Trainer:
+    """Trains a model at a rate that falls in the second half; options are the Trainer's."""
+    trainer = Trainer(
+        model,
+        gradient_accumulate_every=1,
+        train_lr=2e-3,
+        max_grad_norm=1.0,
+        step_start_ema=100,
+        update_ema_every=1,
+        train_num_steps=steps,
+        save_and_sample_every=steps + 1,
+        results_folder=results,
+        **options,
+    )
+
+    def fall(log: dict[str, Any]) -> None:
+        for group in trainer.opt.param_groups:
+            group["lr"] = 2e-3 * min(1.0, 2 * (1 - log["step"] / steps))
+
+    trainer.train(log_fn=fall)
+    return trainer
+
+
 def train(kind: str, folder: Path, results: Path, steps: int, seed: int) -> Trainer:
     unet, diffusion, data, _ = KINDS[kind]
     torch.manual_seed(seed)
@@ -121,39 +144,16 @@ def train(kind: str, folder: Path, results: Path, steps: int, seed: int) -> Trai
         loss_type="l2",
         **diffusion,
     )
-    trainer = Trainer(
-        model,
-        folder,
-        train_batch_size=4,
-        gradient_accumulate_every=1,
-        train_lr=2e-3,
-        max_grad_norm=1.0,
-        step_start_ema=100,
-        update_ema_every=1,
-        train_num_steps=steps,
-        save_and_sample_every=steps + 1,
-        results_folder=results,
-        **data,
-    )
-
-    def fall(log: dict[str, Any]) -> None:
-        for group in trainer.opt.param_groups:
-            group["lr"] = 2e-3 * min(1.0, 2 * (1 - log["step"] / steps))
-
-    trainer.train(log_fn=fall)
-    return trainer
+    return train_model(model, results, steps, folder=folder, train_batch_size=4, **data)
 
 
-def classifier(clips: list[Shown], name: str) -> tuple[nn.Module, list[str], float]:
-    """A small network that tells clips apart, its classes, and its accuracy on clips left out."""
-    names = sorted({getattr(shown, name) for shown in clips})
-    videos = torch.stack([small(shown.clip) for shown in clips])
-    labels = torch.tensor([names.index(getattr(shown, name)) for shown in clips])
+def classifier(videos: Tensor, labels: Tensor) -> tuple[nn.Module, float]:
+    """A small network that tells clips apart, and its accuracy on a quarter that is left out."""
     network = nn.Sequential(
         nn.Conv3d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool3d((1, 2, 2)),
         nn.Conv3d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2),
         nn.Conv3d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool3d(1), nn.Flatten(),
-        nn.Linear(64, len(names)),
+        nn.Linear(64, int(labels.max()) + 1),
     )  # fmt: skip
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     known = len(videos) * 3 // 4
@@ -164,7 +164,7 @@ def classifier(clips: list[Shown], name: str) -> tuple[nn.Module, list[str], flo
         optimizer.step()
     with torch.no_grad():
         right = network(videos[known:]).argmax(dim=1) == labels[known:]
-    return network.eval(), names, right.float().mean().item()
+    return network.eval(), right.float().mean().item()
 
 
 def measure(kind: str, trainer: Trainer, clips: list[Shown], count: int, scale: float) -> str:
@@ -174,7 +174,9 @@ def measure(kind: str, trainer: Trainer, clips: list[Shown], count: int, scale: 
     options = {"cond_scale": scale, "progress": False}
     if kind in ("class", "text"):
         name = "digit" if kind == "class" else "caption"
-        judge, names, on_real = classifier(clips, name)
+        names = sorted({getattr(shown, name) for shown in clips})
+        labels = torch.tensor([names.index(getattr(shown, name)) for shown in clips])
+        judge, on_real = classifier(real, labels)
         wanted = torch.arange(count) % len(names)
         if kind == "class":
             # the Trainer's order of the sub-folders is the sorted one, too

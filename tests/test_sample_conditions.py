@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.sample_conditions import pick, read_conditions
 
@@ -31,6 +31,21 @@ def test_arrays_of_all_kinds(tmp_path):
     }
     assert all(value.dtype == torch.float32 for value in found.values())
     model.sample(**found, progress=False)
+
+
+def test_captions_and_arrays_for_a_network_of_states(tmp_path):
+    np.save(tmp_path / "cond.npy", np.ones((2, 7, 5)))
+    model = diffusion(cond_dim=5, num_text_tokens=2)
+    found = read_conditions(model, cond=str(tmp_path / "cond.npy"))
+    assert found["cond"].shape == (2, 7, 5)
+    model.sample(**found, progress=False)
+    found = read_conditions(model, text=["a", "a longer one"])
+    assert found == {"cond": ["a", "a longer one"]}
+    text.set_text_encoder(lambda captions: torch.ones(len(captions), len(captions[0]), 5))
+    chosen = pick(found["cond"], [0, 0, 1])
+    videos = model.sample(chosen, cond_scale=2.0, negative_cond=["blurry"], progress=False)
+    text.set_text_encoder()
+    assert videos.shape == (3, 1, 3, 8, 8)
 
 
 def test_first_frames_of_a_file_or_a_folder(tmp_path):
