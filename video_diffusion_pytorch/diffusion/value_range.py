@@ -148,7 +148,8 @@ class ValueRanges(ForwardProcess):
         """Clips as the user has them, as the model wants them."""
         if self.value_low is None and x.dtype == torch.uint8:
             x = x.float() / 255
-        elif self.auto_normalize and not torch.compiler.is_compiling():
+        # while a graph is traced, by torch or by JAX, the values are not there to look at
+        elif self.auto_normalize and not (torch.compiler.is_compiling() or x.device.type == "jax"):
             self._check_range(x)
         if self.value_low is not None and self.value_high is not None:
             return to_unit_range(x, self.value_low, self.value_high)
