@@ -6,7 +6,8 @@ The demo's network, of several widths, learns clips of moving digits. After each
 steps the averaged weights are measured: their loss on clips of digits that were not trained on, at
 fixed time steps and noise, and the Frechet distance, of fixed random features, between samples and
 such clips. Samples, the table and a picture of all are written to the folder, anew after each
-measurement; started again, also with more dims and larger numbers of steps, it goes on.
+measurement; started again, also with more dims and larger numbers of steps, it goes on. All models
+get to the same number of steps before one of them goes further.
 
 Minutes are those of one processor core: the median of the processor time of a step, times steps.
 So what else the machine does meanwhile does not count, nor does the drawing of samples.
@@ -58,8 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     write_digits(options)
     real = Clips(options)
-    for dim in options.dims:
-        train(dim, real, options)
+    for steps in sorted(options.steps):
+        for dim in options.dims:
+            if not row_file(dim, steps, options).exists():
+                train(dim, steps, real, options)
+                draw_picture(real, options)
     print("\n".join(table(real, options)))
 
 
@@ -92,19 +96,18 @@ class Clips:
         return frechet_distance(random_feature_statistics(videos), self.statistics)
 
 
-def train(dim: int, real: Clips, options: argparse.Namespace) -> None:
-    """Trains one model up to the largest number of steps, and measures it on the way."""
+def train(dim: int, steps: int, real: Clips, options: argparse.Namespace) -> None:
+    """Trains one model, from where it stopped before, and measures it after the last step."""
     torch.manual_seed(options.seed)
     trainer = Trainer(
         GaussianDiffusion(Unet3D(**UNET | {"dim": dim}), **DIFFUSION),
         options.folder / "shown",
         **TRAINER,
-        train_num_steps=max(options.steps),
-        save_and_sample_every=max(options.steps) + 1,
+        train_num_steps=steps,
+        save_and_sample_every=steps + 1,
         keep_last=2,
         validation_folder=options.folder / "held_out",
         validation_clips=options.held_out,
-        validate_every=max(options.steps) + 1,
         results_folder=options.folder / f"dim_{dim}",
         cache=options.folder / "cache",
         num_workers=0,
@@ -118,11 +121,9 @@ def train(dim: int, real: Clips, options: argparse.Namespace) -> None:
     def after_step(log: dict[str, Any]) -> None:
         nonlocal last
         seconds.append(time.process_time() - last)
-        if log["step"] in options.steps and not row_file(dim, log["step"], options).exists():
+        if log["step"] == steps:
+            # before the checkpoint is written: a run that ends here measures the next time
             measure(dim, trainer, statistics.median(seconds), real, options)
-            trainer.save(log["step"])
-            table(real, options)
-            draw_picture(real, options)
         last = time.process_time()
 
     trainer.train(log_fn=after_step)
