@@ -8,6 +8,7 @@ from tests.docs_code import ROOT, Page
 
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 LINKING = [*(f"docs/{name}" for name in PAGES), "README.md", "samples/README.md"]
+LINKING += ["samples/quickstart.ipynb"]
 
 
 def anchors(path):
