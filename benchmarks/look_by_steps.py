@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for dim in options.dims:
             if not row_file(dim, steps, options).exists():
                 train(dim, steps, real, options)
+                table(real, options)
                 draw_picture(real, options)
     print("\n".join(table(real, options)))
 
