@@ -38,7 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     options = None
     try:
         argv = rewrite(given)
-        options = build_parser(named_preset(argv)).parse_args(argv)
+        preset = named_preset(argv)
+        options = build_parser(preset).parse_args(argv)
+        if options.command == "train" and options.train.preset != preset:
+            raise ValueError(
+                f"train: the preset must be known before other options, got {preset} and then "
+                f"{options.train.preset}; give it as --preset on the command line"
+            )
         _run(options)
     except KeyboardInterrupt:
         _say(_interruption(options), file=sys.stderr)

@@ -63,7 +63,7 @@ def _demo_parser() -> ArgumentParser:
 
 
 _FILES = {
-    "cond": "A .npy of vectors, (n, d)",
+    "cond": "A .npy of vectors, (n, d), or of states of captions of one length, (n, tokens, d)",
     "frame_cond": "A .npy of vectors for each frame, (n, f, d)",
     "cond_video": "A .npy of fields, (n, c, f, h, w) or (n, c, h, w)",
     "first_frames": "A clip of any format to go on from, or a folder of clips",

@@ -76,6 +76,8 @@ def run_training(
     tell(f"trained to step {loop.step}: {last}")
     names = [*model.condition_names, *["first_frames"] * bool(model.given_frames)]
     told = "".join(f" {OPTIONS[name]} ..." for name in names)
+    if text_encoder is not None and "cond" in names:
+        told += f" --text_encoder {quote(text_encoder)}"
     told += f" --preset {preset}" if preset is not None else ""
     samples = quote(str(loop.results_folder / "samples.gif"))
     tell(f"samples: video-diffusion sample {quote(str(last))}{told} -o {samples}")

@@ -204,7 +204,7 @@ def preset(name: str) -> Preset:
         >>> sum(weight.numel() for weight in unet.parameters()) // 10**6
         96
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(
             f"preset: name must be one of {', '.join(PRESETS)}, got {name!r}; choose one of them"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,16 +152,23 @@ def named_preset(argv: Sequence[str]) -> str | None:
     """
     if not argv or argv[0] != "train":
         return None
-    found = {"preset": None, "config": None}
+    named: Any = None
     for argument, following in zip(argv, [*argv[1:], None], strict=True):
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in found:
-            found[name] = value if equals else following
-    if found["preset"] is not None or found["config"] is None:
-        return found["preset"]
+        option, equals, value = argument.partition("=")
+        told = value if equals else following
+        # files come before options, and the later of two wins
+        if option == "--preset" and told is not None:
+            named = yaml.safe_load(told)
+        elif option == "--config" and told is not None:
+            named = _of_file(told).get("preset", named)
+    return named
+
+
+def _of_file(told: str) -> dict[str, Any]:
+    """What a file of options says, or the options themselves, as the parser takes both."""
     try:
-        told = yaml.safe_load(Path(found["config"]).read_text())
+        found = yaml.safe_load(Path(told).read_text() if os.path.isfile(told) else told)
     # the parser says what is wrong with it
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return told.get("preset") if isinstance(told, dict) else None
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -37,15 +37,26 @@ def test_choices_are_named(name, choices):
 
 
 @pytest.mark.parametrize("name", ["full_attn_levels", "temporal_attn_levels"])
-@pytest.mark.parametrize("levels", [(0, 2), (-1,), 1, "01"])
+@pytest.mark.parametrize("levels", [(0, 2), (-1,), 1, "01", (True,), (1.0,), {1}])
 def test_levels_are_those_of_the_network(name, levels):
-    message = f"{name} must hold numbers of levels from 0, the finest, to 1, got {levels!r}"
+    message = (
+        f"{name} must be a tuple of numbers of levels from 0, the finest, to 1, got {levels!r}; "
+        "count the dim_mults"
+    )
     refused(message, **{name: levels})
 
 
-@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, "0.1", None])
 def test_dropout_is_a_share(dropout):
-    refused(f"dropout must be from 0 to below 1, got {dropout}; the paper has 0.1", dropout=dropout)
+    message = f"dropout must be a number from 0 to below 1, got {dropout!r}; the paper has 0.1"
+    refused(message, dropout=dropout)
+
+
+@pytest.mark.parametrize("name", ["channels", "blocks_per_level", "num_text_tokens"])
+@pytest.mark.parametrize("value", [2.0, "2", True])
+def test_numbers_are_whole(name, value):
+    message = f"{name} must be a whole number, got {value!r}; give it without a point"
+    refused(message, cond_dim=4, **{name: value})
 
 
 @pytest.mark.parametrize("options", [{"num_text_tokens": 4}, {"text_pooling": "attention"}])

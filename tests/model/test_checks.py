@@ -93,7 +93,7 @@ def test_a_missing_condition(conditional, null_cond_prob):
             conditional.forward_with_cond_scale(X, TIME, cond_scale=scale)
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (1, 3), (2, 1, 3)])
+@pytest.mark.parametrize("shape", [(2, 4), (1, 3), (2, 1, 1, 3)])
 def test_a_condition_of_a_wrong_shape(conditional, shape):
     message = (
         f"Unet3D: cond must have the shape (2, 3), got {shape}; check the encoder's width "
@@ -354,8 +354,8 @@ def test_images_in_a_network_that_mixes_frames():
     [
         (
             {"con": torch.randn(2, 1, 5)},
-            "Unet3D: image_conditions must hold cond, labels, frame_cond, cond_video or "
-            "null_cond_mask, got 'con'; rename it, or leave it out",
+            "Unet3D: image_conditions must hold cond, labels, frame_cond, cond_video, "
+            "null_cond_mask or cond_mask, got 'con'; rename it, or leave it out",
         ),
         (
             {"cond": [[1.0] * 5]},

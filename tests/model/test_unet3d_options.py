@@ -31,9 +31,17 @@ OPTIONS = {
     "paper": PAPER,
     "paper with tokens": {**PAPER, **TEXT, "dropout": 0.1},
     "one block": {"blocks_per_level": 1},
+    "no attention over frames": {"temporal_attn_levels": (), "token_shift": "space"},
+    "growing heads": {"attn_heads": None, "spatial_attn_dim_head": 8},
+    "growing heads in few layers": {
+        "attn_heads": None,
+        "init_dim": 24,
+        "dim_mults": (4, 1),
+        "temporal_attn_levels": (),
+    },
 }
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-X, TIME = torch.randn(2, 3, 4, 8, 12), torch.tensor([3, 60])
+X, TIME = torch.randn(2, 3, 4, 8, 12), torch.tensor([3.0, 60.0])
 
 
 def make(options, seed=0):
@@ -89,6 +97,8 @@ def test_tensors_tell_the_network(options):
 @every_option
 @torch.no_grad()
 def test_one_graph_gives_the_same(options):
+    # graphs of other networks count towards a limit of torch's
+    torch._dynamo.reset()
     unet = make(options)
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
     expected = unet(X, TIME, **told(unet))
@@ -148,7 +158,8 @@ def test_padding_changes_nothing(name):
     unet = make(OPTIONS[name])
     conditions = told(unet)
     expected = unet(X, TIME, **conditions)
-    conditions["cond"] = torch.cat((conditions["cond"], torch.full((2, 3, 6), 50.0)), dim=1)
+    padding = torch.tensor([50.0, float("nan"), float("inf")]).view(1, 3, 1).expand(2, 3, 6)
+    conditions["cond"] = torch.cat((conditions["cond"], padding), dim=1)
     conditions["cond_mask"] = torch.cat((conditions["cond_mask"], torch.zeros(2, 3) > 0), dim=1)
     torch.testing.assert_close(unet(X, TIME, **conditions), expected, rtol=1e-4, atol=1e-5)
 
@@ -226,6 +237,9 @@ def test_heads_grow_with_the_channels():
 @torch.no_grad()
 def test_the_log_snr_is_told_as_the_time_of_a_cosine():
     unet, steps = make({"time_input": "log_snr"}), make({})
+    message = "time must be a log-SNR, a real number, as the network was built with"
+    with pytest.raises(ValueError, match=message):
+        unet(X, TIME.long())
     steps.load_state_dict({k: v for k, v in unet.state_dict().items() if k != "log_snr_input"})
     log_snr = torch.tensor([-3.0, 8.0])
     torch.testing.assert_close(unet(X, log_snr), steps(X, time_of_log_snr(log_snr)))
@@ -237,6 +251,25 @@ def test_weights_that_were_told_something_else_of_time_are_refused(ours, theirs)
     message = f"the same time_input, '{ours}', got '{theirs}'; build the network with time_input"
     with pytest.raises(ValueError, match=message):
         make({"time_input": ours}).load_state_dict(state)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(None, 2), (2, None), (None, None)])
+def test_weights_of_other_heads_are_refused(ours, theirs):
+    def growing(heads, width):
+        return make({"attn_heads": heads, "attn_dim_head": 4, "spatial_attn_dim_head": width})
+
+    state = growing(theirs, 8 if ours == theirs else 4).state_dict()
+    message = "of a network with the same heads, .*, got .*; build the network with its attn_heads"
+    with pytest.raises(ValueError, match=message):
+        growing(ours, 4).load_state_dict(state)
+
+
+def test_halves_of_states_do_not_overflow():
+    unet = make(TEXT)
+    states = torch.full((2, 5, 6), 20000.0, dtype=torch.float16)
+    with torch.no_grad():
+        output = unet(X, TIME, cond=states, cond_mask=torch.ones(2, 5) > 0)
+    assert output.isfinite().all()
 
 
 # errors
@@ -257,7 +290,16 @@ def test_states_that_do_not_fit_are_refused():
     states_refused("must have the shape (2, n, 6), got (2, 0, 6)", cond=torch.randn(2, 0, 6))
     states_refused("must be a tensor of shape (2, n, 6), got list", cond=["a whale"])
     states_refused(
-        "image_conditions['cond'] must have the shape (2, 1, n, 6), got (2, 1, 6)",
+        "cond must be the states of an encoder, real numbers, got torch.int64; numbers of tokens",
+        cond=torch.ones(2, 5, 6, dtype=torch.long),
+    )
+    states_refused(
+        "must have the shape (2, 6), got (2, 5, 6); for sequences of states build the network with",
+        make({"cond_dim": 6}),
+        cond=torch.randn(2, 5, 6),
+    )
+    states_refused(
+        "image_conditions['cond'] must have the shape (2, 1, n, 6), got (2, 1, 6); give the states",
         cond=torch.randn(2, 5, 6),
         image_frames=1,
         image_conditions={"cond": torch.randn(2, 1, 6)},
@@ -278,7 +320,7 @@ def test_masks_that_do_not_fit_are_refused():
         cond_mask=torch.ones(2, 6) > 0,
     )
     states_refused(
-        "in image_conditions['cond'], got one without states",
+        "in image_conditions['cond'], got one without; pass the states, or leave it out",
         cond=states,
         image_frames=1,
         image_conditions={"cond_mask": torch.ones(2, 1, 5) > 0},

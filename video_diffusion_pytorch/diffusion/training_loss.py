@@ -172,7 +172,7 @@ class TrainingLoss(Conditions):
         steps = torch.zeros(len(x), dtype=torch.long)
         told = self._for_network(x, clips=x.to(self.betas), **conditions)
         # with probability 1 of no condition, those that are left out are not missed
-        denoiser.check_inputs(x, steps, 1.0, **told)
+        denoiser.check_inputs(x, self._network_time(steps.to(self.betas.device)), 1.0, **told)
 
     def denoiser_takes(self, keyword: str) -> bool:
         """Whether the denoiser's `forward` has an argument of this name, such as `drop_mask`."""

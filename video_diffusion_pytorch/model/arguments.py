@@ -30,7 +30,13 @@ def check_arguments(config: Mapping[str, Any]) -> None:
     for name in (*_COUNTS, *_OPTIONAL_COUNTS):
         if config[name] is None and name in _OPTIONAL_COUNTS:
             continue
-        if config[name] < 1:
+        value = config[name]
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ValueError(
+                f"Unet3D: {name} must be a whole number, got {value!r}; give it without a point, "
+                "quotes or the like"
+            )
+        if value < 1:
             raise ValueError(
                 f"Unet3D: {name} must be at least 1, got {config[name]}; give a positive number"
             )
@@ -74,17 +80,18 @@ def _check_layers(config: Mapping[str, Any]) -> None:
     last = len(config["dim_mults"]) - 1
     for name in ("full_attn_levels", "temporal_attn_levels"):
         levels = config[name]
-        is_several = isinstance(levels, Sequence) and not isinstance(levels, str)
         if levels is None and name == "temporal_attn_levels":
             continue
-        if not is_several or any(level not in range(last + 1) for level in levels):
+        is_several = isinstance(levels, Sequence) and not isinstance(levels, str)
+        if not is_several or not all(type(i) is int and 0 <= i <= last for i in levels):
             raise ValueError(
-                f"Unet3D: {name} must hold numbers of levels from 0, the finest, to {last}, got "
-                f"{levels!r}; count the dim_mults"
+                f"Unet3D: {name} must be a tuple of numbers of levels from 0, the finest, to "
+                f"{last}, got {levels!r}; count the dim_mults"
             )
-    if not 0 <= config["dropout"] < 1:
+    share = config["dropout"]
+    if not isinstance(share, (int, float)) or not 0 <= share < 1:
         raise ValueError(
-            f"Unet3D: dropout must be from 0 to below 1, got {config['dropout']}; the paper has 0.1"
+            f"Unet3D: dropout must be a number from 0 to below 1, got {share!r}; the paper has 0.1"
         )
 
 

@@ -38,7 +38,9 @@ _CONDITIONS = {
 _STATES_HINT = "give the states of each caption's tokens, of the network's cond_dim, not one vector"
 
 
-def check_input(x: Tensor, time: Tensor, *, channels: int, levels: int) -> None:
+def check_input(
+    x: Tensor, time: Tensor, *, channels: int, levels: int, time_input: str = "step"
+) -> None:
     """Raises a ValueError unless shapes fit the network and each other."""
     multiple = 2 ** (levels - 1)
     if x.ndim != 5 or x.shape[1] != channels:
@@ -58,6 +60,11 @@ def check_input(x: Tensor, time: Tensor, *, channels: int, levels: int) -> None:
         raise ValueError(
             f"Unet3D: time must have one step per video, shape ({x.shape[0]},), got "
             f"{tuple(time.shape)}; expand it to the batch"
+        )
+    if time_input == "log_snr" and not time.is_floating_point():
+        raise ValueError(
+            "Unet3D: time must be a log-SNR, a real number, as the network was built with "
+            f"time_input='log_snr', got {time.dtype}; pass diffusion.log_snr(t)"
         )
 
 
@@ -102,7 +109,7 @@ def check_conditions(
         if not _fits(value, (*shape[:2], *shape[3:]) if frames_alike else shape):
             raise ValueError(
                 f"Unet3D: {name} must have the shape {_written(shape)}, got {tuple(value.shape)}; "
-                f"{hint if 'n' not in shape else _STATES_HINT}"
+                f"{_hint(name, value, shape, hint)}"
             )
     if conditions.get("labels") is not None:
         _check_labels(conditions["labels"], config["num_classes"])
@@ -141,8 +148,8 @@ def check_image_conditions(
         full = f"image_conditions[{name!r}]"
         if name not in (*shapes, "null_cond_mask", "cond_mask"):
             raise ValueError(
-                f"Unet3D: image_conditions must hold {', '.join(shapes)} or null_cond_mask, got "
-                f"{name!r}; rename it, or leave it out"
+                f"Unet3D: image_conditions must hold {', '.join(shapes)}, null_cond_mask or "
+                f"cond_mask, got {name!r}; rename it, or leave it out"
             )
         if value is None or name == "cond_mask":
             continue
@@ -153,7 +160,7 @@ def check_image_conditions(
         if not _fits(value, shape):
             raise ValueError(
                 f"Unet3D: {full} must have the shape {_written(shape)}, got {tuple(value.shape)}; "
-                "give one condition per image"
+                f"{_hint(name, value, shape, 'give one condition per image')}"
             )
         if name == "labels":
             _check_labels(value, config["num_classes"])
@@ -174,6 +181,11 @@ def _check_kind(full: str, name: str, value: Any, shape: Shape | None) -> Shape:
             f"Unet3D: {full} must be a tensor of shape {_written(shape)}, got "
             f"{type(value).__name__}; "
             "convert it with torch.as_tensor"
+        )
+    if "n" in shape and not value.is_floating_point():
+        raise ValueError(
+            f"Unet3D: {full} must be the states of an encoder, real numbers, got {value.dtype}; "
+            "numbers of tokens must go through the encoder first"
         )
     return shape
 
@@ -202,6 +214,18 @@ def _shapes(x: Tensor, config: Mapping[str, Any]) -> dict[str, Shape | None]:
     }
 
 
+def _hint(name: str, value: Tensor, shape: Shape, usual: str) -> str:
+    """What may be done about a condition of a wrong shape."""
+    if "n" in shape:
+        return _STATES_HINT
+    if name == "cond" and value.ndim == len(shape) + 1:
+        return (
+            "for sequences of states build the network with num_text_tokens or "
+            "text_pooling='attention'"
+        )
+    return usual
+
+
 def _fits(value: Tensor, shape: Shape) -> bool:
     """Whether a tensor has a shape, and at least one element in a length that is free."""
     if value.ndim != len(shape):
@@ -217,11 +241,15 @@ def _written(shape: Shape) -> str:
 def _check_cond_mask(full: str, mask: Any, states: Any, config: Mapping[str, Any]) -> None:
     if mask is None:
         return
-    if not takes_text_states(config) or states is None:
-        takes = "got one without states" if takes_text_states(config) else "got one for a vector"
+    if not takes_text_states(config):
         raise ValueError(
-            f"Unet3D: cond_mask must go with a sequence of states in {full}, {takes}; leave it "
-            "out, or build the network with num_text_tokens or text_pooling='attention'"
+            f"Unet3D: cond_mask must go with a sequence of states in {full}, got one for a vector; "
+            "leave it out, or build the network with num_text_tokens or text_pooling='attention'"
+        )
+    if states is None:
+        raise ValueError(
+            f"Unet3D: cond_mask must go with a sequence of states in {full}, got one without; pass "
+            "the states, or leave it out"
         )
     shape = tuple(states.shape[:-1])
     if not torch.is_tensor(mask) or mask.dtype != torch.bool or tuple(mask.shape) != shape:

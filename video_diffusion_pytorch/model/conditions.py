@@ -101,7 +101,13 @@ class Conditioned(nn.Module):
         **conditions: Any,
     ) -> None:
         """Raises a ValueError for what `forward` would refuse; the arguments are its own."""
-        check_input(x, time, channels=self.config["channels"], levels=len(self.config["dim_mults"]))
+        check_input(
+            x,
+            time,
+            channels=self.config["channels"],
+            levels=len(self.config["dim_mults"]),
+            time_input=self.config["time_input"],
+        )
         check_image_frames(x, image_frames, self.config["resnet_groups"])
         videos = x[:, :, : x.shape[2] - image_frames]
         check_conditions(videos, conditions, null_cond_prob, self.config)
@@ -160,7 +166,7 @@ class Conditioned(nn.Module):
             return emb
         cond = conditions.get("cond")
         if cond is not None and self.takes_text_states:
-            cond = self._pooled(cond, _seen(conditions))
+            cond = self._pooled(*_states(conditions))
         cond = _or_null(cond, self.null_cond_emb, _untold(conditions, dropped)).to(emb.dtype)
         if emb.ndim == 3:
             cond = cond[:, None].expand(-1, emb.shape[1], -1)
@@ -190,10 +196,10 @@ class Conditioned(nn.Module):
 
     def _tokens_of(self, dropped: Tensor, conditions: Conditions) -> Tensor:
         assert self.text_tokens is not None
-        tokens = conditions.get("cond")
-        if tokens is not None:
-            tokens = tokens.to(self.text_tokens.queries.dtype)
-            tokens = self.text_tokens(tokens, _seen(conditions))
+        tokens = None
+        if "cond" in conditions:
+            states, mask = _states(conditions)
+            tokens = self.text_tokens(states.to(self.text_tokens.queries.dtype), mask)
         return _or_null(tokens, self.null_text_tokens, _untold(conditions, dropped))
 
     def _rows_of_labels(self, labels: Tensor | None, dropped: Tensor) -> Tensor:
@@ -241,10 +247,16 @@ def _untold(conditions: Conditions, dropped: Tensor) -> Tensor:
     return dropped if mask is None else dropped | ~mask.any(dim=1)
 
 
-def _seen(conditions: Conditions) -> Tensor | None:
-    """The mask of a caption's states; where it has none all, as softmax over none is undefined."""
-    mask = conditions.get("cond_mask")
-    return None if mask is None else mask | ~mask.any(dim=1, keepdim=True)
+def _states(conditions: Conditions) -> tuple[Tensor, Tensor | None]:
+    """The states of captions, zero where they are padding, and the mask of those to be seen.
+
+    Where a caption has none all are, as softmax over none is undefined.
+    """
+    states, mask = conditions["cond"], conditions.get("cond_mask")
+    if mask is None:
+        return states, None
+    # whatever is in the padding, which not-a-number would leave through any weight of zero
+    return states.masked_fill(~mask[..., None], 0), mask | ~mask.any(dim=1, keepdim=True)
 
 
 def _or_null(value: Tensor | None, null: nn.Parameter | None, dropped: Tensor) -> Tensor:

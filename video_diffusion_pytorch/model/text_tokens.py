@@ -91,5 +91,5 @@ def mean_state(states: Tensor, mask: Tensor | None = None) -> Tensor:
     """
     if mask is None:
         return states.mean(dim=1)
-    weights = mask.to(states.dtype)[..., None]
-    return (states * weights).sum(dim=1) / weights.sum(dim=1)
+    weights = mask[..., None].to(torch.promote_types(states.dtype, torch.float32))
+    return ((states * weights).sum(dim=1) / weights.sum(dim=1)).to(states.dtype)

@@ -18,6 +18,7 @@ from video_diffusion_pytorch.model.levels import Temporal
 from video_diffusion_pytorch.model.masks import dropped_videos, focus_mask
 from video_diffusion_pytorch.model.u_shape import UShape
 from video_diffusion_pytorch.reference.state_dict import (
+    HEAD_WIDTHS,
     LOG_SNR_INPUT,
     read_reference_state_dict,
     unet_config_from_state_dict,
@@ -146,9 +147,19 @@ class Unet3D(UShape, Guided, Shareable, part="unet"):
         self.time_mlp = make_time_mlp(dim, time_dim, emb_layers)
         block_emb_dim = self._make_conditions(config, time_dim)
         self._make_layers(config, block_emb_dim, time_dim if num_text_tokens else None)
-        is_told_log_snr = torch.ones((), dtype=torch.uint8) if time_input == "log_snr" else None
-        self.register_buffer(LOG_SNR_INPUT, is_told_log_snr)
+        self._remember_what_shapes_do_not_tell()
         self.register_load_state_dict_pre_hook(read_reference_state_dict)
+
+    def _remember_what_shapes_do_not_tell(self) -> None:
+        """Puts into the state dict what is unusual; others have the reference's keys."""
+        log_snr, widths = None, None
+        if self.time_input == "log_snr":
+            log_snr = torch.ones((), dtype=torch.uint8)
+        if self.config["attn_heads"] is None:
+            names = ("attn_dim_head", "spatial_attn_dim_head")
+            widths = torch.tensor([self.config[name] for name in names], dtype=torch.int32)
+        self.register_buffer(LOG_SNR_INPUT, log_snr)
+        self.register_buffer(HEAD_WIDTHS, widths)
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any], **overrides: Any) -> Unet3D:
@@ -159,7 +170,7 @@ class Unet3D(UShape, Guided, Shareable, part="unet"):
                 training file (of which the averaged weights are taken), written by this
                 library or by a reference version from 0.6.0 on.
             **overrides: Keywords of `Unet3D` that tensors don't tell, such as `resnet_groups`
-                where it is not 8.
+                where it is not 8, `token_shift` and `dropout`.
 
         Raises:
             ValueError: If these are not the tensors of a `Unet3D`.

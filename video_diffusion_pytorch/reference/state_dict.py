@@ -33,6 +33,8 @@ RENAMES = {
 ROTARY = "rotary_emb.freqs"
 # Which weights have that are told the log-SNR; their shapes would not tell
 LOG_SNR_INPUT = "log_snr_input"
+# Widths of the heads, over frames and over pixels, where their number follows from the channels
+HEAD_WIDTHS = "head_widths"
 
 
 def _rename(key: str, table: Mapping[str, str]) -> str:
@@ -57,8 +59,8 @@ def read_reference_state_dict(
     """Renames the reference's tensors to ours, in place, before `Unet3D` loads them.
 
     Raises:
-        ValueError: If the file's normalisation, or what its network is told of time, is not the
-            network's.
+        ValueError: If the file's normalisation, heads, or what its network is told of time, are not
+            the network's.
     """
     for key in [key for key in state_dict if key.startswith(prefix)]:
         state_dict[prefix + _from_reference(key.removeprefix(prefix))] = state_dict.pop(key)
@@ -68,7 +70,9 @@ def read_reference_state_dict(
     state_dict.setdefault(prefix + ROTARY, module.get_parameter(ROTARY))
     keys = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
     _check_norm(module, keys)
-    _check_time_input(module, keys)
+    if "init_conv.weight" in keys:
+        _check_time_input(module, keys)
+        _check_head_widths(module, state_dict.get(prefix + HEAD_WIDTHS))
 
 
 def _check_norm(module: nn.Module, keys: set[str]) -> None:
@@ -88,12 +92,26 @@ def _check_norm(module: nn.Module, keys: set[str]) -> None:
 
 def _check_time_input(module: nn.Module, keys: set[str]) -> None:
     own = {name for name, _ in module.named_buffers()}
-    if (LOG_SNR_INPUT in keys) == (LOG_SNR_INPUT in own) or "init_conv.weight" not in keys:
+    if (LOG_SNR_INPUT in keys) == (LOG_SNR_INPUT in own):
         return
     wanted, got = ("step", "log_snr") if LOG_SNR_INPUT in keys else ("log_snr", "step")
     raise ValueError(
         f"Unet3D: the state dict must be of a network with the same time_input, {wanted!r}, got "
         f"{got!r}; build the network with time_input={got!r}"
+    )
+
+
+def _check_head_widths(module: nn.Module, theirs: Tensor | None) -> None:
+    own = dict(module.named_buffers()).get(HEAD_WIDTHS)
+    ours, found = (None if t is None or t.is_meta else tuple(t.tolist()) for t in (own, theirs))
+    if (own is None) == (theirs is None) and ours == found:
+        return
+    words = "as many as suit heads of {} channels over frames and {} over pixels"
+    said = ["attn_heads" if t is None else words.format(*t) for t in (ours, found)]
+    raise ValueError(
+        f"Unet3D: the state dict must be of a network with the same heads, {said[0]}, got "
+        f"{said[1]}; build the network with its attn_heads, attn_dim_head and "
+        "spatial_attn_dim_head"
     )
 
 
@@ -163,7 +181,7 @@ def _of_reference(ours: Mapping[str, Tensor]) -> dict[str, Any]:
     cond_channels = ours["null_cond_video"].shape[1] if "null_cond_video" in ours else 0
     dim = ours["time_mlp.1.weight"].shape[1]
     widths = [ours[f"downs.{i}.block1.block1.proj.weight"].shape[0] for i in range(_levels(ours))]
-    heads, dim_head = _heads(ours)
+    heads, dim_head, _ = _heads(ours)
     return {
         "dim": dim,
         "cond_dim": ours["null_cond_emb"].shape[1] if "null_cond_emb" in ours else None,
@@ -193,9 +211,6 @@ def _beyond_reference(ours: Mapping[str, Tensor]) -> dict[str, Any]:
     softmax = {i for i, weight in spatial.items() if weight is not None and weight.ndim == 2}
     temporal = tuple(i for i in levels if f"downs.{i}.temporal_attn.attn.to_qkv.weight" in ours)
     emb_dim, dim = ours["time_mlp.1.weight"].shape
-    heads, dim_head = _heads(ours)
-    if heads is not None:
-        dim_head = ours["mid_spatial_attn.attn.to_out.weight"].shape[1] // heads
     return {
         # the last class is none
         "num_classes": None if classes is None else classes - 1,
@@ -209,7 +224,7 @@ def _beyond_reference(ours: Mapping[str, Tensor]) -> dict[str, Any]:
         "attn_after_each_block": any(re.match(r"downs\.\d+\.\w+_attn1\.", key) for key in ours),
         "full_attn_levels": tuple(sorted(softmax)),
         "temporal_attn_levels": None if len(temporal) == len(levels) else temporal,
-        "spatial_attn_dim_head": dim_head,
+        "spatial_attn_dim_head": _heads(ours)[2],
         "emb_dim": None if emb_dim == 4 * dim else emb_dim,
         "emb_layers": len({k for k in ours if re.match(r"time_mlp\.\d+\.weight", k)}),
         "time_input": "log_snr" if LOG_SNR_INPUT in ours else "step",
@@ -220,15 +235,14 @@ def _levels(ours: Mapping[str, Tensor]) -> int:
     return len({key.split(".")[1] for key in ours if key.startswith("downs.")})
 
 
-def _heads(ours: Mapping[str, Tensor]) -> tuple[int | None, int]:
-    """Number and width of the heads of temporal attentions; None if it grows with the channels.
-
-    The table of position biases has a column for each head of the layer that has most of them.
-    """
-    most = ours["time_rel_pos_bias.relative_attention_bias.weight"].shape[1]
-    inner = [
-        value.shape[1]
-        for key, value in ours.items()
-        if key.endswith("temporal_attn.attn.to_out.weight")
-    ]
-    return most if len(set(inner)) == 1 else None, max(inner) // most
+def _heads(ours: Mapping[str, Tensor]) -> tuple[int | None, int, int]:
+    """Number of heads, None if it grows with the channels, and widths over frames and pixels."""
+    if HEAD_WIDTHS in ours:
+        temporal, spatial = ours[HEAD_WIDTHS].tolist()
+        return None, temporal, spatial
+    heads = ours["time_rel_pos_bias.relative_attention_bias.weight"].shape[1]
+    inner = (
+        ours[f"mid_{kind}_attn.attn.to_out.weight"].shape[1] for kind in ("temporal", "spatial")
+    )
+    temporal, spatial = (width // heads for width in inner)
+    return heads, temporal, spatial

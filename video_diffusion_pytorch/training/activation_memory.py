@@ -190,7 +190,9 @@ def _count(
         state = [*network.named_parameters(), *network.named_buffers()]
         weights: dict[str, Tensor] = {name: mode.from_tensor(value) for name, value in state}
         x = torch.empty(shape, device=device)
-        steps = torch.zeros(shape[0], dtype=torch.long, device=device)
+        is_real = getattr(network, "time_input", "step") == "log_snr"
+        dtype_of_time = torch.float32 if is_real else torch.long
+        steps = torch.zeros(shape[0], dtype=dtype_of_time, device=device)
         told = {
             name: mode.from_tensor(value) if torch.is_tensor(value) else value
             for name, value in keywords.items()

@@ -36,8 +36,9 @@ from video_diffusion_pytorch.training.optimizer import optimizer_settings, take_
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
-# Settings of a network that the shapes of its weights do not tell, so that it would load others'
-_WITHOUT_WEIGHTS = ("token_shift", "spatial_attn_dim_head", "resnet_groups")
+# Settings of a network that its weights do not tell, so that it would load others', and what they
+# are in checkpoints from before they were settings
+_WITHOUT_WEIGHTS = {"token_shift": None, "resnet_groups": None}
 
 
 class Resumable(Saving):
@@ -114,8 +115,8 @@ class Resumable(Saving):
         theirs, network = state.get("config") or {}, unwrap(self.model.denoise_fn)
         ours = getattr(network, "config", None) or {}
         told = theirs.get("unet") or {}
-        silent = changed_settings({n: told[n] for n in _WITHOUT_WEIGHTS if n in told}, ours)
-        if silent:
+        silent = changed_settings({n: told.get(n, v) for n, v in _WITHOUT_WEIGHTS.items()}, ours)
+        if silent and told:
             raise _not_to_train_on(path, silent)
         try:
             load_weights(self.model, state["model"], path, "model", **kwargs)

@@ -209,3 +209,17 @@ def test_conditions_repeat():
     assert repeat_to(["a", "b", "c"], 5) == ["a", "b", "c", "a", "b"]
     assert repeat_to(torch.arange(3), 4).tolist() == [0, 1, 2, 0]
     assert repeat_to(torch.arange(9), 2).tolist() == [0, 1]
+
+
+def test_states_of_several_lengths_are_filled_up():
+    items = [{"video": torch.ones(1, 2, 3, 3), "cond": torch.ones(n, 4)} for n in (2, 5, 1)]
+    batch = collate(items)
+    assert batch["cond"].shape == (3, 5, 4)
+    assert batch["cond_mask"].sum(dim=1).tolist() == [2, 5, 1]
+    assert torch.equal(batch["cond"][..., 0] > 0, batch["cond_mask"])
+    # of one length, with a mask of their own, or of several widths nothing is done
+    assert "cond_mask" not in collate(items[:1] * 2)
+    masked = [{"cond": torch.ones(2, 4), "cond_mask": torch.ones(2) > 0}] * 2
+    assert collate(masked)["cond_mask"].shape == (2, 2)
+    with pytest.raises(ValueError, match="the items of a batch must have one shape"):
+        collate([{"cond": torch.ones(2, 4)}, {"cond": torch.ones(3, 5)}])

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from video_diffusion_pytorch.data.skip_unreadable import SkipUnreadable
+from video_diffusion_pytorch.text_states import pad_states
 
 
 class Draw(NamedTuple):
@@ -138,10 +139,11 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def collate(items: Sequence[Any]) -> Any:
-    """Makes a batch of items, as torch does, but for two things.
+    """Makes a batch of items, as torch does, but for three things.
 
     Texts may be missing (None), and stay a list. Clips of 8 bits and of floats in [0, 1] may be
-    mixed, and become floats.
+    mixed, and become floats. States of captions, `cond` `(n, d)`, may differ in `n`: the shorter
+    ones are filled up, and a `cond_mask` says where.
 
     Args:
         items: Tensors, tuples, dicts, numbers or texts, all of one kind.
@@ -153,13 +155,27 @@ def collate(items: Sequence[Any]) -> Any:
         return list(items)
     if isinstance(first, Mapping):
         _check_keys(items)
-        return {key: collate([item[key] for item in items]) for key in first}
+        padded = _padded_states(items)
+        return {
+            key: collate([i[key] for i in items]) for key in first if key not in padded
+        } | padded
     if isinstance(first, list) and all(isinstance(value, (int, float)) for value in first):
         return torch.tensor(items)
     if isinstance(first, (tuple, list)):
         columns = map(collate, zip(*items, strict=True))
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
     return default_collate(list(items))
+
+
+def _padded_states(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """`cond` and `cond_mask` of captions with states of several lengths; of others nothing."""
+    states = [item.get("cond") for item in items]
+    if "cond_mask" in items[0] or not all(isinstance(s, Tensor) and s.ndim == 2 for s in states):
+        return {}
+    if len({len(s) for s in states}) == 1 or len({s.shape[1] for s in states}) > 1:
+        return {}
+    padded, mask = pad_states(states)
+    return {"cond": padded, "cond_mask": mask}
 
 
 def alike(tensors: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,72 @@
+"""What `train` takes from a preset, a file and the command line, and which of them wins."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.train_options import named_preset
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bair.yaml").write_text("preset: bair\nunet: {dropout: 0.2}\n")
+    Path("other.yaml").write_text("unet: {dim: 32}\n")
+    Path("null.yaml").write_text("preset: null\n")
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("argv", "name"),
+    [
+        (["train", "clips", "--preset", "ucf101"], "ucf101"),
+        (["train", "clips", "--preset=ucf101"], "ucf101"),
+        (["train", "--config", "bair.yaml"], "bair"),
+        (["train", "--config=bair.yaml", "--config=other.yaml"], "bair"),
+        (["train", "--config", "bair.yaml", "--config", "null.yaml"], None),
+        (["train", "--config", "preset: bair"], "bair"),
+        (["train", "--config", "bair.yaml", "--preset", "ucf101"], "ucf101"),
+        (["train", "--config", "bair.yaml", "--preset", "null"], None),
+        (["train", "--config", "missing.yaml"], None),
+        (["train", "clips", "--preset"], None),
+        (["sample", "model.pt", "--preset", "ucf101"], None),
+        ([], None),
+    ],
+)
+def test_the_preset_that_arguments_name(argv, name):
+    assert named_preset(argv) == name
+
+
+def printed(capsys, *argv):
+    with pytest.raises(SystemExit):
+        main(["train", "clips", *argv, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("files")
+def test_options_come_before_files_and_files_before_presets(capsys):
+    told = printed(capsys, "--config", "bair.yaml", "--config", "other.yaml", "--emb_layers", "3")
+    assert told["preset"] == "bair"
+    assert told["unet"]["blocks_per_level"] == 3
+    assert told["unet"]["dropout"] == 0.2
+    assert told["unet"]["dim"] == 32
+    assert told["unet"]["emb_layers"] == 3
+    assert told["data"]["horizontal_flip"] is True
+    assert printed(capsys, "--config", "bair.yaml", "--preset", "null")["unet"]["dim"] == 64
+
+
+@pytest.mark.usefixtures("files")
+def test_a_printed_preset_is_a_file_with_the_same_settings(capsys):
+    told = printed(capsys, "--preset", "text_small")
+    Path("all.yaml").write_text(yaml.safe_dump(told))
+    assert printed(capsys, "--config", "all.yaml") == told
+
+
+def test_a_preset_that_is_found_too_late_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("video_diffusion_pytorch.cli.named_preset", lambda argv: None)
+    assert main(["train", "clips", "--preset", "bair"]) == 2
+    message = "train: the preset must be known before other options, got None and then bair; give"
+    assert re.search(message, capsys.readouterr().err)
