@@ -6,11 +6,11 @@ from typing import Any
 from video_diffusion_pytorch.model.text_tokens import TEXT_POOLINGS
 from video_diffusion_pytorch.model.token_shift import TOKEN_SHIFTS
 
-_COUNTS = ("dim", "channels", "attn_dim_head", "spatial_attn_dim_head", "init_kernel_size")
-_COUNTS += ("blocks_per_level", "emb_layers")
+_COUNTS: tuple[str, ...] = ("dim", "channels", "attn_dim_head", "spatial_attn_dim_head")
+_COUNTS += ("init_kernel_size", "blocks_per_level", "emb_layers")
 # None is without, or as many as suit
-_OPTIONAL_COUNTS = ("cond_dim", "out_dim", "init_dim", "attn_heads", "resnet_groups")
-_OPTIONAL_COUNTS += ("num_classes", "frame_cond_dim", "num_text_tokens", "emb_dim")
+_OPTIONAL_COUNTS: tuple[str, ...] = ("cond_dim", "out_dim", "init_dim", "attn_heads")
+_OPTIONAL_COUNTS += ("resnet_groups", "num_classes", "frame_cond_dim", "num_text_tokens", "emb_dim")
 _CHOICES = {
     "text_pooling": TEXT_POOLINGS,
     "token_shift": TOKEN_SHIFTS,

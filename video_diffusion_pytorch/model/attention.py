@@ -209,10 +209,10 @@ class Attention(nn.Module):
         seen = rows[:, :n] if image_frames and text is None else rows
         inputs = zip((seen, seen, rows), self.to_qkv.weight.chunk(3), strict=True)
         q, k, v = (project(each, weight).unflatten(-1, (self.heads, -1)) for each, weight in inputs)
-        of_frames, of_images = ([t[:, :n] for t in (q, k, v)], [t[:, n:] for t in (q, k, v)])
+        of_images = q[:, n:], k[:, n:], v[:, n:]
 
         # frames
-        q, k, v = of_frames
+        q, k, v = q[:, :n], k[:, :n], v[:, :n]
         memory = None if text is None else self._memory(text.videos)
         if rotary is None:
             out = attend(q, k, v, pos_bias, memory)
@@ -247,8 +247,8 @@ class Attention(nn.Module):
         if text is None or text.images is None:
             return v
         videos, images = text.images.shape[:2]
-        by_image = [rearrange(t, "(b p) k h d -> (b k) p h d", b=videos) for t in (q, k, v)]
-        out = attend_to_self(*by_image, pos_bias, self._memory(text.images.flatten(0, 1)))
+        q, k, v = (rearrange(t, "(b p) k h d -> (b k) p h d", b=videos) for t in (q, k, v))
+        out = attend_to_self(q, k, v, pos_bias, self._memory(text.images.flatten(0, 1)))
         return rearrange(out, "(b k) p h d -> (b p) k h d", k=images)
 
 

@@ -169,8 +169,9 @@ def collate(items: Sequence[Any]) -> Any:
 
 def _padded_states(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     """`cond` and `cond_mask` of captions with states of several lengths; of others nothing."""
-    states = [item.get("cond") for item in items]
-    if "cond_mask" in items[0] or not all(isinstance(s, Tensor) and s.ndim == 2 for s in states):
+    found = [item.get("cond") for item in items]
+    states = [one for one in found if isinstance(one, Tensor) and one.ndim == 2]
+    if "cond_mask" in items[0] or len(states) < len(items):
         return {}
     if len({len(s) for s in states}) == 1 or len({s.shape[1] for s in states}) > 1:
         return {}
