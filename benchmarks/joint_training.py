@@ -42,10 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
 
-    # digits that are shown in training are not shown in validation
-    images, _ = load_digits()
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    shown, held_out = images[order[HELD_OUT:]], images[order[:HELD_OUT]]
+    shown, held_out = split_digits()
     validation = make_clips(held_out, HELD_OUT, seed=1)
 
     print("| k | seed | validation loss | s per step |")
@@ -64,6 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n| k | mean | least | largest |\n|---|---|---|---|")
     for k, values in losses.items():
         print(f"| {k} | {statistics.mean(values):.5f} | {min(values):.5f} | {max(values):.5f} |")
+
+
+def split_digits() -> tuple[Tensor, Tensor]:
+    """Digits to train on, and 128 others that are shown in validation only."""
+    images, _ = load_digits()
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    return images[order[HELD_OUT:]], images[order[:HELD_OUT]]
 
 
 def make_clips(digits: Tensor, count: int, seed: int) -> Tensor:

@@ -8,30 +8,21 @@ import numpy as np
 import pytest
 import torch
 
-from tests.docs_code import NETWORK, TINY_BERT, TINY_BERT_DIM, TRAINING, Page, small_options
-from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from tests.docs_code import TINY_BERT, TINY_BERT_DIM, Page, checkpoints, unet
+from video_diffusion_pytorch import GaussianDiffusion, read_video, text
 from video_diffusion_pytorch.cli import main
-from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 from video_diffusion_pytorch.diffusion.noise_level import Prediction
-from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES, cosine_beta_schedule
-from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
+from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
 from video_diffusion_pytorch.diffusion.spacing import SPACINGS
 
 PAGE = Page("sampling.md")
 # the page's clips have 16 frames of 64 x 64, those of the test 4 of 16 x 16
-SMALLER = {
-    "4": "2", "8": "2", "16": "4", "31": "7", "32": "8", "40": "5", "64": "16", "96": "24",
-    "128": "32", "999": "7",
-}  # fmt: skip
+SMALLER = {"4": "2", "8": "2", "16": "4", "32": "8", "40": "5", "64": "16", "96": "24", "999": "7"}
 STEPS = {"steps": 3, "timesteps": 8}
-START = "Draw videos"
-# sections that go on from the first block of another one
-AFTER = {
-    "A guidance of your own": ("8. Around what is known", slice(None)),
-    "Weight, time and memory": ("9. Going on, between, larger, and filling in", slice(1)),
-}
+# a section that goes on from the first block of another one
+AFTER = {"A guidance of your own": "7. Around what is known"}
 
 
 def smaller(code):
@@ -39,39 +30,21 @@ def smaller(code):
     return re.sub(r"\b\d+\b(?!\.)", lambda number: SMALLER.get(number[0], number[0]), code)
 
 
-def unet(**options):
-    return Unet3D(**{**options, **NETWORK})
-
-
 def diffusion(network, **options):
-    return GaussianDiffusion(network, **options, timesteps=STEPS["timesteps"])
-
-
-def trainer(model, folder, **options):
-    return Trainer(model, folder, **{**options, **TRAINING})
+    clips = {"image_size": 16, "num_frames": 4, "timesteps": STEPS["timesteps"]}
+    return GaussianDiffusion(network, **clips, **options)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The clips, pictures and checkpoints that the page takes for granted."""
+    """The checkpoints that the page takes for granted."""
     root = tmp_path_factory.mktemp("page")
-    for name, frames in {"films/a.gif": 5, "films/b.gif": 5, "pictures/cat.png": 1}.items():
-        (root / name).parent.mkdir(exist_ok=True)
-        write_video(torch.rand(3, frames, 16, 16), root / name)
-    clips = {"image_size": 16, "num_frames": 4}
     models = {
-        "films": diffusion(unet(), **clips),
-        "captioned": diffusion(unet(cond_dim=TINY_BERT_DIM), **clips),
-        "flows": diffusion(unet(channels=2), value_range=(-3, 3), **clips),
-        "large": diffusion(unet(), image_size=32, num_frames=4),
+        "films": diffusion(unet()),
+        "captioned": diffusion(unet(cond_dim=TINY_BERT_DIM)),
+        "flows": diffusion(unet(channels=2), value_range=(-3, 3)),
     }
-    for name, model in models.items():
-        item = {"video": torch.zeros(model.channels, *(4, *[model.image_size] * 2))}
-        item |= {"cond": torch.zeros(TINY_BERT_DIM)} if name == "captioned" else {}
-        results = root / "results" / name
-        results.mkdir(parents=True)
-        options = {**TRAINING, "dataset": [item, item], "results_folder": results}
-        Trainer(model, **options).save(1)
+    checkpoints(root, models)
     return root
 
 
@@ -87,13 +60,12 @@ def _workplace(folder, monkeypatch):
 def run(number_or_title):
     """The names that a section's code defines, run after the page's beginning."""
     [title] = [title for title in PAGE.sections if title.startswith(number_or_title)]
-    first, part = AFTER.get(title, (title, slice(0)))
+    before = [*PAGE.blocks(PAGE.start)]
+    if title in AFTER:
+        before += PAGE.blocks(AFTER[title])
     names = {}
-    before = [*PAGE.blocks(START), *PAGE.blocks(first)[part]]
-    for number, block in enumerate([*before, *PAGE.blocks(title)]):
+    for block in [*before, *PAGE.blocks(title)]:
         PAGE.run(smaller(block), names)
-        if not number:
-            names |= {"Unet3D": unet, "GaussianDiffusion": diffusion, "Trainer": trainer}
     return names
 
 
@@ -105,25 +77,18 @@ def test_every_section_with_code_is_run_here():
     source = Path(__file__).read_text(encoding="utf-8")
     run_here = re.findall(r'run\("(.*?)"\)', source)
     for title in PAGE.sections:
-        if PAGE.blocks(title) and title != START:
+        if PAGE.blocks(title) and title != PAGE.start:
             assert any(title.startswith(name) for name in run_here), title
 
 
-def test_what_the_network_learns_to_predict():
-    names = run("1.")
-    assert names["loss"].ndim == 0
-    config = names["diffusion"].config
-    assert (config["objective"], config["min_snr_gamma"]) == ("pred_v", 5)
-
-
 def test_fewer_steps():
-    names = run("2.")
+    names = run("1.")
     assert shape(names, "videos") == (2, 3, 4, 16, 16)
     assert names["films"].sampling_timesteps == STEPS["steps"]
 
 
 def test_a_sampler_of_your_own():
-    assert shape(run("3."), "videos") == (2, 3, 4, 16, 16)
+    assert shape(run("2."), "videos") == (2, 3, 4, 16, 16)
 
 
 def test_the_sampler_of_your_own_is_of_second_order():
@@ -135,7 +100,7 @@ def test_the_sampler_of_your_own_is_of_second_order():
         x_start = variance * level.alpha / (variance * level.alpha**2 + level.sigma**2) * x_t
         return Prediction(x_start, (x_t - level.alpha * x_start) / level.sigma, x_t)
 
-    heun = run("3.")["Heun"](spacing="spectrum")
+    heun = run("2.")["Heun"](spacing="spectrum")
     errors = []
     for steps in (20, 40):
         levels = heun.levels(process, steps)
@@ -150,12 +115,12 @@ def test_the_sampler_of_your_own_is_of_second_order():
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # what diffusers does with numpy
 def test_schedulers_of_diffusers():
     pytest.importorskip("diffusers")
-    assert shape(run("4."), "videos") == (2, 3, 4, 16, 16)
+    assert shape(run("3."), "videos") == (2, 3, 4, 16, 16)
 
 
 def test_the_same_video_every_time():
-    names = run("5.")
-    code = PAGE.blocks("5. The same video every time")[0]
+    names = run("4.")
+    code = PAGE.blocks("4. The same video every time")[0]
     assert "# as videos[2]" in code
     assert "# as videos[0]" in code
     # a network that has learned nothing makes more of rounding than others
@@ -165,17 +130,17 @@ def test_the_same_video_every_time():
 
 
 def test_stronger_and_cleaner_guidance():
-    assert shape(run("6."), "videos") == (2, 3, 4, 16, 16)
+    assert shape(run("5."), "videos") == (2, 3, 4, 16, 16)
 
 
 def test_other_sizes_and_lengths():
-    names = run("7.")
+    names = run("6.")
     assert shape(names, "longer") == (2, 3, 8, 16, 16)
     assert shape(names, "wider") == (2, 3, 4, 16, 24)
 
 
 def test_around_what_is_known():
-    names = run("8.")
+    names = run("7.")
     assert torch.equal(
         names["videos"][:, :, names["ends"]],
         names["video"][:, :, names["ends"]].expand(5, -1, -1, -1, -1),
@@ -195,44 +160,24 @@ def test_a_guidance_of_your_own():
     assert error(source).item() > 1
 
 
-def test_going_on_between_larger_and_filling_in():
-    names = run("9.")
-    video, missing = names["video"], names["missing"]
-    assert shape(names, "more") == (1, 3, 4, 16, 16)
-    assert torch.equal(names["more"][:, :, :2], video[:, :, :2])
-    assert torch.equal(names["longer"][:, :, :4], video)
-    assert names["longer"].shape[2] == 16
-    assert names["slower"].shape[2] == 7
-    assert torch.equal(names["slower"][:, :, ::2], video)
-    assert torch.equal(names["filled"][..., ~missing], video[..., ~missing])
-    assert shape(names, "upsampled") == shape(names, "another") == (1, 3, 8, 32, 32)
-    assert torch.equal(names["another"][:, :, :4], names["beginning"])
-    assert shape(names, "smooth") == (1, 3, 15, 32, 32)
-
-
-def test_weight_time_and_memory():
-    assert shape(run("Weight, time and memory"), "filled") == (1, 3, 4, 16, 16)
+def test_looking_at_them():
+    names = run("8.")
+    assert read_video("films.mp4")[1] == 12
+    assert names["grid"].video.shape[:2] == (3, 4)
 
 
 def test_watching_it_happen():
-    assert len(run("10.")["trajectory"]) == STEPS["steps"]
-
-
-def test_learning_from_images():
-    names = run("11.")
-    assert names["loss"].ndim == 0
-    assert names["trainer"].step == 1
+    assert len(run("While they are drawn")["trajectory"]) == STEPS["steps"]
 
 
 def test_the_pages_commands_run(capsys):
-    for program, *argv in PAGE.commands("12. From the command line"):
+    for program, *argv in PAGE.commands("9. From the command line"):
         assert program == "video-diffusion"
         if "--steps" in argv:
             argv[argv.index("--steps") + 1] = "3"
-        argv += small_options(timesteps=8) if argv[0] == "train" else []
+        assert argv[0] == "sample"
         assert main(argv) is None, (argv, capsys.readouterr())
-        if argv[0] == "sample":
-            assert Path(argv[argv.index("-o") + 1]).stat().st_size > 0
+        assert Path(argv[argv.index("-o") + 1]).stat().st_size > 0
     assert np.load("many.npy").shape == (40, 3, 4, 16, 16)
 
 
@@ -240,11 +185,12 @@ def test_the_pages_commands_run(capsys):
 
 
 def test_the_page_knows_all_choices_and_options():
-    for choice in (*OBJECTIVES, *SCHEDULES, *LOSSES, *SAMPLERS, *SPACINGS):
+    for choice in (*SAMPLERS, *SPACINGS):
         assert f'"{choice}"' in PAGE.text, choice
     own = ("self", "cond", "frame_cond", "cond_video", "first_frames", "null_cond_mask")
-    for name in inspect.signature(GaussianDiffusion.sample).parameters:
-        assert name in own or name in PAGE.text, name
+    sampling = set(inspect.signature(GaussianDiffusion.sample).parameters).difference(own)
+    for name in (*sampling, "zoom", "columns", "fps", "captions", "value_range", "false_colour"):
+        assert name in PAGE.text, name
 
 
 def test_the_table_of_samplers_has_their_defaults():

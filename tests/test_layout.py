@@ -183,7 +183,7 @@ def run(code, cwd):
 
 def test_heavy_libraries_are_imported_when_they_are_used(tmp_path):
     heavy = ["transformers", "torchvision", "accelerate", "av", "matplotlib", "jsonargparse"]
-    heavy += ["huggingface_hub", "safetensors", "tensorboard"]
+    heavy += ["huggingface_hub", "safetensors", "tensorboard", "torchmetrics"]
     code = f"""
 import sys
 import video_diffusion_pytorch

@@ -27,6 +27,7 @@ SMALLER = {
     "image_size=64": "image_size=24",
     "3, 10, 64, 64": "3, 10, 24, 24",
     "num_frames=64": "num_frames=8",
+    "**small.unet": '**small.unet | {"dim": 8, "emb_dim": 16}',
 }
 
 

@@ -11,6 +11,7 @@ from video_diffusion_pytorch.diffusion.sampler import Sampler
 from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Ancestral, DPMPlusPlus
 from video_diffusion_pytorch.evaluate import evaluate_diffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.notebook import show
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.reference.state_dict import to_reference_state_dict
 from video_diffusion_pytorch.training.evaluation_options import Evaluation
@@ -34,6 +35,7 @@ __all__ = [
     "evaluate_diffusion",
     "load_diffusion",
     "read_video",
+    "show",
     "text",
     "to_reference_state_dict",
     "video_diffusion_pytorch",

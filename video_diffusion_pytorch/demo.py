@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+from video_diffusion_pytorch.data.video_grid import text_picture, video_grid
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
@@ -240,19 +239,8 @@ def write_comparison(real: Tensor, samples: Tensor, path: Path) -> None:
     """
     halves = []
     for title, videos in (("training clips", real), ("samples", samples)):
-        large = videos.repeat_interleave(ZOOM, dim=-1).repeat_interleave(ZOOM, dim=-2)
-        framed = F.pad(large, (1, 1, 1, 1), value=0.35)
-        grid = rearrange(framed, "(i j) c f h w -> c f (i h) (j w)", i=GRID[0])
-        head = _title(title, grid.shape[-1]).expand(1, grid.shape[1], -1, -1)
+        grid = video_grid(videos, GRID[1], zoom=ZOOM, frame=0.35)
+        head = text_picture(title, grid.shape[-1]).expand(1, grid.shape[1], -1, -1)
         halves.append(torch.cat((head, grid), dim=-2))
     gap = halves[0].new_ones(*halves[0].shape[:-1], 4 * ZOOM)
     video_tensor_to_gif(torch.cat((halves[0], gap, halves[1]), dim=-1), path)
-
-
-def _title(text: str, width: int) -> Tensor:
-    """Black on white, `(1, 1, h, width)`."""
-    from PIL import Image, ImageDraw
-
-    image = Image.new("L", (width, 20), "white")
-    ImageDraw.Draw(image).text((6, 4), text, fill="black")
-    return torch.from_numpy(np.array(image)).float()[None, None] / 255

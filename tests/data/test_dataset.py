@@ -431,3 +431,16 @@ def test_frames_of_different_sizes_cannot_be_cut_at_random(tmp_path):
     for option in ({"crop": "random"}, {"fit": "contain"}):
         with pytest.raises(UnreadableVideoError, match=message):
             dataset_of(tmp_path, exts=None, **option)[0]
+
+
+def test_settings_tell_how_files_become_clips(tmp_path):
+    video_tensor_to_gif(ramp_clip(), tmp_path / "clip.gif")
+    plain = Dataset(tmp_path, (8, 6), num_frames=2, channels=1).settings
+    assert plain == {
+        "frames": 2, "channels": 1, "split": None, "clip_start": "first", "pad": "black",
+        "flips": [False, False], "frame_skip": 1, "fps": None, "size": [8, 6], "fit": "cover",
+        "crop": "center", "filter": "bilinear, antialiased",
+    }  # fmt: skip
+    other = Dataset(tmp_path, 8, num_frames=2, frame_skip=2, fit="contain", vertical_flip=True)
+    changed = {name for name, value in other.settings.items() if plain[name] != value}
+    assert changed == {"channels", "flips", "frame_skip", "size", "fit"}

@@ -91,6 +91,16 @@ def test_a_signal_is_not_kept_waiting(make_trainer, monkeypatch):
     assert not (trainer.results_folder / "evaluation-2.json").exists()
 
 
+def test_an_average_that_has_diverged_does_not_end_training(make_trainer, caplog):
+    trainer = make_trainer(**FEW)
+    with torch.no_grad():
+        next(trainer.averages.first.parameters()).fill_(torch.nan)
+    assert trainer.evaluate() == {}
+    assert "step 0 is not evaluated: Evaluation: drawn videos must be finite, got 5 of 5" in (
+        caplog.text
+    )
+
+
 def test_mistakes_come_before_the_first_step(make_trainer, clips):
     with pytest.raises(
         ValueError, match=r"Trainer: evaluate_every must be at least 1, got 0; give"

@@ -158,6 +158,18 @@ def test_processes_share_the_videos(clips):
     assert seeds == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
+def test_a_model_that_has_diverged(clips):
+    class Diverged(Known):
+        def sample(self, seed, batch_size, **told):
+            videos = super().sample(seed, batch_size, **told).clone()
+            videos[torch.tensor(seed) % 6 == 0, :, 1] = torch.nan
+            return videos
+
+    model = Diverged()
+    with pytest.raises(FloatingPointError, match=r"drawn videos must be finite, got 2 of 12 that"):
+        evaluator(model, clips)(model)
+
+
 def test_it_can_be_given_up(clips):
     model = Known()
     assert evaluator(model, clips)(model, lambda: True) is None

@@ -131,6 +131,13 @@ def test_batches_come_in_order_from_any_number_of_workers(workers):
     assert numbers == list(range(72))
 
 
+def test_as_many_as_are_asked_for():
+    whole = Validation(Numbers(), range(4), at_most=4, batch_size=3)
+    parts = list(whole.parts(0, draws=5))
+    assert [part.numbers for part in parts] == [[0, 1, 2], [3, 4]]
+    assert [part.batch.tolist() for part in parts] == [[0, 1, 2], [3, 0]]
+
+
 # the loss
 
 

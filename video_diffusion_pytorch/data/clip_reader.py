@@ -62,9 +62,10 @@ class ClipReader:
     def settings(self) -> dict[str, Any]:
         """How frames are chosen and scaled, in plain values."""
         size, timeline = self.size, self.timeline
-        scaling = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
+        scaling: dict[str, Any] = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
         chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
-        return {**chosen, **scaling, "filter": "bilinear, antialiased"}
+        scaling["filter"] = "bilinear, antialiased"
+        return {"channels": self.channels, **chosen, **scaling}
 
     @contextmanager
     def open(self, path: Path) -> Iterator[VideoReader]:

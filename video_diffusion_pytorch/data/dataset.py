@@ -208,10 +208,10 @@ class Dataset(data.Dataset[Any]):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How files become clips, in plain values, for the protocol of an evaluation."""
-        own = {"frames": self.num_frames, "channels": self.channels, "split": self._split}
-        cut = {"clip_start": self.clip_start, "pad": self.pad, "flip": self.horizontal_flip}
-        return {**own, **cut, **self._reader.settings}
+        """How files become clips, in plain values."""
+        flips = [self.horizontal_flip, self.vertical_flip]
+        own = {"frames": self.num_frames, "split": self._split, "flips": flips}
+        return {**own, "clip_start": self.clip_start, "pad": self.pad, **self._reader.settings}
 
     @property
     def captions(self) -> list[str]:

@@ -24,7 +24,12 @@ _TOLERANCE = 1e-3
 _PICTURE_CHANNELS = (1, 3, 4)
 
 
-def to_pictures(videos: Tensor, value_range: ValueRange | Literal["fit"] | None = None) -> Tensor:
+def to_pictures(
+    videos: Tensor,
+    value_range: ValueRange | Literal["fit"] | None = None,
+    *,
+    keep_pictures: bool = False,
+) -> Tensor:
     """Make clips of any channels and units visible.
 
     Pictures stay as they are. Of others each channel is shown in the colours of viridis, from dark
@@ -38,6 +43,8 @@ def to_pictures(videos: Tensor, value_range: ValueRange | Literal["fit"] | None 
             results comparable. "fit": of each channel the least and the largest of its finite
             values. None: clips with 1, 3 or 4 channels in [0, 1], or in uint8, are pictures; of
             others as "fit".
+        keep_pictures: Whether clips with 1, 3 or 4 channels are pictures also where there is a
+            range of numbers: from black at its low to white at its high.
 
     Returns:
         `(b, k, f, h, w)` float32 in [0, 1], `k` 1, 3 or 4 for grey, RGB or RGBA, of pictures; or
@@ -71,12 +78,16 @@ def to_pictures(videos: Tensor, value_range: ValueRange | Literal["fit"] | None 
     else:
         low, high = _check_range(value_range, videos)
 
-    # To rows of the colour map, by halves: a difference may be too large for a float. A constant
-    # channel is all low
+    # Places in the range, by halves: a difference may be too large for a float. A constant channel
+    # is all low
     span = (high / 2 - low / 2).clamp(min=torch.finfo(torch.float32).tiny)
-    shares = (videos / 2 - low / 2) / span
+    shares = ((videos / 2 - low / 2) / span).nan_to_num().clamp(0, 1)
+    if keep_pictures and value_range != "fit" and videos.shape[1] in _PICTURE_CHANNELS:
+        return _mark(shares, finite)
+
+    # To rows of the colour map
     table = _viridis(videos.device)
-    rows = (shares.nan_to_num().clamp(0, 1) * (len(table) - 1)).round().long()
+    rows = (shares * (len(table) - 1)).round().long()
     colors = table[rows]  # (b, c, f, h, w, 3)
     colors[~finite] = torch.tensor(NOT_FINITE, device=videos.device)
 

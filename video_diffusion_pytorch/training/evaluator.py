@@ -115,17 +115,24 @@ class Evaluator:
         Returns:
             As `evaluation.video_scores.scores`, and for predicted frames as
             `FrameSimilarity.compute`; None if it was stopped.
+
+        Raises:
+            FloatingPointError: If the model draws videos that are not finite.
         """
         device = diffusion.betas.device
         self.networks.to(device)
         if self._real is None:
             self._real = self._look_at_clips(diffusion)
             self._write_statistics()
-        drawn = VideoStatistics(self.networks)
+        drawn, bad = VideoStatistics(self.networks), torch.zeros((), dtype=torch.float64)
         similarity = self.evaluation.similarity(diffusion)
         for part in self._shown(self._parts(diffusion), self.count, "drawing videos"):
             videos, told = self._told(part, diffusion)
             samples = self._in_unit_range(self._draw(diffusion, part.numbers, told))
+            # all processes go on to the end, where they learn of it
+            is_bad = ~samples.isfinite().flatten(1).all(dim=1)
+            bad += is_bad[: part.counted].sum().item()
+            samples = samples.nan_to_num()
             if similarity is not None:
                 real, k = self._in_unit_range(videos), self.given_frames
                 pair = (v[: part.counted, :, k:] for v in (samples, real))
@@ -135,6 +142,12 @@ class Evaluator:
             drawn.add(samples, part.numbers, part.counted)
             if stop():
                 return None
+        bad = self.total(bad)
+        if bad:
+            raise FloatingPointError(
+                f"Evaluation: drawn videos must be finite, got {round(bad.item())} of {self.count} "
+                "that are not; the model has diverged, take an earlier checkpoint"
+            )
         found = scores(self._real, drawn.over_processes(self.total))
         return found if similarity is None else found | similarity.over_processes(self.total)
 

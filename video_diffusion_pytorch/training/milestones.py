@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from video_diffusion_pytorch.training.samples import describe, draw_samples, wri
 from video_diffusion_pytorch.training.trackers import log_line, log_video
 from video_diffusion_pytorch.training.training_data import TrainingData
 from video_diffusion_pytorch.training.validation import Part, Validation
+
+logger = logging.getLogger("video_diffusion_pytorch")
 
 # What a batch may have beside its videos that validation leaves out
 _IMAGES = ("images", "image_conditions")
@@ -171,14 +174,21 @@ class Milestones(TrainingData, Resumable):
         random numbers are not touched. `evaluation-STEP.json` gets the scores and their protocol.
 
         Returns:
-            As of an `Evaluator`; empty if a signal came meanwhile.
+            As of an `Evaluator`; empty if a signal came meanwhile, or, with a warning, if the
+            average draws videos that are not finite.
 
         Raises:
             ValueError: If the clips cannot be read in any order, or don't fit the evaluation.
         """
         if self._evaluator is None:
             self._evaluator = self._make_evaluator()
-        found = self._evaluator(cast(GaussianDiffusion, self.averages.first), self._is_signalled)
+        average = cast(GaussianDiffusion, self.averages.first)
+        try:
+            found = self._evaluator(average, self._is_signalled)
+        except FloatingPointError as error:
+            # training may yet recover
+            logger.warning("step %d is not evaluated: %s", self.step, error)
+            return {}
         if found is None:
             return {}
         if self.is_main:
@@ -197,7 +207,7 @@ class Milestones(TrainingData, Resumable):
             dataset,
             self.evaluation,
             indices=indices,
-            unpack=self.unpack_batch,
+            unpack=self._unpack_for_model,
             ready=self._to_device,
             class_names=self.class_names,
             share=(self.process, self.num_processes),

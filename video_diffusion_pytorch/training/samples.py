@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from video_diffusion_pytorch.data.false_colour import ValueRange, to_pictures
 from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
+from video_diffusion_pytorch.data.video_grid import video_grid
 from video_diffusion_pytorch.data.write_video import replacing, write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.clips.batches import repeat_to
@@ -164,9 +163,7 @@ def write_sample_grid(
     else:
         # a diverged model must not end the training that may yet recover
         pictures = to_pictures(videos.clamp(0, 1).where(videos.isfinite(), videos))
-    framed = F.pad(pictures, (2, 2, 2, 2))
-    grid = rearrange(framed, "(i j) c f h w -> c f (i h) (j w)", i=rows)
-    write_video(grid, path, fps=fps)
+    write_video(video_grid(pictures, len(pictures) // rows), path, fps=fps)
 
 
 def describe(
