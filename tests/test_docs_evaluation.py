@@ -11,8 +11,9 @@ import torch
 from tests.docs_code import NETWORK, TRAINING, Page
 from video_diffusion_pytorch import Evaluation, GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.cli import main
-from video_diffusion_pytorch.cli_options import build_parser, rewrite
+from video_diffusion_pytorch.cli_options import build_parser
 from video_diffusion_pytorch.data.write_video import write_video
+from video_diffusion_pytorch.train_options import rewrite
 
 PAGE = Page("evaluation.md")
 START = "Evaluate a model"
