@@ -188,6 +188,7 @@ def test_the_page_knows_all_choices_and_options():
     for choice in (*SAMPLERS, *SPACINGS):
         assert f'"{choice}"' in PAGE.text, choice
     own = ("self", "cond", "frame_cond", "cond_video", "first_frames", "null_cond_mask")
+    own += ("cond_mask",)
     sampling = set(inspect.signature(GaussianDiffusion.sample).parameters).difference(own)
     for name in (*sampling, "zoom", "columns", "fps", "captions", "value_range", "false_colour"):
         assert name in PAGE.text, name
