@@ -55,6 +55,10 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
+# which the others that are told captions are compared with
+_MEAN = "captions: mean of the states"
+
+
 class Clips(torch.utils.data.Dataset):
     """Clips of moving digits, `(1, f, 16, 16)` in [0, 1], and what they show in words."""
 
@@ -174,27 +178,26 @@ def measure(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each arm its losses by seed, their mean, and that beside the arm it is compared with."""
-    by_arm: dict[str, list[dict[str, Any]]] = {}
+    """Of each arm its losses by seed, and their sum beside that of plain, over common seeds."""
+    losses: dict[str, dict[int, float]] = {}
     for line in lines:
-        by_arm.setdefault(line["arm"], []).append(line)
-    means = {arm: statistics.mean(x["validation_loss"] for x in of) for arm, of in by_arm.items()}
+        losses.setdefault(line["arm"], {})[line["seed"]] = line["validation_loss"]
     rows = [
-        "| option | parameters | CPU s per step | validation loss by seed | mean | of plain |",
-        "|---|---|---|---|---|---|",
+        "| option | parameters | CPU s per step | validation loss by seed | of plain |",
+        "|---|---|---|---|---|",
     ]
-    for arm in (arm for arm in ARMS if arm in by_arm):
-        of = sorted(by_arm[arm], key=lambda line: line["seed"])
-        plain = (
-            next(iter(ARMS)) if not arm.startswith("captions") else "captions: mean of the states"
-        )
-        losses = ", ".join(f"{line['validation_loss']:.4f}" for line in of)
-        seconds = statistics.median(line["cpu_seconds_per_step"] for line in of)
-        share = f"{means[arm] / means[plain]:.1%}" if plain in means else ""
-        rows.append(
-            f"| `{arm}` | {of[0]['parameters']:,} | {seconds:.3f} | {losses} | {means[arm]:.4f} | "
-            f"{share} |"
-        )
+    for arm in (arm for arm in ARMS if arm in losses):
+        of_arm = [line for line in lines if line["arm"] == arm]
+        plain = losses.get(_MEAN if arm.startswith("captions") else "plain", {})
+        seeds = sorted(losses[arm])
+        shared = [seed for seed in seeds if seed in plain]
+        share = ""
+        if shared:
+            share = f"{sum(losses[arm][s] for s in shared) / sum(plain[s] for s in shared):.1%}"
+        shown = ", ".join(f"{losses[arm][seed]:.4f}" for seed in seeds)
+        seconds = statistics.median(line["cpu_seconds_per_step"] for line in of_arm)
+        count = f"{of_arm[0]['parameters']:,}"
+        rows.append(f"| `{arm}` | {count} | {seconds:.2f} | {shown} | {share} |")
     return rows
 
 

@@ -301,8 +301,10 @@ def test_the_network_may_be_wrapped(wrap):
         loss.backward()
         videos = diffusion.sample(cond=cond, cond_scale=2.0, progress=False)
         results.append((loss.detach(), videos))
-    for expected, actual in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    (loss, videos), (wrapped_loss, wrapped_videos) = results
+    torch.testing.assert_close(wrapped_loss, loss, rtol=1e-4, atol=1e-5)
+    # the first step divides by an alpha of 0.007, and multiplies rounding as much
+    torch.testing.assert_close(wrapped_videos, videos, rtol=0, atol=1e-3)
     for expected, parameter in zip(plain.denoise_fn.parameters(), unet.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, expected.grad, rtol=1e-3, atol=1e-5)
 
