@@ -106,7 +106,7 @@ def test_the_commands_have_a_help_text(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     out = capsys.readouterr().out
-    assert "{demo,train,sample,info,plot,gather}" in out
+    assert "{demo,train,sample,evaluate,compare,info,plot,gather}" in out
     assert f"\n    {command} " in out
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

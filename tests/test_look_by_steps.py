@@ -36,6 +36,7 @@ def table(monkeypatch):
     return run
 
 
+@pytest.mark.filterwarnings("ignore:frechet_distance. a covariance:UserWarning")
 def test_models_are_measured_also_by_a_run_that_goes_on(table, tmp_path):
     whole = table(tmp_path / "whole", [4], [1, 3])
     assert table(tmp_path / "parts", [4], [1]) == [whole[0], whole[-1]]

@@ -31,6 +31,7 @@ GOOD = {
     "max_grad_norm": None,
     "num_workers": None,
     "save_every": None,
+    "evaluate_every": None,
     "keep_last": None,
     "image_folder": None,
     "validation_folder": None,

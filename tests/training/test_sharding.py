@@ -168,7 +168,8 @@ def check_half_precision(mesh, rank):
     exact = torch.cat([p.grad.flatten() for p in alone.parameters() if p.requires_grad]).float()
     errors = [(some - exact).norm() / exact.norm() for some in gradients]
     assert not torch.equal(*gradients)
-    assert errors[1] < 1.1 * errors[0] < 0.2, errors
+    # both are rounding, whose size differs with the processor's kernels
+    assert errors[1] < 1.25 * errors[0] < 0.2, errors
 
 
 def check_other_networks(mesh, rank):
