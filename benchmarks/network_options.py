@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from conditions_followed import train_model
 from torch import Tensor
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
@@ -104,33 +105,9 @@ def train(arm: str, seed: int, clips: Clips, options: argparse.Namespace) -> Tra
     diffusion = GaussianDiffusion(
         unet, image_size=SIZE, num_frames=FRAMES, timesteps=1000, loss_type="l2"
     )
+    how = {"train_batch_size": options.batch, "num_workers": 0, "device": "cpu", "seed": seed}
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            diffusion,
-            dataset=clips,
-            train_batch_size=options.batch,
-            train_lr=options.lr,
-            gradient_accumulate_every=1,
-            max_grad_norm=1.0,
-            ema_decay=0.995,
-            step_start_ema=100,
-            update_ema_every=1,
-            train_num_steps=options.steps,
-            save_and_sample_every=options.steps + 1,
-            results_folder=folder,
-            num_workers=0,
-            device="cpu",
-            seed=seed,
-        )
-
-        def lower_the_rate(log: dict[str, float]) -> None:
-            """Constant for the first half, then falling to zero."""
-            left = 1 - log["step"] / options.steps
-            for group in trainer.opt.param_groups:
-                group["lr"] = options.lr * min(1.0, 2 * left)
-
-        trainer.train(log_fn=lower_the_rate)
-    return trainer
+        return train_model(diffusion, Path(folder), options.steps, dataset=clips, **how)
 
 
 @torch.no_grad()
@@ -209,7 +186,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--output", type=Path, default=Path("options.jsonl"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

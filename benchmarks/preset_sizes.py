@@ -4,7 +4,7 @@
 
 Weights are counted with their average and Adam's two moments, in float32. Activations are what one
 clip, with its images, keeps between forward and backward pass in float32, by `activation_bytes`:
-as it is, and with gradient checkpointing. Autocast to bfloat16 would keep about half as much.
+as it is, and with gradient checkpointing. Without a GPU autocast cannot be counted here.
 """
 
 from __future__ import annotations

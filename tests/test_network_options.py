@@ -12,7 +12,8 @@ PATH = Path(__file__).parents[1] / "benchmarks" / "network_options.py"
 
 
 @pytest.fixture
-def benchmark():
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(PATH.parent)
     spec = importlib.util.spec_from_file_location("network_options", PATH)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

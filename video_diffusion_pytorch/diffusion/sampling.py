@@ -136,11 +136,10 @@ class Sampling(ReverseProcess):
         )
         count = common_length(conditions, rows_known(known) or batch_size)
         check_rows(known, count)
-        shape = (count, *size)
         told = Told(
             conditions,
             self._ready_negative(negative_cond, cond_scale, count),
-            tuple(one.prepare(self, shape) for one in known),
+            tuple(one.prepare(self, (count, *size)) for one in known),
             make_streams(seed, generator, count, self.betas.device),
             cond_scale,
             guidance_rescale,
