@@ -11,7 +11,7 @@ from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.data.write_video import write_video
 
 ROOT = Path(__file__).parents[1]
-NETWORK = {"dim": 8, "dim_mults": (1, 2), "attn_heads": 1, "init_kernel_size": 3}
+NETWORK = {"dim": 8, "dim_mults": (1,), "attn_heads": 1, "init_kernel_size": 3}
 TRAINING = {
     "train_batch_size": 2, "gradient_accumulate_every": 1, "train_num_steps": 1,
     "save_and_sample_every": 1, "num_sample_rows": 1, "device": "cpu", "num_workers": 0,

@@ -23,7 +23,7 @@ REFERENCE = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
 TINY_BERT = GOLDEN / "tiny_bert"
 TINY_BERT_DIM = 32
 SMALL = """
-unet: {dim: 8, dim_mults: [1, 2], channels: 1, attn_heads: 1, init_kernel_size: 3}
+unet: {dim: 8, dim_mults: [1], channels: 1, attn_heads: 1, init_kernel_size: 3}
 diffusion: {image_size: 24, num_frames: 3, timesteps: 2}
 trainer:
   {train_batch_size: 2, gradient_accumulate_every: 1, save_and_sample_every: 2, train_num_steps: 3,
@@ -145,7 +145,7 @@ def test_printed_options_are_a_file_that_trains(workplace, capsys):
     assert [path.name for path in list_checkpoints(Path("out"))] == ["model-1.pt", "model-1.5.pt"]
     config = read_checkpoint(Path("out/model-1.5.pt"))["config"]
     assert config["unet"]["dim"] == 4
-    assert list(config["unet"]["dim_mults"]) == [1, 2]
+    assert list(config["unet"]["dim_mults"]) == [1]
     assert config["diffusion"]["image_size"] == 24
 
 

@@ -15,7 +15,7 @@ from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_
 @pytest.fixture(autouse=True)
 def _small(monkeypatch):
     monkeypatch.setitem(demo.UNET, "dim", 4)
-    monkeypatch.setitem(demo.UNET, "dim_mults", (1, 2))
+    monkeypatch.setitem(demo.UNET, "dim_mults", (1,))
     monkeypatch.setitem(demo.DIFFUSION, "timesteps", 2)
     monkeypatch.setattr(demo, "CHECKPOINT_EVERY", 3)
 

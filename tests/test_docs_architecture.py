@@ -17,6 +17,7 @@ START = "Choose the network"
 SMALLER = {"128": "8", "64": "8", "16": "4", "1024": "16"}
 # what a small network takes of a larger one's options
 LEVELS = {"full_attn_levels": (1,), "temporal_attn_levels": (1,)}
+TWO_LEVELS = NETWORK | {"dim_mults": (1, 2)}
 
 
 def smaller(code):
@@ -29,7 +30,7 @@ def unet(**options):
         options["cond_dim"] = TINY_BERT_DIM
     if options.get("emb_dim"):
         options["emb_dim"] = 16
-    return Unet3D(**{**options, **NETWORK})
+    return Unet3D(**{**options, **TWO_LEVELS})
 
 
 def diffusion(network, **options):
@@ -90,7 +91,7 @@ def test_a_preset_trains_on_captions(workplace, capsys):
     words = PAGE.commands("4. The paper's models by name")[2][1:]
     words = [str(TINY_BERT) if word == "bert-base-cased" else word for word in words]
     words = ["32" if word == "768" else word for word in words]
-    small = {**{n: v for n, v in NETWORK.items() if n != "attn_heads"}, **TRAINING, **LEVELS}
+    small = {**{n: v for n, v in TWO_LEVELS.items() if n != "attn_heads"}, **TRAINING, **LEVELS}
     small |= {"image_size": 8, "num_frames": 4, "emb_dim": 16, "timesteps": 2, "image_frames": 1}
     options = [f"--{n}={list(v) if isinstance(v, tuple) else v}" for n, v in small.items()]
     assert main([*words, *options]) is None, capsys.readouterr().err

@@ -13,7 +13,7 @@ from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.pretrained import load_diffusion
 
 GOLDEN = Path(__file__).parent / "golden"
-SMALL = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "attn_heads": 1, "init_kernel_size": 3}
+SMALL = {"dim": 8, "dim_mults": (1,), "channels": 1, "attn_heads": 1, "init_kernel_size": 3}
 
 
 def make_trainer(folder, unet=None, options=None, **diffusion):

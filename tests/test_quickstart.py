@@ -14,7 +14,7 @@ NOTEBOOK = ROOT / "samples/quickstart.ipynb"
 SMALLER = {
     "num_clips=600": "num_clips=60",
     "dim=16,": "dim=4,",
-    "dim_mults=(1, 2, 4)": "dim_mults=(1, 2)",
+    "dim_mults=(1, 2, 4)": "dim_mults=(1,)",
     "sampling_timesteps=20": "sampling_timesteps=2",
     " timesteps=200": " timesteps=4",
     "train_num_steps=1500": "train_num_steps=2",

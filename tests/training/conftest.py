@@ -23,7 +23,7 @@ def make_trainer(clips, tmp_path):
 
     def make(trainer_class=Trainer, cond_dim=None, **options):
         torch.manual_seed(1)
-        unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, cond_dim=cond_dim)
+        unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, cond_dim=cond_dim)
         diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2)
         options = {
             "train_batch_size": 2,

@@ -51,7 +51,7 @@ def brightness(videos):
 def make(folder, name, trainer_class=Recording, clips="clips", **options):
     """A small trainer with most of what there is, the same in any number of processes."""
     torch.manual_seed(1)
-    unet = Unet3D(dim=8, dim_mults=(1, 2), channels=1, attn_heads=2, num_classes=3)
+    unet = Unet3D(dim=8, dim_mults=(1,), channels=1, attn_heads=2, num_classes=3)
     diffusion = GaussianDiffusion(unet, image_size=(16, 12), num_frames=3, timesteps=6)
     options = {
         "train_batch_size": 2,

@@ -156,7 +156,7 @@ def test_a_diffusion_with_the_references_p_losses_trains(clips, tmp_path):
             x = self.q_sample(x_start=x_start, t=t, noise=noise)
             return (self.denoise_fn(x, t, cond=cond, **kwargs) - noise).abs().mean()
 
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     diffusion = Own(unet, image_size=8, num_frames=3, timesteps=2)
     trainer = Trainer(
         diffusion,
@@ -175,7 +175,7 @@ def test_a_diffusion_with_the_references_p_losses_trains(clips, tmp_path):
 
 
 def test_only_a_diffusion_can_be_trained(clips, tmp_path):
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     with pytest.raises(TypeError, match=r"must be a GaussianDiffusion, got Unet3D; wrap the"):
         Trainer(unet, clips, results_folder=tmp_path)
 
@@ -209,7 +209,7 @@ def classes(tmp_path):
 
 
 def labelled(classes, held):
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, num_classes=3)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, num_classes=3)
     diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2)
     return Trainer(
         diffusion,
@@ -272,7 +272,7 @@ def test_a_part_of_a_folders_clips_is_split_by_files(make_trainer, tmp_path):
 
 
 def test_a_model_in_half_precision_is_refused_before_training(clips, tmp_path):
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2).bfloat16()
     with pytest.raises(ValueError, match=r"float32 or float64, .*got torch\.bfloat16; convert it"):
         Trainer(diffusion, clips, results_folder=tmp_path, device="cpu")

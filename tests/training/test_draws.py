@@ -11,7 +11,7 @@ CONTINUOUS = "continuous_cosine"
 
 
 def make_diffusion(kind=GaussianDiffusion, cond_dim=None, **options):
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, cond_dim=cond_dim)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, cond_dim=cond_dim)
     options = {"image_size": 4, "num_frames": FRAMES, "timesteps": 10, **options}
     return kind(unet, **options)
 

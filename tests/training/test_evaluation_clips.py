@@ -18,7 +18,7 @@ from video_diffusion_pytorch.training.evaluation_options import Evaluation
 
 
 def diffusion(**options):
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     return GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2, **options)
 
 

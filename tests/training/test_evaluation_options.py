@@ -9,7 +9,7 @@ from video_diffusion_pytorch.training.evaluation_options import Evaluation
 
 
 def diffusion(given_frames=0, **options):
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **options)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, **options)
     return GaussianDiffusion(
         unet, image_size=16, num_frames=3, timesteps=30, given_frames=given_frames
     )

@@ -24,7 +24,7 @@ class Known(GaussianDiffusion):
     """Draws videos of one value, which its seeds say, and notes what it was told."""
 
     def __init__(self, given_frames=0, values=None, **options):
-        unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **options)
+        unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, **options)
         super().__init__(
             unet, image_size=8, num_frames=3, timesteps=2, given_frames=given_frames,
             value_range=values,

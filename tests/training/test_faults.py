@@ -423,7 +423,7 @@ from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 
 def make(steps, results, **options):
     torch.manual_seed(1)
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2)
     return Trainer(
         diffusion, "clips", train_batch_size=2, train_lr=1e-2, train_num_steps=steps,

@@ -16,7 +16,7 @@ from video_diffusion_pytorch.training.samples import (
 
 def tiny(cond_dim=None):
     torch.manual_seed(0)
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, cond_dim=cond_dim)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, cond_dim=cond_dim)
     return GaussianDiffusion(unet, image_size=8, num_frames=2, timesteps=2)
 
 
@@ -72,7 +72,7 @@ def test_a_subclass_that_samples_as_the_reference_does():
         def sample(self, cond=None, cond_scale=1.0, batch_size=16):
             return super().sample(cond, cond_scale, batch_size, progress=False)
 
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     diffusion = Older(unet, image_size=8, num_frames=2, timesteps=2)
     assert draw_samples(diffusion, 3, 2, {}, seed=7).shape == (3, 1, 2, 8, 8)
 

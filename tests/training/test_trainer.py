@@ -229,7 +229,7 @@ def test_clips_that_are_no_pictures_train_and_are_shown(make_trainer, tmp_path):
         def make_dataset(self, folder, diffusion):
             return [torch.randn(2, 3, 8, 12) * 40 for _ in range(4)]
 
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=2, attn_heads=1)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=2, attn_heads=1)
     diffusion = GaussianDiffusion(
         unet, image_size=(8, 12), num_frames=3, timesteps=2, auto_normalize=False
     )

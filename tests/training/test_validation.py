@@ -239,7 +239,7 @@ def test_a_model_that_draws_for_itself_repeats_too(make_trainer, clips, tmp_path
         def make_dataset(self, folder, diffusion):
             return [torch.rand(1, 3, 8, 8) for _ in range(8)]
 
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     diffusion = ForwardOfTheReference(unet, image_size=8, num_frames=3, timesteps=2)
     trainer = Floats(
         diffusion,
@@ -301,7 +301,7 @@ def recorded(monkeypatch):
 
 
 def make_told(folder, results, unet, **options):
-    unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **unet)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, **unet)
     diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2, cond_drop_prob=1.0)
     options = {"validation_split": 0.25, "train_batch_size": 4, "num_workers": 0, **options}
     return Trainer(diffusion, folder, results_folder=results, device="cpu", **options)

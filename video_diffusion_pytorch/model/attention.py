@@ -2,11 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.model.embeddings import rotary_tables
+from video_diffusion_pytorch.model.folds import frames_as_rows, rows_as_frames
 from video_diffusion_pytorch.model.text_tokens import TextTokens
 
 RotaryTables = tuple[Tensor, Tensor]
@@ -103,13 +103,13 @@ def _attend_over_few(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor, scale: f
     """
     n, heads, keys = q.shape[1], q.shape[2], k.shape[1]
     # heads first: the rows and their positions then copy in one sweep
-    q, k, v = (rearrange(t, "rows n heads d -> (heads rows) n d") for t in (q, k, v))
+    q, k, v = (t.permute(2, 0, 1, 3).flatten(0, 1) for t in (q, k, v))
     # keys by queries: softmax over a first axis of 10 runs along the vectors, over a last one not
     logits = torch.bmm(k, q.transpose(1, 2)).view(heads, -1, keys, n) * scale
     bias = pos_bias.transpose(1, 2)[:, None].to(q.dtype)
     weights = (logits + bias).softmax(dim=-2).to(v.dtype)
     out = torch.bmm(weights.flatten(0, 1).transpose(1, 2), v)
-    return rearrange(out, "(heads rows) n d -> rows n heads d", heads=heads)
+    return out.unflatten(0, (heads, -1)).permute(1, 2, 0, 3)
 
 
 def _with_tokens(own: Tensor, tokens: Tensor) -> Tensor:
@@ -247,9 +247,10 @@ class Attention(nn.Module):
         if text is None or text.images is None:
             return v
         videos, images = text.images.shape[:2]
-        q, k, v = (rearrange(t, "(b p) k h d -> (b k) p h d", b=videos) for t in (q, k, v))
+        # (b p) k h d -> (b k) p h d, and back
+        q, k, v = (t.unflatten(0, (videos, -1)).transpose(1, 2).flatten(0, 1) for t in (q, k, v))
         out = attend_to_self(q, k, v, pos_bias, self._memory(text.images.flatten(0, 1)))
-        return rearrange(out, "(b k) p h d -> (b p) k h d", k=images)
+        return out.unflatten(0, (videos, images)).transpose(1, 2).flatten(0, 1)
 
 
 class SpatialLinearAttention(nn.Module):
@@ -270,9 +271,9 @@ class SpatialLinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(b, c, f, h, w)` to the same."""
-        frames = rearrange(x, "b c f h w -> (b f) (h w) c")
+        frames = frames_as_rows(x)
         out = self._attend_to_pixels(frames)
-        return rearrange(out, "(b f) (h w) c -> b c f h w", b=x.shape[0], h=x.shape[3])
+        return rows_as_frames(out, x.shape[0], x.shape[3])
 
     def _attend_to_pixels(self, x: Tensor) -> Tensor:
         """Attends within `(frames, n, c)`, values and summed values never being formed.
@@ -285,14 +286,15 @@ class SpatialLinearAttention(nn.Module):
         q = project(x, w_q).unflatten(-1, (self.heads, -1)).softmax(dim=-1).flatten(-2)
         k = project(x, w_k).softmax(dim=1)
 
-        # the small factors, all frames of a head in one product
-        summary = rearrange(
-            x.transpose(1, 2) @ k, "f c (heads d) -> heads (f d) c", heads=self.heads
-        )
-        values = rearrange(w_v, "(heads e) c -> heads c e", heads=self.heads)
-        w_out = rearrange(self.to_out.weight, "c (heads e) 1 1 -> heads e c", heads=self.heads)
+        # the small factors, all frames of a head in one product: heads (f d) c,
+        summary = (x.transpose(1, 2) @ k).unflatten(2, (self.heads, -1))
+        summary = summary.permute(2, 0, 3, 1).flatten(1, 2)
+        # heads c e, heads e c,
+        values = w_v.unflatten(0, (self.heads, -1)).transpose(1, 2)
+        w_out = self.to_out.weight.flatten(1).unflatten(1, (self.heads, -1)).permute(1, 2, 0)
         mix = summary @ (values * self.scale) @ w_out
-        mix = rearrange(mix, "heads (f d) c -> f (heads d) c", f=x.shape[0])
+        # and f (heads d) c
+        mix = mix.unflatten(1, (x.shape[0], -1)).transpose(0, 1).flatten(1, 2)
 
         assert self.to_out.bias is not None
         return torch.baddbmm(self.to_out.bias, q, mix.to(q.dtype))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from einops import rearrange
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.model.attention import (
@@ -11,6 +10,12 @@ from video_diffusion_pytorch.model.attention import (
     SpatialLinearAttention,
 )
 from video_diffusion_pytorch.model.blocks import LayerNorm
+from video_diffusion_pytorch.model.folds import (
+    frames_as_rows,
+    pixels_as_rows,
+    rows_as_frames,
+    rows_as_pixels,
+)
 from video_diffusion_pytorch.model.text_tokens import TextTokens
 from video_diffusion_pytorch.model.token_shift import shift_in_space, shift_in_time
 
@@ -53,7 +58,7 @@ class TemporalAttention(nn.Module):
         `pos_bias` may be of more heads than this layer has, which takes the first.
         """
         b, h = x.shape[0], x.shape[3]
-        pixels = rearrange(x, "b c f h w -> (b h w) f c")
+        pixels = pixels_as_rows(x)
         mask = focus_present_mask
         if mask is not None:
             mask = mask.repeat_interleave(pixels.shape[0] // b)
@@ -62,7 +67,7 @@ class TemporalAttention(nn.Module):
             inner = shift_in_time(inner, mask, image_frames)
         bias = pos_bias[: self.attn.heads]
         out = self.attn(inner, bias, mask, rotary, image_frames, text)
-        return x + rearrange(out, "(b h w) f c -> b c f h w", b=b, h=h)
+        return x + rows_as_pixels(out, b, h)
 
 
 class SpatialAttention(nn.Module):
@@ -94,10 +99,10 @@ class SpatialAttention(nn.Module):
         inner = self.norm(x)
         if self.shift:
             inner = shift_in_space(inner)
-        frames = rearrange(inner, "b c f h w -> (b f) (h w) c")
+        frames = frames_as_rows(inner)
         told = None if text is None else TextTokens(text.of_each_frame(x.shape[2]))
         out = self.attn(frames, text=told)
-        return x + rearrange(out, "(b f) (h w) c -> b c f h w", b=x.shape[0], h=x.shape[3])
+        return x + rows_as_frames(out, x.shape[0], x.shape[3])
 
 
 class LinearAttentionLayer(nn.Module):

@@ -2,13 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-
-def _per_frame(x: Tensor) -> Tensor:
-    """Folds the frames into the batch; of a channels-last video this is a view."""
-    return rearrange(x, "b c f h w -> (b f) c h w")
+from video_diffusion_pytorch.model.folds import frames_as_images, images_as_frames
 
 
 class FramewiseConv(nn.Conv3d):
@@ -21,8 +17,8 @@ class FramewiseConv(nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         """Maps `(b, c, f, h, w)` to `(b, out, f, h', w')`."""
         weight = self.weight.squeeze(2)
-        y = F.conv2d(_per_frame(input), weight, self.bias, self.stride[1:], self.padding[1:])
-        return rearrange(y, "(b f) c h w -> b c f h w", b=input.shape[0])
+        y = F.conv2d(frames_as_images(input), weight, self.bias, self.stride[1:], self.padding[1:])
+        return images_as_frames(y, input.shape[0])
 
 
 class FramewiseConvTranspose(nn.ConvTranspose3d):
@@ -34,9 +30,9 @@ class FramewiseConvTranspose(nn.ConvTranspose3d):
         weight = self.weight.squeeze(2)
         assert not isinstance(self.padding, str)
         y = F.conv_transpose2d(
-            _per_frame(input), weight, self.bias, self.stride[1:], self.padding[1:]
+            frames_as_images(input), weight, self.bias, self.stride[1:], self.padding[1:]
         )
-        return rearrange(y, "(b f) c h w -> b c f h w", b=input.shape[0])
+        return images_as_frames(y, input.shape[0])
 
 
 def Downsample(dim: int) -> nn.Module:
@@ -178,8 +174,9 @@ class ResnetBlock(nn.Module):
                     f"of shape (b, {self.mlp[1].in_features}), got None; pass the embedding or "
                     "build the block without time_emb_dim"
                 )
-            pattern = "b c -> b c 1 1 1" if time_emb.ndim == 2 else "b f c -> b c f 1 1"
-            scale, shift = rearrange(self.mlp(time_emb), pattern).chunk(2, dim=1)
+            emb = self.mlp(time_emb)
+            per_frame = emb if emb.ndim == 3 else emb[:, None]
+            scale, shift = per_frame.transpose(1, 2)[..., None, None].chunk(2, dim=1)
             scale_shift = scale, shift
         hidden = self.block2(self.dropout(self.block1(x, scale_shift)))
         return hidden + self.res_conv(x)

@@ -8,7 +8,6 @@ from types import FunctionType, MethodType
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import nn
 
 from video_diffusion_pytorch.model.attention_layers import (
@@ -64,8 +63,6 @@ def compile_blocks(network: nn.Module, **options: Any) -> None:
     # torch versions without this option have torch._dynamo.config.cache_size_limit for everybody
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         options = {"recompile_limit": _GRAPHS, **options}
-    # einops learns of torch at its first call, which a compiled layer would take for a change
-    rearrange(torch.empty(1), "a -> a")
     for layer in layers:
         # torch.nn.Module.compile sets this attribute, too, which calls then prefer and which
         # copies, pickles and state dicts leave out; there is no public way to give it a function

@@ -38,7 +38,7 @@ def clips(tmp_path):
 
 def model(diffusion=None, **unet):
     torch.manual_seed(0)
-    network = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **unet)
+    network = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, **unet)
     return GaussianDiffusion(network, image_size=8, num_frames=3, timesteps=2, **(diffusion or {}))
 
 

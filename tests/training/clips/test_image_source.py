@@ -57,7 +57,7 @@ def _encoder():
 def make(tmp_path):
     def make(*sources, trainer_class=Trainer, unet=None, diffusion=None, **options):
         torch.manual_seed(0)
-        network = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **(unet or {}))
+        network = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, **(unet or {}))
         model = GaussianDiffusion(
             network, image_size=8, num_frames=3, timesteps=2, **(diffusion or {})
         )
