@@ -426,6 +426,9 @@ def test_classes_by_name(mistake, capsys):
     names = values("-n", "2", "--labels", "dogs", "cats", "--cond_scale", "2")
     assert names.shape == (4, 1, 3, 24, 24)
     np.testing.assert_array_equal(names, values("-n", "2", "--labels", "1", "0", "--cond_scale=2"))
+    # of a results folder, the newest
+    main(["sample", "results", "-n", "2", "--labels", "dogs", "cats", "-o", "again.npy"])
+    assert np.load("again.npy").shape == names.shape
     capsys.readouterr()
     line = mistake("sample", "results/model-1.5.pt", "--labels", "birds")
     assert "--labels must be among cats, dogs, got 'birds'; choose from them" in line

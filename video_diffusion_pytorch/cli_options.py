@@ -78,7 +78,12 @@ def _sample_parser() -> ArgumentParser:
         "needs.",
     )
     add = parser.add_argument
-    add("checkpoint", type=str, help="A file model-N.pt of this library, or of version 0.6 or 0.7.")
+    add(
+        "checkpoint",
+        type=str,
+        help="A file model-N.pt of this library, or of version 0.6 or 0.7; or a results folder, "
+        "for its newest one.",
+    )
     add("--text", type=str, nargs="+", help="Captions, for a model that was trained with them.")
     add("--labels", type=str, nargs="+", help="Classes, by name or number.")
     for name, what in _FILES.items():

@@ -19,7 +19,7 @@ from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.presets import preset as find_preset
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import OPTIONS, class_names, pick, read_conditions
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at, newest
 from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
 
@@ -112,7 +112,7 @@ def run_sampling(
     """Draws videos from a checkpoint and writes them to one file.
 
     Args:
-        checkpoint: A training file.
+        checkpoint: A training file, or a results folder for its newest one.
         count: Number of videos, for each condition.
         output: A `.npy`, the values as they are, `(b, c, f, h, w)`; or one of the formats of
             `write_video`, the videos side by side and those of each condition in a row.
@@ -142,10 +142,11 @@ def run_sampling(
     how, encoder = _as_in_paper(preset, sampler, steps, text_encoder)
     averaged = True if ema_decay is None else ema_decay
     sizes: dict[str, Any] = {"image_size": image_size, "num_frames": num_frames}
-    diffusion = load_diffusion(checkpoint, **sizes, device=device, averaged=averaged)
+    file = checkpoint_at(checkpoint)
+    diffusion = load_diffusion(file, **sizes, device=device, averaged=averaged)
     if encoder is not None:
         text.set_text_encoder(encoder)
-    conditions = read_conditions(diffusion, class_names(checkpoint), **told)
+    conditions = read_conditions(diffusion, class_names(file), **told)
 
     if cond_scale != 1 and not conditions:
         raise ValueError(

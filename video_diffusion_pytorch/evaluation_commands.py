@@ -14,7 +14,7 @@ from video_diffusion_pytorch.evaluation.results import compare_results, read_res
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import class_names
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
 from video_diffusion_pytorch.training.engine import make_accelerator
 from video_diffusion_pytorch.training.evaluation_options import Evaluation
 
@@ -57,8 +57,7 @@ def run_evaluation(
         FileNotFoundError: If a file or folder is missing.
         ValueError: If an option is out of range, or does not fit the checkpoint.
     """
-    given = Path(checkpoint)
-    file = (newest(given) or given) if given.is_dir() and not (given / "run.pt").exists() else given
+    file = checkpoint_at(checkpoint)
     accelerator = None
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         accelerator = make_accelerator(False, device)

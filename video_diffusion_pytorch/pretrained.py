@@ -13,7 +13,7 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.diffusion.trained_for import training_of
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
 from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import read_gathered
 
 
@@ -69,9 +69,7 @@ def load_diffusion(
         torch.Size([1, 1, 4, 24, 24])
     """
     where = _check_device(device)
-    file = Path(path)
-    if file.is_dir() and not (file / "run.pt").exists():
-        file = newest(file) or file
+    file = checkpoint_at(path)
     state = read_gathered(file) if file.is_dir() else read_checkpoint(file)
     weights = _choose_weights(state, averaged, file)
     config = state.get("config")

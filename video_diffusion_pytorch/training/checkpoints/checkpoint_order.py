@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,14 @@ def newest(folder: Path) -> Path | None:
     """The checkpoint of the highest step among those that can be read; None without any."""
     readable = [path for path in in_order(folder) if _step_of(path) < math.inf]
     return readable[-1] if readable else None
+
+
+def checkpoint_at(path: str | os.PathLike[str]) -> Path:
+    """The path of a checkpoint, which may itself be a folder; of a results folder, its newest."""
+    given = Path(path)
+    if not given.is_dir() or (given / "run.pt").exists():
+        return given
+    return newest(given) or given
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
