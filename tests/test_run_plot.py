@@ -103,6 +103,24 @@ def test_a_run_as_a_picture(run_with, figures):
         assert axes.get_title()
 
 
+def test_scores_follow_below(run_with, figures):
+    scored = [
+        {"step": step, "time": 1.7e9, "fvd": 9 / step, "psnr": 20.0 + step, "ssim": 0.5}
+        for step in (2, 4)
+    ]
+    folders = run_with(training(1), *scored), run_with(training(1), scored[0], name="other")
+    plot_run(folders[0])
+    plot_run(folders, folders[0] / "both.png")
+    for figure, runs in zip(figures, (1, 2), strict=True):
+        axes = {one.get_title(): one for one in figure.axes}
+        assert len(axes) == 6 + 3
+        fvd = axes["Frechet video distance"]
+        assert fvd.get_yscale() == "log"
+        assert len(fvd.get_lines()) == runs
+        assert fvd.get_lines()[0].get_xydata().tolist() == [[2, 4.5], [4, 2.25]]
+        assert axes["PSNR of predicted frames"].get_ylabel() == "dB"
+
+
 def test_runs_are_compared(run_with, figures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [

@@ -18,6 +18,19 @@ _VALIDATION = "validation_loss"
 _SMOOTHED = 40  # curves of more points are thin, under their running mean
 _DRAWN = 2000  # points of a curve at the most: a picture has no room for more
 _RECENT = 0.2  # share of a run, its end, over which losses by noise are averaged
+# what an evaluation measures: title, unit and scale, drawn where it is recorded
+_SCORES = {
+    "fvd": ("Frechet video distance", "distance", "log"),
+    "random_feature_distance": ("Distance by random features", "distance", "log"),
+    "inception_score": ("Inception score", "score", "linear"),
+    "fid_avg": ("FID of frames, mean", "distance", "log"),
+    "fid_first": ("FID of first frames", "distance", "log"),
+    "is_avg": ("Inception score of frames, mean", "score", "linear"),
+    "is_first": ("Inception score of first frames", "score", "linear"),
+    "psnr": ("PSNR of predicted frames", "dB", "linear"),
+    "ssim": ("SSIM of predicted frames", "similarity", "linear"),
+    "lpips": ("LPIPS of predicted frames", "distance", "linear"),
+}
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
 
@@ -26,6 +39,8 @@ def plot_run(
     output: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Draws the losses, learning rate, gradient norm and speed of a run, or of several to compare.
+
+    Scores of `evaluate_every` follow below them.
 
     Of several runs the validation losses of averaged weights are left out, where there are others.
 
@@ -90,8 +105,14 @@ def _draw(runs: dict[str, Lines], target: Path) -> None:
     # a figure without pyplot needs no display and leaves no state behind
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 10.5), layout="constrained")
-    (loss, noise), (rate, norm), (speed, wait) = figure.subplots(3, 2)
+    recorded = {name for lines in runs.values() for line in lines for name in line}
+    scores = [name for name in _SCORES if name in recorded]
+    rows = 3 + -(-len(scores) // 2)
+    figure = Figure(figsize=(12, 3.5 * rows), layout="constrained")
+    loss, noise, rate, norm, speed, wait, *others = figure.subplots(rows, 2).flat
+    of_score = dict(zip(scores, others, strict=False))
+    for spare in others[len(scores) :]:
+        spare.remove()
     for number, (name, lines) in enumerate(runs.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         begin = f"{name}: " if len(runs) > 1 else ""
@@ -101,6 +122,8 @@ def _draw(runs: dict[str, Lines], target: Path) -> None:
         _curve(norm, lines, "grad_norm", colour, name)
         _curve(speed, lines, "clips_per_second", colour, name)
         _curve(wait, lines, "data_wait", colour, name, scale=100.0)
+        for score, axes in of_score.items():
+            _curve(axes, lines, score, colour, name, smooth=False)
     told = {
         loss: ("Loss", "loss", "log"),
         noise: ("Loss by noise level", "loss", "log"),
@@ -108,6 +131,7 @@ def _draw(runs: dict[str, Lines], target: Path) -> None:
         norm: ("Gradient norm, before it is cut", "norm", "log"),
         speed: ("Speed, all processes", "clips per second", "linear"),
         wait: ("Time spent waiting for clips", "share of a step (%)", "linear"),
+        **{axes: _SCORES[score] for score, axes in of_score.items()},
     }
     for axes, (title, unit, scale) in told.items():
         _finish(axes, title, unit, scale)
