@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -15,8 +16,9 @@ PROG = "video-diffusion"
 COMMANDS = ("demo", "train", "sample", "evaluate", "compare", "info", "plot", "gather")
 
 
+@functools.cache
 def build_parser(preset_name: str | None = None) -> ArgumentParser:
-    """The parser of the whole command.
+    """The parser of the whole command; of equal settings the same one.
 
     Args:
         preset_name: The model of the paper whose settings are the defaults of `train`; None for the

@@ -15,7 +15,7 @@ from video_diffusion_pytorch.training.activation_memory import activation_bytes
 
 def tiny_diffusion(**config):
     torch.manual_seed(0)
-    unet = Unet3D(**{"dim": 8, "dim_mults": (1, 2), "attn_heads": 2, "attn_dim_head": 8} | config)
+    unet = Unet3D(**{"dim": 8, "dim_mults": (1,), "attn_heads": 2, "attn_dim_head": 8} | config)
     return GaussianDiffusion(unet, image_size=16, num_frames=4, timesteps=10)
 
 
