@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.evaluation.exchange import in_turns
+from video_diffusion_pytorch import run_plot
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, random_features
 from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
 from video_diffusion_pytorch.evaluation.inception_score import InceptionScore
@@ -56,6 +57,8 @@ def test_all_scores():
     first.add(drawn[:, :, 0].mean((2, 3)), range(11))
     assert found["is_first"] == pytest.approx(first.compute()[0])
     assert found["is_avg"] > 1
+    # a picture of a run shows them all
+    assert found.keys() - run_plot._SCORES.keys() == {"inception_score_std"}
 
 
 def test_those_only_that_there_are_networks_for():

@@ -271,8 +271,7 @@ class SpatialLinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `(b, c, f, h, w)` to the same."""
-        frames = frames_as_rows(x)
-        out = self._attend_to_pixels(frames)
+        out = self._attend_to_pixels(frames_as_rows(x))
         return rows_as_frames(out, x.shape[0], x.shape[3])
 
     def _attend_to_pixels(self, x: Tensor) -> Tensor:

@@ -37,11 +37,21 @@ def newest(folder: Path) -> Path | None:
 
 
 def checkpoint_at(path: str | os.PathLike[str]) -> Path:
-    """The path of a checkpoint, which may itself be a folder; of a results folder, its newest."""
+    """The path of a checkpoint, which may itself be a folder; of a results folder, its newest.
+
+    Raises:
+        FileNotFoundError: If a results folder holds none that can be read.
+    """
     given = Path(path)
-    if not given.is_dir() or (given / "run.pt").exists():
+    if not given.is_dir() or given.suffix == ".sharded" or (given / "run.pt").exists():
         return given
-    return newest(given) or given
+    found = newest(given)
+    if found is None:
+        raise FileNotFoundError(
+            f"expected a checkpoint model-N.pt or model-N.sharded in the results folder {given}, "
+            "found none that can be read; give the folder of a run that has saved one, or a file"
+        )
+    return found
 
 
 def set_aside(folder: Path, step: int) -> list[Path]:
