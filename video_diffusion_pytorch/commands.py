@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch import text
+from video_diffusion_pytorch.data.dataset_options import split_conditions
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
@@ -60,6 +61,9 @@ def run_training(
     """
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)
+    *_, columns = split_conditions(data.get("conditions"))
+    if isinstance(columns.get("cond"), list) and not unet.get("use_bert_text_cond"):
+        unet = {**unet, "cond_dim": unet.get("cond_dim") or len(columns["cond"])}
     torch.manual_seed(seed)
     model = GaussianDiffusion(Unet3D(**unet), **diffusion)
     loop = Trainer(model, folder, **trainer, **data, resume=resume_from, seed=seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder, stills_among
@@ -56,18 +56,12 @@ def find_clips(
         raise NotADirectoryError(
             f"expected a folder of videos at {folder}, got a file; pass the folder that holds it"
         )
-    wanted = VIDEO_EXTS if exts is None else [exts] if isinstance(exts, str) else exts
-    endings = tuple("." + ext.lower().lstrip(".") for ext in wanted)
-    closed = {Path(path).resolve() for path in exclude}
+    endings = _endings(VIDEO_EXTS if exts is None else exts)
     found: list[Path] = []
     frame_folders: set[Path] = set()
     apart: list[Path] = []
     others: Counter[str] = Counter()
-    for parent, folders, names in os.walk(folder):
-        here = Path(parent)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        folders[:] = [name for name in folders if (here / name).resolve() not in closed]
-        names = [name for name in names if not name.startswith(".")]
+    for here, folders, names in _walk(folder, exclude):
         others.update(Path(name).suffix.lower() or "no extension" for name in names)
         if exts is None and is_frame_folder(here, [*names, *folders]):
             found.append(here)
@@ -93,6 +87,57 @@ def find_clips(
             f"{counts or 'no file at all'}; check the folder, or say in exts what to look for"
         )
     return found
+
+
+def clips_by_name(
+    folder: Path,
+    exts: str | Sequence[str] | None = None,
+    exclude: Sequence[str | os.PathLike[str]] = (),
+) -> dict[str, list[Path]]:
+    """All files below a folder by their names, and clips by their names without endings as well.
+
+    Args:
+        folder: The folder.
+        exts: As in `find_clips`; endings of clips besides those that can be read.
+        exclude: As in `find_clips`.
+
+    Returns:
+        Files and folders of frames. What belongs to another clip has its full name only.
+    """
+    endings = _endings(VIDEO_EXTS) + _endings(exts or ())
+    found: dict[str, list[Path]] = {}
+    clips: list[Path] = []
+    frame_folders: set[Path] = set()
+    for here, folders, names in _walk(folder, exclude):
+        if is_frame_folder(here, [*names, *folders]):
+            frame_folders.add(here)
+            continue
+        for name in names:
+            found.setdefault(name, []).append(here / name)
+        clips += [here / name for name in names if name.lower().endswith(endings)]
+    clips += frame_folders
+    companions = set(_companions(clips, frame_folders))
+    for path in sorted(clips):
+        if path not in companions and not path.stem.endswith(".cond"):
+            found.setdefault(name_of(path, path in frame_folders), []).append(path)
+    return found
+
+
+def _endings(exts: str | Sequence[str]) -> tuple[str, ...]:
+    wanted = [exts] if isinstance(exts, str) else exts
+    return tuple("." + ext.lower().lstrip(".") for ext in wanted)
+
+
+def _walk(
+    folder: Path, exclude: Sequence[str | os.PathLike[str]]
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Folders with the names of their folders and files, hidden and excluded ones left out."""
+    closed = {Path(path).resolve() for path in exclude}
+    for parent, folders, names in os.walk(folder):
+        here = Path(parent)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if (here / name).resolve() not in closed]
+        yield here, folders, [name for name in names if not name.startswith(".")]
 
 
 def name_of(path: Path, is_folder: bool) -> str:
@@ -125,20 +170,25 @@ def beside(clip: Path, endings: Sequence[str]) -> Path | None:
     return None
 
 
-def _without_company(found: list[Path], frame_folders: set[Path], uses_arrays: bool) -> list[Path]:
-    """Leaves out files that belong to another clip."""
+def _companions(found: list[Path], frame_folders: set[Path]) -> list[Path]:
+    """Files that belong to another clip by their names."""
     names = {
         path.with_name(name_of(path, path in frame_folders))
         for path in found
         if path in frame_folders or path.suffix.lower() not in _BESIDE
     }
-    named = [
+    return [
         path
         for path in found
         if path not in frame_folders
         and path.suffix.lower() in _BESIDE
         and path.with_name(path.stem) in names
     ]
+
+
+def _without_company(found: list[Path], frame_folders: set[Path], uses_arrays: bool) -> list[Path]:
+    """Leaves out files that belong to another clip."""
+    named = _companions(found, frame_folders)
     thumbnails = [path for path in named if path.suffix.lower() == ".png"]
     if thumbnails:
         _warn_of("pictures", thumbnails, "rename those that are clips of their own")

@@ -45,8 +45,11 @@ class ClipConditions:
         function: Called with a clip's path, gives a dict of further conditions.
         missing: What to do about a clip without caption: `"error"`, or `"null"` for the condition
             that stands for none.
+        columns: Of a manifest, by keyword of the diffusion: `"cond"` from one column of texts or a
+            list of columns of numbers, `"labels"` from one column.
 
     Attributes:
+        numbers: The columns of numbers.
         class_names: Names of the classes, sorted; the place of each is its label. Where all names
             are whole numbers below 10000 they are the labels themselves.
 
@@ -55,22 +58,35 @@ class ClipConditions:
     """
 
     def __init__(
-        self, kinds: Sequence[str], function: ConditionFn | None = None, missing: str = "error"
+        self,
+        kinds: Sequence[str],
+        function: ConditionFn | None = None,
+        missing: str = "error",
+        columns: Mapping[str, Any] | None = None,
     ) -> None:
         unknown = [kind for kind in kinds if kind not in KINDS]
         if unknown:
             raise ValueError(
-                f"conditions must be among {', '.join(KINDS)}, or be a function, got "
-                f"{unknown[0]!r}; choose one of them"
+                f"conditions must be among {', '.join(KINDS)}, or be a function, or a dict of "
+                f"columns of the manifest as {{'cond': ['EF']}}, got {unknown[0]!r}; choose one of "
+                "them"
             )
-        keys = [_KEYS[kind] for kind in kinds]
+        self.columns = dict(columns or {})
+        cond = self.columns.get("cond", ())
+        self.numbers: tuple[str, ...] = () if isinstance(cond, str) else tuple(cond)
+        kinds = [
+            *kinds,
+            *["caption"] * isinstance(cond, str),
+            *["label"] * ("labels" in self.columns),
+        ]
+        keys = [_KEYS[kind] for kind in kinds] + ["cond"] * bool(self.numbers)
         arrays = [kind for kind in kinds if kind in _AXES]
         if len(set(keys)) < len(keys) or len(arrays) > 1:
             raise ValueError(
                 "conditions must differ in where they come from and where they go, got "
-                f"{', '.join(kinds)}; only one of vector, frame_vectors and field can be the array "
-                "beside the clip, and a caption and a vector cannot both be cond: give a function "
-                "for the others"
+                f"{', '.join([*kinds, *self.numbers])}; only one of vector, frame_vectors and "
+                "field can be the array beside the clip, and of a caption, a vector and columns of "
+                "numbers only one can be cond: give a function for the others"
             )
         if missing not in ("error", "null"):
             raise ValueError(
@@ -82,7 +98,7 @@ class ClipConditions:
         self._labels: dict[str, int] = {}
 
     def __bool__(self) -> bool:
-        return bool(self.kinds) or self.function is not None
+        return bool(self.kinds or self.numbers) or self.function is not None
 
     @property
     def may_use_arrays(self) -> bool:
@@ -131,6 +147,8 @@ class ClipConditions:
             found["cond"] = clip.caption
         if "label" in self.kinds:
             found["labels"] = self._labels[str(clip.label)]
+        if self.numbers:
+            found["cond"] = torch.tensor(clip.numbers, dtype=torch.float32)
         if self.array_kind is not None:
             found[_KEYS[self.array_kind]] = self._read_array(clip.path, frames)
         if self.function is not None:
@@ -144,6 +162,14 @@ class ClipConditions:
                 f"expected a caption for each of {len(clips)} clips, in the manifest or in a .txt "
                 f"of the clip's name, got none for {len(without)}, the first being {without[0]}; "
                 "write them, or pass missing_captions='null'"
+            )
+        column = self.columns.get("cond")
+        texts = [clip.caption for clip in clips if clip.caption is not None]
+        if column is not None and texts and all(_is_number(text) for text in texts):
+            raise ValueError(
+                f"the column {column} must hold texts to be a caption, got numbers only, such as "
+                f"{texts[0]}; for a vector of them write conditions={{'cond': [{column!r}]}}, for "
+                f"captions manifest_columns={{'caption': {column!r}}} and conditions='caption'"
             )
 
     def _array_path(self, clip: Path) -> Path:
@@ -191,6 +217,14 @@ class ClipConditions:
                 f"{path}; return for example {{'cond': vector}}"
             )
         return given
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True
 
 
 def _with_caption(clip: Clip) -> Clip:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ from video_diffusion_pytorch.data.manifest import Clip, read_labels, read_manife
 from video_diffusion_pytorch.data.timeline import Timeline
 
 _DEFAULT_EXTS = ["gif"]
+# Of the manifest, by keyword of the diffusion
+Columns = Mapping[str, str | Sequence[str]]
 
 
 def _list_clips(
@@ -47,12 +49,25 @@ def _list_clips(
     exts: str | Sequence[str] | None,
     exclude: Sequence[str | os.PathLike[str]],
     conditions: ClipConditions,
+    columns: Mapping[str, str] | None,
 ) -> list[Clip]:
     if manifest is None:
+        if conditions.columns or columns:
+            raise ValueError(
+                "columns must be those of a manifest, got "
+                f"{dict(columns or conditions.columns)} and no manifest; pass manifest='clips.csv'"
+            )
         paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
         return conditions.complete([Clip(path) for path in paths], folder)
-    clips = read_manifest(manifest, folder, split)
-    all_rows = read_labels(manifest, folder) if "label" in conditions.kinds else []
+    of_conditions = {"cond": "caption", "labels": "label"}
+    columns = {
+        **(columns or {}),
+        **{of_conditions[k]: c for k, c in conditions.columns.items() if isinstance(c, str)},
+    }
+    options: dict[str, Any] = {"columns": columns, "exts": exts, "exclude": exclude}
+    numbers, kinds = conditions.numbers, conditions.kinds
+    clips = read_manifest(manifest, folder, split, numbers=numbers, kinds=kinds, **options)
+    all_rows = read_labels(manifest, folder, **options) if "label" in kinds else []
     return conditions.complete(clips, folder, all_rows)
 
 
@@ -95,14 +110,18 @@ class Dataset(data.Dataset[Any]):
         conditions: What comes with a clip; one or several of `"caption"` (the text in `clip.txt`
             or in the manifest), `"label"` (by sub-folder, or in the manifest), `"vector"`,
             `"frame_vectors"` or `"field"` (an array in `clip.npy` or `clip.pt`: `(d,)`, `(f, d)`,
-            `(c, h, w)` or `(c, f, h, w)`), and a function that is called with the file's path
-            and gives a dict of keywords.
+            `(c, h, w)` or `(c, f, h, w)`), a function that is called with the file's path
+            and gives a dict of keywords, and a dict of the manifest's columns: `{"cond": ["EF",
+            "ESV"]}` for a vector of numbers `(2,)`, float32, `{"cond": "Report", "labels":
+            "Class"}` for a text and a label. Each clip must have a finite number and a label.
         missing_captions: `"error"`, or `"null"`: a clip without caption is trained as if its
             condition had been dropped.
-        manifest: A `.csv` or `.jsonl` with the columns `path`, `caption`, `label`, `start`, `end`
-            (seconds) and `split`, of which all but `path` may be left out; only its clips are
-            taken. Paths are relative to `folder`.
-        split: Take the manifest's clips of this split; None for all.
+        manifest: A `.csv`, `.tsv`, `.txt` or `.jsonl` with the columns `path`, `caption`, `label`,
+            `start`, `end` (seconds) and `split`, of which all but `path` may be left out; only its
+            clips are taken. Paths are relative to `folder`, or names of files below, which may lack
+            their ending. Other usual names of columns, as in `data.manifest.COLUMNS`, are
+            understood, and cells such as `nan` count as missing.
+        split: Take the manifest's clips of this split, in upper or lower case; None for all.
         read_fn: Reads a file in the place of `read_video`: called with its path, it gives an array
             `(c, f, h, w)`, or that and the frames per second.
         axes: Order of the axes in array files, such as `"fhwc"`; None where it can be recognised.
@@ -110,6 +129,8 @@ class Dataset(data.Dataset[Any]):
         exclude: Sub-folders not to search.
         as_uint8: Leave 8-bit clips uint8, as `GaussianDiffusion` takes them as well; not with a
             `value_range`, in whose units they are floats from 0 to 255.
+        manifest_columns: Names of the manifest's columns where they are others, by what they hold:
+            `{"path": "FileName", "split": "Set"}`.
 
     Attributes:
         paths: The files in sorted order, one per clip.
@@ -154,7 +175,11 @@ class Dataset(data.Dataset[Any]):
         crop: str = "center",
         vertical_flip: bool = False,
         value_range: Any = None,
-        conditions: str | ConditionFn | Sequence[str | ConditionFn] | None = None,
+        conditions: str
+        | ConditionFn
+        | Columns
+        | Sequence[str | ConditionFn | Columns]
+        | None = None,
         missing_captions: str = "error",
         manifest: str | os.PathLike[str] | None = None,
         split: str | None = "train",
@@ -163,6 +188,7 @@ class Dataset(data.Dataset[Any]):
         cache: str | os.PathLike[str] | None = None,
         exclude: Sequence[str | os.PathLike[str]] = (),
         as_uint8: bool = False,
+        manifest_columns: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         frame_size = FrameSize(check_image_size(image_size), fit, crop)
@@ -177,8 +203,10 @@ class Dataset(data.Dataset[Any]):
         self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
 
         # which files, and what comes with them
-        self._conditions = ClipConditions(*split_conditions(conditions), missing_captions)
-        clips = _list_clips(Path(folder), manifest, split, exts, exclude, self._conditions)
+        kinds, function, columns = split_conditions(conditions)
+        self._conditions = ClipConditions(kinds, function, missing_captions, columns)
+        told = self._conditions, manifest_columns
+        clips = _list_clips(Path(folder), manifest, split, exts, exclude, *told)
         self._split = None if manifest is None else split
         self.class_names = self._conditions.class_names
         check_channels(channels, [clip.path for clip in clips], read_fn is not None)

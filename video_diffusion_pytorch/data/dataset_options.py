@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,24 +87,38 @@ def as_value_range(value_range: Any, channels: int) -> ValueRange | None:
     return low, high
 
 
-def split_conditions(conditions: Any) -> tuple[list[str], Callable[[Path], Any] | None]:
-    """Names of kinds, and the function beside them.
+def split_conditions(
+    conditions: Any,
+) -> tuple[list[str], Callable[[Path], Any] | None, dict[str, Any]]:
+    """Names of kinds, the function beside them, and columns of the manifest by keyword.
 
     Raises:
-        TypeError: An item is neither, or there are two functions.
+        TypeError: An item is none of these, or there are two functions.
+        ValueError: A keyword has no column, or one that cannot be had from a manifest.
     """
     if conditions is None:
-        return [], None
-    is_single = isinstance(conditions, str) or callable(conditions)
+        return [], None, {}
+    is_single = isinstance(conditions, (str, Mapping)) or callable(conditions)
     items = [conditions] if is_single else list(conditions)
     functions = [item for item in items if callable(item)]
     kinds = [item for item in items if isinstance(item, str)]
-    if len(functions) > 1 or len(functions) + len(kinds) < len(items):
+    mappings = [item for item in items if isinstance(item, Mapping)]
+    if max(len(functions), len(mappings)) > 1 or len(items) > len([*functions, *kinds, *mappings]):
         raise TypeError(
-            f"conditions must be names of conditions and at most one function, got {conditions!r}; "
-            "let one function give the conditions of both"
+            "conditions must be names of conditions, at most one function and one dict of columns, "
+            f"got {conditions!r}; let one function give the conditions of both"
         )
-    return kinds, functions[0] if functions else None
+    columns = dict(mappings[0]) if mappings else {}
+    for name, column in columns.items():
+        is_list = name == "cond" and isinstance(column, (list, tuple)) and len(column) > 0
+        names = column if is_list else [column]
+        if name not in ("cond", "labels") or not all(isinstance(n, str) for n in names):
+            raise ValueError(
+                "conditions from columns of the manifest must be 'cond', a list of columns of "
+                "numbers or one column of texts, and 'labels', one column, got "
+                f"{name!r}: {column!r}; write for example {{'cond': ['EF'], 'labels': 'Class'}}"
+            )
+    return kinds, functions[0] if functions else None, columns
 
 
 def _is_positive_int(value: object) -> bool:

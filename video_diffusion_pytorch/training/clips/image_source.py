@@ -42,7 +42,7 @@ class ImageSource:
     ) -> Any:
         """The images of `image_folder`: a dataset of clips, of which one frame each is taken."""
         clips = clips_behind(self.ds)
-        kinds, _ = split_conditions(self.data_options.get("conditions"))
+        kinds, *_ = split_conditions(self.data_options.get("conditions"))
         options = {k: v for k, v in self.data_options.items() if k in _FOR_PICTURES}
         return PictureFolder(
             folder,
