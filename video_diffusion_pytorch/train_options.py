@@ -120,8 +120,8 @@ def rewrite(argv: list[str]) -> list[str]:
             others.append(argument)
             continue
         name, equals, value = argument[2:].partition("=")
-        name = name.replace("-", "_")
-        option = f"--{short.get(name, name)}{equals}{value}"
+        name, dot, key = name.replace("-", "_").partition(".")
+        option = f"--{short.get(name, name)}{dot}{key}{equals}{value}"
         if name == "config" and argv[0] == "train":
             # the later of two wins, and that shall be the command line
             files += (

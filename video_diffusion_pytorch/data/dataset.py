@@ -175,10 +175,11 @@ class Dataset(data.Dataset[Any]):
         crop: str = "center",
         vertical_flip: bool = False,
         value_range: Any = None,
+        # functions last: as an option of the command, the others are written as they are
         conditions: str
-        | ConditionFn
         | Columns
-        | Sequence[str | ConditionFn | Columns]
+        | Sequence[str | Columns | ConditionFn]
+        | ConditionFn
         | None = None,
         missing_captions: str = "error",
         manifest: str | os.PathLike[str] | None = None,

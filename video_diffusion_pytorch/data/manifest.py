@@ -197,7 +197,9 @@ class _Row:
     def number(self, column: str) -> float:
         """The number in a column."""
         text = self.cell(column)
-        value = _number(text or "", self.has_decimal_commas)
+        is_truth = str(text).lower() in ("true", "false")
+        number = str(float(str(text).lower() == "true")) if is_truth else text or ""
+        value = _number(number, self.has_decimal_commas)
         if not abs(value) <= _LARGEST:
             raise ValueError(
                 f"{self.where}: {column} must be a finite number, got "
@@ -221,8 +223,6 @@ class _Row:
 
 def _number(text: str, has_decimal_commas: bool) -> float:
     """The number that a text is; NaN if it is none."""
-    if text.lower() in ("true", "false"):
-        return float(text.lower() == "true")
     if has_decimal_commas and "." not in text:
         text = text.replace(",", ".")
     try:
@@ -355,7 +355,7 @@ def _column(table: Path, header: Sequence[str], role: str, name: str | None) -> 
         )
     if not found and (name is not None or role == "path"):
         raise ValueError(
-            f"{table} must have a column {wanted}, got {', '.join(header) or 'no column'}; write "
+            f"{table} must have a column {wanted}, got {', '.join(filter(None, header)) or 'none'}; write "
             "the names of the columns into the first line, or choose among them"
             + (", as in manifest_columns={'path': 'FileName'}" if name is None else "")
         )
