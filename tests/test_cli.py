@@ -437,6 +437,24 @@ def test_classes_by_name(mistake, capsys):
     assert "found none that can be read; give the folder of a run that has saved one" in line
 
 
+@pytest.mark.usefixtures("classes")
+def test_columns_of_numbers_tell_the_width(mistake, capsys):
+    rows = [f"{name},{number},{number / 4}" for number, name in enumerate("abcdef")]
+    Path("list.csv").write_text("\n".join(["FileName,EF,ESV", *rows]))
+    table = ["--manifest", "list.csv", "--held_out", "2"]
+    train(*table, "--conditions.cond", "[EF, ESV]")
+    assert "sample results/model-1.5.pt --cond ... -o results" in capsys.readouterr().out
+    config = read_checkpoint(Path("results/model-1.5.pt"))["config"]
+    assert config["unet"]["cond_dim"] == 2
+    np.save("cond.npy", np.float32([[1, 0.25]]))
+    assert values("-n", "1", "--cond", "cond.npy").shape == (1, 1, 3, 24, 24)
+    options = ["--config", "small.yaml", *table, "--conditions", '{"cond": ["EF"]}']
+    capsys.readouterr()
+    line = mistake("train", "classes", *options, "--cond_dim", 3)
+    assert "cond must have the shape (1, 3), got (1, 1); check" in line
+    assert "network's cond_dim" in line
+
+
 @pytest.mark.usefixtures("classes", "_default_encoder_again")
 def test_captions_and_first_frames(mistake, capsys):
     encoder = ["--text_encoder", str(TINY_BERT)]

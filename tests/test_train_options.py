@@ -65,6 +65,26 @@ def test_a_printed_preset_is_a_file_with_the_same_settings(capsys):
     assert printed(capsys, "--config", "all.yaml") == told
 
 
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("options", "conditions"),
+    [
+        (["--conditions", "label"], "label"),
+        (["--conditions", "[caption, label]"], ["caption", "label"]),
+        (["--conditions", '{"cond": ["EF", "ESV"]}'], {"cond": ["EF", "ESV"]}),
+        (["--conditions.cond", "[EF]", "--conditions.labels=Class"],
+         {"cond": ["EF"], "labels": "Class"}),
+        (["--conditions", '[{"cond": ["EF"]}, label]'], [{"cond": ["EF"]}, "label"]),
+    ],
+)  # fmt: skip
+def test_conditions_are_printed_as_they_are(options, conditions, capsys):
+    told = printed(capsys, *options, "--manifest-columns.path", "FileName")
+    assert told["data"]["conditions"] == conditions
+    assert told["data"]["manifest_columns"] == {"path": "FileName"}
+    Path("all.yaml").write_text(yaml.safe_dump(told))
+    assert printed(capsys, "--config", "all.yaml") == told
+
+
 def test_a_preset_that_is_found_too_late_is_refused(monkeypatch, capsys):
     monkeypatch.setattr("video_diffusion_pytorch.cli.named_preset", lambda argv: None)
     assert main(["train", "clips", "--preset", "bair"]) == 2

@@ -42,7 +42,7 @@ def run_training(
 
     Args:
         folder: Where the clips are.
-        unet: Keywords of `Unet3D`.
+        unet: Keywords of `Unet3D`; without `cond_dim`, columns of numbers as `cond` tell it.
         diffusion: Keywords of `GaussianDiffusion`.
         data: Keywords of `data.dataset.Dataset`.
         trainer: Keywords of `Trainer`.
@@ -61,8 +61,9 @@ def run_training(
     """
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)
-    *_, columns = split_conditions(data.get("conditions"))
-    if isinstance(columns.get("cond"), list) and not unet.get("use_bert_text_cond"):
+    kinds, _, columns = split_conditions(data.get("conditions"))
+    has_numbers = isinstance(columns.get("cond"), list)
+    if has_numbers and not unet.get("use_bert_text_cond"):
         unet = {**unet, "cond_dim": unet.get("cond_dim") or len(columns["cond"])}
     torch.manual_seed(seed)
     model = GaussianDiffusion(Unet3D(**unet), **diffusion)
@@ -79,7 +80,8 @@ def run_training(
     assert last is not None
     tell(f"trained to step {loop.step}: {last}")
     names = [*model.condition_names, *["first_frames"] * bool(model.given_frames)]
-    told = "".join(f" {OPTIONS[name]} ..." for name in names)
+    options = {**OPTIONS, "cond": "--cond"} if has_numbers or "vector" in kinds else OPTIONS
+    told = "".join(f" {options[name]} ..." for name in names)
     if text_encoder is not None and "cond" in names:
         told += f" --text_encoder {quote(text_encoder)}"
     told += f" --preset {preset}" if preset is not None else ""

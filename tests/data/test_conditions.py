@@ -1,5 +1,7 @@
 """What a model is told of a clip, from the files beside it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -189,6 +191,42 @@ def test_an_array_that_would_run_code(clip, tmp_path):
         read(clip, tmp_path, "vector")
 
 
+# Columns of a manifest
+
+
+def test_columns_of_numbers(clip, tmp_path):
+    told = read(replace(clip, numbers=(0.1, 2)), tmp_path, columns={"cond": ["EF", "ESV"]})
+    assert told.keys() == {"cond"}
+    assert told["cond"].dtype == torch.float32
+    assert told["cond"].tolist() == [np.float32(0.1), 2]
+    columns = {"cond": ["EF"], "labels": "Class"}
+    told = read(Clip(clip.path, None, "cat", numbers=(5,)), tmp_path, columns=columns)
+    assert told == {"cond": torch.tensor([5.0]), "labels": 0}
+
+
+def test_a_column_of_texts(clip, tmp_path):
+    columns = {"cond": "Report"}
+    assert read(replace(clip, caption="55 %"), tmp_path, columns=columns) == {"cond": "55 %"}
+    message = (
+        r"the column Report must hold texts to be a caption, got numbers only, such as 55,5; for .*"
+        r" conditions=\{'cond': \['Report'\]\}, for captions manifest_columns=\{'caption': 'Repor"
+    )
+    with pytest.raises(ValueError, match=message):
+        read(replace(clip, caption="55,5"), tmp_path, columns=columns)
+    # a kind was asked for by its name
+    assert read(replace(clip, caption="7"), tmp_path, "caption") == {"cond": "7"}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "columns"),
+    [(["caption"], {"cond": ["EF"]}), (["vector"], {"cond": ["EF"]}), (["label"], {"labels": "C"}),
+     (["vector"], {"cond": "Report"})],
+)  # fmt: skip
+def test_columns_that_cannot_go_with_other_kinds(kinds, columns):
+    with pytest.raises(ValueError, match=r"conditions must differ in where .* got .*: give a func"):
+        ClipConditions(kinds, columns=columns)
+
+
 # Functions, and what goes together
 
 
@@ -214,7 +252,8 @@ def test_what_cannot_go_together(kinds):
 
 
 def test_words_it_does_not_know():
-    with pytest.raises(ValueError, match=r"conditions must be among .* got 'text'; choose one of"):
+    message = r"conditions must be among .* \{'cond': \['EF'\]\}, got 'text'; choose one of them"
+    with pytest.raises(ValueError, match=message):
         ClipConditions(["text"])
     with pytest.raises(ValueError, match="missing_captions must be 'error' or 'null', got 'x'; ch"):
         ClipConditions(["caption"], missing="x")

@@ -4,6 +4,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -260,6 +261,64 @@ def test_a_manifest_cuts_files(numbers):
     assert [shown(clip)[0] for clip in windows] == [5, 9, 13, 0]
     cached = dataset_of(numbers, manifest=table, cache=numbers / "cache")
     assert [shown(clip) for clip in cached] == [shown(clip) for clip in dataset]
+
+
+ECHO = """FileName,EF,ESV,EDV,FrameHeight,FrameWidth,FPS,NumberOfFrames,Split
+0X2,78.498,14.88,69.21,112,112,50,2,VAL
+0X10,59.5,40.38,98.74,112,112,50,2,TRAIN
+0X1,32,27.98,67.93,112,112,50,2,TRAIN
+"""
+
+
+@pytest.fixture
+def echo(tmp_path):
+    """Films in a sub-folder, each as bright as its name, and their list beside it."""
+    for number in ("1", "2", "10"):
+        path = tmp_path / "echo" / "Videos" / f"0X{number}.avi"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mjpeg", rate=50)
+            stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
+            grey = np.full((16, 16, 3), 10 * int(number, 16), np.uint8)
+            for frame in [av.VideoFrame.from_ndarray(grey)] * 2:
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    (tmp_path / "echo" / "FileList.csv").write_text(ECHO)
+    return tmp_path / "echo"
+
+
+def test_a_published_list_as_it_is(echo):
+    options = {"num_frames": 2, "manifest": "FileList.csv"}
+    train = Dataset(echo, 16, conditions={"cond": ["EF", "ESV"]}, **options)
+    assert [path.name for path in train.paths] == ["0X10.avi", "0X1.avi"]
+    assert train[0]["cond"].tolist() == torch.tensor([59.5, 40.38]).tolist()
+    assert train[1]["cond"].tolist() == torch.tensor([32, 27.98]).tolist()
+    shown = [round(item["video"].mean().item() * 255) for item in train]
+    assert shown == pytest.approx([160, 10], abs=4)
+    [val] = Dataset(echo, 16, conditions={"cond": ["EF"]}, split="val", **options)
+    assert val["cond"].tolist() == torch.tensor([78.498]).tolist()
+
+
+def test_classes_of_a_chosen_column_agree_between_splits(echo):
+    options = {"num_frames": 2, "manifest": "FileList.csv", "conditions": {"labels": "EF"}}
+    options |= {"manifest_columns": {"path": "FileName"}}
+    train, val = (Dataset(echo, 16, split=split, **options) for split in ("train", "val"))
+    assert train.class_names == val.class_names == ("32", "59.5", "78.498")
+    assert [item["labels"] for item in (*train, *val)] == [1, 0, 2]
+    # and where names in the table have no folder, but their files are in one of their class
+    (echo / "Videos" / "0X2.avi").rename(echo / "0X2.avi")
+    (echo / "a").mkdir()
+    (echo / "0X2.avi").rename(echo / "a" / "0X2.avi")
+    options["conditions"] = "label"
+    train, val = (Dataset(echo, 16, split=split, **options) for split in ("train", "val"))
+    assert train.class_names == val.class_names == ("Videos", "a")
+    assert [item["labels"] for item in (*train, *val)] == [0, 0, 1]
+
+
+def test_columns_without_a_manifest(echo):
+    for options in ({"conditions": {"cond": ["EF"]}}, {"manifest_columns": {"path": "EF"}}):
+        with pytest.raises(ValueError, match=r"columns must be those of a manifest, got \{.*EF"):
+            Dataset(echo, 16, exts=None, **options)
 
 
 def test_a_file_that_ends_before_its_part_begins(numbers):

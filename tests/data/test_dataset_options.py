@@ -61,10 +61,18 @@ def test_choices():
 
 def test_names_and_a_function():
     function = str
-    assert split_conditions(None) == ([], None)
-    assert split_conditions("label") == (["label"], None)
-    assert split_conditions(function) == ([], function)
-    assert split_conditions(("label", function, "field")) == (["label", "field"], function)
-    for wrong in ([function, function], ["label", 3]):
-        with pytest.raises(TypeError, match=r"names of conditions and at most one .* got .*; let"):
+    assert split_conditions(None) == ([], None, {})
+    assert split_conditions("label") == (["label"], None, {})
+    assert split_conditions(function) == ([], function, {})
+    assert split_conditions(("label", function, "field")) == (["label", "field"], function, {})
+    columns = {"cond": ["EF"], "labels": "Class"}
+    assert split_conditions(columns) == ([], None, columns)
+    assert split_conditions(["field", columns, function]) == (["field"], function, columns)
+    for wrong in ([function, function], ["label", 3], [columns, columns]):
+        with pytest.raises(TypeError, match=r"names of conditions, at most one .* got .*; let"):
             split_conditions(wrong)
+    for key, value in {"labels": ["Class"], "cond": [], "frame_cond": "EF", "EF": "cond"}.items():
+        with pytest.raises(
+            ValueError, match=rf"must be 'cond', .* got '{key}': .*; write for exam"
+        ):
+            split_conditions({key: value})

@@ -1,6 +1,7 @@
 """A table that lists clips."""
 
 import json
+import os
 
 import pytest
 
@@ -82,17 +83,32 @@ def test_missing_table(tmp_path):
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("path\na.mp4\n", "clips.tsv", r"must end in .csv or .jsonl, got .*; write it as"),
+        ("path\na.mp4\n", "clips.xlsx", r"that ends in .csv, .* or .jsonl, got .*; write it as"),
         ("path\n", "clips.csv", r"clips.csv must list clips, got no row; correct the table"),
         (
             "path,split\na.mp4,test\nb.mp4,val\n",
             "clips.csv",
             r"of the split 'train', got only those of 'test', 'val'; correct the table",
         ),
-        ("file,x\na.mp4,1\n", "clips.csv", "line 2: expected a path, got none among file, x; the"),
+        ("name,x\na.mp4,1\n", "clips.csv", "must have a column path, got name, x; write the names"),
+        ("a.mp4,a cat\nb.mp4,\n", "clips.csv", "must have a column path, got a.mp4, a cat; write"),
+        ("", "clips.csv", "must have a column path, got none; write the names of the columns into"),
+        ("path,x\n,1\n", "clips.csv", "line 2: expected a path in the column path, got '';"),
+        ("path,x\nNaN,1\n", "clips.csv", "line 2: expected a path in the column path, got 'NaN';"),
+        ("file,video\na.mp4,b.mp4\n", "clips.csv", "one column for path, got file and video; ch"),
+        ("path,path\na.mp4,b.mp4\n", "clips.csv", "one column for path, got path and path; rename"),
+        (
+            "path,text,prompt\na.mp4,x,y\n",
+            "clips.csv",
+            "one column for caption, got text and promp",
+        ),
         ("path,end\na.mp4,soon\n", "clips.csv", "line 2: end must be a number .* got 'soon'; cor"),
         ("path,start\na.mp4,-1\n", "clips.csv", "line 2: start must be a number .* got '-1'; cor"),
-        ("path,end\na.mp4,nan\n", "clips.csv", "line 2: end must be a number .* got 'nan'; corre"),
+        ("path,end\na.mp4,inf\n", "clips.csv", "line 2: end must be a number .* got 'inf'; corre"),
+        ("path,end\na.mp4,1_0\n", "clips.csv", "line 2: end must be a number .* got '1_0'; corre"),
+        ("path,end\na.mp4,True\n", "clips.csv", "line 2: end must be a number .* got 'True'; corr"),
+        ('path,end\na.mp4,"0,5"\n', "clips.csv", "line 2: end must be a number .* got '0,5'; corr"),
+        ("path,end\na.mp4,8:30\n", "clips.csv", r"with manifest_columns=\{'end': None\}"),
         ("path,start,end\na.mp4,2,1\n", "clips.csv", "end must be later than start, got 2 to 1; c"),
         ("path,end\na.mp4,0\n", "clips.csv", "end must be later than start, got 0 to 0; correct"),
         ('{"path": "a.mp4"}\n{', "clips.jsonl", "line 2: expected a JSON object, got a line that"),
@@ -106,11 +122,251 @@ def test_mistakes_in_the_table(table, tmp_path, text, name, message):
 
 
 def test_missing_clip(table, tmp_path):
-    message = r"clips.csv, line 3: expected a clip at .*z.mp4, found none; paths are relative to"
+    message = r"clips.csv, line 3: expected a clip at .*z.mp4, found none, .* below; paths are rel"
     with pytest.raises(FileNotFoundError, match=message):
         read_manifest(table("path\na.mp4\nz.mp4\n"), tmp_path)
 
 
 def test_other_encodings(table, tmp_path):
     with pytest.raises(ValueError, match=r"must be text in UTF-8, got .*; save it as UTF-8"):
-        read_manifest(table("path,caption\na.mp4,été\n", encoding="latin-1"), tmp_path)
+        read_manifest(table("path,caption\na.mp4,été\n", encoding="cp1252"), tmp_path)
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    with pytest.raises(ValueError, match=r"must be a file .* got a folder, .*; write it as"):
+        read_manifest(tmp_path, tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "clips.csv")
+        with pytest.raises(ValueError, match=r"must be a file .* got no plain file, .*clips.csv"):
+            read_manifest(tmp_path / "clips.csv", tmp_path)
+
+
+# As pandas and spreadsheets write them
+
+# of one frame of data: a caption with a comma, a label that is missing, booleans and decimals
+PANDAS = {
+    "clips.csv": ',path,caption,label,end\n0,a.mp4,"a cat, asleep",2.0,0.5\n1,b.mp4,,,\n'
+    "2,sub/c.gif,été,10.0,1e-07\n",
+    "quoted.csv": '"","path","caption","label","end"\n"0","a.mp4","a cat, asleep","2.0","0.5"\n'
+    '"1","b.mp4","","",""\n"2","sub/c.gif","été","10.0","1e-07"\n',
+    "na_rep.csv": 'path,caption,label,end\r\na.mp4,"a cat, asleep",2.0,0.5\r\nb.mp4,NaN,NaN,NaN\r\n'
+    "sub/c.gif,été,10.0,1e-07\r\n",
+    "decimal.csv": "path;caption;label;end\na.mp4;a cat, asleep;2,0;0,5\nb.mp4;;;\n"
+    "sub/c.gif;été;10,0;1e-07\n",
+    "old_mac.csv": "path;caption;label;end\ra.mp4;a cat, asleep;2,0;0,5\rb.mp4;;;\r"
+    "sub/c.gif;été;10,0;1e-07\r",
+    "clips.tsv": "\tpath\tcaption\tlabel\tend\n0\ta.mp4\ta cat, asleep\t2.0\t0.5\n1\tb.mp4\t\t\t\n"
+    "2\tsub/c.gif\tété\t10.0\t1e-07\n",
+    "tabs.csv": "\tpath\tcaption\tlabel\tend\n0\ta.mp4\ta cat, asleep\t2.0\t0.5\n1\tb.mp4\t\t\t\n"
+    "2\tsub/c.gif\tété\t10.0\t1e-07\n",
+    "clips.jsonl": '{"path":"a.mp4","caption":"a cat, asleep","label":2.0,"end":0.5}\n'
+    '{"path":"b.mp4","caption":null,"label":null,"end":NaN}\n'
+    '{"path":"sub\\/c.gif","caption":"\\u00e9t\\u00e9","label":10.0,"end":0.0000001}\n',
+    "by_hand.csv": '\n path , caption , label , end\n\na.mp4 , "a cat, asleep" , 2 , 0.5\n'
+    "b.mp4,None,N/A\n,,,\n sub/c.gif, été, 10, 1e-7,\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", PANDAS)
+def test_the_same_table_in_many_forms(table, tmp_path, name, encoding):
+    path = table(PANDAS[name], name, encoding)
+    assert read_manifest(path, tmp_path) == [
+        Clip(tmp_path / "a.mp4", "a cat, asleep", "2", None, 0.5),
+        Clip(tmp_path / "b.mp4"),
+        Clip(tmp_path / "sub/c.gif", "été", "10", None, 1e-7),
+    ]
+    assert [clip.label for clip in read_labels(path, tmp_path)] == ["2", None, "10"]
+
+
+@pytest.mark.parametrize("missing", ["nan", "NaN", "None", "NULL", "null", "NA", "N/A", "<NA>"])
+def test_words_for_a_missing_cell(table, tmp_path, missing):
+    text = f"path,caption,label,start,end\na.mp4,{missing},{missing},{missing},{missing}\n"
+    assert read_manifest(table(text), tmp_path) == [Clip(tmp_path / "a.mp4")]
+    row = {"path": "a.mp4", "caption": missing, "label": missing, "start": None, "end": missing}
+    path = table(json.dumps(row), "clips.jsonl")
+    assert read_manifest(path, tmp_path) == [Clip(tmp_path / "a.mp4")]
+    # what only looks like it is a word
+    assert read_manifest(table("path,label\na.mp4,none\n"), tmp_path)[0].label == "none"
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["0.0", "10.0", "2"], ["0", "10", "2"]),
+        (["1.0", "1.5", "2.0"], ["1.0", "1.5", "2.0"]),
+        (["2.0", "v3", "1"], ["2.0", "v3", "1"]),
+        (['"1,000"', "2", "3"], ["1,000", "2", "3"]),
+    ],
+)
+def test_whole_labels_are_written_without_decimals(table, tmp_path, labels, expected):
+    path = table("path,label\n" + "".join(f"a.mp4,{label}\n" for label in labels))
+    assert [clip.label for clip in read_manifest(path, tmp_path)] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path,caption\na.mp4,x\nb.mp4,a whale, breaching\n",
+        "path,caption,\na.mp4,x\nb.mp4,a whale, breaching\n",
+        "path,caption,label\na.mp4,x\nb.mp4,a whale, breaching,whale\n",
+        "path;caption\na.mp4;x\nb.mp4;a whale; breaching\n",
+    ],
+)
+def test_more_cells_than_columns(table, tmp_path, text):
+    message = r"line 3: expected at most \d cells, .* got \d; put cells with a '[,;]' in them betw"
+    with pytest.raises(ValueError, match=message):
+        read_manifest(table(text), tmp_path)
+
+
+@pytest.mark.parametrize("rest", ['"a whale\nb.mp4,a dog\n', '"a" whale\n', '"a\nb.mp4,"c"\n'])
+def test_quotes_that_swallow_rows(table, tmp_path, rest):
+    message = r"clips.csv, line 3: expected comma-separated values, got .*; write quotes \(\"\) ar"
+    with pytest.raises(ValueError, match=message):
+        read_manifest(table(f"path,caption\na.mp4,x\na.mp4,{rest}"), tmp_path)
+
+
+def test_quotes_within_and_lines_within(table, tmp_path):
+    path = table('path,caption\na.mp4,"a ""cat"", in\ntwo lines"\nb.mp4,a 5" pipe\nz.mp4,x\n')
+    with pytest.raises(FileNotFoundError, match="line 5: expected a clip at"):
+        read_manifest(path, tmp_path)
+    (tmp_path / "z.mp4").touch()
+    captions = [clip.caption for clip in read_manifest(path, tmp_path)]
+    assert captions == ['a "cat", in\ntwo lines', 'a 5" pipe', "x"]
+
+
+@pytest.mark.parametrize("role", ["path", "caption", "label", "start", "split"])
+@pytest.mark.parametrize(("value", "kind"), [(["a", "b"], "list"), ({"en": "a"}, "dict")])
+def test_one_text_where_a_text_belongs(table, tmp_path, role, value, kind):
+    rows = [{"path": "b.mp4"}, {"path": "a.mp4", role: value}]
+    path = table("\n".join(map(json.dumps, rows)), "clips.jsonl")
+    message = rf"line 2: {role} must be one text or number, got a {kind}, .*; write one"
+    with pytest.raises(ValueError, match=message):
+        read_manifest(path, tmp_path, None)
+    if role in ("caption", "label"):  # of no concern where it is not wanted
+        assert len(read_manifest(path, tmp_path, kinds=())) == 2
+
+
+# Columns
+
+
+@pytest.mark.parametrize(
+    "name", ["Path", "FileName", "file name", "VIDEO_PATH", "clip", " File-Path"]
+)
+def test_usual_names_of_the_path(table, tmp_path, name):
+    assert read_manifest(table(f"x,{name}\n1,a.mp4\n"), tmp_path) == [Clip(tmp_path / "a.mp4")]
+
+
+def test_usual_names_of_other_columns(table, tmp_path):
+    text = "Video,Prompt,Class,Start Time,END_TIME,Subset\na.mp4,a cat,cat,1,2,Train\n"
+    expected = [Clip(tmp_path / "a.mp4", "a cat", "cat", 1.0, 2.0)]
+    assert read_manifest(table(text), tmp_path) == expected
+    # the exact name comes first
+    text = "file,path,PATH,label,class\nx,a.mp4,y,cat,z\n"
+    assert read_manifest(table(text), tmp_path) == [Clip(tmp_path / "a.mp4", label="cat")]
+
+
+def test_columns_that_are_chosen(table, tmp_path):
+    path = table("ID,path,note,start,Set\na.mp4,x,a cat,8:30,A\nb.mp4,x,a dog,9:30,B\n")
+    columns = {"path": "id", "caption": "note", "split": "Set", "start": None}
+    clips = read_manifest(path, tmp_path, "b", columns=columns)
+    assert clips == [Clip(tmp_path / "b.mp4", "a dog")]
+    with pytest.raises(
+        ValueError, match=r"must have a column Nam, got ID, path, note, start, Set;"
+    ):
+        read_manifest(path, tmp_path, columns={"path": "Nam"})
+    with pytest.raises(
+        ValueError, match=r"manifest_columns must be .* by path, .* got 'file': 'ID'"
+    ):
+        read_manifest(path, tmp_path, columns={"file": "ID"})
+
+
+def test_numbers(table, tmp_path):
+    text = "path,EF,ESV,ok,split\na.mp4, 55.25 ,1e-7,True,train\nb.mp4,,x,False,val\n"
+    [clip] = read_manifest(table(text), tmp_path, numbers=["ESV", "ef", "ok"])
+    assert clip == Clip(tmp_path / "a.mp4", numbers=(1e-7, 55.25, 1.0))
+    text = "path;EF\na.mp4;55,25\n"
+    assert read_manifest(table(text), tmp_path, numbers=["EF"])[0].numbers == (55.25,)
+    text = '{"path": "a.mp4", "EF": 3}\n{"path": "b.mp4", "EF": true, "ESV": 1}\n'
+    clips = read_manifest(table(text, "clips.jsonl"), tmp_path, numbers=["EF"])
+    assert [clip.numbers for clip in clips] == [(3.0,), (1.0,)]
+
+
+@pytest.mark.parametrize("cell", ["", "nan", "inf", "1e39", "x", "1_000", '"1,234"', "50%"])
+def test_what_is_no_number(table, tmp_path, cell):
+    got = repr(cell.strip('"')) if cell not in ("", "nan") else "none"
+    message = f"line 3: EF must be a finite number, got {got}; correct it, or remove the row"
+    with pytest.raises(ValueError, match=message):
+        read_manifest(table(f"path,EF\na.mp4,1\nb.mp4,{cell}\n"), tmp_path, numbers=["EF"])
+
+
+# Names of files
+
+
+def test_names_below_and_without_endings(table, tmp_path):
+    for name in ("deep/d.nii.gz", "e.npy", "e.txt", "e.png", "e.mp4", "f/1.png", "f/2.png"):
+        (tmp_path / "sub" / name).parent.mkdir(exist_ok=True)
+        table("", f"sub/{name}")
+    path = table("path\na\nc.gif\nc\nsub\\c.gif\ndeep\\d\nd.nii.gz\ne\ne.npy\nf\n")
+    found = [clip.path.relative_to(tmp_path).as_posix()
+             for clip in read_manifest(path, tmp_path, exts="nii.gz")]  # fmt: skip
+    deep = "sub/deep/d.nii.gz"
+    assert found == [
+        *["a.mp4", "sub/c.gif", "sub/c.gif", "sub/c.gif", deep, deep, "sub/e.mp4", "sub/e.npy"],
+        "sub/f",
+    ]
+
+
+def test_a_name_of_two_files(table, tmp_path):
+    table("", "sub/a.avi")
+    message = r"line 2: expected one clip of the name a, got 2, .*a.mp4 and .*a.avi; write the path"
+    with pytest.raises(ValueError, match=message):
+        read_manifest(table("path\na\n"), tmp_path)
+    assert read_manifest(table("path\nsub/a\n"), tmp_path) == [Clip(tmp_path / "sub/a.avi")]
+    # a path is what it is, and what is excluded is not looked into
+    assert read_manifest(table("path\na.mp4\n"), tmp_path) == [Clip(tmp_path / "a.mp4")]
+    clips = read_manifest(table("path\na\n"), tmp_path, exclude=[tmp_path / "sub"])
+    assert clips == [Clip(tmp_path / "a.mp4")]
+
+
+def test_a_table_in_the_folder_of_the_clips(table, tmp_path):
+    table("path\na.mp4\n")
+    assert len(read_manifest("clips.csv", tmp_path)) == 1
+
+
+# Splits and labels
+
+
+@pytest.mark.parametrize(
+    ("there", "split"),
+    [("TRAIN", "train"), ("train", "TRAIN"), ("VAL", "val"), ("Validation", "val"),
+     ("val", "validation"), ("valid", "val"), ("Testing", "test"), ("1", 1)],
+)  # fmt: skip
+def test_splits_in_any_case(table, tmp_path, there, split):
+    path = table(f"path,Split\na.mp4,{there}\nb.mp4,other\n")
+    assert read_manifest(path, tmp_path, split) == [Clip(tmp_path / "a.mp4")]
+
+
+def test_a_split_of_that_name_comes_before_another_word_for_it(table, tmp_path):
+    path = table("path,split\na.mp4,validation\nb.mp4,VAL\n")
+    assert read_manifest(path, tmp_path, "val") == [Clip(tmp_path / "b.mp4")]
+
+
+def test_a_split_of_a_table_without_splits(table, tmp_path):
+    path = table("path\na.mp4\n")
+    assert len(read_manifest(path, tmp_path, "Train")) == 1
+    assert len(read_manifest(path, tmp_path, None)) == 1
+    with pytest.raises(ValueError, match=r"must have a column split to take the split 'val', got"):
+        read_manifest(path, tmp_path, "val")
+
+
+def test_a_label_among_labels_must_be_there(table, tmp_path):
+    path = table("path,label,split\na.mp4,cat,val\nsub/c.gif,None,train\n")
+    message = "line 3: expected a label in the column label, as in other rows, got 'None', which"
+    with pytest.raises(ValueError, match=message):
+        read_manifest(path, tmp_path, kinds=["label"])
+    assert len(read_manifest(path, tmp_path, kinds=["caption"])) == 1
+    path = table("path,label\nsub/c.gif,\n")  # then folders are the classes
+    assert len(read_manifest(path, tmp_path, kinds=["label"])) == 1
+    with pytest.raises(ValueError, match="line 2: expected a label in the column label"):
+        read_manifest(path, tmp_path, kinds=["label"], columns={"label": "label"})

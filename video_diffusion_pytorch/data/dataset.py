@@ -49,7 +49,7 @@ def _list_clips(
     exts: str | Sequence[str] | None,
     exclude: Sequence[str | os.PathLike[str]],
     conditions: ClipConditions,
-    columns: Mapping[str, str] | None,
+    columns: Mapping[str, str | None] | None,
 ) -> list[Clip]:
     if manifest is None:
         if conditions.columns or columns:
@@ -130,7 +130,7 @@ class Dataset(data.Dataset[Any]):
         as_uint8: Leave 8-bit clips uint8, as `GaussianDiffusion` takes them as well; not with a
             `value_range`, in whose units they are floats from 0 to 255.
         manifest_columns: Names of the manifest's columns where they are others, by what they hold:
-            `{"path": "FileName", "split": "Set"}`.
+            `{"path": "FileName", "split": "Set"}`; None to leave a column of a usual name alone.
 
     Attributes:
         paths: The files in sorted order, one per clip.
@@ -189,7 +189,7 @@ class Dataset(data.Dataset[Any]):
         cache: str | os.PathLike[str] | None = None,
         exclude: Sequence[str | os.PathLike[str]] = (),
         as_uint8: bool = False,
-        manifest_columns: Mapping[str, str] | None = None,
+        manifest_columns: Mapping[str, str | None] | None = None,
     ) -> None:
         super().__init__()
         frame_size = FrameSize(check_image_size(image_size), fit, crop)

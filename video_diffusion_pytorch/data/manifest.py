@@ -67,7 +67,7 @@ def read_manifest(
     folder: Path,
     split: str | None = "train",
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     numbers: Sequence[str] = (),
     kinds: Collection[str] | None = None,
     exts: str | Sequence[str] | None = None,
@@ -84,11 +84,12 @@ def read_manifest(
     `None`, `NULL`, `N/A`, ...), are missing. Other columns are left alone.
 
     Args:
-        path: The table.
+        path: The table; one that is not there is looked for in the folder.
         folder: Where relative paths begin.
         split: Take the rows with this in their column `split`, in upper or lower case; None for all
-            rows. A table without splits is taken whole.
-        columns: Names of columns in the table, by what they hold, a key of `COLUMNS`.
+            rows. A table without splits is taken whole for `"train"`.
+        columns: Names of columns in the table, by what they hold, a key of `COLUMNS`; None where
+            there is none, whatever the names in the table.
         numbers: Columns whose numbers are wanted.
         kinds: Of `"caption"` and `"label"`, those that are wanted. If it has `"label"`, and rows of
             the table have labels, each clip must have one. None for both, where they are there.
@@ -113,11 +114,17 @@ def read_manifest(
         >>> clip.path.name, clip.caption, clip.label, clip.end
         ('cat.mp4', 'a cat', None, 2.5)
     """
-    rows = _read(Path(path), columns or {}, numbers, kinds)
+    split = None if split is None else str(split).strip()
+    rows = _read(Path(path), folder, columns or {}, numbers, kinds)
     below = functools.cache(lambda: clips_by_name(folder, exts, exclude))
     splits = {row.text("split") for row in rows} - {None}
-    wanted = _same_splits(str(split), splits) if split is not None and splits else None
-    is_told = "label" in (columns or {}) or any(row.text("label") for row in rows)
+    if split is not None and not splits and _plain(split) not in _SAME_SPLITS[0]:
+        raise ValueError(
+            f"{path} must have a column split to take the split {split!r}, got none, or an empty "
+            "one; name it in manifest_columns, or pass split=None for all rows"
+        )
+    wanted = _same_splits(split, splits) if split is not None and splits else None
+    is_told = bool((columns or {}).get("label")) or any(row.text("label") for row in rows)
     has_labels = kinds is not None and "label" in kinds and is_told
     clips = [
         _clip(row, folder, below, has_labels)
@@ -137,7 +144,7 @@ def read_labels(
     path: str | os.PathLike[str],
     folder: Path,
     *,
-    columns: Mapping[str, str] | None = None,
+    columns: Mapping[str, str | None] | None = None,
     exts: str | Sequence[str] | None = None,
     exclude: Sequence[str | os.PathLike[str]] = (),
 ) -> list[Clip]:
@@ -157,7 +164,7 @@ def read_labels(
         FileNotFoundError: The table is missing.
         ValueError: It is none.
     """
-    rows = _read(Path(path), columns or {}, (), ("label",))
+    rows = _read(Path(path), folder, columns or {}, (), ("label",))
     below = functools.cache(lambda: clips_by_name(folder, exts, exclude))
     found = [(row, name, row.text("label")) for row in rows if (name := row.text("path"))]
     # without labels, the folder that a file is in names its class
@@ -197,9 +204,9 @@ class _Row:
     def number(self, column: str) -> float:
         """The number in a column."""
         text = self.cell(column)
-        is_truth = str(text).lower() in ("true", "false")
-        number = str(float(str(text).lower() == "true")) if is_truth else text or ""
-        value = _number(number, self.has_decimal_commas)
+        value = {"true": 1.0, "false": 0.0}.get((text or "").lower())
+        if value is None:
+            value = _number(text or "", self.has_decimal_commas)
         if not abs(value) <= _LARGEST:
             raise ValueError(
                 f"{self.where}: {column} must be a finite number, got "
@@ -216,7 +223,8 @@ class _Row:
         if not 0 <= value < math.inf:
             raise ValueError(
                 f"{self.where}: {role} must be a number of seconds, 0 or more, got {text!r}; "
-                "correct it, or leave the cell empty"
+                "correct it, or leave the cell empty, or the whole column out with "
+                f"manifest_columns={{{role!r}: None}}"
             )
         return value
 
@@ -294,7 +302,7 @@ def _find(
 def _same_splits(split: str, there: Collection[str | None]) -> set[str]:
     """The splits of a table that are meant by one."""
     names = {name: name.casefold() for name in there if name is not None}
-    wanted = {split.strip().casefold()}
+    wanted = {split.casefold()}
     if wanted.isdisjoint(names.values()):
         wanted.update(*(same for same in _SAME_SPLITS if wanted & {*same}))
     return {name for name, folded in names.items() if folded in wanted}
@@ -304,15 +312,20 @@ def _same_splits(split: str, there: Collection[str | None]) -> set[str]:
 
 
 def _read(
-    table: Path, chosen: Mapping[str, str], numbers: Sequence[str], kinds: Collection[str] | None
+    table: Path,
+    folder: Path,
+    chosen: Mapping[str, str | None],
+    numbers: Sequence[str],
+    kinds: Collection[str] | None,
 ) -> list[_Row]:
     for role, column in chosen.items():
-        if role not in COLUMNS or not isinstance(column, str):
+        if role not in COLUMNS or not isinstance(column, (str, type(None))):
             raise ValueError(
                 f"manifest_columns must be names of columns by {', '.join(COLUMNS)}, got "
                 f"{role!r}: {column!r}; give for example {{'path': 'FileName'}}"
             )
     kind = table.suffix.lower()
+    table = table if table.exists() or not (folder / table).exists() else folder / table
     if not table.exists():
         raise FileNotFoundError(
             f"expected a manifest at {table}, found none; check the path (working folder: "
@@ -328,6 +341,7 @@ def _read(
     separator = "" if kind == ".jsonl" else "\t" if kind == ".tsv" else _separator(text)
     header, lines = _csv_lines(table, text, separator) if separator else _json_lines(table, text)
     left_out = {"caption", "label"} - {*(COLUMNS if kinds is None else kinds), *chosen}
+    left_out |= {role for role, column in chosen.items() if column is None} - {"path"}
     wanted = [role for role in COLUMNS if role not in left_out]
     found = {role: _column(table, header, role, chosen.get(role)) for role in wanted}
     columns = {role: column for role, column in found.items() if column is not None}
@@ -354,9 +368,10 @@ def _column(table: Path, header: Sequence[str], role: str, name: str | None) -> 
             + ("rename one of them" if exact else "choose one in manifest_columns")
         )
     if not found and (name is not None or role == "path"):
+        there = ", ".join(filter(None, header)) or "none"
         raise ValueError(
-            f"{table} must have a column {wanted}, got {', '.join(filter(None, header)) or 'none'}; write "
-            "the names of the columns into the first line, or choose among them"
+            f"{table} must have a column {wanted}, got {there}; write the names of the columns "
+            "into the first line, or choose among them"
             + (", as in manifest_columns={'path': 'FileName'}" if name is None else "")
         )
     return found[0] if found else None
@@ -368,8 +383,9 @@ def _plain(name: str) -> str:
 
 def _make_labels_whole(rows: Sequence[_Row]) -> None:
     """Writes 2.0 as 2 where all labels are whole numbers: pandas makes floats of them."""
+    number = r"\d+([.,]0+)?" if rows and rows[0].has_decimal_commas else r"\d+(\.0+)?"
     labelled = [(row, label) for row in rows if (label := row.text("label")) is not None]
-    if all(re.fullmatch(r"\d+([.,]0+)?", label) for _, label in labelled):
+    if all(re.fullmatch(number, label) for _, label in labelled):
         for row, label in labelled:
             row.cells[row.columns["label"]] = re.split("[.,]", label)[0]
 
@@ -396,9 +412,10 @@ def _csv_lines(
     table: Path, text: str, separator: str
 ) -> tuple[list[str], list[tuple[str, dict[str, Any]]]]:
     """The names of the columns, and each row with its place."""
-    lines = csv.reader(
-        io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True
-    )
+    # between a quote and what separates cells, spaces would be an error
+    text = re.sub(rf'" +(?=[{separator}\r\n]|$)', '"', text)
+    options: dict[str, Any] = {"delimiter": separator, "skipinitialspace": True, "strict": True}
+    lines = csv.reader(io.StringIO(text, newline=""), **options)
     header: list[str] = []
     rows = []
     number = 0

@@ -20,6 +20,13 @@ from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
 
+# What a network that takes a condition is built with
+_NETWORK_OPTIONS = {
+    "cond": "cond_dim",
+    "labels": "num_classes",
+    "frame_cond": "frame_cond_dim",
+    "cond_video": "cond_channels",
+}
 # What a Trainer gives its Dataset by itself
 _OWN = {"folder", "image_size", "channels", "num_frames", "exclude", "as_uint8"}
 
@@ -260,9 +267,10 @@ def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) ->
     for name in conditions:
         if name not in {*own, *network, "cond"} or (is_told and name in unused):
             known = ", ".join(diffusion.condition_names) or "no condition"
+            option = _NETWORK_OPTIONS.get(name, "it")
             raise ValueError(
                 f"Trainer: the network takes {known}, got {name!r} from the data; leave it out, "
-                "rename it, or build the network with it"
+                f"rename it, or build the network with {option}"
             )
 
 
