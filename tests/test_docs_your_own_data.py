@@ -48,6 +48,11 @@ def wild():
         clip(f"wild/birds/{number:03}.gif")
     [table] = PAGE.blocks("5. A manifest", "csv")
     Path("clips.csv").write_text(table)
+    rows = ["FileName,EF,ESV,EDV,FrameHeight,FrameWidth,FPS,NumberOfFrames,Split"]
+    for number, split in enumerate(("TRAIN", "TRAIN", "TEST")):
+        clip(f"echo/Videos/0X{number}.mp4")
+        rows.append(f"0X{number},55.5,30.25,70,18,24,8,8,{split}")
+    Path("echo/FileList.csv").write_text("\n".join(rows))
 
 
 def films_and_pictures():
@@ -184,6 +189,8 @@ def _check(title, names):
         assert len(names["trainer"].ds) == 3
         assert names["item"].keys() == {"video", "cond", "labels"}
         assert names["item"]["labels"] == 0
+        assert names["hearts"].ds[0]["cond"].tolist() == [55.5, 30.25]
+        assert [path.name for path in names["test"].paths] == ["0X2.mp4"]
     elif title == "NetCDF":
         values = names["trainer"].ds[0]
         assert 231 < values[0].min() < values[0].max() <= 320

@@ -4,7 +4,6 @@ import pickle
 import shutil
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -271,18 +270,13 @@ ECHO = """FileName,EF,ESV,EDV,FrameHeight,FrameWidth,FPS,NumberOfFrames,Split
 
 
 @pytest.fixture
-def echo(tmp_path):
+def echo(tmp_path, write_movie):
     """Films in a sub-folder, each as bright as its name, and their list beside it."""
+    (tmp_path / "echo" / "Videos").mkdir(parents=True)
     for number in ("1", "2", "10"):
-        path = tmp_path / "echo" / "Videos" / f"0X{number}.avi"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("mjpeg", rate=50)
-            stream.width, stream.height, stream.pix_fmt = 16, 16, "yuvj420p"
-            grey = np.full((16, 16, 3), 10 * int(number, 16), np.uint8)
-            for frame in [av.VideoFrame.from_ndarray(grey)] * 2:
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+        grey = np.full((16, 16, 3), 10 * int(number, 16), np.uint8)
+        options = {"num_frames": 2, "make": lambda _, grey=grey: grey}
+        write_movie(f"echo/Videos/0X{number}.avi", "mjpeg", "yuvj420p", **options)
     (tmp_path / "echo" / "FileList.csv").write_text(ECHO)
     return tmp_path / "echo"
 

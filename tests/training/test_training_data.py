@@ -380,6 +380,12 @@ def test_a_function(train, folder):
     assert told[0]["cond"].shape == (2, WIDTH)
 
 
+def test_a_condition_that_the_network_does_not_take(train):
+    message = "the network takes no condition, got 'cond' from the data; .* with cond_dim$"
+    with pytest.raises(ValueError, match=message):
+        train(unet={}, dataset=Clips(vector))
+
+
 def test_a_condition_that_nobody_gives(train, folder):
     message = (
         "the network takes cond, labels, so the data must give them, got none for cond, labels; say"

@@ -40,6 +40,8 @@ from video_diffusion_pytorch.data.timeline import Timeline
 _DEFAULT_EXTS = ["gif"]
 # Of the manifest, by keyword of the diffusion
 Columns = Mapping[str, str | Sequence[str]]
+# Functions last: as an option of the command, the others are written as they are
+Conditions = str | Columns | Sequence[str | Columns | ConditionFn] | ConditionFn
 
 
 def _list_clips(
@@ -175,12 +177,7 @@ class Dataset(data.Dataset[Any]):
         crop: str = "center",
         vertical_flip: bool = False,
         value_range: Any = None,
-        # functions last: as an option of the command, the others are written as they are
-        conditions: str
-        | Columns
-        | Sequence[str | Columns | ConditionFn]
-        | ConditionFn
-        | None = None,
+        conditions: Conditions | None = None,
         missing_captions: str = "error",
         manifest: str | os.PathLike[str] | None = None,
         split: str | None = "train",

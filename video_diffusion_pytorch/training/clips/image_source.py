@@ -42,13 +42,13 @@ class ImageSource:
     ) -> Any:
         """The images of `image_folder`: a dataset of clips, of which one frame each is taken."""
         clips = clips_behind(self.ds)
-        kinds, *_ = split_conditions(self.data_options.get("conditions"))
+        kinds, _, columns = split_conditions(self.data_options.get("conditions"))
         options = {k: v for k, v in self.data_options.items() if k in _FOR_PICTURES}
         return PictureFolder(
             folder,
             diffusion.image_size,
             diffusion.channels,
-            has_captions="caption" in kinds,
+            has_captions="caption" in kinds or isinstance(columns.get("cond"), str),
             class_names=() if clips is None else clips.class_names,
             value_range=diffusion.config["value_range"],
             exclude=(self.results_folder,),
