@@ -266,6 +266,15 @@ def test_pictures_are_told_their_captions_and_the_classes_of_the_clips(make, fol
     trainer.train()
 
 
+@pytest.mark.usefixtures("_encoder")
+def test_pictures_beside_clips_with_a_column_of_captions(make, folder, pictures):
+    (folder / "list.csv").write_text("file,Report\n0,clip 5\n1,clip 6\n")
+    options = {"manifest": "list.csv", "conditions": {"cond": "Report"}}
+    trainer = make(folder, image_folder=pictures, unet={"cond_dim": WIDTH}, **options)
+    assert sorted(trainer.known_captions) == ["clip 5", "clip 6", "clip 77"]
+    trainer.train()
+
+
 def test_a_folder_of_pictures_among_the_clips_holds_no_clips(make, folder, pictures):
     inside = pictures.rename(folder / "pictures")
     trainer = make(folder, image_folder=inside)
