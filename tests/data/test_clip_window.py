@@ -10,7 +10,7 @@ from video_diffusion_pytorch.data.clip_window import (
     View,
     fill_up,
     random_window,
-    repeat_last,
+    repeat_ends,
     windows,
 )
 from video_diffusion_pytorch.data.frame_size import FrameSize
@@ -46,12 +46,12 @@ def test_filling_up():
         fill_up(video, 5, "error", None, FILE)
 
 
-def test_repeat_last():
+def test_repeat_ends():
     values = torch.tensor([[1, 2], [3, 4]])
-    assert repeat_last(values, None, 0) is values
-    assert repeat_last(values, 2, 0) is values
-    assert repeat_last(values, 3, 0).tolist() == [[1, 2], [3, 4], [3, 4]]
-    assert repeat_last(values, 4, 1).tolist() == [[1, 2, 2, 2], [3, 4, 4, 4]]
+    assert repeat_ends(values, None, 0) is values
+    assert repeat_ends(values, 2, 0) is values
+    assert repeat_ends(values, 3, 0).tolist() == [[1, 2], [3, 4], [3, 4]]
+    assert repeat_ends(values, 4, 1).tolist() == [[1, 2, 2, 2], [3, 4, 4, 4]]
 
 
 def test_views():
