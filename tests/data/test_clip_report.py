@@ -119,14 +119,14 @@ def test_frames_that_are_never_seen(tmp_path, said):
 def test_a_part_of_many_files_is_looked_at(tmp_path, said):
     write(tmp_path / "a", *[(8, 24, 48)] * 130)
     [message] = said(tmp_path / "a", (48, 24))
-    assert "on average over 100 files looked at, of 130: frames" in message
+    assert "on average over 100 files (a sample of 130): frames" in message
 
 
 def test_damaged_files_are_left_to_training(tmp_path, said):
     write(tmp_path / "a", (8, 24, 48))
     (tmp_path / "a" / "b.npy").write_bytes(b"")
     [message] = said(tmp_path / "a", (48, 24))
-    assert "on average over 1 file looked at, of 2: frames" in message
+    assert "on average over 1 file (a sample of 2): frames" in message
     (tmp_path / "a" / "000.npy").write_bytes(b"")
     assert said(tmp_path / "a", (48, 24)) == []
 
@@ -145,5 +145,5 @@ def test_a_function_that_reads_is_called_a_few_times(tmp_path, said):
     [message] = said(
         tmp_path / "a", exts="npy", read_fn=lambda path: (called.append(path), np.load(path))[1]
     )
-    assert "of 8 files looked at, of 30 8 have fewer than 8 frames: 75 %" in message
+    assert "of 8 files (a sample of 30) 8 have fewer than 8 frames: 75 %" in message
     assert len(set(called)) == len(called) == 8

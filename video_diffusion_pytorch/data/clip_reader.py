@@ -252,9 +252,10 @@ class ClipReader:
 
 def _copy(stored: np.ndarray, positions: Sequence[int]) -> tuple[torch.Tensor, Sequence[int]]:
     # what is done to a clip must not reach the cache
-    is_part = isinstance(positions, range)
-    found = stored[positions.start : positions.stop].copy() if is_part else stored[positions]
-    pixels = torch.from_numpy(found)
+    if isinstance(positions, range):
+        pixels = torch.from_numpy(stored[positions.start : positions.stop].copy())
+    else:
+        pixels = torch.from_numpy(stored[positions])
     return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
 
 

@@ -38,24 +38,23 @@ def report_clips(clips: Dataset) -> None:
     lengths: list[int] = []
     end = time.monotonic() + _MOST_SECONDS
     for clip in sample:
+        if time.monotonic() > end:
+            break
         try:
             size, length = _look(clips, clip)
         except Exception:  # what is wrong with a file is said when training comes to it
             continue
         sizes.append(size)
         lengths += [] if length is None else [length]
-        if time.monotonic() > end:
-            break
-    of_all = "" if len(parts) == len(sizes) else f" looked at, of {len(parts)}"
     if sizes and clips.transform is clips._reader.size:
-        _report_sizes(clips._reader.size, Counter(sizes), f"{_files(len(sizes))}{of_all}")
+        _report_sizes(clips._reader.size, Counter(sizes), _files(len(sizes), len(parts)))
     if lengths and clips.num_frames is not None and clips.fit_frames != "all":
-        of_all = "" if len(parts) == len(lengths) else f" looked at, of {len(parts)}"
-        _report_lengths(clips, clips.num_frames, lengths, f"{_files(len(lengths))}{of_all}")
+        _report_lengths(clips, clips.num_frames, lengths, _files(len(lengths), len(parts)))
 
 
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+def _files(count: int, total: int) -> str:
+    files = "1 file" if count == 1 else f"{count} files"
+    return files if count == total else f"{files} (a sample of {total})"
 
 
 def _look(clips: Dataset, clip: Clip) -> tuple[tuple[int, int], int | None]:
