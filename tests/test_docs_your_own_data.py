@@ -42,6 +42,11 @@ def fields():
         array(f"fields/{name}.npy", (5, 2, 18, 24))
 
 
+def volumes():
+    for depth in (2, 4, 9):
+        array(f"fields/{depth}.npy", (depth, 2, 16, 16))
+
+
 def wild():
     clip("wild/whale.mp4", num_frames=16, fps=4)
     for number in (7, 8):
@@ -117,6 +122,7 @@ FILES = {
     "1. Which files a folder may hold": films,
     "2. Choosing frames and sizes": films,
     "3. Fields and volumes": fields,
+    "Volumes of different depths": volumes,
     "NIfTI": scans,
     "HDF5": flow_files,
     "NetCDF": weather,

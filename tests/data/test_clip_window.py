@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,8 @@ from video_diffusion_pytorch.data.clip_window import (
     View,
     fill_up,
     random_window,
-    repeat_last,
+    repeat_ends,
+    stretched,
     windows,
 )
 from video_diffusion_pytorch.data.frame_size import FrameSize
@@ -42,16 +44,37 @@ def test_filling_up():
     assert fill_up(video, 5, "black", None, FILE)[0, :, 0, 0].tolist() == [1, 2, 3, 0, 0]
     assert fill_up(video, 5, "black", black, FILE)[1, :, 0, 0].tolist() == [1, 2, 3, -2, -2]
     assert fill_up(video, 5, "repeat", black, FILE)[0, :, 0, 0].tolist() == [1, 2, 3, 3, 3]
+    assert fill_up(video, 6, "black", black, FILE, "center")[1, :, 0, 0].tolist() == [
+        -2, 1, 2, 3, -2, -2,
+    ]  # fmt: skip
+    assert fill_up(video, 7, "mask", None, FILE, "center")[0, :, 0, 0].tolist() == [
+        1, 1, 1, 2, 3, 3, 3,
+    ]  # fmt: skip
     with pytest.raises(ValueError, match=r"clip.gif must have 5 frames .* got 3; remove it, or"):
         fill_up(video, 5, "error", None, FILE)
 
 
-def test_repeat_last():
+def test_repeat_ends():
     values = torch.tensor([[1, 2], [3, 4]])
-    assert repeat_last(values, None, 0) is values
-    assert repeat_last(values, 2, 0) is values
-    assert repeat_last(values, 3, 0).tolist() == [[1, 2], [3, 4], [3, 4]]
-    assert repeat_last(values, 4, 1).tolist() == [[1, 2, 2, 2], [3, 4, 4, 4]]
+    assert repeat_ends(values, None, 0) is values
+    assert repeat_ends(values, 2, 0) is values
+    assert repeat_ends(values, 3, 0).tolist() == [[1, 2], [3, 4], [3, 4]]
+    assert repeat_ends(values, 4, 1).tolist() == [[1, 2, 2, 2], [3, 4, 4, 4]]
+    assert repeat_ends(values, 5, 1, "center").tolist() == [[1, 1, 2, 2, 2], [3, 3, 4, 4, 4]]
+
+
+@pytest.mark.parametrize("length", [2, 3, 5, 16, 64])
+@pytest.mark.parametrize("total", [1, 2, 3, 15, 16, 17, 100])
+def test_stretched_positions_are_the_nearest_to_even_distances(total, length):
+    found = stretched(range(7, 7 + total), length)
+    assert (len(found), found[0], found[-1]) == (length, 7, 6 + total)
+    exact = np.linspace(7, 6 + total, length)
+    assert np.abs(np.asarray(found) - exact).max() <= 0.5 + 1e-9
+    if length <= total:
+        assert len(set(found)) == length
+    if length == total:
+        assert found == [*range(7, 7 + total)]
+    assert list(stretched(range(3, 9), 1)) == [3]
 
 
 def test_views():

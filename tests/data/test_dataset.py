@@ -250,6 +250,90 @@ def test_short_files(numbers):
         dataset_of(numbers, num_frames=22, pad="error")[0]
 
 
+def test_the_mask_of_real_frames(numbers):
+    item = dataset_of(numbers, num_frames=23, pad="mask")[0]
+    assert shown(item["video"]) == [*range(20), 19, 19, 19]
+    assert item["frame_mask"].tolist() == [True] * 20 + [False] * 3
+    item = dataset_of(numbers, num_frames=23, pad="mask", pad_position="center")[0]
+    assert shown(item["video"]) == [0, *range(20), 19, 19]
+    assert item["frame_mask"].tolist() == [False] + [True] * 20 + [False] * 2
+    (numbers / "clips.csv").write_text("path,start,end\na.gif,0.5,\na.gif,,0.2\n")
+    for options in ({}, {"clip_start": "random"}, {"clip_start": "all"}, {"frame_skip": 2}):
+        for is_cached in (False, True):
+            cache = {"cache": numbers / "cache"} if is_cached else {}
+            table = {"manifest": numbers / "clips.csv", "pad": "mask"}
+            for item in dataset_of(numbers, **table, **options, **cache):
+                real = sorted(set(shown(item["video"])))
+                step = options.get("frame_skip", 1)
+                assert real == [*range(real[0], real[-1] + 1, step)]
+                assert item["frame_mask"].tolist() == [i < len(real) for i in range(4)]
+    item = dataset_of(numbers, force_num_frames=False, pad="mask")[0]
+    assert item["frame_mask"].tolist() == [True] * 20
+    (numbers / "a.txt").write_text("numbers")
+    item = dataset_of(numbers, num_frames=21, pad="mask", conditions="caption")[0]
+    assert (item.keys(), item["cond"]) == ({"video", "frame_mask", "cond"}, "numbers")
+
+
+def test_short_files_in_the_middle(numbers):
+    options = {"num_frames": 23, "pad_position": "center"}
+    assert shown(dataset_of(numbers, **options)[0]) == [0, *range(20), 0, 0]
+    lowest = dataset_of(numbers, **options, value_range=(-9, 255))[0]
+    assert lowest[0, :, 0, 0].tolist() == [-9, *range(20), -9, -9]
+    np.save(numbers / "a.npy", np.arange(20.0)[:, None])
+    item = dataset_of(numbers, **options, conditions="frame_vectors")[0]
+    assert item["frame_cond"][:, 0].tolist() == [0, *range(20), 19, 19]
+    # a file that is long enough is cut as ever
+    assert shown(dataset_of(numbers, pad_position="center")[0]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("is_cached", [False, True])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"fit_frames": "all", "num_frames": 5}, [0, 5, 10, 14, 19]),
+        ({"fit_frames": "short", "num_frames": 5}, [0, 1, 2, 3, 4]),
+        ({"fit_frames": "all", "num_frames": 39}, [i // 2 + i % 2 for i in range(39)]),
+        ({"fit_frames": "short", "num_frames": 39}, [i // 2 + i % 2 for i in range(39)]),
+        ({"fit_frames": "short", "num_frames": 20}, list(range(20))),
+        ({"fit_frames": "short", "clip_start": "all", "num_frames": 39, "frame_skip": 19},
+         [0] * 19 + [19] * 20),
+        ({"fit_frames": "all", "num_frames": 4, "frame_skip": 3}, [0, 6, 12, 18]),
+        ({"fit_frames": "all", "num_frames": 4, "fps": 5}, [0, 6, 12, 18]),
+        ({"fit_frames": "short", "clip_start": "random", "fps": 1}, [0, 0, 10, 10]),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_files_are_resampled_in_time(numbers, options, expected, is_cached):
+    np.save(numbers / "a.npy", np.arange(20.0)[:, None])
+    cache = {"cache": numbers / "cache"} if is_cached else {}
+    item = dataset_of(numbers, conditions="frame_vectors", **options, **cache)[0]
+    assert shown(item["video"]) == expected
+    # as are the conditions of each frame
+    assert item["frame_cond"][:, 0].tolist() == expected
+
+
+def test_volumes_of_any_depth(tmp_path):
+    for depth in (1, 2, 5, 9):
+        slices = (
+            np.arange(depth, dtype=np.float32).reshape(1, depth, 1, 1).repeat(8, 2).repeat(8, 3)
+        )
+        np.save(tmp_path / f"{depth}.npy", slices)
+        np.save(tmp_path / f"{depth}.cond.npy", 10 * slices)
+    options = {"exts": "npy", "axes": "cfhw", "num_frames": 5, "conditions": "field"}
+    dataset = dataset_of(tmp_path, **options, fit_frames="all", value_range="fit")
+    seen = ([0] * 5, [0, 0, 1, 1, 1], range(5), range(0, 9, 2))
+    for item, expected in zip(dataset, seen, strict=True):
+        assert item["video"][0, :, 0, 0].tolist() == [*expected]
+        assert item["cond_video"][0, :, 0, 0].tolist() == [10 * value for value in expected]
+    # the range is that of the slices that are seen
+    assert dataset_of(tmp_path, **{**options, "num_frames": 3}, fit_frames="short",
+                      value_range="fit").value_range == ((0.0,), (2.0,))  # fmt: skip
+    assert dataset.value_range == ((0.0,), (8.0,))
+    read = dataset_of(tmp_path, num_frames=3, exts="npy", read_fn=np.load, fit_frames="all",
+                      exclude=[], value_range=(0, 8))  # fmt: skip
+    assert sorted(clip[0, :, 0, 0].tolist() for clip in read)[-1] == [0, 4, 8]
+
+
 def test_a_manifest_cuts_files(numbers):
     table = numbers / "clips.csv"
     table.write_text("path,start,end\na.gif,0.5,\na.gif,,0.2\n")
@@ -396,6 +480,9 @@ def test_a_function_that_reads(tmp_path):
         {"fps": 7, "num_frames": 20},
         {"crop": "random", "horizontal_flip": True, "vertical_flip": True},
         {"num_frames": 30, "pad": "repeat"},
+        {"num_frames": 30, "pad_position": "center"},
+        {"num_frames": 30, "fit_frames": "short"},
+        {"num_frames": 5, "fit_frames": "all"},
         {"as_uint8": True},
     ],
     ids=str,
@@ -497,3 +584,7 @@ def test_settings_tell_how_files_become_clips(tmp_path):
     other = Dataset(tmp_path, 8, num_frames=2, frame_skip=2, fit="contain", vertical_flip=True)
     changed = {name for name, value in other.settings.items() if plain[name] != value}
     assert changed == {"channels", "flips", "frame_skip", "size", "fit"}
+    stretched = Dataset(tmp_path, (8, 6), num_frames=2, channels=1, fit_frames="all").settings
+    assert stretched == {**plain, "fit_frames": "all"}
+    centred = Dataset(tmp_path, (8, 6), num_frames=2, channels=1, pad_position="center").settings
+    assert centred == {**plain, "pad_position": "center"}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.dataset_options import (
     as_value_range,
     check_channels,
@@ -57,6 +58,43 @@ def test_choices():
     message = "clip_start must be 'first' where .* got 'random'; leave force_num_frames=False out"
     with pytest.raises(ValueError, match=message):
         check_choices(False, clip_start="random", pad="black")
+
+
+@pytest.mark.parametrize(
+    ("force_num_frames", "options", "message"),
+    [
+        (
+            True,
+            {"fit_frames": "long"},
+            "one of None, short, all, got 'long'; choose",
+        ),
+        (
+            True,
+            {"pad_position": "start"},
+            "must be one of end, center, got 'start'; choose",
+        ),
+        (False, {"fit_frames": "short"}, "fit_frames must be None where .* got 'short'; leave for"),
+        (
+            True,
+            {"fit_frames": "all", "clip_start": "random"},
+            "fit_frames='all' makes one clip of each file, .* got 'random'; leave it out, or pass",
+        ),
+        (
+            True,
+            {"fit_frames": "short", "pad": "mask"},
+            "left out with fit_frames, .* got pad='mask' and pad_position='end'; choose whether",
+        ),
+        (
+            True,
+            {"fit_frames": "all", "pad_position": "center"},
+            "left out with fit_frames, .* got pad='black' and pad_position='center'; choose whet",
+        ),
+    ],
+)
+def test_fitting_and_filling_up(tmp_path, force_num_frames, options, message):
+    # before any file is looked for
+    with pytest.raises(ValueError, match=message):
+        Dataset(tmp_path / "missing", 8, force_num_frames=force_num_frames, **options)
 
 
 def test_names_and_a_function():

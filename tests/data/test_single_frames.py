@@ -52,6 +52,10 @@ def numbers(frames, index=0, draws=60):
         # what is filled up is no frame
         ({"num_frames": 20, "pad": "repeat"}, set(range(9))),
         ({"num_frames": 20, "clip_start": "random"}, set(range(9))),
+        ({"num_frames": 20, "pad": "mask", "pad_position": "center"}, set(range(9))),
+        ({"num_frames": 20, "fit_frames": "short"}, set(range(9))),
+        ({"fit_frames": "short"}, {0, 1, 2, 3}),
+        ({"fit_frames": "all"}, set(range(9))),
     ],
 )
 @pytest.mark.parametrize("is_cached", [False, True])

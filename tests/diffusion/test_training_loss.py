@@ -152,6 +152,150 @@ def test_another_reduction(reduction):
     assert recorder.calls == []
 
 
+# Which frames are padding
+
+DISTANCES = {
+    "l1": lambda a, b: (a - b).abs(),
+    "l2": lambda a, b: (a - b) ** 2,
+    "huber": lambda a, b: torch.where((a - b).abs() < 1, (a - b) ** 2 / 2, (a - b).abs() - 0.5),
+}
+# of clips of 5 frames: at the end, in the middle, all real, all padding
+MASK = torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]]).bool()
+
+
+def padded(objective="pred_noise", **config):
+    diffusion = diffusion_with(Recorder(), num_frames=5, objective=objective, **config)
+    generator = torch.Generator().manual_seed(0)
+    clips, noise = (torch.rand(B, 3, 5, 8, 8, generator=generator) for _ in range(2))
+    return diffusion, clips, noise * 4 - 2, torch.tensor([0, 3, 6, 9])
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+@pytest.mark.parametrize("loss_type", ["l1", "l2", "huber"])
+@pytest.mark.parametrize("objective", ["pred_noise", "pred_v", "pred_x_start"])
+def test_the_loss_is_that_of_the_real_frames(objective, loss_type, gamma):
+    diffusion, clips, noise, t = padded(objective, loss_type=loss_type, min_snr_gamma=gamma)
+    told = {"noise": noise, "t": t, "frame_mask": MASK}
+    found = diffusion(clips, reduction="none", **told)
+    x_start = clips * 2 - 1
+    target = {
+        "pred_noise": noise,
+        "pred_v": diffusion.predict_v(x_start, t, noise),
+        "pred_x_start": x_start,
+    }[objective]
+    prediction = 0.3 * diffusion.q_sample(x_start, t, noise)
+    snr, weight = diffusion.log_snr(t).exp(), torch.ones(B)
+    if gamma is not None:
+        capped = snr.clamp(max=gamma)
+        weight = {"pred_noise": capped / snr, "pred_v": capped / (snr + 1), "pred_x_start": capped}
+        weight = weight[objective]
+    # frame by frame, clip by clip
+    expected = [
+        torch.stack(
+            [DISTANCES[loss_type](prediction[i, :, f], target[i, :, f]).mean() for f in frames]
+        ).mean()
+        for i, frames in enumerate(([0, 1, 2], [1, 2], range(5)))
+    ]
+    torch.testing.assert_close(found[:3], torch.stack(expected) * weight[:3])
+    assert found[3] == 0
+    torch.testing.assert_close(diffusion(clips, **told), found.mean())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("gamma", [None, 5.0])
+@pytest.mark.parametrize("loss_type", ["l1", "l2", "huber"])
+def test_without_padding_a_mask_changes_no_bit(loss_type, gamma, reduction):
+    diffusion, clips, noise, t = padded(loss_type=loss_type, min_snr_gamma=gamma)
+    told = {"noise": noise, "t": t, "reduction": reduction}
+    masked = diffusion(clips, frame_mask=torch.ones(B, 5, dtype=torch.bool), **told)
+    assert torch.equal(masked, diffusion(clips, **told))
+
+
+class Constant(nn.Module):
+    """Predicts one number everywhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, x, t, cond=None):
+        return self.value.expand(x.shape)
+
+
+def loss_and_gradients(diffusion, *args, **told):
+    diffusion.zero_grad()
+    loss = diffusion(*args, **told)
+    loss.backward()
+    return [loss.detach(), *(p.grad.clone() for p in diffusion.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("loss_type", ["l1", "l2", "huber"])
+def test_targets_in_padding_have_no_influence(loss_type):
+    options = {"image_size": 8, "num_frames": 5, "loss_type": loss_type, "auto_normalize": False}
+    diffusion = GaussianDiffusion(Constant(), objective="pred_x_start", **options)
+    _, clips, noise, t = padded()
+    results = []
+    for value in (0.5, -1e9):
+        clips[~MASK[:, None].expand(-1, 3, -1)] = value
+        results.append(loss_and_gradients(diffusion, clips, noise=noise, t=t, frame_mask=MASK))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert results[0][1] != 0
+
+
+def test_padding_that_no_frame_sees_has_no_influence():
+    torch.manual_seed(0)
+    unet = Unet3D(dim=4, dim_mults=(1,), attn_heads=1)
+    diffusion = GaussianDiffusion(unet, image_size=8, num_frames=5, objective="pred_v")
+    _, clips, noise, t = padded()
+    told = {"focus_present_mask": torch.ones(B, dtype=torch.bool), "noise": noise, "t": t}
+    results = []
+    for value in (0, 1):
+        clips[~MASK[:, None].expand(-1, 3, -1)] = value
+        results.append(loss_and_gradients(diffusion, clips, frame_mask=MASK, **told))
+    for before, after in zip(*results, strict=True):
+        torch.testing.assert_close(before, after)
+    assert len(results[0]) > 9
+    # where frames see each other, it has one
+    other = diffusion(clips, frame_mask=MASK, noise=noise, t=t)
+    clips[~MASK[:, None].expand(-1, 3, -1)] = 0
+    assert not torch.allclose(diffusion(clips, frame_mask=MASK, noise=noise, t=t), other)
+
+
+def test_images_beside_a_padded_clip_count_in_full():
+    diffusion, clips, noise, t = padded(loss_type="l2")
+    images = torch.rand(B, 3, 2, 8, 8)
+    noise = torch.cat((noise, torch.randn(B, 3, 2, 8, 8)), dim=2)
+    recorder = diffusion.denoise_fn
+    recorder.forward = lambda x, t, image_frames=0, image_conditions=None, **kwargs: 0.3 * x
+    told = {"images": images, "noise": noise, "t": t, "reduction": "none"}
+    found = diffusion(clips, frame_mask=MASK, **told)
+    whole = torch.cat((clips, images), dim=2) * 2 - 1
+    squares = (0.3 * diffusion.q_sample(whole, t, noise) - noise) ** 2
+    real = [[0, 1, 2, 5, 6], [1, 2, 5, 6], [*range(7)], [5, 6]]
+    expected = torch.stack([squares[i, :, frames].mean() for i, frames in enumerate(real)])
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("mask", "got"),
+    [
+        (torch.ones(B, 5), "torch.float32 of shape (4, 5)"),
+        (torch.ones(B, 4, dtype=torch.bool), "torch.bool of shape (4, 4)"),
+        ([True] * 5, "torch.bool of shape (5,)"),
+    ],
+    ids=str,
+)
+def test_a_mask_of_another_kind(mask, got):
+    diffusion, clips, _, _ = padded()
+    message = (
+        "GaussianDiffusion: frame_mask must be boolean with one element per frame, shape (b, f) = "
+        f"(4, 5), got {got}; give True where a frame is real, and False where it is padding"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        diffusion(clips, frame_mask=mask)
+    assert diffusion.denoise_fn.calls == []
+
+
 # Which clips lose their conditions
 
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+from video_diffusion_pytorch.training import training_data
 
 # how many numbers tell a caption from another
 WIDTH = 4
@@ -384,6 +385,110 @@ def test_a_condition_that_the_network_does_not_take(train):
     message = "the network takes no condition, got 'cond' from the data; .* with cond_dim$"
     with pytest.raises(ValueError, match=message):
         train(unet={}, dataset=Clips(vector))
+
+
+class Noting(Trainer):
+    """Notes what each loss was made of."""
+
+    def compute_loss(self, videos, **kwargs):
+        losses = super().compute_loss(videos, **kwargs)
+        self.__dict__.setdefault("noted", []).append((kwargs, self.drawn["noise"], losses))
+        return losses
+
+
+class Padded(Clips):
+    """Clips of which the first `index % 3 + 1` of 3 frames are real."""
+
+    def __init__(self):
+        super().__init__(lambda video, index: {"video": video, "frame_mask": FIRST[index % 3]})
+
+
+FIRST = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool()
+
+
+def short_clips(folder):
+    for number in range(8):
+        video_tensor_to_gif(torch.rand(1, number % 3 + 1, 8, 8), folder / f"{number}.gif")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["folder", "dataset", "loader"])
+def test_padding_is_left_out_of_the_loss(tmp_path, kind):
+    torch.manual_seed(0)
+    network = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
+    outputs = []
+    network.register_forward_hook(lambda module, args, output: outputs.append(output.detach()))
+    model = GaussianDiffusion(network, image_size=8, num_frames=3, timesteps=2)
+    clips = Padded()
+    sources = {
+        "folder": lambda: {"folder": short_clips(tmp_path), "pad": "mask"},
+        "dataset": lambda: {"dataset": clips},
+        "loader": lambda: {"dataloader": DataLoader(clips, batch_size=4)},
+    }
+    trainer = Noting(
+        model, **sources[kind](), train_batch_size=4, gradient_accumulate_every=2, device="cpu",
+        results_folder=tmp_path / "results", num_workers=0, num_sample_rows=1,
+    )  # fmt: skip
+    loss = trainer.train_step()
+    expected = []
+    for (told, noise, losses), output in zip(trainer.noted, outputs, strict=True):
+        each = (output - noise).abs().mean(dim=(1, 3, 4))
+        real = told["frame_mask"]
+        by_hand = torch.stack([row[mask].mean() for row, mask in zip(each, real, strict=True)])
+        torch.testing.assert_close(losses.detach(), by_hand)
+        expected.append(by_hand)
+    # each clip counts as much as any other, however short
+    assert loss == pytest.approx(torch.cat(expected).mean().item(), rel=1e-5)
+    assert {row.sum().item() for told, _, _ in trainer.noted for row in told["frame_mask"]} == {
+        1, 2, 3,
+    }  # fmt: skip
+    by_noise = trainer.metrics.take(1, 0.0, lambda sums: sums)["loss_by_noise"]
+    assert any(by_noise)
+
+
+def test_a_mask_that_does_not_fit_is_refused_before_the_first_step(train):
+    def item(video, index):
+        return {"video": video, "frame_mask": torch.ones(2, dtype=torch.bool)}
+
+    message = r"frame_mask must be boolean .* = \(1, 3\), got torch.bool of shape \(1, 2\)"
+    with pytest.raises(ValueError, match=message):
+        train(dataset=Clips(item))
+
+
+def test_images_beside_padded_clips(train, tmp_path):
+    short_clips(tmp_path)
+    trainer, told = train(tmp_path, pad="mask", image_frames=2, train_batch_size=4)
+    assert told[0]["image_frames"] == 2
+    assert trainer.losses["training"] > 0
+
+
+def test_what_is_cut_away_is_said_once_and_draws_nothing(train, tmp_path, caplog, monkeypatch):
+    for number in range(4):
+        np.save(tmp_path / f"{number}.npy", np.zeros((1, 9, 8, 24), np.uint8))
+
+    def read(path):
+        np.random.rand()
+        torch.rand(1)
+        return np.load(path)
+
+    def drawn_after_training():
+        np.random.seed(0)
+        trainer, _ = train(tmp_path, exts="npy", read_fn=read, seed=0)
+        return trainer, np.random.rand(), torch.rand(1).item()
+
+    trainer, *after = drawn_after_training()
+    said = [message for message in caplog.messages if "%" in message]
+    assert [message.split(":")[0] for message in said] == [
+        "67 % of each frame is cut away, on average over 4 files",
+        "of 4 files 4 have more than 3 frames",
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(training_data, "report_clips", lambda clips: None)
+        assert drawn_after_training()[1:] == (*after,)
+    # a dataset of the user's own is taken as it is
+    caplog.clear()
+    train(dataset=trainer.ds)
+    assert not any("%" in message for message in caplog.messages)
 
 
 def test_a_condition_that_nobody_gives(train, folder):

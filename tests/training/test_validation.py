@@ -159,15 +159,19 @@ def test_it_repeats_exactly(make_trainer):
     assert trainer.validate()["validation_loss"] != found["validation_loss"]
 
 
-def test_it_is_the_mean_over_the_draws(make_trainer):
-    trainer = make_trainer(validation_split=0.25)
+@pytest.mark.parametrize("options", [{}, {"frame_skip": 2, "pad": "mask"}], ids=str)
+def test_it_is_the_mean_over_the_draws(make_trainer, options):
+    trainer = make_trainer(validation_split=0.25, **options)
     measured, losses = trainer.validation, []
     model = trainer.model.eval()
     for number in range(measured.draws):
-        clip = trainer.ds[measured.indices[number % len(measured.indices)]][None]
+        item = trainer.ds[measured.indices[number % len(measured.indices)]]
         drawn = trainer.clip_draws.fixed([number], 3)
+        if options:
+            # of 3 frames 2 are left, and the third is padding
+            item, drawn["frame_mask"] = item["video"], torch.tensor([[True, True, False]])
         with torch.no_grad():
-            losses.append(model(clip, **drawn).item())
+            losses.append(model(item[None], **drawn).item())
     assert len(losses) == 66
     expected = sum(losses) / len(losses)
     assert trainer.validate()["validation_loss"] == pytest.approx(expected, rel=1e-5)

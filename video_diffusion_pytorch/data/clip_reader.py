@@ -96,7 +96,7 @@ class ClipReader:
         except UnreadableVideoError:
             return None
 
-    def frame_numbers(self, path: Path, positions: range) -> list[int]:
+    def frame_numbers(self, path: Path, positions: Sequence[int]) -> list[int]:
         """The frames of a file that are at these positions of its timeline."""
         if self.timeline.fps is None:
             return [position * self.timeline.frame_skip for position in positions]
@@ -107,16 +107,16 @@ class ClipReader:
         self,
         clip: Clip,
         span: range | None,
-        choose: Callable[[range], range],
+        choose: Callable[[range], Sequence[int]],
         transform: FrameTransform | None = None,
-    ) -> tuple[torch.Tensor, range]:
+    ) -> tuple[torch.Tensor, Sequence[int]]:
         """Reads the frames of a clip.
 
         Args:
             clip: The file.
             span: Positions of the timeline to choose from, which may run past the file's end; None
                 for those of the clip.
-            choose: Gives those to read.
+            choose: Gives those to read; one may follow on itself.
             transform: As in `decode`.
 
         Returns:
@@ -250,9 +250,12 @@ class ClipReader:
         return self.cache[path]
 
 
-def _copy(stored: np.ndarray, positions: range) -> tuple[torch.Tensor, range]:
+def _copy(stored: np.ndarray, positions: Sequence[int]) -> tuple[torch.Tensor, Sequence[int]]:
     # what is done to a clip must not reach the cache
-    pixels = torch.from_numpy(stored[positions.start : positions.stop].copy())
+    if isinstance(positions, range):
+        pixels = torch.from_numpy(stored[positions.start : positions.stop].copy())
+    else:
+        pixels = torch.from_numpy(stored[positions])
     return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,25 +54,51 @@ def random_window(span: range, length: int, generator: torch.Generator | None) -
     return range(start, start + length)
 
 
-def repeat_last(values: torch.Tensor, length: int | None, dim: int) -> torch.Tensor:
-    """Lengthens `values` along `dim` with its last entry."""
-    if length is None or values.shape[dim] >= length:
+def stretched(span: range, length: int) -> Sequence[int]:
+    """`length` positions at even distances, from the first of `span` to its last, each the nearest.
+
+    Example:
+        >>> stretched(range(10, 14), 7), stretched(range(10), 4)
+        ([10, 11, 11, 12, 12, 13, 13], [0, 3, 6, 9])
+    """
+    steps = max(length - 1, 1)
+    # in whole numbers, halves up: no rounding of floats moves a frame
+    return [span[(2 * i * (len(span) - 1) + steps) // (2 * steps)] for i in range(length)]
+
+
+def frames_before(count: int, length: int, position: str) -> int:
+    """How many of the frames that lengthen a clip of `count` come first; see `pad_position`."""
+    return max(0, length - count) // 2 if position == "center" else 0
+
+
+def repeat_ends(
+    values: torch.Tensor, length: int | None, dim: int, position: str = "end"
+) -> torch.Tensor:
+    """Lengthens `values` along `dim` with its last entry, or around them with the first, too."""
+    count = values.shape[dim]
+    if length is None or count >= length:
         return values
-    places = torch.arange(length).clamp(max=values.shape[dim] - 1)
-    return values.index_select(dim, places)
+    places = torch.arange(length) - frames_before(count, length, position)
+    return values.index_select(dim, places.clamp(0, count - 1))
 
 
 def fill_up(
-    video: torch.Tensor, length: int, pad: str, black: torch.Tensor | None, path: Path
+    video: torch.Tensor,
+    length: int,
+    pad: str,
+    black: torch.Tensor | None,
+    path: Path,
+    position: str = "end",
 ) -> torch.Tensor:
     """Lengthens a clip that is too short, as `pad` of `Dataset` says.
 
     Args:
         video: `(c, f, h, w)`.
         length: Number of frames wanted.
-        pad: `"black"`, `"repeat"` or `"error"`.
+        pad: `"black"`, `"repeat"`, `"mask"` or `"error"`.
         black: The value of black in each channel, `(c,)`; None for 0.
         path: The file, for the error.
+        position: `pad_position` of `Dataset`.
 
     Raises:
         ValueError: It is too short, and `pad` is `"error"`.
@@ -84,12 +111,12 @@ def fill_up(
             f"{path} must have {length} frames for a clip, got {video.shape[1]}; remove it, or "
             "pass pad='repeat' or pad='black'"
         )
-    if pad == "repeat":
-        return repeat_last(video, length, 1)
-    if black is None:
-        return cast_num_frames(video, frames=length)
-    dark = black.to(video.dtype).view(-1, 1, 1, 1).expand(-1, missing, *video.shape[2:])
-    return torch.cat((video, dark), dim=1)
+    if pad != "black":
+        return repeat_ends(video, length, 1, position)
+    dark = video.new_zeros(len(video)) if black is None else black.to(video.dtype)
+    dark = dark.view(-1, 1, 1, 1).expand(-1, missing, *video.shape[2:])
+    before = frames_before(video.shape[1], length, position)
+    return torch.cat((dark[:, :before], video, dark[:, before:]), dim=1)
 
 
 @dataclass(frozen=True)

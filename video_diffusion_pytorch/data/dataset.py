@@ -18,8 +18,10 @@ from video_diffusion_pytorch.data.clip_window import (
     View,
     cast_num_frames,
     fill_up,
+    frames_before,
     random_window,
-    repeat_last,
+    repeat_ends,
+    stretched,
     windows,
 )
 from video_diffusion_pytorch.data.conditions import ClipConditions, ConditionFn
@@ -80,8 +82,8 @@ def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
 class Dataset(data.Dataset[Any]):
     """The clips in a folder, each `(c, f, h, w)`: 8-bit ones float32 in [0, 1].
 
-    With conditions an item is a dict: the clip is its `video`, and its other keys are keywords of
-    `GaussianDiffusion.forward`.
+    With conditions, or `pad="mask"`, an item is a dict: the clip is its `video`, and its other keys
+    are keywords of `GaussianDiffusion.forward`.
 
     Args:
         folder: Searched with all its subfolders.
@@ -98,7 +100,9 @@ class Dataset(data.Dataset[Any]):
         clip_start: Which part of a long file: its `"first"` frames; a `"random"` part, drawn on
             each access; `"all"` parts, one clip after the other.
         pad: What follows on a file that is too short: `"black"` frames (the least value, where
-            there is a `value_range`), its last one (`"repeat"`), or an `"error"`.
+            there is a `value_range`), its last one (`"repeat"`), or an `"error"`. With `"mask"`
+            its last one follows as well, but the loss leaves it out: an item's `frame_mask`, bool
+            `(f,)`, is true for the frames of the file.
         fit: Scale a frame until it covers the size and cut the rest off (`"cover"`), until it fits
             in and leave the rest black (`"contain"`; the least value, where there is a
             `value_range`), or distort it (`"stretch"`).
@@ -133,6 +137,12 @@ class Dataset(data.Dataset[Any]):
             `value_range`, in whose units they are floats from 0 to 255.
         manifest_columns: Names of the manifest's columns where they are others, by what they hold:
             `{"path": "FileName", "split": "Set"}`; None to leave a column of a usual name alone.
+        pad_position: Where a file that is too short is filled up: at its `"end"`, or on both sides
+            of it, `"center"`, an odd frame at the end. Before a file, its first frame is repeated.
+        fit_frames: Which files are resampled in time instead of cut or filled up: the `"short"`
+            ones, or `"all"`, into one clip each. Of the frames that `frame_skip` or `fps` leave,
+            `num_frames` are taken at even distances, the first and the last included, each the
+            nearest: frames are repeated or left out, not mixed. None for no file.
 
     Attributes:
         paths: The files in sorted order, one per clip.
@@ -187,15 +197,19 @@ class Dataset(data.Dataset[Any]):
         exclude: Sequence[str | os.PathLike[str]] = (),
         as_uint8: bool = False,
         manifest_columns: Mapping[str, str | None] | None = None,
+        pad_position: str = "end",
+        fit_frames: str | None = None,
     ) -> None:
         super().__init__()
         frame_size = FrameSize(check_image_size(image_size), fit, crop)
         check_num_frames(num_frames)
-        check_choices(force_num_frames, clip_start=clip_start, pad=pad)
+        padding = {"pad": pad, "pad_position": pad_position}
+        check_choices(force_num_frames, clip_start=clip_start, fit_frames=fit_frames, **padding)
         self.folder, self.image_size, self.channels = folder, image_size, channels
         self.num_frames = num_frames if force_num_frames else None
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
         self.clip_start, self.pad, self.as_uint8 = clip_start, pad, as_uint8
+        self.pad_position, self.fit_frames = pad_position, fit_frames
         self.transform: FrameTransform = frame_size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
         self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
@@ -214,6 +228,7 @@ class Dataset(data.Dataset[Any]):
         paths = [clip.path for clip in clips]
         if cache is not None:
             is_first = clip_start == "first" and all(clip.is_whole for clip in clips)
+            is_first = is_first and fit_frames != "all"
             self._reader.fill_cache(cache, paths, self.num_frames if is_first else None)
         self._clips = self._spans(clips)
         self.paths = [clip.path for clip, _ in self._clips]
@@ -236,7 +251,12 @@ class Dataset(data.Dataset[Any]):
     def settings(self) -> dict[str, Any]:
         """How files become clips, in plain values."""
         flips = [self.horizontal_flip, self.vertical_flip]
-        own = {"frames": self.num_frames, "split": self._split, "flips": flips}
+        own: dict[str, Any] = {"frames": self.num_frames, "split": self._split, "flips": flips}
+        # named where they are used, so that results from before there were such still compare
+        if self.pad_position != "end":
+            own["pad_position"] = self.pad_position
+        if self.fit_frames is not None:
+            own["fit_frames"] = self.fit_frames
         return {**own, "clip_start": self.clip_start, "pad": self.pad, **self._reader.settings}
 
     @property
@@ -274,17 +294,21 @@ class Dataset(data.Dataset[Any]):
         view = View.draw(is_random_crop, self.horizontal_flip, self.vertical_flip, generator)
         # a transform of the user's own gives frames as large as it likes
         size = reader.size if transform is None else None
+        count = video.shape[1]
         video = self._finish(view.of(video, size, self._black), clip.path)
+        item = {"video": video}
+        if self.pad == "mask":
+            item["frame_mask"] = self._mask(count)
         if not conditions:
-            return video
+            return item if len(item) > 1 else video
         is_array = conditions.array_kind is not None
         frames = reader.frame_numbers(clip.path, positions) if is_array else []
         found = conditions.read(clip, frames)
         if conditions.array_kind == "field":
             found["cond_video"] = self._view_field(found["cond_video"], view)
         elif conditions.array_kind == "frame_vectors":
-            found["frame_cond"] = repeat_last(found["frame_cond"], self.num_frames, 0)
-        return {"video": video, **found}
+            found["frame_cond"] = self._lengthen(found["frame_cond"], 0)
+        return {**item, **found}
 
     def _spans(self, clips: list[Clip]) -> list[tuple[Clip, range | None]]:
         """The part of each file's timeline that clips are cut from; None if yet to be found out."""
@@ -298,29 +322,44 @@ class Dataset(data.Dataset[Any]):
             return parts
         # the beginning of a file is known without counting its frames
         is_first = self.clip_start == "first" and self.num_frames is not None
+        is_first = is_first and self.fit_frames is None
         first = range(self.num_frames or 0) if is_first else None
         return [(clip, first if clip.is_whole else None) for clip in clips]
 
     def _read_part(self, part: tuple[Clip, range | None]) -> torch.Tensor:
-        most = self.num_frames if self.clip_start == "first" else None
-        return self._reader.read(*part, lambda span: span[:most])[0]
+        choose = partial(self._cut, None) if self.clip_start == "first" else (lambda span: span)
+        return self._reader.read(*part, choose)[0]
 
-    def _cut(self, generator: torch.Generator | None, span: range) -> range:
+    def _cut(self, generator: torch.Generator | None, span: range) -> Sequence[int]:
         if self.num_frames is None:
             return span
+        is_short = self.fit_frames == "short" and len(span) < self.num_frames
+        if self.fit_frames == "all" or is_short:
+            return stretched(span, self.num_frames)
         if self.clip_start == "random":
             return random_window(span, self.num_frames, generator)
         return span[: self.num_frames]
 
     def _finish(self, video: torch.Tensor, path: Path) -> torch.Tensor:
-        is_plain = self.pad == "black" and self._black is None
+        is_plain = self.pad == "black" and self._black is None and self.pad_position == "end"
         if self.num_frames is not None and not is_plain:
-            video = fill_up(video, self.num_frames, self.pad, self._black, path)
+            length, position = self.num_frames, self.pad_position
+            video = fill_up(video, length, self.pad, self._black, path, position)
         video = self.cast_num_frames_fn(video)
         return video if video.dtype != torch.uint8 or self.as_uint8 else video.float() / 255
+
+    def _mask(self, count: int) -> torch.Tensor:
+        """Which frames of a clip are among the `count` of its file."""
+        mask = torch.zeros(self.num_frames or count, dtype=torch.bool)
+        before = frames_before(count, len(mask), self.pad_position)
+        mask[before : before + count] = True
+        return mask
+
+    def _lengthen(self, values: torch.Tensor, dim: int) -> torch.Tensor:
+        return repeat_ends(values, self.num_frames, dim, self.pad_position)
 
     def _view_field(self, field: torch.Tensor, view: View) -> torch.Tensor:
         size = self._reader.size
         whole = field if field.ndim == 4 else field[:, None]
-        whole = repeat_last(view.of(size.read_array(whole), size), self.num_frames, 1)
+        whole = self._lengthen(view.of(size.read_array(whole), size), 1)
         return whole if field.ndim == 4 else whole[:, 0]

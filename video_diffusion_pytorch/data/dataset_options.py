@@ -12,7 +12,12 @@ from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
 ValueRange = tuple[tuple[float, ...], tuple[float, ...]]
 
 _ARRAYS = (".npy", ".npz", ".pt")
-_CHOICES = {"clip_start": ("first", "random", "all"), "pad": ("black", "repeat", "error")}
+_CHOICES = {
+    "clip_start": ("first", "random", "all"),
+    "pad": ("black", "repeat", "mask", "error"),
+    "pad_position": ("end", "center"),
+    "fit_frames": (None, "short", "all"),
+}
 
 
 def check_image_size(image_size: object) -> tuple[int, int]:
@@ -35,18 +40,36 @@ def check_num_frames(num_frames: object) -> None:
         )
 
 
-def check_choices(force_num_frames: bool, **chosen: str) -> None:
-    """Raises a ValueError for a word that an option does not know."""
+def check_choices(force_num_frames: bool, **chosen: str | None) -> None:
+    """Raises a ValueError for a word that an option does not know, or that goes with no other."""
     for name, value in chosen.items():
         if value not in _CHOICES[name]:
             raise ValueError(
-                f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}; choose one of "
-                "them"
+                f"{name} must be one of {', '.join(map(str, _CHOICES[name]))}, got {value!r}; "
+                "choose one of them"
             )
     if not force_num_frames and chosen["clip_start"] != "first":
         raise ValueError(
             "clip_start must be 'first' where clips are as long as their files, got "
             f"{chosen['clip_start']!r}; leave force_num_frames=False out to cut clips"
+        )
+    if chosen.get("fit_frames") is None:
+        return
+    if not force_num_frames:
+        raise ValueError(
+            "fit_frames must be None where clips are as long as their files, got "
+            f"{chosen['fit_frames']!r}; leave force_num_frames=False out to resample them in time"
+        )
+    if chosen["fit_frames"] == "all" and chosen["clip_start"] != "first":
+        raise ValueError(
+            "fit_frames='all' makes one clip of each file, so clip_start must be 'first', got "
+            f"{chosen['clip_start']!r}; leave it out, or pass fit_frames='short' to cut long files"
+        )
+    if (chosen["pad"], chosen["pad_position"]) != ("black", "end"):
+        raise ValueError(
+            "pad and pad_position must be left out with fit_frames, which leaves no clip too "
+            f"short, got pad={chosen['pad']!r} and pad_position={chosen['pad_position']!r}; choose "
+            "whether short files are filled up or stretched"
         )
 
 

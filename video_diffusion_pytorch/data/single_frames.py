@@ -43,10 +43,10 @@ class SingleFrames(Dataset):
     def __init__(self, clips: Dataset) -> None:
         self.__dict__.update(vars(clips))
         is_first = clips.clip_start == "first"
-        self._most = clips.num_frames if is_first else None
+        self._most = clips.num_frames if is_first and clips.fit_frames != "all" else None
         # which part of a file is the first one is known, but not whether the file has all of it
         self._clips = [(clip, None if is_first else span) for clip, span in clips._clips]
-        self.num_frames, self.clip_start = 1, "random"
+        self.num_frames, self.clip_start, self.fit_frames = 1, "random", None
         self.cast_num_frames_fn = _first_frame
 
     def _cut(self, generator: torch.Generator | None, span: range) -> range:

@@ -70,14 +70,14 @@ class Timeline:
         end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1 / self.fps)
         return max(1, math.ceil((end - times[0] - _ROUNDING) * self.fps))
 
-    def frames(self, file: Clock, positions: range) -> list[int]:
+    def frames(self, file: Clock, positions: Sequence[int]) -> list[int]:
         """The file's frames at these positions, as far as it is known to have them."""
         if self.fps is None:
             # the file need not be counted: who reads on beyond its end gets fewer
             return [position * self.frame_skip for position in positions]
         times = self._times(file, "fps")
-        within = range(positions.start, min(positions.stop, self.length(file)))
-        instants = (times[0] + position / self.fps for position in within)
+        length = self.length(file)
+        instants = (times[0] + position / self.fps for position in positions if position < length)
         return [max(0, bisect_right(times, instant + _ROUNDING) - 1) for instant in instants]
 
     def between(self, file: Clock, start: float | None, end: float | None) -> range:

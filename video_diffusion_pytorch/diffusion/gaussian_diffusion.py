@@ -147,6 +147,7 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
         t: Tensor | None = None,
         drop_mask: Tensor | None = None,
         reduction: str = "mean",
+        frame_mask: Any = None,
         **kwargs: Any,
     ) -> Tensor:
         """The training loss of a batch of clips.
@@ -183,6 +184,9 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
                 denoiser whose `forward` takes it, as `Unet3D`'s does. None to draw it with
                 `cond_drop_prob`.
             reduction: `"mean"` for one number, `"none"` for one per clip.
+            frame_mask: Boolean `(b, f)`, false where a frame is padding, which the loss leaves out:
+                that of a clip is the mean over its real frames, and its images, and 0 if there are
+                none. The network sees the padding as it sees other frames. None if all are real.
             **kwargs: As in `p_losses`.
 
         Returns:
@@ -203,6 +207,7 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             null_cond_mask=null_cond_mask,
             cond_mask=cond_mask,
             drop_mask=drop_mask,
+            frame_mask=frame_mask,
         )
         if reduction != "mean":
             # a subclass that is written for the reference knows none

@@ -63,6 +63,7 @@ def distance(
     target: Tensor,
     weight: Tensor | None = None,
     reduction: str = "mean",
+    frame_mask: Tensor | None = None,
 ) -> Tensor:
     """How far predictions are off.
 
@@ -72,6 +73,8 @@ def distance(
         target: Of the same shape.
         weight: Of each video, `(b,)`; None for 1.
         reduction: `"mean"` or `"none"`.
+        frame_mask: Of videos `(b, c, f, h, w)`, boolean `(b, f)`: the loss of each is the mean over
+            the frames where it is true, 0 without any; None for all.
 
     Returns:
         The mean loss, a scalar, or, for `"none"`, the loss of each video, `(b,)`, whose mean it is.
@@ -80,9 +83,16 @@ def distance(
         ValueError: If `reduction` is another.
     """
     check_reduction(reduction)
-    if weight is None and reduction == "mean":
+    if weight is None and reduction == "mean" and frame_mask is None:
         return LOSSES[loss_type](output, target)
-    each = LOSSES[loss_type](output, target, reduction="none").flatten(1).mean(dim=1)
+    each = LOSSES[loss_type](output, target, reduction="none")
+    if frame_mask is not None:
+        # the mean over all frames of this is that over the real ones
+        share = frame_mask.sum(dim=1, keepdim=True).clamp(min=1) / frame_mask.shape[1]
+        each = each * (frame_mask / share)[:, None, :, None, None]
+    if weight is None and reduction == "mean":
+        return each.mean()
+    each = each.flatten(1).mean(dim=1)
     if weight is not None:
         each = each * weight
     return each.mean() if reduction == "mean" else each

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from video_diffusion_pytorch.diffusion.conditions import Conditions, unwrap
@@ -47,6 +48,7 @@ class TrainingLoss(Conditions):
         image_conditions: Mapping[str, Any] | None = None,
         drop_mask: Tensor | None = None,
         reduction: str = "mean",
+        frame_mask: Any = None,
         **kwargs: Any,
     ) -> Tensor:
         """The loss of the prediction at given steps (Ho et al. 2020, eq. 14).
@@ -66,6 +68,7 @@ class TrainingLoss(Conditions):
             image_conditions: As in `forward`.
             drop_mask: As in `forward`.
             reduction: As in `forward`.
+            frame_mask: As in `forward`.
             **kwargs: Further arguments of the denoiser, such as `null_cond_prob` and
                 `prob_focus_present` of `Unet3D`.
 
@@ -73,7 +76,8 @@ class TrainingLoss(Conditions):
             The mean loss, a scalar, or with `reduction="none"` that of each clip, `(b,)`.
 
         Raises:
-            ValueError: If `noise` has another shape than the clips, or `reduction` is unknown.
+            ValueError: If `noise` has another shape than the clips, `frame_mask` another one than
+                their frames, or `reduction` is unknown.
         """
         check_reduction(reduction)
         if noise is None:
@@ -84,8 +88,12 @@ class TrainingLoss(Conditions):
                 f"{tuple(x_start.shape)}, got {tuple(noise.shape)}; draw it with "
                 "torch.randn_like, or leave it out"
             )
-        x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
         frames = x_start.shape[2] - image_frames
+        if frame_mask is not None:
+            frame_mask = self.check_frame_mask(frame_mask, x_start[:, :, :frames])
+            # images are never padding
+            frame_mask = F.pad(frame_mask, (0, image_frames), value=True)
+        x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
         conditions = self._for_network(
             x_t[:, :, :frames],
             clips=x_start,
@@ -109,7 +117,7 @@ class TrainingLoss(Conditions):
         weight = None
         if self.min_snr_gamma is not None:
             weight = min_snr_weight(self.objective, self.log_snr(t), self.min_snr_gamma)
-        return distance(self.loss_type, output, target, weight, reduction)
+        return distance(self.loss_type, output, target, weight, reduction, frame_mask)
 
     def _for_images(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """The denoiser's keywords that tell it of images at the end of the clips.
@@ -154,6 +162,22 @@ class TrainingLoss(Conditions):
                 "those of a clip along axis 2"
             )
         check_type("images", images)
+
+    def check_frame_mask(self, frame_mask: Any, x: Tensor) -> Tensor:
+        """Gives the mask of real frames on the device of clips `x`.
+
+        Raises:
+            ValueError: If it is not boolean with one element per frame.
+        """
+        mask = torch.as_tensor(frame_mask, device=x.device)
+        expected = x.shape[0], x.shape[2]
+        if mask.dtype != torch.bool or mask.shape != expected:
+            raise ValueError(
+                "GaussianDiffusion: frame_mask must be boolean with one element per frame, shape "
+                f"(b, f) = {tuple(expected)}, got {mask.dtype} of shape {tuple(mask.shape)}; give "
+                "True where a frame is real, and False where it is padding"
+            )
+        return mask
 
     def check_batch(self, x: Tensor, **conditions: Any) -> None:
         """Finds out whether a batch is what `forward` takes, as far as shapes and types tell.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from video_diffusion_pytorch.data.clip_report import report_clips
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.host_memory import keep_freed_memory
@@ -22,6 +23,7 @@ from video_diffusion_pytorch.training.clips.batches import (
     EndlessShuffle,
     SeededItems,
     collate,
+    seeded,
 )
 from video_diffusion_pytorch.training.clips.captions import EncodedCaptions
 from video_diffusion_pytorch.training.clips.clip_source import (
@@ -190,6 +192,10 @@ class TrainingData(ImageSource, Processes):
             self.dl = Endless(self.share_loader(self.make_dataloader(self.ds)))
         else:
             self._shuffle(held_out, count, held_back)
+        clips = clips_behind(self.ds)
+        if source == "folder" and clips is not None and self.is_main:
+            with seeded(0):
+                report_clips(clips)
         folder = self.data_options.get("cache") or given["folder"]
         beside = None if folder is None else Path(folder)
         kind = {"states": self.model.takes_text_states}

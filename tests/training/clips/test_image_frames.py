@@ -159,6 +159,19 @@ def test_a_frame_is_drawn_and_told_what_its_clip_is_told_there():
     assert frames == {0, 1, 2}
 
 
+def test_padding_is_no_image():
+    class Padded(Numbered):
+        def __getitem__(self, index):
+            mask = torch.tensor([True, False, index == 0])
+            return {"video": super().__getitem__(index)["video"], "frame_mask": mask}
+
+    images = draws(Padded(3))
+    drawn = [
+        image["video"][0, 0, 0, 0].item() for seed in range(60) for image in images.draw(2, seed)
+    ]
+    assert {round(value, 1) for value in drawn} == {0.0, 0.2, 1.0}
+
+
 def test_clips_may_be_told_nothing_or_a_field_without_frames():
     plain = draws([torch.full((1, FRAMES, 4, 4), float(i)) for i in range(3)]).draw(0, 0)
     assert [image.keys() for image in plain] == [{"video"}] * 2

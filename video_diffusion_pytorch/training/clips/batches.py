@@ -110,7 +110,7 @@ def read_item(dataset: Any, index: int, seed: int) -> Any:
     """Reads an item of any dataset, whose random draws follow from the seed as in `SeededItems`."""
     if _draws_clips(type(dataset)):
         return dataset.draw_clip(index, torch.Generator().manual_seed(seed))
-    with _seeded(seed):
+    with seeded(seed):
         return dataset[index]
 
 
@@ -125,7 +125,8 @@ def _draws_clips(kind: type) -> bool:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the global generators of torch, numpy and Python, and puts them back afterwards."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)

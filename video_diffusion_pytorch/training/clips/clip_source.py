@@ -244,6 +244,8 @@ def check_first_clip(
     given = {name: conditions.get(name) for name in (*names, "cond_mask")}
     tensors = {name: value for name, value in given.items() if torch.is_tensor(value)}
     diffusion.check_batch(videos, **tensors)
+    if conditions.get("frame_mask") is not None:
+        diffusion.check_frame_mask(conditions["frame_mask"], videos)
     if clips is None:
         return
     classes = getattr(unwrap(diffusion.denoise_fn), "config", {}).get("num_classes")

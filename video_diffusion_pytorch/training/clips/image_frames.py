@@ -113,7 +113,9 @@ class ImageDraws:
     def _read(self, index: int, rng: random.Random) -> dict[str, Any]:
         batch = collate([read_item(self.dataset, index, rng.randrange(2**48))])
         videos, told = self.unpack(batch)
-        frame = rng.randrange(videos.shape[2])
+        # padding is no image
+        real = told["frame_mask"][0].nonzero().flatten().tolist() if "frame_mask" in told else None
+        frame = rng.choice(real) if real else rng.randrange(videos.shape[2])
         known = {name: _of_frame(name, told[name], frame) for name in _AXES if name in told}
         return {"video": videos[0, :, frame : frame + 1], **known}
 

@@ -1,0 +1,149 @@
+"""What is said before training of how much of the files is cut away or padding."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from video_diffusion_pytorch.data.clip_report import report_clips
+from video_diffusion_pytorch.data.dataset import Dataset
+
+
+def write(folder, *shapes, start=0):
+    """Arrays with these numbers of frames, heights and widths."""
+    folder.mkdir(exist_ok=True)
+    for number, shape in enumerate(shapes, start):
+        np.save(folder / f"{number:03}.npy", np.zeros((1, *shape), np.uint8))
+
+
+@pytest.fixture
+def said(caplog):
+    """Gives what is said of a folder's clips, 8 frames of 24 x 48 if nothing else is asked for."""
+
+    def report(folder, size=(24, 48), **options):
+        options = {"channels": 1, "num_frames": 8, "exts": None, **options}
+        caplog.clear()
+        report_clips(Dataset(folder, size, **options))
+        assert {record.levelno for record in caplog.records} <= {logging.WARNING}
+        return caplog.messages
+
+    return report
+
+
+def test_of_clips_that_fit_nothing_is_said(tmp_path, said):
+    write(tmp_path / "a", (8, 24, 48), (8, 48, 96), (9, 25, 48), (7, 24, 50))
+    for options in ({}, {"clip_start": "random"}, {"pad": "mask"}, {"fit": "contain"}):
+        assert said(tmp_path / "a", **options) == []
+
+
+def test_height_and_width_in_the_wrong_order(tmp_path, said):
+    write(tmp_path / "a", *[(8, 24, 48)] * 3, (8, 480, 960))
+    # scaled to 48 x 96, of whose columns 24 of 96 are kept
+    assert said(tmp_path / "a", (48, 24)) == [
+        "75 % of each frame is cut away, on average over 4 files: frames of 24x48 (height x width) "
+        "are scaled to 48x96 and cut to 48x24; image_size=(24, 48), which is (height, width), "
+        "keeps them whole"
+    ]
+    # scaled to 12 x 24, in 48 x 24
+    assert said(tmp_path / "a", (48, 24), fit="contain") == [
+        "75 % of each frame is padding, on average over 4 files: frames of 24x48 (height x width) "
+        "are scaled to 12x24 and padded to 48x24; image_size=(24, 48), which is (height, width), "
+        "keeps them whole"
+    ]
+    assert said(tmp_path / "a", (48, 24), fit="stretch") == []
+
+
+def test_squares_of_wide_frames(tmp_path, said):
+    write(tmp_path / "a", (8, 36, 64), (8, 36, 64), (8, 20, 20))
+    # 16 of 28 columns are kept of two, all of the third: 2 / 3 of 12 / 28
+    assert said(tmp_path / "a", 16) == [
+        "29 % of each frame is cut away, on average over 3 files: frames of 36x64 (height x width) "
+        "are scaled to 16x28 and cut to 16x16; an image_size, (height, width), of their shape "
+        "keeps them whole, and so does fit='contain', with padding"
+    ]
+    write(tmp_path / "a", (8, 20, 20), start=3)
+    assert said(tmp_path / "a", 16) == []
+
+
+def test_sizes_are_those_that_are_seen(tmp_path, said, write_movie):
+    write_movie("a.mp4", num_frames=8, rotation=90)  # stored as 48 x 64
+    assert said(tmp_path, (64, 48), channels=3) == []
+    [message] = said(tmp_path, (48, 64), channels=3)
+    assert (
+        "1 file: frames of 64x48 (height x width) are scaled to 85x64 and cut to 48x64" in message
+    )
+
+
+def test_padding(tmp_path, said):
+    write(tmp_path / "a", *[(2, 24, 48)] * 3, *[(8, 24, 48)] * 5)
+    # 3 x 6 of 64 frames: 28 %
+    assert said(tmp_path / "a", pad_position="center") == [
+        "of 8 files 3 have fewer than 8 frames: 28 % of all frames of the clips are padding "
+        "(pad='black'); fit_frames='short' stretches short files, pad='mask' leaves padding out of "
+        "the loss, and a smaller num_frames needs less"
+    ]
+    assert said(tmp_path / "a", pad="mask", clip_start="all") == [
+        "of 8 files 3 have fewer than 8 frames: 28 % of all frames of the clips are padding "
+        "(pad='mask'), left out of the loss, but computed; fit_frames='short' stretches short "
+        "files, and a smaller num_frames needs less"
+    ]
+    for options in ({"pad": "error"}, {"fit_frames": "short"}, {"force_num_frames": False}):
+        assert said(tmp_path / "a", **options) == []
+    write(tmp_path / "a", (8, 24, 48), (8, 24, 48), start=8)
+    assert said(tmp_path / "a") == []
+
+
+def test_frames_that_are_never_seen(tmp_path, said):
+    write(tmp_path / "a", (15, 24, 48), (31, 24, 48), (8, 24, 48))
+    # 24 of 54 frames are seen
+    assert said(tmp_path / "a") == [
+        "of 3 files 2 have more than 8 frames: with clip_start='first' 56 % of all frames of the "
+        "files are never seen; clip_start='random' or 'all' shows them"
+    ]
+    # 4 of 8, 14 and 4 positions of the timeline; 12 of 26
+    [message] = said(tmp_path / "a", num_frames=4, frame_skip=2)
+    assert "3 files 2 have more than 4 frames at frame_skip=2: with clip_start='first' 57 %" in (
+        message
+    )
+    # 8 of 15, 24 of 31 and all of 8: 14 of 54 are not
+    assert said(tmp_path / "a", clip_start="all") == [
+        "of 3 files 2 have more than 8 frames: with clip_start='all' 26 % of all frames of the "
+        "files are never seen; clip_start='random' shows them"
+    ]
+    long = {"num_frames": 24, "pad": "error"}
+    for options in ({"clip_start": "random"}, {"fit_frames": "all"}, long):
+        assert said(tmp_path / "a", **options) == []
+
+
+def test_a_part_of_many_files_is_looked_at(tmp_path, said):
+    write(tmp_path / "a", *[(8, 24, 48)] * 130)
+    [message] = said(tmp_path / "a", (48, 24))
+    assert "on average over 100 files (a sample of 130): frames" in message
+
+
+def test_damaged_files_are_left_to_training(tmp_path, said):
+    write(tmp_path / "a", (8, 24, 48))
+    (tmp_path / "a" / "b.npy").write_bytes(b"")
+    [message] = said(tmp_path / "a", (48, 24))
+    assert "on average over 1 file (a sample of 2): frames" in message
+    (tmp_path / "a" / "000.npy").write_bytes(b"")
+    assert said(tmp_path / "a", (48, 24)) == []
+
+
+def test_a_transform_of_ones_own_gives_its_own_size(tmp_path, caplog):
+    write(tmp_path / "a", (8, 24, 48))
+    clips = Dataset(tmp_path / "a", (48, 24), 1, 8, exts=None)
+    clips.transform = torch.as_tensor
+    report_clips(clips)
+    assert caplog.messages == []
+
+
+def test_a_function_that_reads_is_called_a_few_times(tmp_path, said):
+    write(tmp_path / "a", *[(2, 24, 48)] * 30)
+    called = []
+    [message] = said(
+        tmp_path / "a", exts="npy", read_fn=lambda path: (called.append(path), np.load(path))[1]
+    )
+    assert "of 8 files (a sample of 30) 8 have fewer than 8 frames: 75 %" in message
+    assert len(set(called)) == len(called) == 8
