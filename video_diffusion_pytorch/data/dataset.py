@@ -110,6 +110,8 @@ class Dataset(data.Dataset[Any]):
         exclude: Sub-folders not to search.
         as_uint8: Leave 8-bit clips uint8, as `GaussianDiffusion` takes them as well; not with a
             `value_range`, in whose units they are floats from 0 to 255.
+        square_pixels: Scale the width of a film whose pixels are no squares, as players do; False
+            leaves frames as they are stored.
 
     Attributes:
         paths: The files in sorted order, one per clip.
@@ -163,6 +165,7 @@ class Dataset(data.Dataset[Any]):
         cache: str | os.PathLike[str] | None = None,
         exclude: Sequence[str | os.PathLike[str]] = (),
         as_uint8: bool = False,
+        square_pixels: bool = True,
     ) -> None:
         super().__init__()
         frame_size = FrameSize(check_image_size(image_size), fit, crop)
@@ -184,7 +187,8 @@ class Dataset(data.Dataset[Any]):
         check_channels(channels, [clip.path for clip in clips], read_fn is not None)
 
         # which parts of them
-        self._reader = ClipReader(frame_size, Timeline(frame_skip, fps), channels, axes, read_fn)
+        timeline = Timeline(frame_skip, fps)
+        self._reader = ClipReader(frame_size, timeline, channels, axes, read_fn, square_pixels)
         paths = [clip.path for clip in clips]
         if cache is not None:
             is_first = clip_start == "first" and all(clip.is_whole for clip in clips)
