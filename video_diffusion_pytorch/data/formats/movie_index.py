@@ -89,7 +89,9 @@ def open_movie(path: Path) -> Iterator[Movie]:
             )
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         _check_streams(path, streams, limit)
-        yield Movie(container, streams[0], _decoder(streams[0], options))
+        with decoding(path):
+            decoder = _decoder(streams[0], options)
+        yield Movie(container, streams[0], decoder)
 
 
 def _check_streams(path: Path, streams: list[Any], limit: int) -> None:
@@ -115,6 +117,9 @@ def _decoder(stream: Any, options: dict[str, str]) -> Any:
         # FFmpeg's own decoders of VP8 and VP9 leave the second picture out that holds it
         decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[decoder.name], "r")
         decoder.pix_fmt = "yuva420p"
+    elif decoder.name == "rawvideo" and decoder.pix_fmt == "bgra":
+        if decoder.codec_tag == "\0\0\0\0":  # a bitmap of Windows, whose fourth byte says nothing
+            decoder.pix_fmt = "bgr0"
     decoder.options = options
     decoder.thread_count = 1
     return decoder
@@ -293,6 +298,7 @@ def _read_index(path: Path) -> MovieIndex:
                 last = max(last, (order or 0, packet.duration or 0))
             extra = 0
         time_base = movie.stream.time_base or Fraction(1)
+        duration = movie.stream.duration
     if None in times and None not in decoded:
         times, keyframes = _times_of_decoding(path, decoded, last[1] or 1), []
     known = {time for time in times if time is not None}
@@ -300,6 +306,8 @@ def _read_index(path: Path) -> MovieIndex:
     is_clear = len(known) == len(times) and len(starts) == len(keyframes)
     pts = array("q", sorted(known) if is_clear else [])
     end = pts[-1] + last[1] + extra if pts and last[1] else None
+    if end and duration and pts[-1] < pts[0] + duration < end:  # an edit list cuts the last one
+        end = pts[0] + duration
     starts = starts if pts else set()
     return MovieIndex(pts, array("q", sorted(starts)), len(times), time_base, end, palettes)
 

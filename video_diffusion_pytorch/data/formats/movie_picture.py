@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
 import struct
-import threading
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,13 @@ if TYPE_CHECKING:
 _FORMAT_OF_CHANNELS = {1: "gray", 3: "rgb24", 4: "rgba"}
 
 # Of FFmpeg's AVColorTransferCharacteristic and AVColorPrimaries
-_BT709, _BT2020, _PQ, _HLG = 1, 9, 16, 18
+_BT2020, _PQ, _HLG = 9, 16, 18
+_WHITE = 203.0  # cd/m2
+_BT2020_TO_BT709 = (  # ITU-R BT.2087
+    (1.660491, -0.587641, -0.072850),
+    (-0.124550, 1.132900, -0.008349),
+    (-0.018151, -0.100579, 1.118730),
+)
 
 
 def channels_of_format(pixel_format: Any) -> int:
@@ -90,8 +94,8 @@ def picture_of(
 ) -> Image:
     """Convert a frame to 8 bit, and turn it as the file says that it is to be shown.
 
-    HDR is shown as on a screen without: as bright up to the white of paper, 203 cd/m2, and all
-    that is brighter white (ITU-R BT.2408).
+    HDR (PQ or HLG) and BT.2020 colours are converted to BT.709: luminance up to the reference
+    white of 203 cd/m2 is kept, and highlights above it are clipped (ITU-R BT.2408).
 
     Args:
         frame: PyAV's `VideoFrame`.
@@ -106,19 +110,17 @@ def picture_of(
     """
     from PIL import Image as pillow
 
-    name, options = _FORMAT_OF_CHANNELS[channels], {}
+    name = _FORMAT_OF_CHANNELS[channels]
+    is_hdr = frame.color_trc in (_PQ, _HLG) or frame.color_primaries == _BT2020
     if channels != 4 and (frame.format.has_palette or channels_of_format(frame.format) == 4):
         name = "rgba"
-    if frame.color_trc in (_PQ, _HLG) or frame.color_primaries == _BT2020:
-        name = "rgb24" if name == "gray" else name
-        options = {"dst_color_trc": _BT709, "dst_color_primaries": _BT709, "threads": 1}
-        kind = (frame.color_trc, frame.color_primaries, frame.colorspace, frame.color_range)
-        size = (frame.width, frame.height, width)
-        reformatter = _hdr_reformatter(
-            os.getpid(), threading.get_ident(), frame.format.name, name, *kind, *size
-        )
-    converted = reformatter.reformat(frame, width=width, format=name, **options)
-    picture = pillow.fromarray(_upright(converted.to_ndarray(), frame, path))
+    elif is_hdr and channels == 1:
+        name = "rgb24"
+    deep = {"rgb24": "gbrp10le", "rgba": "gbrap10le"}[name] if is_hdr else name
+    pixels = reformatter.reformat(frame, width=width, format=deep).to_ndarray()
+    if is_hdr:
+        pixels = _standard_range(pixels, frame.color_trc, frame.color_primaries)
+    picture = pillow.fromarray(_upright(pixels, frame, path))
     if name != _FORMAT_OF_CHANNELS[channels]:
         if picture.mode == "RGBA":
             black = pillow.new("RGBA", picture.size, (0, 0, 0, 255))
@@ -142,10 +144,12 @@ def values_of(
     Raises:
         UnreadableVideoError: As `picture_of`.
     """
+    if not is_measured(frame.format):
+        got = f"frames of {frame.format.name} between others"
+        raise unreadable(path, "frames of one kind of pixels", got)
     pixels = reformatter.reformat(frame, width=width).to_ndarray().astype(np.float32)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
-    bits = frame.format.components[0].bits
-    most = 1.0 if bits == 32 or "f" in frame.format.name else 2.0**bits - 1
+    most = 1.0 if "f" in frame.format.name else 2.0 ** frame.format.components[0].bits - 1
     colours, opacity = pixels[..., :3], pixels[..., 3:]
     if frame.format.name.startswith("bgr"):
         colours = colours[..., ::-1]
@@ -162,12 +166,36 @@ def values_of(
     return torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1)))
 
 
-@functools.lru_cache(maxsize=8)
-def _hdr_reformatter(*_of_the_frames: object) -> Any:
-    """Give a reformatter for frames of one kind and one thread: it takes a second to prepare."""
-    from av.video.reformatter import VideoReformatter
+def _standard_range(pixels: np.ndarray, curve: int, primaries: int) -> np.ndarray:
+    """Convert pixels `(h, w, 3 or 4)` of 10 bit to BT.709, 8 bit."""
+    light = _light(curve)[pixels[..., :3]]
+    if curve == _HLG:  # a display of 1000 cd/m2, to which the curve of a scene belongs
+        luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
+        light *= luminance[..., None] ** np.float32(0.2) * np.float32(1000 / _WHITE)
+    if primaries == _BT2020:
+        light = light @ np.array(_BT2020_TO_BT709, np.float32).T
+    colours = 255 * np.clip(light, 0, 1, out=light) ** np.float32(1 / 2.4)
+    opacity = pixels[..., 3:] * np.float32(255 / 1023)
+    return np.concatenate([colours, opacity], axis=2).round().astype(np.uint8)
 
-    return VideoReformatter()
+
+@functools.cache
+def _light(curve: int) -> np.ndarray:
+    """Give the light of each 10-bit code, `(1024,)`, in units of the reference white.
+
+    That of the scene, from 0 to 1, for HLG (ITU-R BT.2100); BT.1886 where the range is standard.
+    """
+    code = np.minimum(np.arange(1024) / 1020, 1)  # FFmpeg makes 1020 of the white of YUV
+    if curve == _PQ:
+        power = code ** (32 / 2523)
+        above, below = np.maximum(power - 3424 / 4096, 0), 2413 / 128 - 2392 / 128 * power
+        light = (above / below) ** (16384 / 2610) * (10000 / _WHITE)
+    elif curve == _HLG:
+        bright = (np.exp((code - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        light = np.where(code <= 0.5, code**2 / 3, bright)
+    else:
+        light = code**2.4
+    return light.astype(np.float32)
 
 
 def _upright(pixels: np.ndarray, frame: Any, path: Path) -> np.ndarray:
