@@ -33,11 +33,12 @@ def write_movie(tmp_path):
         made_as="rgb24",
         shape=None,  # of a pixel, width by height
         durations=None,  # of the frames, in milliseconds
+        size=None,  # height and width, where an array has other ones
     ):
         path = tmp_path / name
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=rate, options=options or {})
-            stream.height, stream.width = (make(0).shape[:2] if made_as != "yuv420p10le" else (48, 64))
+            stream.height, stream.width = size or make(0).shape[:2]
             stream.pix_fmt = pixels
             stream.codec_context.gop_size = 10
             if rotation is not None:

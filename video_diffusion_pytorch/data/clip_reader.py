@@ -85,8 +85,9 @@ class ClipReader:
     def _open(self, path: Path) -> VideoReader:
         if self.read_fn is not None:
             return FunctionReader(path, self.read_fn, self.channels)
-        options = {"axes": self.axes, "square_pixels": self.square_pixels}
-        return open_video(path, channels=self.channels, **options)
+        return open_video(
+            path, channels=self.channels, axes=self.axes, square_pixels=self.square_pixels
+        )
 
     def span(self, clip: Clip) -> range | None:
         """The positions of the file's timeline that a clip may be cut from.

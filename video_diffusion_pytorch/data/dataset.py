@@ -168,14 +168,14 @@ class Dataset(data.Dataset[Any]):
         square_pixels: bool = True,
     ) -> None:
         super().__init__()
-        frame_size = FrameSize(check_image_size(image_size), fit, crop)
+        size = FrameSize(check_image_size(image_size), fit, crop)
         check_num_frames(num_frames)
         check_choices(force_num_frames, clip_start=clip_start, pad=pad)
         self.folder, self.image_size, self.channels = folder, image_size, channels
         self.num_frames = num_frames if force_num_frames else None
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
         self.clip_start, self.pad, self.as_uint8 = clip_start, pad, as_uint8
-        self.transform: FrameTransform = frame_size
+        self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
         self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
 
@@ -188,15 +188,13 @@ class Dataset(data.Dataset[Any]):
 
         # which parts of them
         timeline = Timeline(frame_skip, fps)
-        self._reader = ClipReader(frame_size, timeline, channels, axes, read_fn, square_pixels)
+        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
         paths = [clip.path for clip in clips]
         if cache is not None:
             is_first = clip_start == "first" and all(clip.is_whole for clip in clips)
             self._reader.fill_cache(cache, paths, self.num_frames if is_first else None)
         self._clips = self._spans(clips)
         self.paths = [clip.path for clip, _ in self._clips]
-
-        # in which units
         is_fit = isinstance(value_range, str) and value_range == "fit"
         found = fit_value_range(join_parts(self._clips), self._read_part) if is_fit else value_range
         self.value_range = as_value_range(found, channels)

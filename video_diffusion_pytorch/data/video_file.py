@@ -109,8 +109,8 @@ def read_video(
 
     Returns:
         The video, `(c, f, h, w)`: uint8 of pictures, movies and uint8 arrays; float32 of all other
-        arrays, and of grey and RGB movies of more than 8 bits, as stored. And its frames per second, those left out by `frame_skip` not counted; None where
-        the file has no clock.
+        arrays, and of grey and RGB movies of more than 8 bits, as stored. And its frames per
+        second, those left out by `frame_skip` not counted; None where the file has no clock.
 
     Raises:
         FileNotFoundError: There is no such file or folder.

@@ -487,7 +487,9 @@ def test_a_seek_that_fails(write_movie):
             list(reader.pictures([35]))
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), UnicodeDecodeError("a", b"", 0, 1, "b")])
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), MemoryError(), UnicodeDecodeError("a", b"", 0, 1, "b")]
+)
 @pytest.mark.parametrize("place", ["open", "demux", "decode", "convert"])
 def test_whatever_pyav_raises_names_the_file(write_movie, monkeypatch, error, place):
     def fails(*arguments, **options):

@@ -241,7 +241,7 @@ def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
         if packet is not None:
             time = time_of(packet)
             is_dated = is_dated and time is not None
-            if not is_dated:
+            if time is None or not is_dated:
                 time = packet.pts = number
             first = time if first is None else first
             if is_shown(packet) and not is_before(time, first):

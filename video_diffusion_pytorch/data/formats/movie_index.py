@@ -117,9 +117,9 @@ def _decoder(stream: Any, options: dict[str, str]) -> Any:
         # FFmpeg's own decoders of VP8 and VP9 leave the second picture out that holds it
         decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[decoder.name], "r")
         decoder.pix_fmt = "yuva420p"
-    elif decoder.name == "rawvideo" and decoder.pix_fmt == "bgra":
-        if decoder.codec_tag == "\0\0\0\0":  # a bitmap of Windows, whose fourth byte says nothing
-            decoder.pix_fmt = "bgr0"
+    is_untagged = decoder.name == "rawvideo" and decoder.codec_tag == "\0\0\0\0"
+    if is_untagged and decoder.pix_fmt == "bgra":  # in a bitmap of Windows the fourth byte is void
+        decoder.pix_fmt = "bgr0"
     decoder.options = options
     decoder.thread_count = 1
     return decoder
