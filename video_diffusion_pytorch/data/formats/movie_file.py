@@ -106,7 +106,7 @@ class MovieReader(VideoReader):
         """
         index = self._index
         if index.pts:
-            return [self._seconds(time) for time in index.pts]
+            return _seconds(index, index.pts)
         if not self.fps and index.num_frames != 1:
             expected = "a movie that says when its frames are shown"
             advice = "choose frames by number, or convert it, for example with ffmpeg"
@@ -118,12 +118,8 @@ class MovieReader(VideoReader):
         """When the last frame stops being shown, in seconds after the first is; None if unknown."""
         index = self._index
         if index.pts:
-            return None if index.end is None else self._seconds(index.end)
+            return None if index.end is None else _seconds(index, [index.end])[0]
         return index.num_frames / self.fps if self.fps else None
-
-    def _seconds(self, time: int) -> float:
-        numerator, denominator = self._index.time_base.as_integer_ratio()
-        return (time - self._index.pts[0]) * numerator / denominator
 
     @property
     def _index(self) -> MovieIndex:
@@ -232,6 +228,11 @@ class MovieReader(VideoReader):
         self._began_midway = False
 
 
+def _seconds(index: MovieIndex, times: Iterable[int]) -> list[float]:
+    first, (numerator, denominator) = index.pts[0], index.time_base.as_integer_ratio()
+    return [(time - first) * numerator / denominator for time in times]
+
+
 def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
     """Decode packets from a keyframe on, and see that each gives its frame in its turn."""
     first: int | None = None
@@ -244,7 +245,7 @@ def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
             if time is None or not is_dated:
                 time = packet.pts = number
             first = time if first is None else first
-            if is_shown(packet) and not is_before(time, first):
+            if is_shown(packet) and not (is_dated and is_before(time, first)):
                 heapq.heappush(due, time)
         for frame in _frames_of(path, movie, packet):
             if is_dated and is_before(frame.pts, first):

@@ -117,8 +117,8 @@ def _decoder(stream: Any, options: dict[str, str]) -> Any:
         # FFmpeg's own decoders of VP8 and VP9 leave the second picture out that holds it
         decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[decoder.name], "r")
         decoder.pix_fmt = "yuva420p"
-    is_untagged = decoder.name == "rawvideo" and decoder.codec_tag == "\0\0\0\0"
-    if is_untagged and decoder.pix_fmt == "bgra":  # in a bitmap of Windows the fourth byte is void
+    is_raw = decoder.name == "rawvideo" and decoder.pix_fmt == "bgra"
+    if is_raw and decoder.codec_tag == "\0\0\0\0":  # Windows leaves the fourth byte void
         decoder.pix_fmt = "bgr0"
     decoder.options = options
     decoder.thread_count = 1
@@ -134,7 +134,8 @@ def _stores_opacity(stream: Any) -> bool:
 def decoding(path: Path) -> Iterator[None]:
     """Turn whatever PyAV raises for a file into an error that names it.
 
-    A machine that is out of memory or files is left to say so: other files would fare no better.
+    A disk that is lost, and too many open files, stay what they are: another file would fare no
+    better.
 
     Raises:
         UnreadableVideoError: Something was raised.
@@ -288,9 +289,10 @@ def _read_index(path: Path) -> MovieIndex:
             first = time if first is None else first
             if packet.is_keyframe:
                 keyframes.append(time)
-            if packet.has_sidedata("palette"):
+            palette = packet.get_sidedata("palette") if packet.has_sidedata("palette") else None
+            if palette and (not palettes[1] or bytes(palette) != bytes(palettes[1][-1])):
                 palettes[0].append(time or 0)
-                palettes[1].append(packet.get_sidedata("palette"))
+                palettes[1].append(palette)
             if is_shown(packet) and not is_before(time, first):
                 times.append(time)
                 decoded.append(packet.dts)

@@ -123,8 +123,9 @@ def picture_of(
     picture = pillow.fromarray(_upright(pixels, frame, path))
     if name != _FORMAT_OF_CHANNELS[channels]:
         if picture.mode == "RGBA":
-            black = pillow.new("RGBA", picture.size, (0, 0, 0, 255))
-            picture = pillow.alpha_composite(black, picture)
+            black = pillow.new("RGB", picture.size)
+            black.paste(picture, mask=picture)
+            picture = black
         picture = picture.convert("L" if channels == 1 else "RGB")
     return picture
 
