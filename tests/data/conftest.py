@@ -31,21 +31,32 @@ def write_movie(tmp_path):
         rotation=None,
         make=picture,
         made_as="rgb24",
+        shape=None,  # of a pixel, width by height
+        durations=None,  # of the frames, in milliseconds
+        size=None,  # height and width, where an array has other ones
     ):
         path = tmp_path / name
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=rate, options=options or {})
-            stream.height, stream.width = make(0).shape[:2]
+            stream.height, stream.width = size or make(0).shape[:2]
             stream.pix_fmt = pixels
             stream.codec_context.gop_size = 10
             if rotation is not None:
                 stream.set_display_rotation(rotation)
+            if shape is not None:
+                stream.codec_context.sample_aspect_ratio = shape
+            if durations is not None:
+                stream.codec_context.time_base = Fraction(1, 1000)
+            packets = []
             for number in range(num_frames):
                 frame = av.VideoFrame.from_ndarray(make(number), format=made_as)
                 if times is not None:
                     frame.pts, frame.time_base = times[number], Fraction(1, 1000)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+                packets += stream.encode(frame)
+            for packet in packets + stream.encode():
+                if durations is not None:
+                    packet.duration = durations[times.index(packet.pts)]
+                container.mux(packet)
         return path
 
     return write

@@ -1,5 +1,7 @@
 """Single frames of clips, and pictures that are clips of one frame."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -37,6 +39,15 @@ def numbers(frames, index=0, draws=60):
     drawn = [item["video"] if isinstance(item, dict) else item for item in drawn]
     assert {tuple(item.shape) for item in drawn} == {(1, 1, SIZE, SIZE)}
     return {int(item[0, 0, 0, 0]) // 20 - 1 for item in drawn}
+
+
+def test_pictures_of_films_may_stay_as_they_are_stored(write_movie):
+    path = write_movie("clip.mp4", num_frames=1, shape=Fraction(2))
+    for square, edge in ((True, 20), (False, 8)):  # black rows above the 64 x 24 or 64 x 48 pixels
+        folder = PictureFolder(path.parent, 64, fit="contain", square_pixels=square)
+        picture = folder[0][0, 0] > 0.1
+        rows = picture.any(1).nonzero()
+        assert int(rows[0]) == pytest.approx(edge, abs=1)
 
 
 # Frames of clips

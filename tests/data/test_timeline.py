@@ -16,6 +16,7 @@ class File:
     num_frames: int
     times: list[float] | None = None
     path: Path = Path("clip.mp4")
+    end: float | None = None
 
 
 def at_rate(num_frames, fps):
@@ -54,6 +55,21 @@ def test_a_rate_takes_the_frame_that_is_shown(source, target, expected):
 def test_a_rate_follows_the_files_own_clock():
     slow_then_fast = File(5, [0.0, 1.0, 2.0, 2.25, 2.5])
     assert Timeline(fps=2).frames(slow_then_fast, range(9)) == [0, 0, 1, 1, 2, 4]
+
+
+def test_the_last_frame_is_seen_for_as_long_as_it_is_shown():
+    timeline = Timeline(fps=10)
+    for times, end, expected in [
+        ([0.0, 0.1, 0.2], 1.2, [0, 1, *[2] * 10]),
+        ([0.0, 1.0], 1.1, [*[0] * 10, 1]),
+        ([0.0], 0.5, [0] * 5),
+        ([2.0, 2.5], 2.51, [0] * 5 + [1]),
+    ]:
+        file = File(len(times), times, end=end)
+        assert timeline.length(file) == len(expected)
+        assert timeline.frames(file, range(99)) == expected
+    with pytest.raises(UnreadableVideoError, match=r"the file is 1.200 seconds long"):
+        timeline.between(File(2, [0.0, 0.2], end=1.2), 2, None)
 
 
 def test_a_single_frame_is_seen_once():

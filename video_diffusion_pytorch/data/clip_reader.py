@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 # To be raised when the decoders give other pixels than before, or read more files: caches of
 # another number are not used
-_DECODER = 2
+_DECODER = 3
 
 FrameTransform = Callable[["Image"], torch.Tensor]
 
@@ -40,6 +40,7 @@ class ClipReader:
         channels: Of the clips.
         axes: Order of the axes in array files, as in `read_video`.
         read_fn: Reads files in the place of `open_video`; None for none.
+        square_pixels: As in `read_video`.
 
     Attributes:
         cache: Where decoded files are; None for none. `fill_cache` sets it.
@@ -52,9 +53,10 @@ class ClipReader:
         channels: int,
         axes: str | None = None,
         read_fn: ReadFn | None = None,
+        square_pixels: bool = True,
     ) -> None:
         self.size, self.timeline, self.channels = size, timeline, channels
-        self.axes, self.read_fn = axes, read_fn
+        self.axes, self.read_fn, self.square_pixels = axes, read_fn, square_pixels
         self.cache: ClipCache | None = None
         self._limit: int | None = None
 
@@ -65,6 +67,8 @@ class ClipReader:
         scaling: dict[str, Any] = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
         chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
         scaling["filter"] = "bilinear, antialiased"
+        if not self.square_pixels:
+            scaling["square_pixels"] = False
         return {"channels": self.channels, **chosen, **scaling}
 
     @contextmanager
@@ -81,7 +85,9 @@ class ClipReader:
     def _open(self, path: Path) -> VideoReader:
         if self.read_fn is not None:
             return FunctionReader(path, self.read_fn, self.channels)
-        return open_video(path, channels=self.channels, axes=self.axes)
+        return open_video(
+            path, channels=self.channels, axes=self.axes, square_pixels=self.square_pixels
+        )
 
     def span(self, clip: Clip) -> range | None:
         """The positions of the file's timeline that a clip may be cut from.
@@ -223,6 +229,7 @@ class ClipReader:
             "is_cropped": self.size.is_cut_at_once,
             "channels": self.channels,
             "axes": self.axes,
+            "square_pixels": self.square_pixels,
             "frame_skip": self.timeline.frame_skip,
             "fps": self.timeline.fps,
             "limit": limit,

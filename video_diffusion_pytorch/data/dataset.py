@@ -143,6 +143,8 @@ class Dataset(data.Dataset[Any]):
             ones, or `"all"`, into one clip each. Of the frames that `frame_skip` or `fps` leave,
             `num_frames` are taken at even distances, the first and the last included, each the
             nearest: frames are repeated or left out, not mixed. None for no file.
+        square_pixels: Scale the width of a film whose pixels are no squares, as players do; False
+            leaves frames as they are stored.
 
     Attributes:
         paths: The files in sorted order, one per clip.
@@ -199,9 +201,10 @@ class Dataset(data.Dataset[Any]):
         manifest_columns: Mapping[str, str | None] | None = None,
         pad_position: str = "end",
         fit_frames: str | None = None,
+        square_pixels: bool = True,
     ) -> None:
         super().__init__()
-        frame_size = FrameSize(check_image_size(image_size), fit, crop)
+        size = FrameSize(check_image_size(image_size), fit, crop)
         check_num_frames(num_frames)
         padding = {"pad": pad, "pad_position": pad_position}
         check_choices(force_num_frames, clip_start=clip_start, fit_frames=fit_frames, **padding)
@@ -210,7 +213,7 @@ class Dataset(data.Dataset[Any]):
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
         self.clip_start, self.pad, self.as_uint8 = clip_start, pad, as_uint8
         self.pad_position, self.fit_frames = pad_position, fit_frames
-        self.transform: FrameTransform = frame_size
+        self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
         self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
 
@@ -224,7 +227,8 @@ class Dataset(data.Dataset[Any]):
         check_channels(channels, [clip.path for clip in clips], read_fn is not None)
 
         # which parts of them
-        self._reader = ClipReader(frame_size, Timeline(frame_skip, fps), channels, axes, read_fn)
+        timeline = Timeline(frame_skip, fps)
+        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
         paths = [clip.path for clip in clips]
         if cache is not None:
             is_first = clip_start == "first" and all(clip.is_whole for clip in clips)
@@ -232,8 +236,6 @@ class Dataset(data.Dataset[Any]):
             self._reader.fill_cache(cache, paths, self.num_frames if is_first else None)
         self._clips = self._spans(clips)
         self.paths = [clip.path for clip, _ in self._clips]
-
-        # in which units
         is_fit = isinstance(value_range, str) and value_range == "fit"
         found = fit_value_range(join_parts(self._clips), self._read_part) if is_fit else value_range
         self.value_range = as_value_range(found, channels)

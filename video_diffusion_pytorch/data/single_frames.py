@@ -73,7 +73,7 @@ class PictureFolder(data.Dataset[Any]):
         class_names: Names of classes, in the order of their labels: a picture in a sub-folder of
             that name has that label, any other one -1. Empty for no labels.
         **options: As for `Dataset`: `fit`, `crop`, `horizontal_flip`, `vertical_flip`,
-            `value_range`, `axes`, `exclude` and `as_uint8`.
+            `value_range`, `axes`, `exclude`, `as_uint8` and `square_pixels`.
 
     Raises:
         FileNotFoundError: The folder is missing, or there is no picture in it.
@@ -108,7 +108,12 @@ class PictureFolder(data.Dataset[Any]):
         )
         reader = self._files._reader
         self._files._reader = _StillReader(
-            reader.size, reader.timeline, reader.channels, reader.axes, reader.read_fn
+            reader.size,
+            reader.timeline,
+            reader.channels,
+            reader.axes,
+            reader.read_fn,
+            reader.square_pixels,
         )
         self.paths, self.captions = self._files.paths, self._files.captions
         numbers = {name: number for number, name in enumerate(class_names)}

@@ -27,6 +27,10 @@ class Clock(Protocol):
     def times(self) -> Sequence[float] | None:
         """Second at which each frame is shown; None where the file does not tell."""
 
+    @property
+    def end(self) -> float | None:
+        """Second at which the last frame stops being shown; None where the file does not tell."""
+
 
 class Timeline:
     """Every n-th frame of a file, or the frames that it shows at a rate of ours.
@@ -66,8 +70,9 @@ class Timeline:
         if self.fps is None:
             return -(-file.num_frames // self.frame_skip)
         times = self._times(file, "fps")
-        # the last frame is shown as long as the one before it
-        end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1 / self.fps)
+        end = file.end
+        if end is None:  # the last frame counts for as long as the one before it
+            end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1 / self.fps)
         return max(1, math.ceil((end - times[0] - _ROUNDING) * self.fps))
 
     def frames(self, file: Clock, positions: Sequence[int]) -> list[int]:
@@ -98,9 +103,10 @@ class Timeline:
         first = 0 if start is None else bisect_left(shown, start - _ROUNDING)
         stop = length if end is None else bisect_left(shown, end - _ROUNDING)
         if first >= stop:
+            last = times[-1] if file.end is None else file.end
             raise UnreadableVideoError(
                 f"cannot cut {file.path}: expected frames from second {start} to {end}, got none, "
-                f"as the file is {times[-1] - times[0]:.3f} seconds long; correct start and end"
+                f"as the file is {last - times[0]:.3f} seconds long; correct start and end"
             )
         return range(first, stop)
 

@@ -43,7 +43,11 @@ VIDEO_EXTS = tuple(FAMILY_OF_ENDING)
 
 
 def open_video(
-    path: str | os.PathLike[str], *, channels: int | None = None, axes: str | None = None
+    path: str | os.PathLike[str],
+    *,
+    channels: int | None = None,
+    axes: str | None = None,
+    square_pixels: bool = True,
 ) -> VideoReader:
     """Open a video of any format, to decode only the frames that are needed.
 
@@ -56,6 +60,8 @@ def open_video(
         axes: Of arrays only: the stored order in the letters c, f, h, w, such as "fhwc", or "fhw"
             for one channel. None: what an npz or pt file says in its entry "axes", or else the
             order that the shape allows, if there is only one.
+        square_pixels: Scale the width of a film whose pixels are no squares, as players do; False
+            leaves frames as they are stored.
 
     Returns:
         A reader, to be closed after use, as by `with`.
@@ -74,7 +80,7 @@ def open_video(
         ...         video.num_frames, video.channels, video.array(range(0, 20, 5)).shape
         (20, 3, torch.Size([3, 4, 8, 8]))
     """
-    return _open(Path(path), channels, axes, MAX_BYTES)
+    return _open(Path(path), channels, axes, MAX_BYTES, square_pixels)
 
 
 def read_video(
@@ -86,6 +92,7 @@ def read_video(
     frame_skip: int = 1,
     axes: str | None = None,
     max_bytes: int = MAX_BYTES,
+    square_pixels: bool = True,
 ) -> tuple[torch.Tensor, float | None]:
     """Read a video of any format, or a part of it, into one tensor.
 
@@ -98,11 +105,12 @@ def read_video(
         frame_skip: Every how many-th frame to read.
         axes: As for `open_video`.
         max_bytes: How large the tensor may become.
+        square_pixels: As for `open_video`.
 
     Returns:
-        The video, `(c, f, h, w)`: uint8 of pictures, movies and uint8 arrays, float32 of all other
-        arrays. And its frames per second, those left out by `frame_skip` not counted; None where
-        the file has no clock.
+        The video, `(c, f, h, w)`: uint8 of pictures, movies and uint8 arrays; float32 of all other
+        arrays, and of grey and RGB movies of more than 8 bits, as stored. And its frames per
+        second, those left out by `frame_skip` not counted; None where the file has no clock.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -127,7 +135,7 @@ def read_video(
         stop = min(start + num_frames * frame_skip, stop)
     indices = range(start, stop, frame_skip)
     file = Path(path)
-    with _open(file, channels, axes, max_bytes) as reader:
+    with _open(file, channels, axes, max_bytes, square_pixels) as reader:
         if reader.is_array:
             video = _read_array(reader, indices, max_bytes)
         else:
@@ -136,7 +144,9 @@ def read_video(
     return video, None if fps is None else fps / frame_skip
 
 
-def _open(path: Path, channels: int | None, axes: str | None, max_bytes: int) -> VideoReader:
+def _open(
+    path: Path, channels: int | None, axes: str | None, max_bytes: int, square_pixels: bool
+) -> VideoReader:
     check_axes(axes)
     if path.is_dir():
         return FrameFolderReader(path, channels)
@@ -158,7 +168,7 @@ def _open(path: Path, channels: int | None, axes: str | None, max_bytes: int) ->
     check_signature(path, family)
     if family in ("gif", "webp", "png"):
         return PictureReader(path, channels)
-    return MovieReader(path, channels)
+    return MovieReader(path, channels, square_pixels=square_pixels)
 
 
 def _check_number(name: str, value: object, least: int) -> None:

@@ -1,7 +1,10 @@
 """Any frame of a movie is the one that decoding from the beginning gives."""
 
+import errno
 import gc
 import os
+import struct
+from array import array
 
 import av
 import numpy as np
@@ -11,6 +14,7 @@ from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats import movie_file
 from video_diffusion_pytorch.data.formats.movie_file import MovieReader
 from video_diffusion_pytorch.data.formats.movie_index import movie_index
+from video_diffusion_pytorch.data.timeline import Timeline
 
 OPEN_GOP = {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}
 KINDS = {
@@ -129,6 +133,248 @@ def test_frames_cut_off_by_an_edit_list(write_movie):
             assert same(arrays(reader.pictures([number])), [expected[number]])
 
 
+# What decoders and containers forget after a seek
+
+
+def indexed(number, palette):
+    """A frame of 8-bit indices that differ at each pixel, and its palette `(256, 3)`."""
+    frame = av.VideoFrame(64, 48, "pal8")
+    indices = np.add.outer(np.arange(48), np.arange(64) + 3 * number).astype(np.uint8)
+    frame.planes[0].update(indices.tobytes())
+    argb = np.hstack([palette[:, ::-1], np.full((256, 1), 255, np.uint8)])
+    frame.planes[1].update(argb.tobytes())
+    frame.pts = number
+    return frame, palette[indices]
+
+
+@pytest.mark.parametrize(
+    ("codec", "name", "changes"),
+    [
+        ("rawvideo", "clip.avi", True),
+        ("rawvideo", "clip.mov", False),
+        ("msrle", "clip.avi", True),
+        ("smc", "clip.mov", False),
+        ("zmbv", "clip.avi", True),
+    ],
+)
+def test_palettes_hold_after_a_seek(tmp_path, codec, name, changes):
+    generator = np.random.default_rng(0)
+    palettes = generator.integers(0, 256, (3, 1, 256, 3), dtype=np.uint8)
+    expected = []
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "pal8"
+        stream.codec_context.gop_size = 10
+        for number in range(60):
+            palette = palettes[number // 25 if changes else 0, 0]
+            frame, pixels = indexed(number, palette)
+            container.mux(stream.encode(frame))
+            expected.append(pixels)
+        container.mux(stream.encode())
+    with MovieReader(tmp_path / name) as reader:
+        for number in (55, 3, 44, 26, 24, 59, 0):
+            (picture,) = reader.pictures([number])
+            assert np.array_equal(np.asarray(picture), expected[number])
+        assert same(arrays(reader.pictures(range(60))), expected)
+
+
+def remux(source, target, change=lambda packets, stream: packets):
+    """Copies packets into another file; `change` may leave some out, or give others."""
+    with av.open(str(source)) as read, av.open(str(target), "w") as write:
+        stream = read.streams.video[0]
+        copy = write.add_stream_from_template(stream)
+        packets = [packet for packet in read.demux(stream) if packet.size]
+        for packet in change(packets, stream):
+            packet.stream, packet.time_base = copy, stream.time_base
+            write.mux(packet)
+    return target
+
+
+def from_second_keyframe(packets, stream):
+    """As `ffmpeg -c copy` cuts: what refers to frames before the keyframe is still there."""
+    begin = [number for number, packet in enumerate(packets) if packet.is_keyframe][1]
+    first = min(packet.dts for packet in packets[begin:])
+    for packet in packets[begin:]:
+        packet.dts -= first
+        packet.pts -= first
+    return packets[begin:]
+
+
+OPEN_HEVC = {"x265-params": "log-level=none:open-gop=1:keyint=10:min-keyint=10:scenecut=0"}
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mov", "mkv", "avi"])
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", OPEN_GOP),
+        ("libx265", OPEN_HEVC),
+        ("mpeg4", {"bf": "2"}),
+        ("mpeg2video", {"bf": "2"}),
+    ],
+)
+def test_cut_at_an_open_group_of_pictures(write_movie, codec, options, ending):
+    if (codec, ending) == ("libx265", "avi"):
+        pytest.skip("avi has no name for it")
+    path = write_movie(f"whole.{ending}", codec=codec, options=options)
+    path = remux(path, path.with_name(f"cut.{ending}"), from_second_keyframe)
+    expected = decoded(path)
+    assert 26 < len(expected) < 33
+    with MovieReader(path) as reader:
+        assert same(arrays(reader.pictures(range(50))), expected)
+        assert reader.num_frames == len(expected)
+        assert reader.times == pytest.approx([number / 10 for number in range(len(expected))])
+        assert same(arrays(reader.pictures([7, 20])), [expected[7], expected[20]])
+
+
+def test_an_edit_list_that_begins_within_an_open_group_of_pictures(write_movie):
+    def before_zero(packets, stream):
+        packets = from_second_keyframe(packets, stream)
+        zero = sorted(packet.pts for packet in packets)[4]
+        for packet in packets:
+            packet.dts -= zero
+            packet.pts -= zero
+        return packets
+
+    path = write_movie("whole.mp4", options=OPEN_GOP)
+    path = remux(path, path.with_name("cut.mp4"), before_zero)
+    expected = decoded(path)
+    assert len(expected) < 30
+    with MovieReader(path) as reader:
+        assert reader.num_frames == len(expected)
+        assert same(arrays(reader.pictures(range(50))), expected)
+
+
+def packed(packets, stream):
+    """Joins a frame with the B-frame behind it, and puts a placeholder after them, as XviD."""
+    groups = []
+    for packet in packets:
+        data = bytes(packet)
+        kind = data[data.index(b"\0\0\1\xb6") + 4] >> 6
+        if kind == 2:
+            groups[-1][1].append(data)
+        else:
+            groups.append((packet, [data]))
+    joined = []
+    for packet, (head, *tail) in groups:
+        # a P-frame that is not coded: kind 1, no second has passed, the rest is as it may be
+        parts = [head + tail[0], *tail[1:], b"\0\0\1\xb6\x50\x01"] if tail else [head]
+        for data in parts:
+            single = av.Packet(data)
+            single.pts = single.dts = len(joined)
+            single.is_keyframe = packet.is_keyframe and data is parts[0]
+            joined.append(single)
+    return joined
+
+
+@pytest.mark.parametrize("b_frames", ["1", "2"])
+def test_packed_b_frames(write_movie, b_frames):
+    path = write_movie("plain.avi", codec="mpeg4", options={"bf": b_frames})
+    expected = decoded(path)
+    path = remux(path, path.with_name("packed.avi"), packed)
+    with MovieReader(path) as reader:
+        assert same(arrays(reader.pictures(range(50))), expected)
+        assert reader.num_frames == 40
+        assert reader.times == pytest.approx([number / 10 for number in range(40)])
+        for number in (39, 12, 25, 0, 31):
+            assert same(arrays(reader.pictures([number])), [expected[number]])
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
+def test_frames_that_are_not_coded_repeat_the_one_before(write_movie, ending):
+    def repeat(packets, stream):
+        for number, packet in enumerate(packets):
+            if number in (5, 6, 25):
+                # kind 1, no second has passed, a time of 4 bits between two 1, and a 0
+                bits = "01" + "0" + "1" + "0101" + "1" + "0" + "011111"
+                single = av.Packet(b"\0\0\1\xb6" + int(bits, 2).to_bytes(2, "big"))
+                single.pts, single.dts = packet.pts, packet.dts
+                single.duration = packet.duration
+                yield single
+            else:
+                yield packet
+
+    path = write_movie(f"plain.{ending}", codec="mpeg4")
+    path = remux(path, path.with_name(f"repeats.{ending}"), repeat)
+    expected = decoded(path)
+    assert len(expected) == 37
+    shown = [number / 10 for number in range(40) if number not in (5, 6, 25)]
+    with MovieReader(path) as reader:
+        assert reader.num_frames == 37
+        assert reader.times == pytest.approx(shown)
+        assert same(arrays(reader.pictures(range(50))), expected)
+        assert same(arrays(reader.pictures([30])), [expected[30]])
+
+
+# Clocks
+
+
+@pytest.mark.parametrize("b_frames", ["0", "2"])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
+def test_an_avi_with_gaps(write_movie, codec, b_frames):
+    """Where nothing new is to be shown an avi has packets without a byte."""
+    times = [*range(0, 400, 40), *range(800, 1200, 40)]
+    options = {"codec": codec, "options": {"bf": b_frames}, "rate": 25}
+    path = write_movie("gaps.avi", times=times, num_frames=20, **options)
+    expected = decoded(path)
+    with MovieReader(path) as reader:
+        assert reader.times == pytest.approx([time / 1000 for time in times])
+        assert reader.end == pytest.approx(1.2)
+        assert reader.num_frames == len(expected) == 20
+        assert same(arrays(reader.pictures(range(30))), expected)
+        assert same(arrays(reader.pictures([3, 15])), [expected[3], expected[15]])
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mov", "clip.mkv", "clip.webm"])
+@pytest.mark.parametrize("durations", [[100, 100, 1000], [1000, 100], [500]])
+def test_the_last_frame_has_its_own_duration(write_movie, name, durations):
+    times = [sum(durations[:number]) for number in range(len(durations))]
+    options = {"codec": "libvpx"} if name.endswith("webm") else {"options": {"bf": "0"}}
+    options |= {"times": times, "durations": durations}
+    path = write_movie(name, num_frames=len(times), **options)
+    with MovieReader(path) as reader:
+        assert reader.times == pytest.approx([time / 1000 for time in times])
+        assert reader.end == pytest.approx(sum(durations) / 1000)
+        timeline = Timeline(fps=10)
+        seen = timeline.frames(reader, range(99))
+        assert seen == [i for i, time in enumerate(durations) for _ in range(time // 100)]
+
+
+def test_an_edit_list_cuts_the_last_frame_short(write_movie):
+    path = write_movie("clip.mp4", options={"bf": "0"})
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 12
+    assert struct.unpack_from(">I", content, place) == (4000,)
+    struct.pack_into(">I", content, place, 2350)
+    path.write_bytes(content)
+    with MovieReader(path) as reader:
+        assert (reader.num_frames, reader.times[-1]) == (24, pytest.approx(2.3))
+        assert reader.end == pytest.approx(2.35)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_a_film_that_begins_late(write_movie, name):
+    times = [5000 + 100 * number for number in range(20)]
+    with MovieReader(write_movie(name, num_frames=20, times=times)) as reader:
+        assert reader.times == pytest.approx([number / 10 for number in range(20)])
+        assert reader.end == pytest.approx(2)
+
+
+def test_a_film_without_a_clock_is_named(write_movie, monkeypatch):
+    path = write_movie("clip.mp4", num_frames=3)
+    unclear = movie_index(path)._replace(pts=array("q"), keyframes=array("q"))
+    monkeypatch.setattr(movie_file, "movie_index", lambda path: unclear)
+    with MovieReader(path) as reader:
+        assert reader.times == pytest.approx([0, 0.1, 0.2])
+        assert reader.end == pytest.approx(0.3)
+        monkeypatch.setattr(MovieReader, "fps", None)
+        text = r"clip.mp4: expected a movie that says when its frames are .*; choose frames by num"
+        with pytest.raises(UnreadableVideoError, match=text):
+            Timeline(fps=5).length(reader)
+        assert reader.end is None
+        assert len(list(reader.pictures(range(5)))) == 3
+
+
 def test_broken_indices_and_channels(write_movie):
     path = write_movie("clip.mp4", num_frames=2)
     with MovieReader(path) as reader, pytest.raises(ValueError, match="increase from each to the"):
@@ -239,6 +485,51 @@ def test_a_seek_that_fails(write_movie):
         reader._movie = reader._movie._replace(container=Container())
         with pytest.raises(UnreadableVideoError, match=r"got FFmpegError: .*input/output error"):
             list(reader.pictures([35]))
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), MemoryError(), UnicodeDecodeError("a", b"", 0, 1, "b")]
+)
+@pytest.mark.parametrize("place", ["open", "demux", "decode", "convert"])
+def test_whatever_pyav_raises_names_the_file(write_movie, monkeypatch, error, place):
+    def fails(*arguments, **options):
+        raise error
+
+    class Failing:
+        name, format = "h264", av.VideoFormat("yuv420p")
+        demux = decode = fails
+
+    path = write_movie("clip.mp4", num_frames=3)
+    text = rf"clip.mp4: expected a complete movie, got {type(error).__name__}: .*; fetch or write"
+    if place == "open":
+        monkeypatch.setattr(av, "open", fails)
+        with pytest.raises(UnreadableVideoError, match=text):
+            MovieReader(path)
+        return
+    with MovieReader(path) as reader:
+        if place == "demux":
+            reader._movie = reader._movie._replace(container=Failing())
+            reader._frames = movie_file._decode(
+                path, reader._movie, movie_file.packets_of(path, reader._movie)
+            )
+        elif place == "decode":
+            reader._movie = reader._movie._replace(decoder=Failing())
+            packets = movie_file.packets_of(path, reader._movie)
+            reader._frames = movie_file._decode(path, reader._movie, packets)
+        else:
+            monkeypatch.setattr(movie_file, "picture_of", fails)
+        with pytest.raises(UnreadableVideoError, match=text):
+            list(reader.pictures([0]))
+
+
+def test_a_machine_without_files_left_is_not_the_files_fault(write_movie, monkeypatch):
+    def fails(*arguments, **options):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    path = write_movie("clip.mp4", num_frames=3)
+    monkeypatch.setattr(av, "open", fails)
+    with pytest.raises(OSError, match="too many open files"):
+        MovieReader(path)
 
 
 def test_a_closed_reader(write_movie):

@@ -68,4 +68,4 @@ def test_modes():
 @pytest.mark.parametrize("durations", [[], [0.0, 0.0]])
 def test_no_clock(durations):
     clock = FrameTimes(durations)
-    assert (clock.fps, clock.times) == (None, None)
+    assert (clock.fps, clock.times, clock.end) == (None, None, None)

@@ -171,6 +171,11 @@ class PictureReader(VideoReader):
         """When each frame is shown, in seconds; None for a still picture."""
         return self._clock.times
 
+    @property
+    def end(self) -> float | None:
+        """When the last frame stops being shown, in seconds; None for a still picture."""
+        return self._clock.end
+
     def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
         """Decode frames, as `VideoReader.pictures` says."""
         return self._decode(check_indices(indices))

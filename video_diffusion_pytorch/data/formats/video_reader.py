@@ -65,6 +65,11 @@ class VideoReader(ABC):
     def times(self) -> Sequence[float] | None:
         """When each frame is shown, in seconds after the first; None where there is no clock."""
 
+    @property
+    def end(self) -> float | None:
+        """When the last frame stops being shown, in the seconds of `times`; None if not known."""
+        return None
+
     def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
         """Decode frames of a picture file or a movie.
 
@@ -158,12 +163,12 @@ def check_indices(indices: Sequence[int] | range) -> Sequence[int] | range:
 
 
 class FrameTimes:
-    """What a file's clock says: durations of its frames in seconds -> frames per second, times.
+    """What a file's clock says: durations of its frames in seconds -> rate, times and end.
 
     Example:
-        >>> clock = FrameTimes([0.1, 0.1, 0.2])
-        >>> clock.fps, clock.times
-        (7.5, [0.0, 0.1, 0.2])
+        >>> clock = FrameTimes([0.1, 0.1, 0.3])
+        >>> clock.fps, clock.times, clock.end
+        (6.0, [0.0, 0.1, 0.2], 0.5)
     """
 
     def __init__(self, durations: Sequence[float]) -> None:
@@ -172,3 +177,4 @@ class FrameTimes:
         self.times: list[float] | None = (
             list(itertools.accumulate(durations[:-1], initial=0.0)) if total > 0 else None
         )
+        self.end: float | None = total if total > 0 else None

@@ -20,7 +20,7 @@ from video_diffusion_pytorch.training.clips.clip_source import clips_behind
 from video_diffusion_pytorch.training.clips.image_frames import ImageDraws, draws_from_clips
 
 # Options of the clips that hold for pictures, too
-_FOR_PICTURES = ("fit", "crop", "horizontal_flip", "vertical_flip", "axes")
+_FOR_PICTURES = ("fit", "crop", "horizontal_flip", "vertical_flip", "axes", "square_pixels")
 
 
 class ImageSource:
