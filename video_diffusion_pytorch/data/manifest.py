@@ -111,6 +111,20 @@ def read_labels(path: str | os.PathLike[str], folder: Path) -> list[Clip]:
     ]
 
 
+def read_splits(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the splits in a table, sorted; none where it says nothing there.
+
+    Args:
+        path: The table.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        ValueError: It is none.
+    """
+    found = {_cell(row, "split") for _, row in _rows(Path(path))}
+    return sorted(name for name in found if name is not None)
+
+
 def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows, each with the place to name in an error."""
     if not table.is_file():

@@ -67,16 +67,29 @@ def check_trainer(trainer: Any, log_with: Any) -> None:
         )
     check_image_folder(trainer.image_folder, trainer.image_frames)
     check_trackers(log_with)
-    validates = trainer.validation_folder, trainer.validation_split
-    if None not in validates:
+    check_validation(trainer)
+
+
+def check_validation(trainer: Any) -> None:
+    """Raises a ValueError unless the clips to validate on come from one place at most.
+
+    Args:
+        trainer: With its arguments as attributes.
+    """
+    names = [f"validation_{name}" for name in ("dataset", "folder", "manifest", "split")]
+    given = [name for name in names if getattr(trainer, name) is not None]
+    # the name of a split says which rows of a manifest, wherever their files are
+    is_name = isinstance(trainer.validation_split, str)
+    if len(given) > 1 and ("validation_dataset" in given or not (is_name or given[-1] != names[3])):
         raise ValueError(
-            "Trainer: one of validation_folder and validation_split must be given at most, got "
-            "both; choose where the clips to validate on come from"
+            "Trainer: the clips to validate on must come from one place, got "
+            f"{' and '.join(given)}; choose one of them (with a validation_folder or a "
+            "validation_manifest, validation_split can only be the name of a split)"
         )
-    if trainer.keep_best and validates == (None, None):
+    if trainer.keep_best and not given:
         raise ValueError(
             "Trainer: keep_best must go with clips to validate on, got none; pass "
-            "validation_folder or validation_split"
+            "validation_folder, validation_dataset or validation_split"
         )
 
 

@@ -91,6 +91,7 @@ class Resumable(Saving):
         self.losses |= state.get("losses", {})
         self._validated_step = self.step
         self._load_optimizer(path, state)
+        self._recall_sides(path, state.get("data", {}))
         if "data" in state:
             self._go_to(path, state["data"])
         self.restart_data()
@@ -206,6 +207,10 @@ class Resumable(Saving):
 
     def restart_data(self) -> None:
         """Goes to the batch at `order.position`; `TrainingData` knows how."""
+        raise NotImplementedError
+
+    def _recall_sides(self, path: Path, data: Mapping[str, Any]) -> None:
+        """Leaves files on the side of training or validation; `TrainingData` knows how."""
         raise NotImplementedError
 
     def _go_to(self, path: Path, data: dict[str, Any]) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import multiprocessing
 import os
+import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -153,16 +156,53 @@ def hold_out(
 def files_of(dataset: Any, among: Sequence[int] | None = None) -> dict[Any, list[int]]:
     """The clips of each file, by index; of any other dataset each item is a file of its own.
 
+    The keys tell files apart across datasets, whatever paths and links lead to them.
+
     Args:
         dataset: Has a length; a `Dataset`, a part of one, or any other.
         among: Indices of the clips that count; None for all.
     """
+    whole = _whole(dataset)
     everything = range(len(dataset.paths if isinstance(dataset, Dataset) else dataset))
+    keys: dict[Path, Any] = {}
     found: dict[Any, list[int]] = {}
     for index in everything if among is None else among:
         path, number = _file_of(dataset, index)
-        found.setdefault(number if path is None else path, []).append(index)
+        if path is not None and path not in keys:
+            keys[path] = file_key(path)
+        key = (id(whole), number) if path is None else keys[path]
+        found.setdefault(key, []).append(index)
     return found
+
+
+def file_key(path: Path) -> Any:
+    """What all paths to a file have in common, through symbolic and hard links."""
+    try:
+        status = path.stat()
+    except OSError:  # reading it will say what is wrong
+        return str(path)
+    is_linked = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+    return (status.st_dev, status.st_ino) if is_linked else os.path.realpath(path)
+
+
+def name_hashes(dataset: Any, indices: Sequence[int]) -> set[int]:
+    """56 bits for the name of each clip's file in its folder; of other datasets for its number."""
+    folder = getattr(_whole(dataset), "folder", None)
+    files = (_file_of(dataset, index) for index in indices)
+    # the windows of a file have one name
+    names = {
+        os.fsencode(_name_in(folder, path))
+        for path in {str(number) if path is None else path for path, number in files}
+    }
+    return {int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big") for name in names}
+
+
+def _name_in(folder: Any, path: Path | str) -> str:
+    """The same on all systems, wherever the folder is."""
+    if isinstance(path, str):
+        return path
+    # macOS writes accents as characters of their own
+    return unicodedata.normalize("NFC", Path(os.path.relpath(path, folder)).as_posix())
 
 
 def name_of(dataset: Any, index: int) -> str:
