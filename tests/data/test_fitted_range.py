@@ -23,7 +23,7 @@ def test_each_channel_has_its_range():
 
 
 def test_ranges_that_cannot_be_found():
-    with pytest.raises(ValueError, match=r"'fit' must find a file that can be read, got none; gi"):
+    with pytest.raises(ValueError, match=r"'fit' must find a file that can be read, got none; repair them, the first being: damaged"):
         fit_value_range([None], read)
     message = r"must find values that differ in each channel, got \[0.0, 5.0\] to \[1.0, 5.0\]; gi"
     with pytest.raises(ValueError, match=message):

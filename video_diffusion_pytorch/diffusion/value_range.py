@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import warnings
@@ -17,6 +16,8 @@ from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 
 # how far outside its range a clip's values may be before it looks like a mistake
 RANGE_TOLERANCE = 0.05
+
+_FLOAT32 = torch.finfo(torch.float32)
 
 # whose lines are no user's
 _LIBRARIES = tuple(
@@ -64,11 +65,13 @@ def plain_range(name: str, given: Any, channels: int | None) -> PlainRange:
             f"{' and '.join(map(str, sorted(counts)))}; give as many, or one number for all"
         )
     for low_value, high_value in zip(*_per_channel((low, high), expected), strict=True):
-        if not (math.isfinite(low_value) and math.isfinite(high_value) and low_value < high_value):
+        # in the numbers of the clips
+        least, most = torch.tensor([low_value, high_value], dtype=torch.float32).tolist()
+        if not _FLOAT32.tiny <= most - least <= _FLOAT32.max:
             raise ValueError(
                 f"GaussianDiffusion: {name} must be finite, with low below high in every channel, "
                 f"got {low_value} to {high_value}; leave out a channel that is constant, or widen "
-                "its range"
+                "its range until float32 tells the two apart"
             )
     return low, high
 

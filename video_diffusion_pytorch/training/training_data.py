@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.fitted_range import fit_value_range
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.training.clips.batch_stream import Endless
@@ -23,12 +24,15 @@ from video_diffusion_pytorch.training.clips.batches import (
     Draw,
     EndlessShuffle,
     SeededItems,
+    check_items_of,
     collate,
+    read_item,
 )
 from video_diffusion_pytorch.training.clips.captions import EncodedCaptions
 from video_diffusion_pytorch.training.clips.clip_source import (
     check_first_clip,
     check_source,
+    check_units,
     choose_workers,
     clips_behind,
     files_of,
@@ -36,6 +40,7 @@ from video_diffusion_pytorch.training.clips.clip_source import (
     name_hashes,
     name_of,
     take_value_range,
+    warn_of_copies,
 )
 from video_diffusion_pytorch.training.clips.image_frames import (
     ClipAndImages,
@@ -129,6 +134,9 @@ class TrainingData(ImageSource, Processes):
         clips, images = batch if isinstance(batch, ClipAndImages) else (batch, [])
         videos, conditions = self.unpack_batch(clips)
         self._check_no_images(conditions)
+        if self._unchecked:
+            check_units(self.model, videos, "the first batch")
+            self._unchecked = False
         if self._images is not None and not images:
             images = self._draw_images(len(videos))
         self.waited += time.perf_counter() - start
@@ -193,6 +201,9 @@ class TrainingData(ImageSource, Processes):
         self.order.batch_size = self.batch_size
         self.order.process, self.order.num_processes = self.process, self.num_processes
         self.ds = given["dataset"]
+        self._unchecked = source == "dataloader" or isinstance(self.ds, IterableDataset)
+        if source == "dataset" and self.data_options.get("value_range") is not None:
+            take_value_range(self.model, None, self._range_of_items())
         # caches and the like are made once, and found by the other processes
         with self.main_first():
             if source == "folder":
@@ -204,9 +215,13 @@ class TrainingData(ImageSource, Processes):
         if source == "dataloader":
             # the loader has an order of its own: here clips are only counted
             self._images = self._make_images(None)
-            self.dl = Endless(self.share_loader(given["dataloader"]))
+            loader = given["dataloader"]
+            check_items_of(loader)
+            warn_of_copies(getattr(loader, "dataset", None), getattr(loader, "num_workers", 0))
+            self.dl = Endless(self.share_loader(loader))
         elif isinstance(self.ds, IterableDataset):
             self._images = self._make_images(None)
+            warn_of_copies(self.ds, self.num_workers)
             self.dl = Endless(self.share_loader(self.make_dataloader(self.ds)))
         else:
             self._shuffle(held_out, count, held_back)
@@ -214,6 +229,31 @@ class TrainingData(ImageSource, Processes):
         beside = None if folder is None else Path(folder)
         kind = {"states": self.model.takes_text_states}
         self.captions = EncodedCaptions(self.model.text_use_bert_cls, beside, **kind)
+
+    def _range_of_items(self) -> Any:
+        """The option `value_range` beside a `dataset`; with "fit" all items are read once."""
+        given = self.data_options["value_range"]
+        if not isinstance(given, str) or given != "fit":
+            return given
+        if not hasattr(self.ds, "__len__") or isinstance(self.ds, IterableDataset):
+            raise ValueError(
+                "Trainer: value_range='fit' must go with a dataset that has a length, got a "
+                "stream; give (low, high)"
+            )
+        found: Any = None
+        with self.main_first():
+            if self.is_main:
+                found = fit_value_range(range(len(self.ds)), self._values_of)
+        return self.from_main(found)
+
+    def _values_of(self, index: int) -> Tensor:
+        video = self.unpack_batch(collate([read_item(self.ds, index, seed=0)]))[0][0]
+        if not video.isfinite().all():
+            raise ValueError(
+                f"Trainer: clips must be finite, got NaN or infinite values in item {index}; "
+                "replace them, as with numpy.nan_to_num"
+            )
+        return video
 
     def _unpack_for_model(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """A batch without what a `compute_loss` of the subclass takes for itself, by its names."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import logging
 import multiprocessing
 import os
 import stat
@@ -22,6 +23,11 @@ from video_diffusion_pytorch.data.dataset_options import as_value_range
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+# Packages whose streams share their clips between processes that read
+_SHARING = {"webdataset", "datasets", "torchdata", "streaming", "litdata"}
 
 # What a Trainer gives its Dataset by itself
 _OWN = {"folder", "image_size", "channels", "num_frames", "exclude", "as_uint8"}
@@ -70,9 +76,10 @@ def check_source(
             f"{' and '.join(sources) or 'none'}; choose where the clips come from"
         )
     [source] = sources
-    if options and source != "folder":
+    alone = [name for name in options if (name, source) != ("value_range", "dataset")]
+    if alone and source != "folder":
         raise TypeError(
-            f"Trainer: {', '.join(options)} must go with a folder of clips, got a {source}; leave "
+            f"Trainer: {', '.join(alone)} must go with a folder of clips, got a {source}; leave "
             "them out"
         )
     if source == "folder":
@@ -122,6 +129,25 @@ def choose_workers(dataset: Any) -> int:
     # launchers say how many processes train on this machine
     own = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return 0 if own <= 1 else min(8, own)
+
+
+def warn_of_copies(dataset: Any, num_workers: int) -> None:
+    """Says that each of several processes goes through the whole stream, unless it is shared."""
+    kind = type(dataset)
+    if not isinstance(dataset, IterableDataset) or num_workers < 2:
+        return
+    known = {owner.__module__.partition(".")[0] for owner in kind.__mro__} & _SHARING
+    code = getattr(kind.__iter__, "__code__", None)
+    if known or "get_worker_info" in getattr(code, "co_names", ()):
+        return
+    logger.warning(
+        "num_workers=%d: each process goes through the whole %s, so that each clip comes %d times, "
+        "unless its clips are drawn at random or its __iter__ takes a part by "
+        "torch.utils.data.get_worker_info()",
+        num_workers,
+        kind.__name__,
+        num_workers,
+    )
 
 
 def hold_out(
@@ -218,17 +244,18 @@ def _file_of(dataset: Any, index: int) -> tuple[Path | None, int]:
     return (dataset.paths[index] if isinstance(dataset, Dataset) else None), index
 
 
-def take_value_range(diffusion: GaussianDiffusion, dataset: Any) -> None:
+def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = None) -> None:
     """Tells the model the units of the clips.
 
     Args:
         diffusion: The model.
         dataset: Its attribute `value_range`, if it has one, says the units.
+        given: Or this does.
 
     Raises:
         ValueError: If the model has other units.
     """
-    given = getattr(_whole(dataset), "value_range", None)
+    given = getattr(_whole(dataset), "value_range", None) if given is None else given
     found = as_value_range(given, diffusion.channels)
     if found is None:
         return
@@ -277,6 +304,7 @@ def check_first_clip(
     given = {name: conditions.get(name) for name in (*names, "cond_mask")}
     tensors = {name: value for name, value in given.items() if torch.is_tensor(value)}
     diffusion.check_batch(videos, **tensors)
+    check_units(diffusion, videos, "the first item" if clips is None else str(clips.paths[0]))
     if clips is None:
         return
     classes = getattr(unwrap(diffusion.denoise_fn), "config", {}).get("num_classes")
@@ -285,7 +313,6 @@ def check_first_clip(
             f"Trainer: the clips must be of at most {classes} classes, the network's num_classes, "
             f"got {len(clips.class_names)}; build it with num_classes={len(clips.class_names)}"
         )
-    _check_units(diffusion, clips, videos)
 
 
 def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) -> None:
@@ -306,7 +333,8 @@ def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) ->
             )
 
 
-def _check_units(diffusion: GaussianDiffusion, clips: Dataset, videos: Tensor) -> None:
+def check_units(diffusion: GaussianDiffusion, videos: Tensor, where: str) -> None:
+    """Raises a ValueError for floats outside [0, 1] where no range says what they mean."""
     config = diffusion.config
     has_units = not config["auto_normalize"] or config["value_range"] is not None
     if has_units or not videos.is_floating_point():
@@ -315,8 +343,8 @@ def _check_units(diffusion: GaussianDiffusion, clips: Dataset, videos: Tensor) -
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
         raise ValueError(
             f"Trainer: clips must be in [0, 1], got values from {low:.3g} to {high:.3g} "
-            f"in {clips.paths[0]}; pass value_range='fit', or (low, high) in the clips' "
-            "units, or build GaussianDiffusion with auto_normalize=False"
+            f"in {where}; pass value_range='fit', or (low, high) in the clips' units, or build "
+            "GaussianDiffusion with value_range=(low, high) or auto_normalize=False"
         )
 
 
