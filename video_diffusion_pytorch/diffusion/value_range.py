@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.shown import shown
 
 # how far outside its range a clip's values may be before it looks like a mistake
 RANGE_TOLERANCE = 0.05
@@ -55,7 +56,7 @@ def plain_range(name: str, given: Any, channels: int | None) -> PlainRange:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"GaussianDiffusion: {name} must be (low, high), each a number or a sequence of one "
-            f"per channel, got {given!r}; give it as (0.0, 255.0), for one"
+            f"per channel, got {shown(given)}; give it as (0.0, 255.0), for one"
         ) from error
     counts = {len(bound) for bound in (low, high) if isinstance(bound, tuple)}
     expected = channels or max(counts, default=1)
@@ -114,7 +115,7 @@ class ValueRanges(ForwardProcess):
             if field_channels == 0:
                 raise ValueError(
                     "GaussianDiffusion: cond_value_range needs a network that takes a cond_video "
-                    f"of your own, got {field!r} and none; build the network with more "
+                    f"of your own, got {shown(field)} and none; build the network with more "
                     "cond_channels, or leave it out"
                 )
             self._store_range("cond_value", field, field_channels)

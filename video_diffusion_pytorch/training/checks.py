@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.trackers import check_trackers
 
 # By attribute of the Trainer: its counts, and the least that each may be
@@ -62,8 +63,8 @@ def check_trainer(trainer: Any, log_with: Any) -> None:
     check_counts(given, _OPTIONAL)
     if trainer.max_grad_norm is not None and not trainer.max_grad_norm > 0:
         raise ValueError(
-            f"Trainer: max_grad_norm must be above 0, got {trainer.max_grad_norm}; leave it out "
-            "to cut nothing"
+            f"Trainer: max_grad_norm must be above 0, got {shown(trainer.max_grad_norm)}; leave it "
+            "out to cut nothing"
         )
     check_image_folder(trainer.image_folder, trainer.image_frames)
     check_trackers(log_with)
@@ -104,7 +105,7 @@ def check_counts(counts: Mapping[str, Any], least: Mapping[str, int]) -> None:
         if not isinstance(value, Integral) or value < least[name]:
             advice = "give a positive number" if least[name] else "leave it out"
             raise ValueError(
-                f"Trainer: {name} must be at least {least[name]}, got {value}; {advice}"
+                f"Trainer: {name} must be at least {least[name]}, got {shown(value)}; {advice}"
             )
 
 

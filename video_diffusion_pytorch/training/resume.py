@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.checkpoint import Saving
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
@@ -192,7 +193,7 @@ class Resumable(Saving):
         if not (resume is None or isinstance(resume, (str, os.PathLike))):
             raise ValueError(
                 "Trainer: resume must be 'auto', 'never', a path or None, got "
-                f"{resume!r}; 'auto' goes on from the last checkpoint"
+                f"{shown(resume)}; 'auto' goes on from the last checkpoint"
             )
         existing = list_checkpoints(self.results_folder)
         if resume == "never" and existing:

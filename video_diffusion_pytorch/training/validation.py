@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from video_diffusion_pytorch.data.manifest import read_splits
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.clips.batch_stream import Endless
 from video_diffusion_pytorch.training.clips.batches import Draw, SeededItems, collate
 from video_diffusion_pytorch.training.clips.clip_source import (
@@ -185,7 +186,8 @@ def split_off(
     """
     if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
         raise ValueError(
-            f"Trainer: validation_split must be between 0 and 1, got {fraction}; give the share "
+            "Trainer: validation_split must be between 0 and 1, got "
+            f"{shown(fraction)}; give the share "
             "of the files to validate on, such as 0.05, or the name of a manifest's split"
         )
     if isinstance(dataset, IterableDataset) or dataset is None:

@@ -22,6 +22,7 @@ from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.dataset_options import as_value_range
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -356,7 +357,8 @@ def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, An
         if name not in allowed or isinstance(value, str) or not hasattr(value, "__len__"):
             raise ValueError(
                 "Trainer: sample_conditions must hold rows of "
-                f"{', '.join(names) or 'no condition'}, got {name}={value!r:.60}; give for example "
+                f"{', '.join(names) or 'no condition'}, got {name}="
+                f"{shown(value)}; give for example "
                 "{'cond': ['a whale']}"
             )
     missing = [name for name in names if name not in given]
