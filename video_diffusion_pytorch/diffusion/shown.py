@@ -8,15 +8,15 @@ _MOST = 100
 
 
 def shown(value: Any) -> str:
-    """A value in a few words: of a tensor or an array its type and shape, others cut to a line.
+    """A value on a part of a line: where it is longer, a tensor's type and shape, or the beginning.
 
     Example:
         >>> import torch
-        >>> shown(torch.rand(2, 3)), shown("ddim"), shown(0.5)
-        ('torch.float32 of shape (2, 3)', "'ddim'", '0.5')
+        >>> shown("ddim"), shown(torch.rand(9, 9)), shown(torch.ones(2))
+        ("'ddim'", 'torch.float32 of shape (9, 9)', 'tensor([1., 1.])')
     """
-    shape = getattr(value, "shape", None)
-    if isinstance(shape, tuple) and shape:
-        return f"{value.dtype} of shape {tuple(shape)}"
     text = repr(value)
-    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
+    if len(text) <= _MOST:
+        return text
+    shape = getattr(value, "shape", None)
+    return f"{text[:_MOST]}..." if shape is None else f"{value.dtype} of shape {tuple(shape)}"
