@@ -277,7 +277,7 @@ class TrainingData(ImageSource, Processes):
         has_order = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
         self._validate_on(dataset, range(len(dataset)) if has_order else ())
         kept = self._never_validated(given["dataloader"])
-        if isinstance(split, str):
+        if isinstance(split, str) and hasattr(self.ds, "__len__"):
             among = range(len(self.ds)) if kept is None else kept
             self._sides = Sides(name_hashes(self.ds, among), set())
         return kept
