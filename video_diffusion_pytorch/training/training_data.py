@@ -84,6 +84,7 @@ class TrainingData(ImageSource, Processes):
     _sides: Sides | None
     _hold_out: Callable[..., tuple[list[int], list[int]]]
     _shown: int
+    _unchecked: bool
     _sample_conditions: dict[str, Any] | None
     _chosen_conditions: dict[str, Any] | None
 
@@ -310,8 +311,8 @@ class TrainingData(ImageSource, Processes):
             )
         given, self.data_options = self.data_options, {**self.data_options}
         if table is not None:
-            split = split_of_rows(table, self.validation_split)
-            self.data_options |= {"manifest": table, "split": split}
+            name = self.validation_split if isinstance(self.validation_split, str) else None
+            self.data_options |= {"manifest": table, "split": split_of_rows(table, name)}
         # which "fit" may have found
         units = self.model.config["value_range"]
         if units is not None:

@@ -53,8 +53,10 @@ class FunctionReader(VideoReader):
         if np.ma.is_masked(values):
             got = f"{np.ma.count_masked(values)} that are masked"
             raise unreadable(path, _WHOLE, got, "fill them in read_fn, as by values.filled(0)")
-        is_numpy = isinstance(values, np.ndarray)
-        is_real = values.dtype.kind in "biuf" if is_numpy else not values.is_complex()
+        if isinstance(values, np.ndarray):
+            is_real = values.dtype.kind in "biuf"
+        else:
+            is_real = not values.is_complex()
         expected = "any number of" if channels is None else str(channels)
         if values.ndim != 4 or not is_real or channels not in (None, values.shape[0]):
             raise unreadable(
@@ -63,7 +65,7 @@ class FunctionReader(VideoReader):
                 f"{values.dtype} of shape {tuple(values.shape)}",
                 "move the axes or convert the numbers in read_fn, or set channels",
             )
-        if is_numpy:
+        if isinstance(values, np.ndarray):
             # torch knows neither foreign byte orders nor most unsigned types
             values = values.astype(_plain_type(values.dtype))
             values = torch.from_numpy(np.ascontiguousarray(values))
