@@ -12,9 +12,11 @@ from PIL import Image
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, __version__, commands, text
 from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.cli_options import build_parser
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import read_video
 from video_diffusion_pytorch.data.write_video import write_video
+from video_diffusion_pytorch.train_options import rewrite
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 
@@ -98,7 +100,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
 
 IN_PYTHON_ONLY = {
     "denoise_fn", "diffusion_model", "folder", "dataset", "dataloader", "data_options", "return",
-    "evaluation",
+    "evaluation", "validation_dataset",
 }  # fmt: skip
 
 
@@ -494,3 +496,10 @@ def test_fields_in_units_of_their_own(capsys):
     assert samples.min() >= low[0] - 1e-5
     assert samples.max() <= high[0] + 1e-5
     assert np.abs(samples).max() > 1
+
+
+@pytest.mark.parametrize(("given", "split"), [("0.05", 0.05), ("val", "val"), ("null", None)])
+def test_a_share_or_the_name_of_a_split(given, split):
+    argv = ["train", "films", "--validation_split", given, "--validation_manifest", "clips.csv"]
+    trainer = build_parser().parse_args(rewrite(argv)).train.trainer
+    assert (trainer.validation_split, trainer.validation_manifest) == (split, "clips.csv")

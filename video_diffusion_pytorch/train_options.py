@@ -29,6 +29,7 @@ _NOT_OF_TRAINER = {
     "evaluation",
     "resume",
     "seed",
+    "validation_dataset",
 }
 _DATA = dataset_options(Trainer)
 _NOT_OF_DATA = {"read_fn", *(inspect.signature(Dataset).parameters.keys() - _DATA.keys())}

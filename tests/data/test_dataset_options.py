@@ -30,7 +30,21 @@ def test_value_ranges(given, expected):
 
 @pytest.mark.parametrize(
     "given",
-    [5, (1, 2, 3), (5, -5), (0, 0), (0, float("inf")), (float("nan"), 1), ((1, 2, 3), 4), "all"],
+    [
+        5,
+        (1, 2, 3),
+        (5, -5),
+        (0, 0),
+        (0, float("inf")),
+        (float("nan"), 1),
+        ((1, 2, 3), 4),
+        "all",
+        # float32 cannot tell them apart, or hold them or their difference
+        (2**24, 2**24 + 1),
+        (0, 1e-50),
+        (0, 1e39),
+        (-3e38, 3e38),
+    ],
 )
 def test_no_value_range(given):
     message = r"value_range must be 'fit' or \(low, high\) .* got .*; pass for example \(-5, 5\)"

@@ -23,8 +23,10 @@ def test_each_channel_has_its_range():
 
 
 def test_ranges_that_cannot_be_found():
-    with pytest.raises(ValueError, match=r"'fit' must find a file that can be read, got none; gi"):
+    message = r"must find a file that can be read, got none; repair them, the first being: damaged"
+    with pytest.raises(ValueError, match=message) as caught:
         fit_value_range([None], read)
+    assert isinstance(caught.value.__cause__, UnreadableVideoError)
     message = r"must find values that differ in each channel, got \[0.0, 5.0\] to \[1.0, 5.0\]; gi"
     with pytest.raises(ValueError, match=message):
         fit_value_range([[0.0, 1.0, 5.0, 5.0]], read)

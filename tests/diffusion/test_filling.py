@@ -408,6 +408,17 @@ def test_what_the_video_tells_by_itself(name, value):
         watched().inpaint(VIDEO, torch.tensor([True, False, True]), **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("first_frames", "; pass the video only"), ("overlap", "; give it as an int")],
+)
+def test_errors_print_no_tensors(name, end):
+    shape = (1, 1, 3, 20, 20)
+    with pytest.raises((TypeError, ValueError), match=f"got .*{end}") as caught:
+        watched().extend(VIDEO, 8, **{name: torch.rand(shape)})
+    assert str(caught.value).endswith(f"got torch.float32 of shape {shape}{end}")
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_conditions_of_other_videos(rows):
     message = (

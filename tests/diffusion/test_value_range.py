@@ -312,6 +312,13 @@ def test_what_is_no_range(given):
         ),
         ((0, float("inf")), "value_range must be finite, with low below high in every channel"),
         ((float("nan"), 1), "value_range must be finite, with low below high in every channel"),
+        (
+            (2**24, 2**24 + 1),
+            "value_range must be finite, with low below high in every channel, got 16777216.0 to "
+            "16777217.0; leave out a channel that is constant, or widen its range until float32",
+        ),
+        ((0, 1e-50), "value_range must be finite, with low below high in every channel, got 0.0"),
+        ((-3e38, 3e38), "value_range must be finite, with low below high in every channel, got"),
     ],
 )
 def test_ranges_that_cannot_be(given, message):

@@ -36,6 +36,8 @@ GOOD = {
     "image_folder": None,
     "validation_folder": None,
     "validation_split": None,
+    "validation_manifest": None,
+    "validation_dataset": None,
 }
 
 
@@ -78,7 +80,7 @@ def test_what_goes_together(changed):
 @pytest.mark.parametrize("value", [0, -1, 1.0, "2"])
 def test_numbers_below_one(name, value):
     attribute = "batch_size" if name == "train_batch_size" else name
-    message = f"Trainer: {name} must be at least 1, got {value}; give a positive number"
+    message = f"Trainer: {name} must be at least 1, got {value!r}; give a positive number"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check(**{attribute: value})
 
@@ -114,19 +116,27 @@ def test_a_network_alone_is_not_trained():
         check_model(torch.nn.Identity())
 
 
-def test_one_place_to_validate():
-    message = (
-        "Trainer: one of validation_folder and validation_split must be given at most, got both; "
-        "choose where the clips to validate on come from"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        check(validation_folder="clips", validation_split=0.1)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"validation_folder": "clips", "validation_split": 0.1},
+        {"validation_manifest": "clips.csv", "validation_split": 0.1},
+        {"validation_dataset": [], "validation_split": "val"},
+        {"validation_dataset": [], "validation_folder": "clips"},
+    ],
+)
+def test_one_place_to_validate(given):
+    names = " and ".join(given)
+    message = f"Trainer: the clips to validate on must come from one place, got {names}; choose one"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        check(**given)
+    check(validation_folder="clips", validation_manifest="clips.csv", validation_split="val")
 
 
 def test_the_best_are_known_by_validation():
     message = (
-        "Trainer: keep_best must go with clips to validate on, got none; pass validation_folder "
-        "or validation_split"
+        "Trainer: keep_best must go with clips to validate on, got none; pass validation_folder, "
+        "validation_dataset or validation_split"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check(keep_best=1)

@@ -5,9 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.training import training_data
 
@@ -646,3 +648,198 @@ def test_the_share_of_waiting_is_logged(train, tmp_path):
     logs = []
     trainer.train(log_fn=logs.append)
     assert all(0 < log["data_wait"] < 1 for log in logs)
+
+
+# what the items of a dataset are
+
+
+def array(video, index):
+    return video.numpy()
+
+
+@pytest.mark.parametrize("source", ["dataset", "stream", "loader"])
+@pytest.mark.parametrize("wrap", [lambda clip: clip, lambda clip: {"video": clip}, lambda c: (c,)])
+def test_masked_values_are_refused(train, source, wrap):
+    def item(video, index):
+        values = np.ma.masked_greater(video.numpy(), 2)
+        values[0, 0, 0, 0] = np.ma.masked if index in masked else 0.5
+        return wrap(values)
+
+    def given():
+        clips = Clips(item)
+        if source == "loader":
+            return {"dataloader": DataLoader(clips, 2)}
+        return {"dataset": clips if source == "dataset" else Stream(item)}
+
+    masked = {3}
+    where = "item 3" if source == "dataset" else "an item"
+    message = f"a number for each value, got 1 masked ones of 192 in {where}.*; fill them, as by"
+    with pytest.raises(ValueError, match=message):
+        train(**given(), steps=8)
+    # a mask that hides nothing is none
+    masked = {}
+    train(**given(), steps=8)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda a: a.astype(object),
+            TypeError,
+            r"numbers, got object of shape .* in item 0; conve",
+        ),
+        (
+            lambda a: a.astype("U3"),
+            TypeError,
+            r"numbers, got <U3 of shape \(1, 3, 8, 8\) in item 0",
+        ),
+        (lambda a: a.astype("M8[s]"), TypeError, r"numbers, got datetime64\[s\] of shape"),
+        (lambda a: Image.new("L", (8, 8)), TypeError, r"got a Image in item 0; convert pictures"),
+        (lambda a: [Image.new("L", (8, 8))] * 3, TypeError, r"got a Image in item 0; convert pict"),
+        (lambda a: a.tolist(), TypeError, r"clips of a batch must be a tensor .*, got list; give"),
+        (
+            lambda a: None,
+            TypeError,
+            "a batch must be a tensor, a tuple or a dict, got|got NoneType",
+        ),
+        (lambda a: a + 1j, ValueError, r"floating-point or uint8, got torch.complex.*; convert"),
+        (lambda a: a.astype("i8"), ValueError, r"floating-point or uint8, got torch.int64; conver"),
+        (lambda a: a.astype("u2"), ValueError, r"floating-point or uint8, got torch.int64; conver"),
+        (lambda a: a > 0.5, ValueError, r"floating-point or uint8, got torch.bool; convert"),
+    ],
+)
+def test_clips_that_are_no_numbers(train, change, error, message):
+    with pytest.raises(error, match=message):
+        train(dataset=Clips(lambda video, index: change(video.numpy())))
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", ">f4", ">f8"])
+def test_arrays_of_any_float_train_alike(train, kind):
+    """Of any byte order and strides, and those that may not be written to."""
+
+    def plain(video, index):
+        values = np.random.default_rng(index).integers(0, 256, (1, 3, 8, 8)) / 256
+        return torch.tensor(values).float()
+
+    def strange(video, index):
+        values = plain(video, index).numpy()[..., ::-1].astype(kind)[..., ::-1]
+        values.flags.writeable = False
+        return values
+
+    found = []
+    for item in (plain, strange):
+        trainer, _ = train(dataset=Clips(item), seed=1)
+        found.append([value.clone() for value in trainer.model.parameters()])
+    assert all(map(torch.equal, *found))
+
+
+def test_types_are_not_mixed_in_a_batch(train):
+    def item(video, index):
+        return (video * 255).long() if index == 3 else video
+
+    with pytest.raises(
+        ValueError, match=r"one type of numbers, got torch.float32, torch.int64; co"
+    ):
+        train(dataset=Clips(item), steps=8)
+
+
+# their units
+
+
+@pytest.mark.parametrize("source", ["dataset", "stream", "loader"])
+def test_units_far_outside_are_refused_before_the_first_step(train, source):
+    def item(video, index):
+        return video * 50 + 101_325
+
+    given = {
+        "dataset": {"dataset": Clips(item)},
+        "stream": {"dataset": Stream(item)},
+        "loader": {"dataloader": DataLoader(Clips(item), 2)},
+    }[source]
+    where = "the first item" if source == "dataset" else "the first batch"
+    message = rf"clips must be in \[0, 1\], got values from 1.01e\+05 to .* in {where}; pass value"
+    with pytest.raises(ValueError, match=message):
+        train(**given)
+    # where a range says what they are
+    train(**given, diffusion={"value_range": (101_000, 102_000)})
+
+
+def test_the_first_item_of_a_stream_is_trained_on(tmp_path):
+    """It is looked at, and not lost."""
+
+    class Once(IterableDataset):
+        def __iter__(self):
+            yield from items
+
+    values = [i / 10 for i in range(8)]
+    items = iter([torch.full((1, 3, 8, 8), value) for value in values])
+    seen = []
+
+    class Watching(Trainer):
+        def compute_loss(self, videos, **told):
+            seen.extend(videos[:, 0, 0, 0, 0].tolist())
+            return super().compute_loss(videos, **told)
+
+    network = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
+    model = GaussianDiffusion(network, image_size=8, num_frames=3, timesteps=2)
+    options = {"train_batch_size": 2, "gradient_accumulate_every": 1, "num_sample_rows": 1}
+    options |= {"results_folder": tmp_path, "device": "cpu", "train_num_steps": 4}
+    Watching(model, dataset=Once(), **options).train()
+    assert seen == pytest.approx(values)
+
+
+def test_the_range_of_a_dataset_is_found(train):
+    def item(video, index):
+        if index == 2:
+            raise UnreadableVideoError("cannot read it")
+        return video * 0 + torch.linspace(-index, 10.0 * index, 8)
+
+    trainer, _ = train(dataset=Clips(item, 20), value_range="fit")
+    assert trainer.model.config["value_range"] == ((-19.0,), (190.0,))
+    trainer, _ = train(dataset=Clips(item, 20), value_range=(-20, 200))
+    assert trainer.model.config["value_range"] == ((-20.0,), (200.0,))
+
+
+def test_ranges_of_a_dataset_that_cannot_be_found(train):
+    with pytest.raises(
+        ValueError, match=r"'fit' must go with a dataset that has a length, got a s"
+    ):
+        train(dataset=Stream(array), value_range="fit")
+    nan = Clips(lambda video, index: video / (index != 3))
+    with pytest.raises(
+        ValueError, match="must be finite, got NaN or infinite values in item 3; rep"
+    ):
+        train(dataset=nan, value_range="fit")
+    constant = Clips(lambda video, index: torch.ones(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="must find values that differ in each channel, got"):
+        train(dataset=constant, value_range="fit")
+    with pytest.raises(
+        TypeError, match="value_range must go with a folder of clips, got a dataload"
+    ):
+        train(dataloader=DataLoader(Clips(array), 2), value_range=(0, 1))
+
+
+# streams and the processes that read them
+
+
+class Shared(Stream):
+    """Each process has its own part."""
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        part = slice(None) if worker is None else slice(worker.id, None, worker.num_workers)
+        return (self.clips[index] for index in range(len(self.clips))[part])
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "warns"), [(Stream, 2, 1), (Stream, 1, 0), (Shared, 2, 0)]
+)
+@pytest.mark.parametrize("is_loader", [False, True])
+def test_copies_of_a_stream_are_named(train, caplog, kind, workers, warns, is_loader):
+    dataset = kind(lambda video, index: video)
+    loader = {"dataloader": DataLoader(dataset, 2, num_workers=workers)}
+    train(**(loader if is_loader else {"dataset": dataset, "num_workers": workers}))
+    assert (
+        caplog.text.count("goes through the whole Stream, so that each clip comes 2 times") == warns
+    )

@@ -7,15 +7,20 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from video_diffusion_pytorch.data.dataset import Dataset as Clips
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.training import validation
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.clips.clip_source import files_of
 from video_diffusion_pytorch.training.metrics import read_metrics
-from video_diffusion_pytorch.training.validation import Validation, split_off
+from video_diffusion_pytorch.training.validation import (
+    Validation,
+    split_by_position,
+    split_off,
+)
 
 
 class Numbers(Dataset):
@@ -386,7 +391,7 @@ def raises(message):
 def test_a_share_is_between_none_and_all(fraction):
     message = (
         f"Trainer: validation_split must be between 0 and 1, got {fraction}; give the share of "
-        "the files to validate on, such as 0.05"
+        "the files to validate on, such as 0.05, or the name of a manifest's split"
     )
     with raises(message):
         split_off(Numbers(), fraction)
@@ -396,7 +401,7 @@ def test_a_share_is_between_none_and_all(fraction):
 def test_a_stream_is_not_split(dataset):
     message = (
         "Trainer: validation_split must go with clips that can be read in any order, got a "
-        "stream or a loader; pass a validation_folder"
+        "stream or a loader; pass a validation_folder or a validation_dataset"
     )
     with raises(message):
         split_off(dataset, 0.5)
@@ -416,7 +421,7 @@ def test_one_file_is_not_split():
 def test_clips_must_be_there_and_in_any_order(dataset, indices, got):
     message = (
         f"Trainer: validation must have clips that can be read in any order, got {got}; pass a "
-        "validation_folder with clips"
+        "validation_folder or a validation_dataset with clips"
     )
     with raises(message):
         Validation(dataset, indices, at_most=3, batch_size=2)
@@ -424,8 +429,8 @@ def test_clips_must_be_there_and_in_any_order(dataset, indices, got):
 
 def test_a_trainer_without_clips_to_validate_on(make_trainer):
     message = (
-        "Trainer.validate: there must be clips to validate on, got none; pass validation_folder "
-        "or validation_split"
+        "Trainer.validate: there must be clips to validate on, got none; pass validation_folder, "
+        "validation_dataset or validation_split"
     )
     with raises(message):
         make_trainer().validate()
@@ -447,3 +452,231 @@ def test_losses_fall_in_training(make_trainer):
     measured = [loss for loss in found if loss is not None]
     assert len(measured) == 3
     assert all(after < before for before, after in pairwise(measured))
+
+
+# the sides of a split
+
+
+def sides(trainer):
+    """Names of the files that are trained on and validated on."""
+    measured = trainer.validation
+    trained = {trainer.ds.paths[i].resolve() for i in trainer.order.indices}
+    return trained, {measured.dataset.paths[i].resolve() for i in measured.indices}
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Writes a manifest of the clips; gives its path."""
+
+    def write(*rows, head="path,split", name="clips.csv"):
+        table = tmp_path / name
+        table.write_text("\n".join([head, *rows]))
+        return table
+
+    return write
+
+
+@pytest.fixture
+def table(rows):
+    splits = ["train"] * 8 + ["val"] * 3 + ["test"]
+    return rows(*(f"{i:02}.gif,{split}" for i, split in enumerate(splits)))
+
+
+@pytest.mark.parametrize(
+    "how", ["split", "folder", "manifest", "folder and split", "dataset"]
+)  # fmt: skip
+def test_the_rows_of_a_manifest(make_trainer, clips, table, how):
+    chosen = {
+        "split": {"validation_split": "val"},
+        "folder": {"validation_folder": clips},
+        "manifest": {"validation_manifest": table},
+        "folder and split": {"validation_folder": clips, "validation_split": "val"},
+        "dataset": {
+            "validation_dataset": Clips(clips, 8, 1, 3, exts=None, manifest=table, split="val")
+        },
+    }[how]
+    trained, validated = sides(make_trainer(manifest=table, **chosen))
+    assert {path.name for path in validated} == {"08.gif", "09.gif", "10.gif"}
+    assert {path.name for path in trained} == {f"{i:02}.gif" for i in range(8)}
+
+
+def test_a_manifest_of_the_validation_folder_alone(make_trainer, tmp_path, rows):
+    folder = tmp_path / "held out"
+    folder.mkdir()
+    for i in range(4):
+        video_tensor_to_gif(torch.rand(1, 3, 8, 8), folder / f"{i}.gif")
+    table = rows("1.gif", "3.gif", head="path")
+    trainer = make_trainer(validation_folder=folder, validation_manifest=table)
+    assert sides(trainer)[1] == {folder / "1.gif", folder / "3.gif"}
+    assert len(trainer.order.indices) == 12
+
+
+def test_rows_that_cannot_be_chosen(make_trainer, clips, table, rows):
+    with pytest.raises(ValueError, match=r"'dev', got only those of 'test', 'train', 'val'; corr"):
+        make_trainer(manifest=table, validation_split="dev")
+    message = r"split by name must be of a folder's manifest, got validation_split='val' and no man"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(validation_split="val")
+    plain = rows("00.gif", "01.gif", head="path", name="plain.csv")
+    message = r"validation_split='val' must be a split of the manifest, got .*plain.csv without a"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(manifest=plain, validation_split="val")
+    other = rows("00.gif,train", "01.gif,held", name="other.csv")
+    message = r"must say which rows of the manifest to validate on, got .* 'held', 'train'; choose"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(manifest=other, validation_folder=clips)
+
+
+def test_no_file_is_on_both_sides(make_trainer, clips, rows, caplog):
+    """Whatever leads to it: parts of one file, links, absolute paths, rows that come twice."""
+    (clips / "hard.gif").hardlink_to(clips / "05.gif")
+    (clips / "soft.gif").symlink_to("06.gif")
+    listed = [f"{i:02}.gif,train,," for i in range(9)]
+    listed += ["03.gif,val,0,0.1", f"{clips}/04.gif,val,,", "hard.gif,val,,", "./soft.gif,val,,"]
+    table = rows(*listed, *listed, head="path,split,start,end")
+    trained, validated = sides(make_trainer(manifest=table, validation_split="val"))
+    names = {path.name for path in trained}
+    assert names == {f"{i:02}.gif" for i in (0, 1, 2, 7, 8)}
+    assert len(validated) == 4
+    assert "4 of the 9 files to train on are validated on, such as" in caplog.text
+    # by a share, too
+    for fraction in (0.2, 0.5, 0.8):
+        trained, validated = sides(make_trainer(validation_split=fraction))
+        same = [{clips / "hard.gif", clips / "05.gif"}, {clips / "06.gif"}]
+        assert trained.isdisjoint(validated)
+        assert not any(both & trained and both & validated for both in same)
+
+
+def test_all_files_on_both_sides_is_an_error(make_trainer, clips, tmp_path):
+    message = "on must not be trained on, got 12 of 12 files for both, such as .*00.gif; pass anoth"
+    (tmp_path / "link").symlink_to(clips)
+    for folder in (clips, tmp_path / "link", tmp_path):
+        with pytest.raises(ValueError, match=message):
+            make_trainer(validation_folder=folder)
+
+
+def test_a_folder_inside_of_a_manifest_is_not_trained_on(make_trainer, clips, rows):
+    (clips / "inside").mkdir()
+    for name in ("00.gif", "01.gif"):
+        (clips / name).rename(clips / "inside" / name)
+    table = rows("inside/00.gif", "inside/01.gif", "02.gif", "03.gif", head="path")
+    every = rows("00.gif", "01.gif", head="path", name="inside.csv")
+    inside = {"validation_folder": clips / "inside", "validation_manifest": every}
+    trained, validated = sides(make_trainer(manifest=table, **inside))
+    assert {path.name for path in trained} == {"02.gif", "03.gif"}
+    assert {path.name for path in validated} == {"00.gif", "01.gif"}
+
+
+def test_parts_of_one_dataset(tmp_path):
+    def trainer(**options):
+        unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
+        diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2)
+        return Trainer(
+            diffusion, num_workers=0, device="cpu", results_folder=tmp_path / "r", **options
+        )
+
+    whole = [torch.rand(1, 3, 8, 8) for _ in range(6)]
+    first, last = Subset(whole, range(4)), Subset(whole, range(3, 6))
+    found = trainer(dataset=first, validation_dataset=last)
+    assert found.order.indices == [0, 1, 2]
+    assert found.validation.indices == [0, 1, 2]
+    for same in ({"dataset": whole}, {"dataloader": DataLoader(first, 2)}):
+        with pytest.raises(ValueError, match="validated on must not be trained on, got"):
+            trainer(**same, validation_dataset=whole)
+    with pytest.raises(ValueError, match="can be read in any order, got a stream; pass a"):
+        trainer(dataset=whole, validation_dataset=Endless())
+
+
+def test_images_are_not_of_clips_that_are_validated_on(make_trainer, clips):
+    trainer = make_trainer(validation_split=0.25, image_frames=1, image_folder=clips)
+    pictures = trainer._images.dataset.paths
+    drawn = {pictures[index].resolve() for [index] in trainer._images.files}
+    assert len(drawn) == 9
+    assert drawn.isdisjoint(sides(trainer)[1])
+
+
+# the sides of a split in a run that goes on
+
+
+def change(clips):
+    """Half of the files go, and as many come."""
+    for i in range(0, 12, 2):
+        (clips / f"{i:02}.gif").unlink()
+        video_tensor_to_gif(torch.rand(1, 3, 8, 8), clips / f"new-{i}.gif")
+
+
+def test_files_stay_on_their_side(make_trainer, clips, caplog):
+    options = {"validation_split": 0.4, "resume": "auto", "held_out": 1}
+    trainer = make_trainer(train_num_steps=2, **options)
+    before = sides(trainer)
+    everything = {path.resolve() for path in trainer.ds.paths}
+    trainer.train()
+    assert sides(make_trainer(**options)) == before
+    assert "do not compare" not in caplog.text
+    change(clips)
+    for share in (0.4, 0.6, 0.1):
+        trained, validated = sides(make_trainer(**{**options, "validation_split": share}))
+        assert validated.isdisjoint(before[0])
+        assert validated & everything == {path for path in before[1] if path.exists()}
+        assert trained.isdisjoint(before[1])
+    assert "are gone, and" in caplog.text
+    trainer = make_trainer(train_num_steps=4, **options)
+    middle = sides(trainer)
+    trainer.train()
+    # and once more, although the names are as at the beginning
+    for i in range(0, 12, 2):
+        (clips / f"new-{i}.gif").rename(clips / f"{i:02}.gif")
+    trained, validated = sides(make_trainer(**options))
+    assert validated.isdisjoint(before[0] | middle[0])
+
+
+def test_the_share_does_not_depend_on_other_files(make_trainer, clips):
+    """New files are taken by their own names only."""
+    options = {"validation_split": 0.3, "resume": "auto"}
+    make_trainer(train_num_steps=2, **options).train()
+    found = []
+    for first in (0, 40):
+        for i in range(first, first + 40):
+            video_tensor_to_gif(torch.rand(1, 3, 8, 8), clips / f"later-{i}.gif")
+        found.append(sides(make_trainer(**options))[1])
+    assert found[0] < found[1]
+    assert 10 < len(found[1]) < 45
+
+
+def test_checkpoints_without_sides(make_trainer, results, caplog):
+    """They were split by position: so the run goes on where nothing has changed."""
+    options = {"validation_split": 0.25, "resume": "auto"}
+    trainer = make_trainer(train_num_steps=2, **options)
+    left, apart = split_by_position(trainer.ds, 0.25)
+    assert apart != trainer.validation.indices
+    trainer.train()
+    state = read_checkpoint(results / "model-1.pt")
+    del state["data"]["files"]
+    torch.save(state, results / "model-1.pt")
+    again = make_trainer(**options)
+    assert (again.order.indices, again.validation.indices) == (left, apart)
+    assert "too low" not in caplog.text
+    again.train()
+    after = make_trainer(**options)
+    assert (after.order.indices, after.validation.indices) == (left, apart)
+    # of other numbers of clips nobody knows
+    (trainer.ds.folder / "00.gif").unlink()
+    make_trainer(**{**options, "resume": results / "model-1.pt"})
+    assert "does not say which clips it was validated on: it may have been trained" in caplog.text
+
+
+def test_clips_that_were_trained_on_are_named_as_such(make_trainer, table, caplog):
+    make_trainer(manifest=table, validation_split="val", train_num_steps=2).train()
+    table.write_text(table.read_text().replace("07.gif,train", "07.gif,val"))
+    make_trainer(manifest=table, validation_split="val", resume="auto")
+    assert "was trained on 1 of the files that are validated on now, whose loss" in caplog.text
+    # a share finds new files only, and there are none
+    table.write_text("\n".join(["path", *(f"{i:02}.gif" for i in range(7))]))
+    with pytest.raises(ValueError, match="that were not trained on before, got 0 of 7 to validate"):
+        make_trainer(manifest=table, validation_split=0.2, resume="auto")
+
+
+def test_no_split_before_is_said(make_trainer, caplog):
+    make_trainer(train_num_steps=2).train()
+    make_trainer(validation_split=0.25, resume="auto")
+    assert "does not say which clips it was validated on" in caplog.text

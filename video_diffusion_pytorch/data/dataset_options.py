@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
 
@@ -101,11 +102,12 @@ def as_value_range(value_range: Any, channels: int) -> ValueRange | None:
     except (TypeError, ValueError):
         low = high = ()
     pairs = list(zip(low, high, strict=False))
-    are_ordered = all(math.isfinite(a) and math.isfinite(b) and a < b for a, b in pairs)
+    are_ordered = all(_have_width(*pair) for pair in pairs)
     if len(low) != channels or len(high) != channels or not are_ordered:
         raise ValueError(
-            f"value_range must be 'fit' or (low, high) with low < high, each a number or one for "
-            f"each of {channels} channels, got {value_range!r}; pass for example (-5, 5)"
+            "value_range must be 'fit' or (low, high) with low < high, each a number or one for "
+            f"each of {channels} channels, got {value_range!r:.500}; pass for example (-5, 5), two "
+            "numbers that float32 tells apart"
         )
     return low, high
 
@@ -146,6 +148,13 @@ def split_conditions(
 
 def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _have_width(low: float, high: float) -> bool:
+    """Whether float32, in which clips are, tells two bounds apart, and holds their difference."""
+    first, last = torch.tensor([low, high], dtype=torch.float32, device="cpu").tolist()
+    limits = torch.finfo(torch.float32)
+    return limits.tiny <= last - first <= limits.max
 
 
 def _per_channel(bound: Any, channels: int) -> tuple[float, ...]:

@@ -55,21 +55,24 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
         >>> fit_value_range([1.0, 5.0], lambda top: torch.tensor([0.0, top]).view(1, 1, 1, 2))
         ((0.0,), (5.0,))
     """
+    unread: UnreadableVideoError | None = None
     lows: list[torch.Tensor] = []
     highs: list[torch.Tensor] = []
     for part in tqdm(parts, desc="fitting the value range", leave=False):
         try:
             values = read(part).flatten(1)
-        except UnreadableVideoError:
+        except UnreadableVideoError as error:
+            unread = unread or error
             continue  # named and counted when training comes to it
         lows.append(values.amin(1).double())
         highs.append(values.amax(1).double())
     if not lows:
         raise ValueError(
-            "value_range='fit' must find a file that can be read, got none; give the range"
-        )
+            "value_range='fit' must find a file that can be read, got none; repair them, the first "
+            f"being: {unread}"
+        ) from unread
     least, most = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
-    if (least >= most).any():
+    if (least.float() >= most.float()).any():
         raise ValueError(
             f"value_range='fit' must find values that differ in each channel, got "
             f"{least.tolist()} to {most.tolist()}; give the range, or leave the channel out"

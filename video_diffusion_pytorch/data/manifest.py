@@ -176,6 +176,24 @@ def read_labels(
     ]
 
 
+def read_splits(
+    path: str | os.PathLike[str], folder: Path, columns: Mapping[str, str | None] | None = None
+) -> list[str]:
+    """Names of the splits in a table, sorted; none where it says nothing there.
+
+    Args:
+        path: The table.
+        folder: Where the table is looked for if it is not at `path`.
+        columns: As in `read_manifest`.
+
+    Raises:
+        FileNotFoundError: It is missing.
+        ValueError: It is none.
+    """
+    rows = _read(Path(path), folder, columns or {}, (), ())
+    return sorted({name for row in rows if (name := row.text("split")) is not None})
+
+
 @dataclass(frozen=True)
 class _Row:
     """A row of a table: its place, to name in an error, its cells, and what its columns hold."""

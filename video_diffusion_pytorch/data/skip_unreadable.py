@@ -62,21 +62,22 @@ class SkipUnreadable(data.Dataset[Any]):
                 f"{total} items"
             )
         position = start % total
+        self._check_share()
         while True:
-            self._check_share()
             if position not in self.unreadable:
                 try:
                     return read(position)
                 except UnreadableVideoError as error:
                     self.unreadable[position] = str(error)
                     logger.warning("left out item %d of the dataset: %s", position, error)
+                    self._check_share(error)
             position = (position + 1) % total
 
-    def _check_share(self) -> None:
+    def _check_share(self, last: UnreadableVideoError | None = None) -> None:
         count, total = len(self.unreadable), len(self)
         if count > total / 10:
             first = "\n  ".join(list(self.unreadable.values())[:5])
             raise UnreadableVideoError(
                 f"expected at most a tenth of the {total} files to be unreadable, got {count} so "
                 f"far; repair or remove them, the first being:\n  {first}"
-            )
+            ) from last

@@ -15,6 +15,7 @@ from video_diffusion_pytorch.diffusion.guidance import (
     check_videos,
     expand_mask,
 )
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.windows import whole_frames
 
 
@@ -113,7 +114,7 @@ class Completion(Filling):
         elif frame_factor != 1:
             raise ValueError(
                 "extend: frame_factor is that of low_resolution, which must then be given, got "
-                f"{frame_factor} and None; leave it out, or see interpolate_frames"
+                f"{shown(frame_factor)} and None; leave it out, or see interpolate_frames"
             )
         return self._continue(
             "extend", "video", video, num_frames, sampling, overlap=overlap, weight=weight, low=low

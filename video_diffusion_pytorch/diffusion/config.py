@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
+from video_diffusion_pytorch.diffusion.shown import shown
 
 _FLAGS = ("text_use_bert_cls", "use_dynamic_thres", "auto_normalize")
 _COUNTS = ("num_frames", "channels", "timesteps")
@@ -61,7 +62,7 @@ def plain_config(given: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(given[name], str) or given[name] not in choices:
             raise ValueError(
                 f"GaussianDiffusion: {name} must be one of {', '.join(choices)}, got "
-                f"{given[name]!r}; choose one of them"
+                f"{shown(given[name])}; choose one of them"
             )
         config[name] = str(given[name])
     return config | _plain_optional(given, config["timesteps"])
@@ -95,7 +96,7 @@ def _plain_size(size: Any) -> int | tuple[int, int]:
         height, width = 0, 0
     if min(height, width) < 1:
         raise ValueError(
-            f"GaussianDiffusion: image_size must be a positive int or (h, w), got {size!r}; "
+            f"GaussianDiffusion: image_size must be a positive int or (h, w), got {shown(size)}; "
             "give the height and width of the clips"
         )
     return height if is_one else (height, width)
@@ -107,7 +108,7 @@ def _plain_flag(name: str, value: Any) -> bool:
     )
     if not is_flag:
         raise ValueError(
-            f"GaussianDiffusion: {name} must be True or False, got {value!r}; give one of them"
+            f"GaussianDiffusion: {name} must be True or False, got {shown(value)}; give one of them"
         )
     return bool(value)
 
@@ -117,7 +118,8 @@ def _plain_integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError as error:
         raise ValueError(
-            f"GaussianDiffusion: {name} must be an integer, got {value!r}; give it as int, a whole "
+            f"GaussianDiffusion: {name} must be an integer, got "
+            f"{shown(value)}; give it as int, a whole "
             "number without a point"
         ) from error
 
@@ -129,5 +131,6 @@ def _plain_number(name: str, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"GaussianDiffusion: {name} must be a number, got {value!r}; give it as int or float"
+            f"GaussianDiffusion: {name} must be a number, got "
+            f"{shown(value)}; give it as int or float"
         ) from error

@@ -22,6 +22,7 @@ from video_diffusion_pytorch.diffusion.measurement import Measurement
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
 from video_diffusion_pytorch.diffusion.sampling import Sampling
 from video_diffusion_pytorch.diffusion.sampling_batch import as_guidance
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.windows import (
     Window,
     check_beginnings,
@@ -234,7 +235,7 @@ class Filling(Sampling):
         if taken := [name for name in _OWN if name in sampling]:
             raise TypeError(
                 f"{call}: {', '.join(taken)} must be left out, since the given video tells it, got "
-                f"{sampling[taken[0]]!r}; pass the video only"
+                f"{shown(sampling[taken[0]])}; pass the video only"
             )
         parameters = inspect.signature(self.sample).parameters
         takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters.values())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.diffusion.noise_level import Noise, NoiseLevel
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import ValueRanges
 
 RECONSTRUCTION_WEIGHT = 2.0
@@ -253,7 +254,7 @@ def checked_weight(name: str, weight: float) -> float:
     """
     if not isinstance(weight, Real) or not 0 <= weight < math.inf:
         raise ValueError(
-            f"{name}: weight must be a number, 0 or greater, got {weight!r}; 0 is without "
+            f"{name}: weight must be a number, 0 or greater, got {shown(weight)}; 0 is without "
             f"correction, {RECONSTRUCTION_WEIGHT:g} is common"
         )
     return float(weight)

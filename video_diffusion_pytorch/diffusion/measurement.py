@@ -16,6 +16,7 @@ from video_diffusion_pytorch.diffusion.guidance import (
     checked_weight,
     rows_of,
 )
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import ValueRanges
 
 
@@ -180,7 +181,8 @@ def _check_scale(scale: Any) -> None:
     is_tensor = torch.is_tensor(scale) and not scale.is_complex()
     if not is_tensor and not isinstance(scale, Real):
         raise TypeError(
-            f"Measurement: scale must be a number or a tensor of real numbers, got {scale!r}; give "
+            "Measurement: scale must be a number or a tensor of real numbers, got "
+            f"{shown(scale)}; give "
             "the size of an error, in the units of y"
         )
     values = torch.as_tensor(scale)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.diffusion.shown import shown
+
 MAX_LOG_SNR = 20.0
 """The continuous schedule's log-SNR goes from this at time 0 to its negative at time 1."""
 
@@ -148,7 +150,7 @@ def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) ->
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"GaussianDiffusion: beta_schedule must be one of {', '.join(SCHEDULES)}, or the "
-            f"betas themselves, got {beta_schedule!r}; choose one of them"
+            f"betas themselves, got {shown(beta_schedule)}; choose one of them"
         ) from error
     if betas.shape != (timesteps,) or not bool(((betas > 0) & (betas < 1)).all()):
         found = f"{betas.min():.3g} to {betas.max():.3g}" if betas.numel() else "none"

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.shown import shown
 
 OBJECTIVES = ("pred_noise", "pred_v", "pred_x_start")
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}
@@ -103,5 +104,5 @@ def check_reduction(reduction: str) -> None:
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"GaussianDiffusion: reduction must be one of {', '.join(REDUCTIONS)}, got "
-            f"{reduction!r}; choose mean for a scalar, or none for the loss of each clip"
+            f"{shown(reduction)}; choose mean for a scalar, or none for the loss of each clip"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from video_diffusion_pytorch.diffusion.noise_level import Noise
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
+from video_diffusion_pytorch.diffusion.shown import shown
 
 _WORD = 2**32
 
@@ -105,7 +106,8 @@ def make_streams(
     """
     if seed is not None and generator is not None:
         raise ValueError(
-            f"sample: one of seed and generator must be None, got seed {seed!r} and a generator; "
+            "sample: one of seed and generator must be None, got seed "
+            f"{shown(seed)} and a generator; "
             "leave one out"
         )
     if generator is not None:
@@ -155,7 +157,8 @@ def _checked_seeds(seed: Any, count: int) -> list[int]:
     is_list = isinstance(seeds, Sequence) and all(isinstance(one, Integral) for one in seeds)
     if not is_list:
         raise TypeError(
-            f"sample: seed must be an integer, or a list of one per video, got {seed!r}; pass e.g. "
+            "sample: seed must be an integer, or a list of one per video, got "
+            f"{shown(seed)}; pass e.g. "
             "seed=0"
         )
     if len(seeds) != count:
@@ -178,7 +181,7 @@ def _checked_generators(generators: Any, count: int) -> list[torch.Generator]:
     if not is_list:
         raise TypeError(
             f"sample: generator must be a torch.Generator, or a list of one per video, got "
-            f"{generators!r}; pass e.g. torch.Generator().manual_seed(0)"
+            f"{shown(generators)}; pass e.g. torch.Generator().manual_seed(0)"
         )
     if len(generators) != count:
         raise ValueError(

@@ -21,6 +21,7 @@ from video_diffusion_pytorch.diffusion.denoiser import in_evaluation_mode
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
 from video_diffusion_pytorch.diffusion.objective import x_start_of
 from video_diffusion_pytorch.diffusion.sampler import Callback, follow
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import (
     check_type,
     normalize_img,
@@ -276,12 +277,13 @@ class ReverseProcess(Conditions):
             )
         if not isinstance(t, Integral) or not 0 <= t < self.num_timesteps:
             raise ValueError(
-                f"interpolate: t must be a step from 0 to {self.num_timesteps - 1}, got {t}; "
+                f"interpolate: t must be a step from 0 to {self.num_timesteps - 1}, got "
+                f"{shown(t)}; "
                 "leave it out to blend at the last"
             )
         if not 0 <= lam <= 1:
             raise ValueError(
-                f"interpolate: lam must be in [0, 1], got {lam}; it is the share of x2"
+                f"interpolate: lam must be in [0, 1], got {shown(lam)}; it is the share of x2"
             )
         steps = torch.full(x1.shape[:1], t, device=x1.device, dtype=torch.long)
         x1, x2 = (self.q_sample(self._to_model_range(x), steps) for x in (x1, x2))

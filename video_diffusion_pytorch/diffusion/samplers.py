@@ -18,6 +18,7 @@ from video_diffusion_pytorch.diffusion.diffusers_scheduler import (
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 from video_diffusion_pytorch.diffusion.noise_level import Denoise, Noise, NoiseLevel
 from video_diffusion_pytorch.diffusion.sampler import Sampler
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.spacing import whole_number
 
 __all__ = [
@@ -214,14 +215,15 @@ def make_sampler(sampler: Any) -> Sampler:
     if isinstance(sampler, str):
         if sampler not in SAMPLERS:
             raise ValueError(
-                f"sample: sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}; choose one"
+                f"sample: sampler must be one of {', '.join(SAMPLERS)}, got "
+                f"{shown(sampler)}; choose one"
             )
         return SAMPLERS[sampler]()
     if is_scheduler(sampler):
         return DiffusersScheduler(sampler)
     raise TypeError(
         f"sample: sampler must be a name ({', '.join(SAMPLERS)}), a Sampler or a scheduler of "
-        f"diffusers, got {sampler!r}; pass e.g. sampler='ddim'"
+        f"diffusers, got {shown(sampler)}; pass e.g. sampler='ddim'"
     )
 
 
@@ -243,13 +245,15 @@ def _corrected(
 
 def _checked_share(sampler: str, name: str, value: float) -> float:
     if not isinstance(value, Real) or not 0 <= value <= 1:
-        raise ValueError(f"{sampler}: {name} must be in [0, 1], got {value}; give it as a fraction")
+        raise ValueError(
+            f"{sampler}: {name} must be in [0, 1], got {shown(value)}; give it as a fraction"
+        )
     return value
 
 
 def _checked_delta(sampler: str, value: float) -> float:
     if not isinstance(value, Real) or not 0 <= value < math.inf:
         raise ValueError(
-            f"{sampler}: langevin_delta must be at least 0, got {value}; the paper's is 0.1"
+            f"{sampler}: langevin_delta must be at least 0, got {shown(value)}; the paper's is 0.1"
         )
     return value

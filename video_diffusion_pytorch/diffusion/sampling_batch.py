@@ -13,6 +13,7 @@ from video_diffusion_pytorch.diffusion.guidance import Guidance
 from video_diffusion_pytorch.diffusion.noise_level import Noise
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams
+from video_diffusion_pytorch.diffusion.shown import shown
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def as_guidance(guidance: Any) -> tuple[Guidance, ...]:
         if not isinstance(one, Guidance):
             raise TypeError(
                 "sample: guidance must be a Guidance, such as KnownRegion or Measurement, or "
-                f"several of them, got {one!r:.60}; make one of it, or leave it out"
+                f"several of them, got {shown(one)}; make one of it, or leave it out"
             )
     return tuple(several)
 
@@ -107,7 +108,7 @@ def check_options(
     for name, value in shares.items():
         if not isinstance(value, Real) or not 0 <= value <= 1:
             raise ValueError(
-                f"sample: {name} must be in [0, 1], got {value!r}; give it as a fraction"
+                f"sample: {name} must be in [0, 1], got {shown(value)}; give it as a fraction"
             )
     if dynamic_thres_percentile is not None and not is_clipped:
         raise ValueError(
@@ -121,7 +122,8 @@ def check_numbers(**numbers: Any) -> None:
     for name, value in numbers.items():
         if value is not None and (not isinstance(value, Integral) or int(value) < 1):
             raise ValueError(
-                f"sample: {name} must be a whole number, at least 1, got {value!r}; {_HINTS[name]}"
+                f"sample: {name} must be a whole number, at least 1, got "
+                f"{shown(value)}; {_HINTS[name]}"
             )
 
 
@@ -143,6 +145,6 @@ def as_height_and_width(image_size: Any) -> tuple[int, int]:
     if not is_pair or not all(isinstance(n, Integral) and int(n) > 0 for n in both):
         raise ValueError(
             "sample: image_size must be a positive whole number, or (h, w), got "
-            f"{image_size!r}; leave it out for that of the training clips"
+            f"{shown(image_size)}; leave it out for that of the training clips"
         )
     return int(both[0]), int(both[1])

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.shown import shown
 
 SPREAD = 100.0
 """The spacing `spectrum` expects components of the data of variance 1 / SPREAD to SPREAD."""
@@ -145,7 +146,7 @@ def check_spacing(spacing: str) -> None:
     """Raises a ValueError for a spacing that there is not."""
     if spacing not in SPACINGS:
         raise ValueError(
-            f"sample: spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}; choose "
+            f"sample: spacing must be one of {', '.join(SPACINGS)}, got {shown(spacing)}; choose "
             "one, or pass a list of time steps"
         )
 
@@ -157,7 +158,7 @@ def _checked_times(process: ForwardProcess, steps: Any) -> list[float]:
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"sample: steps must be a whole number of steps, or a list of time steps, got "
-            f"{steps!r}; pass e.g. steps=50"
+            f"{shown(steps)}; pass e.g. steps=50"
         ) from error
     falls = all(t > s for t, s in pairwise(times))
     if not times or not falls or not all(0 <= t <= last for t in times):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import warnings
@@ -14,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.shown import shown
 
 # how far outside its range a clip's values may be before it looks like a mistake
 RANGE_TOLERANCE = 0.05
+
+_FLOAT32 = torch.finfo(torch.float32)
 
 # whose lines are no user's
 _LIBRARIES = tuple(
@@ -54,7 +56,7 @@ def plain_range(name: str, given: Any, channels: int | None) -> PlainRange:
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"GaussianDiffusion: {name} must be (low, high), each a number or a sequence of one "
-            f"per channel, got {given!r}; give it as (0.0, 255.0), for one"
+            f"per channel, got {shown(given)}; give it as (0.0, 255.0), for one"
         ) from error
     counts = {len(bound) for bound in (low, high) if isinstance(bound, tuple)}
     expected = channels or max(counts, default=1)
@@ -64,11 +66,13 @@ def plain_range(name: str, given: Any, channels: int | None) -> PlainRange:
             f"{' and '.join(map(str, sorted(counts)))}; give as many, or one number for all"
         )
     for low_value, high_value in zip(*_per_channel((low, high), expected), strict=True):
-        if not (math.isfinite(low_value) and math.isfinite(high_value) and low_value < high_value):
+        # in the numbers of the clips
+        least, most = torch.tensor([low_value, high_value], dtype=torch.float32).tolist()
+        if not _FLOAT32.tiny <= most - least <= _FLOAT32.max:
             raise ValueError(
                 f"GaussianDiffusion: {name} must be finite, with low below high in every channel, "
                 f"got {low_value} to {high_value}; leave out a channel that is constant, or widen "
-                "its range"
+                "its range until float32 tells the two apart"
             )
     return low, high
 
@@ -111,7 +115,7 @@ class ValueRanges(ForwardProcess):
             if field_channels == 0:
                 raise ValueError(
                     "GaussianDiffusion: cond_value_range needs a network that takes a cond_video "
-                    f"of your own, got {field!r} and none; build the network with more "
+                    f"of your own, got {shown(field)} and none; build the network with more "
                     "cond_channels, or leave it out"
                 )
             self._store_range("cond_value", field, field_channels)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from video_diffusion_pytorch.diffusion.shown import shown
+
 
 @dataclass(frozen=True)
 class Window:
@@ -68,7 +70,7 @@ def whole_frames(name: str, value: Any) -> int:
         ValueError: If it is no whole number.
     """
     if not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, got {value!r}; give it as an int")
+        raise ValueError(f"{name} must be a whole number, got {shown(value)}; give it as an int")
     return int(value)
 
 

@@ -33,8 +33,8 @@ def check_arguments(config: Mapping[str, Any]) -> None:
         value = config[name]
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(
-                f"Unet3D: {name} must be a whole number, got {value!r}; give it without a point, "
-                "quotes or the like"
+                f"Unet3D: {name} must be a whole number, got {value!r:.100}; give it without a "
+                "point, quotes or the like"
             )
         if value < 1:
             raise ValueError(
@@ -57,7 +57,7 @@ def check_arguments(config: Mapping[str, Any]) -> None:
         )
     if config["block_type"] != "resnet":
         raise ValueError(
-            f'Unet3D: block_type must be "resnet", got {config["block_type"]!r}; leave it out'
+            f'Unet3D: block_type must be "resnet", got {config["block_type"]!r:.100}; leave it out'
         )
     groups, first = config["resnet_groups"], config["init_dim"] or config["dim"]
     widths = [first, config["dim"], *(config["dim"] * mult for mult in config["dim_mults"])]
@@ -75,7 +75,7 @@ def _check_layers(config: Mapping[str, Any]) -> None:
         if config[name] not in choices:
             raise ValueError(
                 f"Unet3D: {name} must be one of {', '.join(map(repr, choices))}, got "
-                f"{config[name]!r}; leave it out for {choices[0]!r}"
+                f"{config[name]!r:.100}; leave it out for {choices[0]!r}"
             )
     last = len(config["dim_mults"]) - 1
     for name in ("full_attn_levels", "temporal_attn_levels"):
@@ -86,12 +86,13 @@ def _check_layers(config: Mapping[str, Any]) -> None:
         if not is_several or not all(type(i) is int and 0 <= i <= last for i in levels):
             raise ValueError(
                 f"Unet3D: {name} must be a tuple of numbers of levels from 0, the finest, to "
-                f"{last}, got {levels!r}; count the dim_mults"
+                f"{last}, got {levels!r:.100}; count the dim_mults"
             )
     share = config["dropout"]
     if not isinstance(share, (int, float)) or not 0 <= share < 1:
         raise ValueError(
-            f"Unet3D: dropout must be a number from 0 to below 1, got {share!r}; the paper has 0.1"
+            f"Unet3D: dropout must be a number from 0 to below 1, got {share!r:.100}; the paper "
+            "has 0.1"
         )
 
 

@@ -74,7 +74,7 @@ def check_image_frames(x: Tensor, image_frames: int, resnet_groups: int | None) 
     if not isinstance(image_frames, int) or not 0 <= image_frames <= most:
         raise ValueError(
             f"Unet3D: image_frames must be from 0 to {most}, one less than the frames of x, got "
-            f"{image_frames}; leave the frames of the video in front of the images"
+            f"{image_frames!r:.100}; leave the frames of the video in front of the images"
         )
     if image_frames and resnet_groups is not None:
         raise ValueError(

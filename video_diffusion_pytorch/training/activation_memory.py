@@ -16,6 +16,7 @@ from torch.nn.modules.module import (
 )
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.shown import shown
 
 # What autocast computes in; matrix products of fp8 keep their inputs in bf16
 _DTYPES = {
@@ -117,7 +118,8 @@ def activation_bytes(
     """
     if precision not in _DTYPES:
         raise ValueError(
-            f"activation_bytes: precision must be one of {', '.join(_DTYPES)}, got {precision!r}; "
+            f"activation_bytes: precision must be one of {', '.join(_DTYPES)}, got "
+            f"{shown(precision)}; "
             "give the precision that autocast computes in, and 'no' for float32"
         )
     network: Any = unwrap(diffusion.denoise_fn)

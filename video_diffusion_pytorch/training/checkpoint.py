@@ -18,6 +18,7 @@ from video_diffusion_pytorch.training.clips.clip_source import clips_behind
 from video_diffusion_pytorch.training.ema import Averages
 from video_diffusion_pytorch.training.engine import Processes
 from video_diffusion_pytorch.training.optimizer import optimizer_settings
+from video_diffusion_pytorch.training.validation import Sides
 from video_diffusion_pytorch.version import __version__
 
 
@@ -36,6 +37,7 @@ class Saving(Processes):
     keep_best: int
     losses: dict[str, float | None]
     skipped_steps: int
+    _sides: Sides | None
     _saved_step: int
     _validated_step: int
 
@@ -73,6 +75,8 @@ class Saving(Processes):
                 "seed": self.order.seed,
                 "position": self.order.position,
                 "clips": len(self.order.indices),
+                "files": self._sides
+                and {name: sorted(found) for name, found in self._sides._asdict().items()},
             },
         }
 

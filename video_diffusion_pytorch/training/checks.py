@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.trackers import check_trackers
 
 # By attribute of the Trainer: its counts, and the least that each may be
@@ -62,21 +63,34 @@ def check_trainer(trainer: Any, log_with: Any) -> None:
     check_counts(given, _OPTIONAL)
     if trainer.max_grad_norm is not None and not trainer.max_grad_norm > 0:
         raise ValueError(
-            f"Trainer: max_grad_norm must be above 0, got {trainer.max_grad_norm}; leave it out "
-            "to cut nothing"
+            f"Trainer: max_grad_norm must be above 0, got {shown(trainer.max_grad_norm)}; leave it "
+            "out to cut nothing"
         )
     check_image_folder(trainer.image_folder, trainer.image_frames)
     check_trackers(log_with)
-    validates = trainer.validation_folder, trainer.validation_split
-    if None not in validates:
+    check_validation(trainer)
+
+
+def check_validation(trainer: Any) -> None:
+    """Raises a ValueError unless the clips to validate on come from one place at most.
+
+    Args:
+        trainer: With its arguments as attributes.
+    """
+    names = [f"validation_{name}" for name in ("dataset", "folder", "manifest", "split")]
+    given = [name for name in names if getattr(trainer, name) is not None]
+    # the name of a split says which rows of a manifest, wherever their files are
+    is_name = isinstance(trainer.validation_split, str)
+    if len(given) > 1 and ("validation_dataset" in given or not (is_name or given[-1] != names[3])):
         raise ValueError(
-            "Trainer: one of validation_folder and validation_split must be given at most, got "
-            "both; choose where the clips to validate on come from"
+            "Trainer: the clips to validate on must come from one place, got "
+            f"{' and '.join(given)}; choose one of them (with a validation_folder or a "
+            "validation_manifest, validation_split can only be the name of a split)"
         )
-    if trainer.keep_best and validates == (None, None):
+    if trainer.keep_best and not given:
         raise ValueError(
             "Trainer: keep_best must go with clips to validate on, got none; pass "
-            "validation_folder or validation_split"
+            "validation_folder, validation_dataset or validation_split"
         )
 
 
@@ -91,7 +105,7 @@ def check_counts(counts: Mapping[str, Any], least: Mapping[str, int]) -> None:
         if not isinstance(value, Integral) or value < least[name]:
             advice = "give a positive number" if least[name] else "leave it out"
             raise ValueError(
-                f"Trainer: {name} must be at least {least[name]}, got {value}; {advice}"
+                f"Trainer: {name} must be at least {least[name]}, got {shown(value)}; {advice}"
             )
 
 

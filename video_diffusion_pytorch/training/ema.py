@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.diffusion.shown import shown
+
 WARMUPS = ("copy", "power", "inverse_gamma")
 
 # Exponent of the power function whose width is a tenth of the training time (Karras et al. 2024,
@@ -179,7 +181,8 @@ def _check(decays: list[float], warmup: str, start: int, every: int) -> None:
         raise ValueError(f"averages: the decays must differ, got {decays}; name each one once")
     if warmup not in WARMUPS:
         raise ValueError(
-            f"averages: the warm-up must be one of {', '.join(WARMUPS)}, got {warmup!r}; 'copy' "
+            f"averages: the warm-up must be one of {', '.join(WARMUPS)}, got "
+            f"{shown(warmup)}; 'copy' "
             "is the reference's"
         )
     for name, value, least in (("start", start, 0), ("every", every, 1)):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.sharding import (
     gradient_sync,
     hidden_from_accelerate,
@@ -71,7 +72,7 @@ def make_accelerator(
     if wanted not in ("cpu", _fastest_device()):
         raise ValueError(
             f"Trainer: device must be 'cpu' or this machine's accelerator, "
-            f"{_fastest_device()!r}, got {device!r}; leave it out to use the fastest"
+            f"{_fastest_device()!r}, got {shown(device)}; leave it out to use the fastest"
         )
     precision = _precision(amp, mixed_precision, wanted)
     # accelerate keeps one state per process, but a notebook may make a second, different Trainer
@@ -114,7 +115,7 @@ def _precision(amp: bool, mixed_precision: str | None, device_type: str) -> str:
     if mixed_precision not in PRECISIONS or (amp and mixed_precision == "no"):
         raise ValueError(
             f"Trainer: mixed_precision must be one of {', '.join(PRECISIONS)}, and not 'no' with "
-            f"amp=True, got {mixed_precision!r}; leave one of the two out"
+            f"amp=True, got {shown(mixed_precision)}; leave one of the two out"
         )
     if mixed_precision == "fp16" and device_type == "cpu":
         raise ValueError(

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from video_diffusion_pytorch.diffusion.shown import shown
+
 logger = logging.getLogger("video_diffusion_pytorch")
 
 SCHEDULES = ("constant", "cosine", "linear")
@@ -125,14 +127,15 @@ def make_schedule(
     if not isinstance(warmup_steps, Integral) or warmup_steps < 0:
         raise ValueError(
             "the warm-up of the learning rate must be a whole number of steps, at least 0, got "
-            f"{warmup_steps!r}; 0 is without"
+            f"{shown(warmup_steps)}; 0 is without"
         )
     if callable(kind):
         return _schedule_made_by(kind, optimizer, warmup_steps)
     if kind not in SCHEDULES:
         raise ValueError(
             f"the schedule of the learning rate must be one of {', '.join(SCHEDULES)} or a "
-            f"function that makes one from an optimizer, got {kind!r}; for another one of torch's "
+            "function that makes one from an optimizer, got "
+            f"{shown(kind)}; for another one of torch's "
             "give lambda optimizer: StepLR(optimizer, 10_000) or the like"
         )
     if kind != "constant" and warmup_steps > total_steps:

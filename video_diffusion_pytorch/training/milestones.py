@@ -105,12 +105,12 @@ class Milestones(TrainingData, Resumable):
             decay `D`.
 
         Raises:
-            ValueError: If the trainer has neither `validation_folder` nor `validation_split`.
+            ValueError: If the trainer was given no clips to validate on.
         """
         if self.validation is None:
             raise ValueError(
                 "Trainer.validate: there must be clips to validate on, got none; pass "
-                "validation_folder or validation_split"
+                "validation_folder, validation_dataset or validation_split"
             )
         models: dict[str, nn.Module] = {"": self.model}
         models |= {f"_ema_{name}": model for name, model in self.averages.named().items()}

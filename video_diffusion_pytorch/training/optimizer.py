@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from video_diffusion_pytorch.diffusion.shown import shown
+
 OPTIMIZERS = ("adam", "adamw")
 
 _DEFAULTS = {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0.0}
@@ -54,7 +56,7 @@ def make_optimizer(
     if kind not in OPTIMIZERS:
         raise ValueError(
             f"the optimizer must be one of {', '.join(OPTIMIZERS)} or a function that makes one "
-            f"from parameters, got {kind!r}; for another one of torch's give "
+            f"from parameters, got {shown(kind)}; for another one of torch's give "
             "functools.partial(torch.optim.SGD, lr=0.01) or the like"
         )
     _check_numbers(lr, betas, weight_decay)
@@ -95,16 +97,18 @@ def _made_by(
 def _check_numbers(lr: float, betas: tuple[float, float], weight_decay: float) -> None:
     if not 0 < lr < math.inf:
         raise ValueError(
-            f"the learning rate must be a finite number above 0, got {lr}; 1e-4 is usual"
+            f"the learning rate must be a finite number above 0, got {shown(lr)}; 1e-4 is usual"
         )
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise ValueError(
-            f"the optimizer's betas must be two numbers in [0, 1), got {betas}; (0.9, 0.999) is "
+            "the optimizer's betas must be two numbers in [0, 1), got "
+            f"{shown(betas)}; (0.9, 0.999) is "
             "usual"
         )
     if not 0 <= weight_decay < math.inf:
         raise ValueError(
-            f"the weight decay must be a finite number, at least 0, got {weight_decay}; 0 is "
+            "the weight decay must be a finite number, at least 0, got "
+            f"{shown(weight_decay)}; 0 is "
             "without"
         )
 

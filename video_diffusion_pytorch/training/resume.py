@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.checkpoint import Saving
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
@@ -91,6 +92,7 @@ class Resumable(Saving):
         self.losses |= state.get("losses", {})
         self._validated_step = self.step
         self._load_optimizer(path, state)
+        self._recall_sides(path, state.get("data", {}))
         if "data" in state:
             self._go_to(path, state["data"])
         self.restart_data()
@@ -191,7 +193,7 @@ class Resumable(Saving):
         if not (resume is None or isinstance(resume, (str, os.PathLike))):
             raise ValueError(
                 "Trainer: resume must be 'auto', 'never', a path or None, got "
-                f"{resume!r}; 'auto' goes on from the last checkpoint"
+                f"{shown(resume)}; 'auto' goes on from the last checkpoint"
             )
         existing = list_checkpoints(self.results_folder)
         if resume == "never" and existing:
@@ -206,6 +208,10 @@ class Resumable(Saving):
 
     def restart_data(self) -> None:
         """Goes to the batch at `order.position`; `TrainingData` knows how."""
+        raise NotImplementedError
+
+    def _recall_sides(self, path: Path, data: Mapping[str, Any]) -> None:
+        """Leaves files on the side of training or validation; `TrainingData` knows how."""
         raise NotImplementedError
 
     def _go_to(self, path: Path, data: dict[str, Any]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from video_diffusion_pytorch.diffusion.shown import shown
+
 logger = logging.getLogger("video_diffusion_pytorch")
 
 # What a tracker shows is told once
@@ -47,7 +49,7 @@ def check_trackers(log_with: Any) -> None:
         if not isinstance(tracker, (str, LoggerType)):
             raise TypeError(
                 "Trainer: log_with must be names of trackers or GeneralTrackers of accelerate, got "
-                f"{tracker!r}; give a name such as 'tensorboard', or an instance of the class"
+                f"{shown(tracker)}; give a name such as 'tensorboard', or an instance of the class"
             )
         name = str(tracker)
         if name in usable or (name == "all" and usable):

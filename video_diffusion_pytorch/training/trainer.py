@@ -99,7 +99,14 @@ class Trainer(TrainingLoop):
             one; `"never"` to refuse a folder that has one; a path to go on from; None for neither.
         max_skipped_steps: How many steps in a row may have a loss that is not finite.
         validation_folder: Clips to validate on.
-        validation_split: Share of the files that are validated on instead of trained on.
+        validation_split: Share of the files that are validated on instead of trained on; or the
+            name of a split, to validate on the manifest's rows of that name. The files of clips
+            that are validated on are never trained on.
+        validation_manifest: The table of the clips to validate on, in `validation_folder` or else
+            in `folder`; None for `manifest`. Without `validation_split` its rows of the split
+            `"val"`, `"valid"` or `"validation"` are taken, or all if it has no splits.
+        validation_dataset: In the place of a folder: any dataset with a length, whose items are
+            as those of `dataset`.
         validate_every: Steps between validations; None for `save_and_sample_every`.
         validation_clips: The most clips to validate on.
         evaluate_every: Steps between evaluations, which draw videos with the first average and
@@ -166,7 +173,9 @@ class Trainer(TrainingLoop):
         resume: str | os.PathLike[str] | None = None,
         max_skipped_steps: int = 10,
         validation_folder: str | os.PathLike[str] | None = None,
-        validation_split: float | None = None,
+        validation_split: float | str | None = None,
+        validation_manifest: str | os.PathLike[str] | None = None,
+        validation_dataset: Any = None,
         validate_every: int | None = None,
         validation_clips: int = 256,
         evaluate_every: int | None = None,
@@ -202,6 +211,7 @@ class Trainer(TrainingLoop):
         self.batch_size, self.num_workers = train_batch_size, num_workers
         self.image_frames, self.image_folder = image_frames, image_folder
         self.validation_folder, self.validation_split = validation_folder, validation_split
+        self.validation_manifest, self.validation_dataset = validation_manifest, validation_dataset
         self.validation_clips = validation_clips
         self.data_options = data_options
         self.model, self.image_size = diffusion_model, diffusion_model.image_size

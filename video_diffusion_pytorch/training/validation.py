@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from video_diffusion_pytorch.data.manifest import read_splits
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.clips.batch_stream import Endless
 from video_diffusion_pytorch.training.clips.batches import Draw, SeededItems, collate
 from video_diffusion_pytorch.training.clips.clip_source import (
     check_first_clip,
     clips_behind,
     files_of,
+    name_hashes,
     take_value_range,
 )
 
@@ -65,7 +71,7 @@ class Validation:
             raise ValueError(
                 "Trainer: validation must have clips that can be read in any order, got "
                 f"{'a stream' if isinstance(dataset, IterableDataset) else 'none'}; pass a "
-                "validation_folder with clips"
+                "validation_folder or a validation_dataset with clips"
             )
         count = min(at_most, len(indices))
         places = torch.linspace(0, len(indices) - 1, count).round().long().tolist()
@@ -155,25 +161,40 @@ class _Left(Sampler[list[Draw]]):
         return iter(self.batches[self.done :])
 
 
-def split_off(dataset: Any, fraction: float) -> tuple[list[int], list[int]]:
-    """Indices to train on and to validate on; which ones depends on the number of files only.
+class Sides(NamedTuple):
+    """Hashes of the names of files: those on the side of training, and those validated on."""
+
+    trained: set[int]
+    validated: set[int]
+
+
+def split_off(
+    dataset: Any, fraction: float, known: Sides | None = None
+) -> tuple[list[int], list[int]]:
+    """Indices to train on and to validate on, all clips of a file on one side.
+
+    Those files are validated on whose names have the smallest hashes, as many as the share says.
+    In a run that goes on, each file stays on its side, and a new one is validated on if its hash
+    is below the share of all hashes: files that are added or removed never move others.
 
     Args:
-        dataset: Has a length. Of a folder's clips, all those of a file are on one side.
-        fraction: Share of the files to validate on, between 0 and 1; at least one of them.
+        dataset: Has a length.
+        fraction: Share of the files to validate on.
+        known: Where files were before; None for nowhere.
 
     Raises:
-        ValueError: If the fraction is not in that range, or there are not two files.
+        ValueError: If the fraction is not in that range, or one side has no file.
     """
-    if not 0 < fraction < 1:
+    if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
         raise ValueError(
-            f"Trainer: validation_split must be between 0 and 1, got {fraction}; give the share "
-            "of the files to validate on, such as 0.05"
+            "Trainer: validation_split must be between 0 and 1, got "
+            f"{shown(fraction)}; give the share "
+            "of the files to validate on, such as 0.05, or the name of a manifest's split"
         )
     if isinstance(dataset, IterableDataset) or dataset is None:
         raise ValueError(
             "Trainer: validation_split must go with clips that can be read in any order, got a "
-            "stream or a loader; pass a validation_folder"
+            "stream or a loader; pass a validation_folder or a validation_dataset"
         )
     files = list(files_of(dataset).values())
     if len(files) < 2:
@@ -181,8 +202,71 @@ def split_off(dataset: Any, fraction: float) -> tuple[list[int], list[int]]:
             f"Trainer: validation_split must leave files to train on, got {len(files)} in all; "
             "give more clips"
         )
-    count = min(max(1, round(len(files) * fraction)), len(files) - 1)
+    hashes = [name_hashes(dataset, clips) for clips in files]
+    if known is None:
+        # of a file with several names the largest: a further name takes none out of training
+        by_hash = sorted(range(len(files)), key=lambda place: max(hashes[place]))
+        chosen = {*by_hash[: _count(len(files), fraction)]}
+    else:
+        chosen = {
+            place
+            for place, names in enumerate(hashes)
+            if not names & known.trained
+            and (names & known.validated or max(names) < fraction * 2**56)
+        }
+        if not 0 < len(chosen) < len(files):
+            raise ValueError(
+                "Trainer: validation_split must leave files to train on and to validate on that "
+                f"were not trained on before, got {len(chosen)} of {len(files)} to validate on; "
+                "begin in another results_folder, or pass a validation_folder"
+            )
+    sides: tuple[list[int], list[int]] = [], []
+    for place, clips in enumerate(files):
+        sides[place in chosen].extend(clips)
+    return sorted(sides[0]), sorted(sides[1])
+
+
+def split_by_position(dataset: Any, fraction: float) -> tuple[list[int], list[int]]:
+    """The same as of versions up to 0.8, where it depended on the number of files only."""
+    files = list(files_of(dataset).values())
+    count = _count(len(files), fraction)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
     sides = order[count:], order[:count]
     left, apart = (sorted(i for place in side for i in files[place]) for side in sides)
     return left, apart
+
+
+def _count(files: int, fraction: float) -> int:
+    return min(max(1, round(files * fraction)), files - 1)
+
+
+def split_of_rows(
+    table: str | os.PathLike[str],
+    name: str | None,
+    folder: str | os.PathLike[str],
+    columns: Mapping[str, str | None] | None = None,
+) -> str | None:
+    """The split of a manifest's rows to validate on; None for all rows.
+
+    Args:
+        table: The manifest.
+        name: Its name; None for one that is usual, or all rows of a table without splits.
+        folder: That of the clips.
+        columns: `manifest_columns` of `Dataset`.
+
+    Raises:
+        ValueError: If the table has no splits, or none of a usual name.
+    """
+    found = read_splits(table, Path(folder), columns)
+    usual = [split for split in found if split.lower() in ("val", "valid", "validation")]
+    if name is not None and not found:
+        raise ValueError(
+            f"Trainer: validation_split={name!r} must be a split of the manifest, got {table} "
+            "without a column split; add it, or give a share of the files such as 0.05"
+        )
+    if name is None and found and not usual:
+        raise ValueError(
+            "Trainer: validation_split must say which rows of the manifest to validate on, got "
+            f"{table} with the splits {', '.join(map(repr, found))}; choose one of them"
+        )
+    return name or (usual[0] if usual else None)

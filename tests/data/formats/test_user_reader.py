@@ -1,13 +1,16 @@
 """Formats that only the user can read."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats.user_reader import FunctionReader
+from video_diffusion_pytorch.data.skip_unreadable import SkipUnreadable
 
 FILE = Path("scan.nii")
 
@@ -80,3 +83,69 @@ def test_wrong_shapes(given, channels):
     message = r"cannot read scan.nii: expected read_fn to give real .* got .*; move the axes"
     with pytest.raises(UnreadableVideoError, match=message):
         reader(given, channels)
+
+
+@pytest.mark.parametrize("kind", ["O", "U3", "datetime64[s]"])
+def test_what_is_no_number(kind):
+    with pytest.raises(
+        UnreadableVideoError, match=r"to give real numbers .* got .* of shape \(1, 2"
+    ):
+        reader(np.ones((1, 2, 3, 4), "i8").astype(kind))
+
+
+@pytest.mark.parametrize("rate", [0, -25, float("nan"), float("inf"), "25", b"25", True, [25], 1j])
+def test_rates_that_are_none(rate):
+    message = "cannot read scan.nii: expected read_fn to give the frames per second as a number abo"
+    with pytest.raises(UnreadableVideoError, match=message):
+        reader((np.zeros((1, 2, 3, 4)), rate))
+
+
+@pytest.mark.parametrize("rate", [8, 8.0, np.float32(8), np.array(8), torch.tensor(8.0)])
+def test_rates(rate):
+    with reader((np.zeros((1, 2, 3, 4)), rate)) as file:
+        assert file.fps == 8.0
+        assert [*file.times] == [0, 0.125]
+    with reader((np.zeros((1, 2, 3, 4)), None)) as file:
+        assert file.fps is None
+
+
+def test_a_function_that_fails():
+    def read(path):
+        if error:
+            raise error
+
+    for error in (EOFError("it ends"), NameError("name 'np' is not defined"), OSError("truncated")):
+        message = (
+            f"cannot read scan.nii: expected a file that read_fn can read, got .*: {error}; re"
+        )
+        with pytest.raises(UnreadableVideoError, match=message) as caught:
+            FunctionReader(FILE, read)
+        assert caught.value.__cause__ is error
+    # of the machine, or by the user
+    for error in (MemoryError("none"), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()):
+        with pytest.raises(type(error)) as caught:
+            FunctionReader(FILE, read)
+        assert caught.value is error
+    error = UnreadableVideoError("cannot read scan.nii: expected ten slices")
+    with pytest.raises(UnreadableVideoError, match="expected ten slices"):
+        FunctionReader(FILE, read)
+
+
+def test_a_function_that_always_fails_says_why_at_once(tmp_path):
+    """With the traceback of the first mistake."""
+
+    def read(path):
+        asked.append(path)
+        return volume  # noqa: F821
+
+    asked = []
+    for i in range(50):
+        (tmp_path / f"{i:02}.scan").touch()
+    clips = SkipUnreadable(Dataset(tmp_path, 8, exts="scan", read_fn=read))
+    message = r"got 6 so far; .*\n  cannot read .*00.scan: .* NameError: name 'volume' is not defin"
+    with pytest.raises(UnreadableVideoError, match=message) as caught:
+        clips[0]
+    assert len(asked) == 6
+    cause = caught.value.__cause__.__cause__
+    assert isinstance(cause, NameError)
+    assert cause.__traceback__.tb_next.tb_frame.f_code is read.__code__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import unreadable
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    is_of_the_machine,
+    unreadable,
+)
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader, check_indices
 
 ReadFn = Callable[[Path], Any]
@@ -28,17 +33,18 @@ class FunctionReader(VideoReader):
 
     Raises:
         TypeError: The function gives something else.
-        UnreadableVideoError: Its array has other axes or another number of channels, complex
-            numbers, or values that are masked.
+        UnreadableVideoError: The function fails, other than for lack of memory, files or disk; its
+            array has other axes or another number of channels, holds no real numbers, or has
+            masked values; or the rate is no number above 0.
     """
 
     is_array = True
 
     def __init__(self, path: Path, read_fn: ReadFn, channels: int | None = None) -> None:
-        given = read_fn(path)
+        given = _call(read_fn, path)
         has_rate = isinstance(given, tuple) and len(given) == 2
         values, fps = given if has_rate else (given, None)
-        self._fps: float | None = fps
+        self._fps = None if fps is None else _as_rate(fps, path)
         if not isinstance(values, (np.ndarray, torch.Tensor)):
             raise TypeError(
                 f"read_fn must give an array or tensor (c, f, h, w), or (array, fps), got "
@@ -48,18 +54,21 @@ class FunctionReader(VideoReader):
             got = f"{np.ma.count_masked(values)} that are masked"
             raise unreadable(path, _WHOLE, got, "fill them in read_fn, as by values.filled(0)")
         if isinstance(values, np.ndarray):
-            # torch knows neither foreign byte orders nor most unsigned types
-            kind = values.dtype.kind
-            values = values if kind == "c" else values.astype(_plain_type(values.dtype))
-            values = torch.from_numpy(np.ascontiguousarray(values))
+            is_real = values.dtype.kind in "biuf"
+        else:
+            is_real = not values.is_complex()
         expected = "any number of" if channels is None else str(channels)
-        if values.ndim != 4 or values.is_complex() or channels not in (None, values.shape[0]):
+        if values.ndim != 4 or not is_real or channels not in (None, values.shape[0]):
             raise unreadable(
                 path,
                 f"read_fn to give real numbers of shape (c, f, h, w) with {expected} channels",
                 f"{values.dtype} of shape {tuple(values.shape)}",
-                "move the axes in read_fn, or set channels",
+                "move the axes or convert the numbers in read_fn, or set channels",
             )
+        if isinstance(values, np.ndarray):
+            # torch knows neither foreign byte orders nor most unsigned types
+            values = values.astype(_plain_type(values.dtype))
+            values = torch.from_numpy(np.ascontiguousarray(values))
         super().__init__(path, values.shape[0])
         self._video = values if values.dtype == torch.uint8 else values.float()
 
@@ -87,6 +96,31 @@ class FunctionReader(VideoReader):
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _call(read_fn: ReadFn, path: Path) -> Any:
+    """What the function gives; any error of its own is one of the file."""
+    try:
+        return read_fn(path)
+    except (UnreadableVideoError, MemoryError):
+        raise
+    except Exception as error:
+        if is_of_the_machine(error):
+            raise
+        got = f"{type(error).__name__}: {error!s:.500}"
+        advice = "repair or remove the file, or correct read_fn"
+        raise unreadable(path, "a file that read_fn can read", got, advice) from error
+
+
+def _as_rate(fps: Any, path: Path) -> float:
+    try:
+        rate = math.nan if isinstance(fps, (str, bytes, bool)) else float(fps)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        expected = "read_fn to give the frames per second as a number above 0, or None"
+        raise unreadable(path, expected, f"{fps!r:.60}", "correct it in read_fn")
+    return rate
 
 
 def _plain_type(dtype: np.dtype) -> type:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from video_diffusion_pytorch.data.skip_unreadable import SkipUnreadable
 from video_diffusion_pytorch.text_states import pad_states
@@ -111,7 +111,45 @@ def read_item(dataset: Any, index: int, seed: int) -> Any:
     if _draws_clips(type(dataset)):
         return dataset.draw_clip(index, torch.Generator().manual_seed(seed))
     with seeded(seed):
-        return dataset[index]
+        item = dataset[index]
+    check_item(item, f"item {index}")
+    return item
+
+
+def check_item(item: Any, where: str) -> None:
+    """Refuses what would be trained on otherwise than it is meant.
+
+    Args:
+        item: Of a dataset; what it holds is looked at, too.
+        where: The place to name in an error.
+
+    Raises:
+        TypeError: It holds a picture, or an array of other things than numbers.
+        ValueError: It holds masked values.
+    """
+    if isinstance(item, Mapping):
+        for key, value in item.items():
+            check_item(value, f"{where}, key {key!r}")
+    elif isinstance(item, (tuple, list)):
+        for value in item:
+            check_item(value, where)
+    elif np.ma.is_masked(item):
+        raise ValueError(
+            f"Trainer: the dataset must give a number for each value, got "
+            f"{np.ma.count_masked(item)} masked ones of {item.size} in {where}; fill them, as by "
+            "array.filled(0)"
+        )
+    elif isinstance(item, np.ndarray) and item.dtype.kind not in "biufc":
+        raise TypeError(
+            f"Trainer: the arrays of a dataset must hold numbers, got {item.dtype} of shape "
+            f"{item.shape} in {where}; convert it, as by array.astype('float32')"
+        )
+    elif type(item).__module__.partition(".")[0] == "PIL":
+        raise TypeError(
+            f"Trainer: the clips of a dataset must be tensors or arrays (c, f, h, w), got a "
+            f"{type(item).__name__} in {where}; convert pictures with numpy.asarray, stack them, "
+            "and move the axes"
+        )
 
 
 def _draws_clips(kind: type) -> bool:
@@ -140,18 +178,19 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def collate(items: Sequence[Any]) -> Any:
-    """Makes a batch of items, as torch does, but for three things.
+    """Makes a batch of items, as torch does, but for four things.
 
-    Texts may be missing (None), and stay a list. Clips of 8 bits and of floats in [0, 1] may be
-    mixed, and become floats. States of captions, `cond` `(n, d)`, may differ in `n`: the shorter
-    ones are filled up, and a `cond_mask` says where.
+    Arrays may have any byte order and strides, but no masked values. Texts may be missing (None),
+    and stay a list. Clips of 8 bits and of floats in [0, 1] may be mixed, and become floats. States
+    of captions, `cond` `(n, d)`, may differ in `n`: the shorter ones are filled up, and a
+    `cond_mask` says where.
 
     Args:
         items: Tensors, tuples, dicts, numbers or texts, all of one kind.
     """
     first = items[0]
-    if isinstance(first, Tensor):
-        return _stack([torch.as_tensor(item) for item in items])
+    if isinstance(first, (Tensor, np.ndarray)):
+        return _stack([_as_tensor(item) for item in items])
     if isinstance(first, str) or any(item is None for item in items):
         return list(items)
     if isinstance(first, Mapping):
@@ -165,7 +204,31 @@ def collate(items: Sequence[Any]) -> Any:
     if isinstance(first, (tuple, list)):
         columns = map(collate, zip(*items, strict=True))
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
+    check_item(first, "an item")
     return default_collate(list(items))
+
+
+def check_items_of(loader: Any) -> None:
+    """Lets a loader with torch's own way to collate refuse masked arrays, as it drops the mask."""
+    if isinstance(loader, DataLoader) and loader.collate_fn is default_collate:
+        loader.collate_fn = _collate_as_torch
+
+
+def _collate_as_torch(items: list[Any]) -> Any:
+    for item in items:
+        check_item(item, "an item")
+    return default_collate(items)
+
+
+def _as_tensor(item: Any) -> Tensor:
+    if not isinstance(item, np.ndarray):
+        return torch.as_tensor(item)
+    check_item(item, "an item")
+    # torch knows few unsigned types, and only the machine's byte order
+    is_unsigned = item.dtype.kind == "u" and item.dtype.itemsize > 1
+    kind = np.dtype(np.int64) if is_unsigned else item.dtype.newbyteorder("=")
+    array = np.asarray(item).astype(kind, order="C", copy=not item.flags.writeable)
+    return torch.from_numpy(array)
 
 
 def _padded_states(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -181,8 +244,18 @@ def _padded_states(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def alike(tensors: list[Tensor]) -> list[Tensor]:
-    """Clips of one type: of bytes and floats in [0, 1] that are mixed, all become floats."""
-    if len({tensor.dtype for tensor in tensors}) > 1:
+    """Clips of one type: of bytes and floats in [0, 1] that are mixed, all become floats.
+
+    Raises:
+        ValueError: They are mixed with others, of which nobody knows what they mean.
+    """
+    kinds = {tensor.dtype for tensor in tensors}
+    if len(kinds) > 1:
+        if any(kind != torch.uint8 and not kind.is_floating_point for kind in kinds):
+            raise ValueError(
+                "Trainer: the items of a batch must have one type of numbers, got "
+                f"{', '.join(sorted(map(str, kinds)))}; convert them in the dataset"
+            )
         return [t.float() / 255 if t.dtype == torch.uint8 else t.float() for t in tensors]
     return tensors
 
@@ -233,7 +306,7 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
             axes as well, need a dict.
 
     Raises:
-        TypeError: If it is something else.
+        TypeError: If it, or its video, is something else.
         ValueError: If a tuple has more than two items, or a dict no `video`.
     """
     if isinstance(batch, Tensor):
@@ -250,7 +323,7 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
                 f"Trainer: a batch that is a dict must have the key 'video', got "
                 f"{sorted(batch)}; rename the clips' key, or override Trainer.unpack_batch"
             )
-        video = named.pop("video")
+        video = _checked(named.pop("video"))
         return video, {key: value for key, value in named.items() if not key.startswith("__")}
     if isinstance(batch, (tuple, list)):
         if len(batch) > 2:
@@ -259,11 +332,20 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
                 f"{len(batch)} items; use a dict with the keys 'video' and 'cond', or override "
                 "Trainer.unpack_batch"
             )
-        return batch[0], {_keyword(batch[1]): batch[1]} if len(batch) == 2 else {}
+        return _checked(batch[0]), {_keyword(batch[1]): batch[1]} if len(batch) == 2 else {}
     raise TypeError(
         f"Trainer: a batch must be a tensor, a tuple or a dict, got {type(batch).__name__}; "
         "change what the dataset returns, or override Trainer.unpack_batch"
     )
+
+
+def _checked(videos: Any) -> Tensor:
+    if not isinstance(videos, Tensor):
+        raise TypeError(
+            "Trainer: the clips of a batch must be a tensor (b, c, f, h, w), got "
+            f"{type(videos).__name__}; give each clip as a tensor or an array (c, f, h, w)"
+        )
+    return videos
 
 
 def _keyword(cond: Any) -> str:

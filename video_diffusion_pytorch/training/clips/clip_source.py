@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
+import logging
 import multiprocessing
 import os
+import stat
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,13 @@ from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.dataset_options import as_value_range
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+# Packages whose streams share their clips between processes that read
+_SHARING = {"webdataset", "datasets", "torchdata", "streaming", "litdata"}
 
 # What a network that takes a condition is built with
 _NETWORK_OPTIONS = {
@@ -74,9 +84,10 @@ def check_source(
             f"{' and '.join(sources) or 'none'}; choose where the clips come from"
         )
     [source] = sources
-    if options and source != "folder":
+    alone = [name for name in options if (name, source) != ("value_range", "dataset")]
+    if alone and source != "folder":
         raise TypeError(
-            f"Trainer: {', '.join(options)} must go with a folder of clips, got a {source}; leave "
+            f"Trainer: {', '.join(alone)} must go with a folder of clips, got a {source}; leave "
             "them out"
         )
     if source == "folder":
@@ -128,6 +139,25 @@ def choose_workers(dataset: Any) -> int:
     return 0 if own <= 1 else min(8, own)
 
 
+def warn_of_copies(dataset: Any, num_workers: int) -> None:
+    """Says that each of several processes goes through the whole stream, unless it is shared."""
+    kind = type(dataset)
+    if not isinstance(dataset, IterableDataset) or num_workers < 2:
+        return
+    known = {owner.__module__.partition(".")[0] for owner in kind.__mro__} & _SHARING
+    code = getattr(kind.__iter__, "__code__", None)
+    if known or "get_worker_info" in getattr(code, "co_names", ()):
+        return
+    logger.warning(
+        "num_workers=%d: each process goes through the whole %s, so that each clip comes %d times, "
+        "unless its clips are drawn at random or its __iter__ takes a part by "
+        "torch.utils.data.get_worker_info()",
+        num_workers,
+        kind.__name__,
+        num_workers,
+    )
+
+
 def hold_out(
     dataset: Any, count: int | None, at_most: int = 0, among: Sequence[int] | None = None
 ) -> tuple[list[int], list[int]]:
@@ -142,6 +172,9 @@ def hold_out(
     Raises:
         ValueError: If there are not more files than that.
     """
+    if not count and not (count is None and at_most):
+        # no look at the files, which may be many and on a slow disk
+        return list(range(len(dataset)) if among is None else among), []
     clips_of = files_of(dataset, among)
     files = list(clips_of)
     if count is None:
@@ -160,16 +193,53 @@ def hold_out(
 def files_of(dataset: Any, among: Sequence[int] | None = None) -> dict[Any, list[int]]:
     """The clips of each file, by index; of any other dataset each item is a file of its own.
 
+    The keys tell files apart across datasets, whatever paths and links lead to them.
+
     Args:
         dataset: Has a length; a `Dataset`, a part of one, or any other.
         among: Indices of the clips that count; None for all.
     """
+    whole = _whole(dataset)
     everything = range(len(dataset.paths if isinstance(dataset, Dataset) else dataset))
+    keys: dict[Path, Any] = {}
     found: dict[Any, list[int]] = {}
     for index in everything if among is None else among:
         path, number = _file_of(dataset, index)
-        found.setdefault(number if path is None else path, []).append(index)
+        if path is not None and path not in keys:
+            keys[path] = file_key(path)
+        key = (id(whole), number) if path is None else keys[path]
+        found.setdefault(key, []).append(index)
     return found
+
+
+def file_key(path: Path) -> Any:
+    """What all paths to a file have in common, through symbolic and hard links."""
+    try:
+        status = path.stat()
+    except OSError:  # reading it will say what is wrong
+        return str(path)
+    is_linked = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+    return (status.st_dev, status.st_ino) if is_linked else os.path.realpath(path)
+
+
+def name_hashes(dataset: Any, indices: Sequence[int]) -> set[int]:
+    """56 bits for the name of each clip's file in its folder; of other datasets for its number."""
+    folder = getattr(_whole(dataset), "folder", None)
+    files = (_file_of(dataset, index) for index in indices)
+    # the windows of a file have one name
+    names = {
+        os.fsencode(_name_in(folder, path))
+        for path in {str(number) if path is None else path for path, number in files}
+    }
+    return {int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big") for name in names}
+
+
+def _name_in(folder: Any, path: Path | str) -> str:
+    """The same on all systems, wherever the folder is."""
+    if isinstance(path, str):
+        return path
+    # macOS writes accents as characters of their own
+    return unicodedata.normalize("NFC", Path(os.path.relpath(path, folder)).as_posix())
 
 
 def name_of(dataset: Any, index: int) -> str:
@@ -185,17 +255,18 @@ def _file_of(dataset: Any, index: int) -> tuple[Path | None, int]:
     return (dataset.paths[index] if isinstance(dataset, Dataset) else None), index
 
 
-def take_value_range(diffusion: GaussianDiffusion, dataset: Any) -> None:
+def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = None) -> None:
     """Tells the model the units of the clips.
 
     Args:
         diffusion: The model.
         dataset: Its attribute `value_range`, if it has one, says the units.
+        given: Or this does.
 
     Raises:
         ValueError: If the model has other units.
     """
-    given = getattr(_whole(dataset), "value_range", None)
+    given = getattr(_whole(dataset), "value_range", None) if given is None else given
     found = as_value_range(given, diffusion.channels)
     if found is None:
         return
@@ -246,6 +317,7 @@ def check_first_clip(
     diffusion.check_batch(videos, **tensors)
     if conditions.get("frame_mask") is not None:
         diffusion.check_frame_mask(conditions["frame_mask"], videos)
+    check_units(diffusion, videos, "the first item" if clips is None else str(clips.paths[0]))
     if clips is None:
         return
     classes = getattr(unwrap(diffusion.denoise_fn), "config", {}).get("num_classes")
@@ -254,7 +326,6 @@ def check_first_clip(
             f"Trainer: the clips must be of at most {classes} classes, the network's num_classes, "
             f"got {len(clips.class_names)}; build it with num_classes={len(clips.class_names)}"
         )
-    _check_units(diffusion, clips, videos)
 
 
 def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) -> None:
@@ -276,7 +347,8 @@ def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) ->
             )
 
 
-def _check_units(diffusion: GaussianDiffusion, clips: Dataset, videos: Tensor) -> None:
+def check_units(diffusion: GaussianDiffusion, videos: Tensor, where: str) -> None:
+    """Raises a ValueError for floats outside [0, 1] where no range says what they mean."""
     config = diffusion.config
     has_units = not config["auto_normalize"] or config["value_range"] is not None
     if has_units or not videos.is_floating_point():
@@ -285,8 +357,8 @@ def _check_units(diffusion: GaussianDiffusion, clips: Dataset, videos: Tensor) -
     if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
         raise ValueError(
             f"Trainer: clips must be in [0, 1], got values from {low:.3g} to {high:.3g} "
-            f"in {clips.paths[0]}; pass value_range='fit', or (low, high) in the clips' "
-            "units, or build GaussianDiffusion with auto_normalize=False"
+            f"in {where}; pass value_range='fit', or (low, high) in the clips' units, or build "
+            "GaussianDiffusion with value_range=(low, high) or auto_normalize=False"
         )
 
 
@@ -298,7 +370,8 @@ def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, An
         if name not in allowed or isinstance(value, str) or not hasattr(value, "__len__"):
             raise ValueError(
                 "Trainer: sample_conditions must hold rows of "
-                f"{', '.join(names) or 'no condition'}, got {name}={value!r:.60}; give for example "
+                f"{', '.join(names) or 'no condition'}, got {name}="
+                f"{shown(value)}; give for example "
                 "{'cond': ['a whale']}"
             )
     missing = [name for name in names if name not in given]

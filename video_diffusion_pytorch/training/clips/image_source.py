@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from video_diffusion_pytorch.data.single_frames import PictureFolder
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.clips.batches import EndlessShuffle, collate, unpack_batch
-from video_diffusion_pytorch.training.clips.clip_source import clips_behind
+from video_diffusion_pytorch.training.clips.clip_source import clips_behind, file_key, files_of
 from video_diffusion_pytorch.training.clips.image_frames import ImageDraws, draws_from_clips
 
 # Options of the clips that hold for pictures, too
@@ -34,6 +34,7 @@ class ImageSource:
     results_folder: Path
     data_options: dict[str, Any]
     _images: ImageDraws | None
+    _validated: Set[Any]
 
     # what a subclass may make differently
 
@@ -72,7 +73,15 @@ class ImageSource:
         unpack = self.unpack_batch if is_own else unpack_batch
         if self.image_folder is not None:
             pictures = self.make_image_dataset(self.image_folder, self.model)
-            files = [[index] for index in range(len(pictures))]
+            paths = getattr(pictures, "paths", None)
+            apart = {*self._validated}
+            if indices is not None:
+                apart |= files_of(self.ds).keys() - files_of(self.ds, indices).keys()
+            files = [
+                [index]
+                for index in range(len(pictures))
+                if paths is None or file_key(paths[index]) not in apart
+            ]
             return ImageDraws(pictures, files, {}, self.image_frames, unpack)
         if indices is None:
             raise ValueError(
