@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_PIXELS = 2**26
-"""Of one picture: while it is decoded it takes up to 20 bytes per pixel, then more than 1 GB."""
+MAX_PIXELS = 2**25
+"""Of one picture; to decode it may take 30 bytes per pixel, which is 1 GB for so many."""
 
 _CLEAR, _RESTORE = 2, 3
 
@@ -52,6 +52,19 @@ def check_pixels(size: tuple[int, int]) -> None:
         )
 
 
+def scale_transparency(image: Image, header: bytes) -> None:
+    """Scale the transparent grey of a png as its pixels are: Pillow leaves it in 2 or 4 bits.
+
+    Args:
+        image: The opened picture.
+        header: The file's first bytes.
+    """
+    if image.format == "PNG" and "transparency" in image.info:
+        bits, kind = header[24:26]
+        if bits in (2, 4) and not kind:
+            image.info["transparency"] *= 255 // (2**bits - 1)
+
+
 def composed(content: bytes, patches: Sequence[Patch], size: tuple[int, int]) -> Iterator[Image]:
     """Go through the frames of an animation.
 
@@ -68,9 +81,10 @@ def composed(content: bytes, patches: Sequence[Patch], size: tuple[int, int]) ->
     canvas = pillow.new("RGBA", size, patches[0].background)
     undo: Image | tuple[int, ...] | None = None
     for index, patch in enumerate(patches):
-        parts = (content[part] if isinstance(part, slice) else part for part in patch.still)
-        drawn = pillow.open(BytesIO(b"".join(parts)), formats=("GIF", "PNG"))
+        still = b"".join(content[x] if isinstance(x, slice) else x for x in patch.still)
+        drawn = pillow.open(BytesIO(still), formats=("GIF", "PNG"))
         check_pixels(drawn.size)
+        scale_transparency(drawn, still)
         drawn.load()
         if undo is not None:
             canvas = canvas.convert("RGBA") if canvas.mode != "RGBA" else canvas

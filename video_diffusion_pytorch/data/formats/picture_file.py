@@ -16,7 +16,12 @@ import torch
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
 from video_diffusion_pytorch.data.formats import animation
-from video_diffusion_pytorch.data.formats.animation import Patch, check_pixels, composed
+from video_diffusion_pytorch.data.formats.animation import (
+    Patch,
+    check_pixels,
+    composed,
+    scale_transparency,
+)
 from video_diffusion_pytorch.data.formats.gif_format import gif_durations, gif_patches
 from video_diffusion_pytorch.data.formats.picture_mode import (
     ToTensor,
@@ -26,11 +31,7 @@ from video_diffusion_pytorch.data.formats.picture_mode import (
     to_mode,
     upright,
 )
-from video_diffusion_pytorch.data.formats.png_format import (
-    png_durations,
-    png_patches,
-    scale_transparency,
-)
+from video_diffusion_pytorch.data.formats.png_format import png_durations, png_patches
 from video_diffusion_pytorch.data.formats.tiff_format import tiff_pages
 from video_diffusion_pytorch.data.formats.video_reader import (
     CHANNELS_TO_MODE,
@@ -129,6 +130,7 @@ _SIGNATURES: tuple[tuple[bytes, Callable[[bytes], list[float] | None], str], ...
     (b"\x89PNG\r\n\x1a\n", png_durations, "png"),
     (b"RIFF", webp_durations, "webp"),
 )
+_AS_NPY = "store its numbers as .npy"
 _Frame = TypeVar("_Frame")
 # Seconds that browsers and FFmpeg show a frame for that states no time, and what counts as none
 _DEFAULT_SECONDS = 0.1
@@ -323,10 +325,12 @@ def _open(path: Path, content: bytes, formats: tuple[str, ...] | None) -> Image:
         with _pillows_warnings():
             image = pillow.open(BytesIO(content), formats=formats)
             check_pixels(image.size)
-            if image.format == "PNG":
-                scale_transparency(image, content)
+            scale_transparency(image, content)
             return image
     except Exception as error:
+        if isinstance(error, pillow.UnidentifiedImageError) and content[:2] in (b"II", b"MM"):
+            got = "one of another kind, or a damaged one"
+            raise unreadable(path, "a tif of a kind that Pillow knows", got, _AS_NPY) from error
         raise _undecodable(path, error) from error
 
 
@@ -368,4 +372,5 @@ def stack_frames(frames: Sequence[torch.Tensor], channels: int, path: Path) -> t
     if len(shapes) > 1:
         got = f"(channels, height, width) {shapes}"
         raise unreadable(path, "frames of one size", got, "bring them to one size first")
-    return torch.stack(list(frames), dim=1)
+    # of a large one no copy
+    return frames[0][:, None] if len(frames) == 1 else torch.stack(list(frames), dim=1)

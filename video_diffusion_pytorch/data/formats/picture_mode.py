@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ORIENTATION, _BITS, _SAMPLE_FORMAT, _SIGNED = 274, 258, 339, 2
 _OPAQUE = 65535.0
 _LUMA = (0.299, 0.587, 0.114)
-_AS_NPY = "which are read from .npy only"
+_AS_NPY = "which are read only if they are stored as .npy"
 
 
 def stored_channels(image: Image) -> int:
@@ -125,6 +125,9 @@ def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
     """
     tags = getattr(image, "tag_v2", {})
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    if image.mode in ("I", "F") and content[:2] == b"MM" and image.tile[0][0] == "libtiff":
+        # Pillow 12 mixes up their bytes
+        raise ValueError(f"compressed big-endian numbers of mode {image.mode!r}, {_AS_NPY}")
     turn, page = _turn(image), image.tell()
     image.load()  # Pillow looks for damage, also where it does not give all bits
     if image.mode in ("RGB", "RGBA"):
@@ -132,13 +135,14 @@ def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
     elif image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
         raise ValueError(f"numbers of more than 8 bits of mode {image.mode!r}, {_AS_NPY}")
     else:
-        stored = np.asarray(image if image.format == "TIFF" else upright(image))[..., None]
-        if image.mode == "L" and signed:
+        # Pillow has turned a tif already
+        stored = np.asarray(image if image.format == "TIFF" else upright(image))[None]
+        if image.mode == "L":
             stored = stored.view(np.int8)
         elif image.mode == "I" and tags and not signed:
             stored = stored.view(np.uint32)
     has_most = image.format == "PNG" or stored.dtype in (">u2", "<u2")
-    values = torch.from_numpy(stored.astype(np.float32)).permute(2, 0, 1)
+    values = torch.from_numpy(stored.astype(np.float32))
     if image.mode.startswith("I;16") and "transparency" in image.info:
         opaque = values != float(image.info["transparency"])
         values = torch.cat((values, opaque * _OPAQUE))
@@ -158,7 +162,7 @@ def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
 def _sixteen_bit_colours(
     image: Image, content: bytes, page: int, turn: Transpose | None
 ) -> np.ndarray:
-    """Let FFmpeg decode what Pillow has decoded to 8 bits: `(h, w, c)` uint16."""
+    """Let FFmpeg decode what Pillow has decoded to 8 bits: `(c, h, w)` uint16."""
     import av
     from PIL import Image as pillow
 
@@ -178,13 +182,13 @@ def _sixteen_bit_colours(
     ]
     if turn is not None:
         planes = [plane.transpose(turn) for plane in planes]
-    stored = np.stack([np.asarray(plane) for plane in planes], axis=-1)
-    high = np.asarray(upright(image))
-    if stored.shape[:2] != high.shape[:2] or channels == 1:
+    bands = upright(image).split()
+    if planes[0].size != bands[0].size or channels == 1:
         raise ValueError(f"16-bit colours that FFmpeg decodes to {frame.format.name}, {_AS_NPY}")
-    if not np.array_equal(stored[..., : high.shape[2]] >> 8, high):
-        raise ValueError(f"16-bit colours that its decoders disagree on, {_AS_NPY}")
-    return stored
+    for plane, band in zip(planes, bands, strict=False):
+        if not np.array_equal(np.asarray(plane) >> 8, band):
+            raise ValueError(f"16-bit colours that its decoders disagree on, {_AS_NPY}")
+    return np.stack(planes)
 
 
 class ToTensor:

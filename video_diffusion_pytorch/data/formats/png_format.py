@@ -5,12 +5,8 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from video_diffusion_pytorch.data.formats.animation import Patch
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def png_durations(content: bytes) -> list[float] | None:
@@ -69,18 +65,6 @@ def png_patches(content: bytes) -> list[Patch]:
         elif kind == b"IEND":
             break
     return patches
-
-
-def scale_transparency(image: Image, header: bytes) -> None:
-    """Scale a png's transparent grey as its pixels are: Pillow leaves it in 1, 2 or 4 bits.
-
-    Args:
-        image: The opened png.
-        header: The file's first bytes.
-    """
-    bits, kind = header[24:26]
-    if bits < 8 and not kind and "transparency" in image.info:
-        image.info["transparency"] *= 255 // (2**bits - 1)
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
