@@ -259,10 +259,13 @@ class PictureReader(VideoReader):
                 self._frames = composed(self._content, self._patches, self._image.size)
             image = next(itertools.islice(self._frames, index - self._next, None))
             self._next = index + 1
+            if "exif" in self._image.info:
+                image = upright(image, self._image)
         else:
             image = self._page(index)
             image.load()
-        return to_mode(upright(image), CHANNELS_TO_MODE[self.channels])
+            image = upright(image)
+        return to_mode(image, CHANNELS_TO_MODE[self.channels])
 
     def _numbers(self, index: int) -> torch.Tensor:
         return stored_numbers(self._page(index), self._content, self.channels)
@@ -328,7 +331,8 @@ def _open(path: Path, content: bytes, formats: tuple[str, ...] | None) -> Image:
             scale_transparency(image, content)
             return image
     except Exception as error:
-        if isinstance(error, pillow.UnidentifiedImageError) and content[:2] in (b"II", b"MM"):
+        is_tif = content[:2] in (b"II", b"MM") and "TIFF" in (formats or ("TIFF",))
+        if is_tif and isinstance(error, pillow.UnidentifiedImageError):
             got = "one of another kind, or a damaged one"
             raise unreadable(path, "a tif of a kind that Pillow knows", got, _AS_NPY) from error
         raise _undecodable(path, error) from error

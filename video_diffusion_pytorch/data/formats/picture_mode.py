@@ -55,6 +55,7 @@ def to_mode(image: Image, mode: str) -> Image:
             "numbers with read_video"
         )
     if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         if mode != "RGBA":
             from PIL import Image as pillow
@@ -65,12 +66,16 @@ def to_mode(image: Image, mode: str) -> Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def upright(image: Image) -> Image:
-    """Turn a decoded picture as its EXIF data say that it is to be shown; damaged ones say nothing.
+def upright(image: Image, source: Image | None = None) -> Image:
+    """Turn a decoded picture as EXIF data say that it is to be shown; damaged ones say nothing.
 
     Pillow turns a tif by itself, and takes the note off.
+
+    Args:
+        image: The picture.
+        source: The opened file that has the EXIF data; None for the picture itself.
     """
-    turn = _turn(image)
+    turn = _turn(image if source is None else source)
     return image if turn is None else image.transpose(turn)
 
 
