@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image, Transpose
 
 # Numbers of EXIF's and tif's tags, and of a signed sample format
-_ORIENTATION, _BITS, _SAMPLE_FORMAT, _SIGNED = 274, 258, 339, 2
+_ORIENTATION, _BITS, _COMPRESSION, _SAMPLE_FORMAT, _SIGNED = 274, 258, 259, 339, 2
 _OPAQUE = 65535.0
 _LUMA = (0.299, 0.587, 0.114)
 _AS_NPY = "which are read only if they are stored as .npy"
@@ -130,7 +130,8 @@ def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
     """
     tags = getattr(image, "tag_v2", {})
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
-    if image.mode in ("I", "F") and content[:2] == b"MM" and image.tile[0][0] == "libtiff":
+    is_packed = tags.get(_COMPRESSION, 1) != 1
+    if image.mode in ("I", "F") and content[:2] == b"MM" and is_packed:
         # Pillow 12 mixes up their bytes
         raise ValueError(f"compressed big-endian numbers of mode {image.mode!r}, {_AS_NPY}")
     turn, page = _turn(image), image.tell()
@@ -180,7 +181,7 @@ def _sixteen_bit_colours(
         raise ValueError(f"16-bit colours that FFmpeg cannot decode, {_AS_NPY}") from error
     name, order = frame.format.name[:-2], ">u2" if frame.format.is_big_endian else "<u2"
     channels = {"ya16": 2, "rgb48": 3, "rgba64": 4}.get(name, 1)
-    rows = np.frombuffer(frame.planes[0], order).reshape(frame.height, -1)
+    rows = np.frombuffer(memoryview(frame.planes[0]), order).reshape(frame.height, -1)
     planes = [
         pillow.fromarray(rows[:, first : frame.width * channels : channels].astype(np.uint16))
         for first in ((0, 0, 0, 1) if channels == 2 else range(channels))
@@ -191,9 +192,9 @@ def _sixteen_bit_colours(
     if planes[0].size != bands[0].size or channels == 1:
         raise ValueError(f"16-bit colours that FFmpeg decodes to {frame.format.name}, {_AS_NPY}")
     for plane, band in zip(planes, bands, strict=False):
-        if not np.array_equal(np.asarray(plane) >> 8, band):
+        if not np.array_equal(np.asarray(plane) >> 8, np.asarray(band)):
             raise ValueError(f"16-bit colours that its decoders disagree on, {_AS_NPY}")
-    return np.stack(planes)
+    return np.stack([np.asarray(plane) for plane in planes])
 
 
 class ToTensor:
