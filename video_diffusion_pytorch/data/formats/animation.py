@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -65,7 +65,7 @@ def scale_transparency(image: Image, header: bytes) -> None:
             image.info["transparency"] *= 255 // (2**bits - 1)
 
 
-def composed(content: bytes, patches: Sequence[Patch], size: tuple[int, int]) -> Iterator[Image]:
+def composed(content: bytes, patches: Iterable[Patch], size: tuple[int, int]) -> Iterator[Image]:
     """Go through the frames of an animation.
 
     Args:
@@ -78,9 +78,10 @@ def composed(content: bytes, patches: Sequence[Patch], size: tuple[int, int]) ->
     """
     from PIL import Image as pillow
 
-    canvas = pillow.new("RGBA", size, patches[0].background)
-    undo: Image | tuple[int, ...] | None = None
+    canvas: Image | None = None
+    undo: tuple[Image | tuple[int, ...], tuple[int, int, int, int]] | None = None
     for index, patch in enumerate(patches):
+        canvas = pillow.new("RGBA", size, patch.background) if canvas is None else canvas
         still = b"".join(content[x] if isinstance(x, slice) else x for x in patch.still)
         drawn = pillow.open(BytesIO(still), formats=("GIF", "PNG"))
         check_pixels(drawn.size)
@@ -88,14 +89,14 @@ def composed(content: bytes, patches: Sequence[Patch], size: tuple[int, int]) ->
         drawn.load()
         if undo is not None:
             canvas = canvas.convert("RGBA") if canvas.mode != "RGBA" else canvas
-            canvas.paste(undo, patches[index - 1].box)
+            canvas.paste(*undo)
         size = max(size[0], patch.box[2]), max(size[1], patch.box[3])
         if size != canvas.size:
             check_pixels(size)
             canvas = canvas.convert("RGBA").crop((0, 0, *size))
-        undo = {_CLEAR: patch.background, _RESTORE: None}.get(patch.disposal)
+        undo = (patch.background, patch.box) if patch.disposal == _CLEAR else None
         if patch.disposal == _RESTORE:
-            undo = canvas.convert("RGBA").crop(patch.box)
+            undo = (canvas.convert("RGBA").crop(patch.box), patch.box)
         if patch.box == (0, 0, *size) and not drawn.has_transparency_data:
             # Pillow's way from a palette to grey rounds otherwise than that from RGB
             canvas = drawn.convert("RGB") if index and drawn.format == "GIF" else drawn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from video_diffusion_pytorch.data.formats.animation import Patch
@@ -51,7 +52,7 @@ def gif_durations(content: bytes) -> list[float] | None:
     return [delay / 100 for delay in delays]
 
 
-def gif_patches(content: bytes) -> list[Patch]:
+def gif_patches(content: bytes) -> Iterator[Patch]:
     """Tell what each frame of a complete gif changes, and what becomes of that afterwards.
 
     What is cleared becomes transparent if the frame has a transparent colour, else it becomes the
@@ -62,7 +63,6 @@ def gif_patches(content: bytes) -> list[Patch]:
     """
     screen_palette = content[13 : 13 + _color_table_size(content[10])]
     background = (*screen_palette[3 * content[11] :][:3], 255)
-    patches: list[Patch] = []
     for control, start, stop in _frame_blocks(content) or []:
         left, top, w, h, flags = struct.unpack_from("<4HB", content, start + 1)
         pixels = start + 10 + _color_table_size(flags)
@@ -76,15 +76,12 @@ def gif_patches(content: bytes) -> list[Patch]:
             head += b"\x21\xf9\x04" + content[control : control + 4] + b"\0"
         head += struct.pack("<c4HB", b",", 0, 0, w, h, flags & 0x40)
         is_cleared = packed & 1 or len(background) < 4
-        patches.append(
-            Patch(
-                (left, top, left + w, top + h),
-                (head, slice(pixels, stop), b";"),
-                disposal=packed >> 2 & 7,
-                background=(0, 0, 0, 0) if is_cleared else background,
-            )
+        yield Patch(
+            (left, top, left + w, top + h),
+            (head, slice(pixels, stop), b";"),
+            disposal=packed >> 2 & 7,
+            background=(0, 0, 0, 0) if is_cleared else background,
         )
-    return patches
 
 
 def _frame_blocks(content: bytes) -> list[tuple[int | None, int, int]] | None:

@@ -17,7 +17,6 @@ import torch
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
 from video_diffusion_pytorch.data.formats import animation
 from video_diffusion_pytorch.data.formats.animation import (
-    Patch,
     check_pixels,
     composed,
     scale_transparency,
@@ -177,7 +176,8 @@ class PictureReader(VideoReader):
         self._pages = self._find_pages(durations)
         self._page_read = -1
         # A gif or an animated png is composed of patches, from the first to the one that is wanted
-        self._patches = self._find_patches() if durations else []
+        patches_of = {"GIF": gif_patches, "PNG": png_patches}.get(self._image.format or "")
+        self._patches_of = patches_of if durations else None
         self._frames: Iterator[Image] = iter(())
         self._next = 0
 
@@ -198,10 +198,6 @@ class PictureReader(VideoReader):
                 return range(getattr(self._image, "n_frames", 1))
         except Exception as error:
             raise _undecodable(self.path, error) from error
-
-    def _find_patches(self) -> list[Patch]:
-        patches_of = {"GIF": gif_patches, "PNG": png_patches}.get(self._image.format or "")
-        return patches_of(self._content) if patches_of else []
 
     @property
     def num_frames(self) -> int:
@@ -252,12 +248,14 @@ class PictureReader(VideoReader):
             yield frame
 
     def _picture(self, index: int) -> Image:
-        if self._patches:
+        if self._patches_of is not None:
             if index < self._next:
                 self._next = 0
             if not self._next:
-                self._frames = composed(self._content, self._patches, self._image.size)
-            image = next(itertools.islice(self._frames, index - self._next, None))
+                patches = self._patches_of(self._content)
+                self._frames = composed(self._content, patches, self._image.size)
+            behind, self._next = index - self._next, 0  # from the beginning again after an error
+            image = next(itertools.islice(self._frames, behind, None))
             self._next = index + 1
             if "exif" in self._image.info:
                 image = upright(image, self._image)

@@ -39,32 +39,35 @@ def png_durations(content: bytes) -> list[float] | None:
     return None
 
 
-def png_patches(content: bytes) -> list[Patch]:
+def png_patches(content: bytes) -> Iterator[Patch]:
     """Tell what each frame of a complete animation changes, and what becomes of that afterwards.
 
     Args:
         content: The whole file.
     """
-    patches: list[Patch] = []
-    shared = header = b""
-    still: list[bytes | slice] = []
+    header = b""
+    colours: dict[bytes, bytes] = {}
+    control: tuple[int, ...] = ()
+    data = bytearray()
     for kind, body, stop in _chunks(content):
         if kind == b"IHDR":
             header = content[body:stop]
         elif kind in (b"PLTE", b"tRNS"):
-            shared += content[body - 8 : stop + 4]
-        elif kind == b"fcTL" and stop - body == 26:
-            w, h, left, top, _, dispose, blend = struct.unpack_from(">4IIBB", content, body + 4)
-            # The frame as a png by itself: a header with its size, the same colours, its data
-            still = [content[:8] + _chunk(b"IHDR", struct.pack(">II", w, h) + header[8:]) + shared]
-            box = (left, top, left + w, top + h)
-            patches.append(Patch(box, still, disposal=dispose + 1, is_over=blend == 1))
+            colours.setdefault(kind, content[body - 8 : stop + 4])
         elif kind in (b"IDAT", b"fdAT"):
-            data = slice(body + 4 * (kind == b"fdAT"), stop)
-            still += [struct.pack(">I", data.stop - data.start) + b"IDAT", data, bytes(4)]
-        elif kind == b"IEND":
-            break
-    return patches
+            data += content[body + 4 * (kind == b"fdAT") : stop]
+        elif kind in (b"fcTL", b"IEND"):
+            if control:
+                w, h, left, top, _, dispose, blend = control
+                # The frame as a png by itself: a header with its size, the same colours, its data
+                size = _chunk(b"IHDR", struct.pack(">II", w, h) + header[8:])
+                still = (content[:8], size, *colours.values(), _chunk(b"IDAT", bytes(data)))
+                box = (left, top, left + w, top + h)
+                yield Patch(box, still, disposal=dispose + 1, is_over=blend == 1)
+            if kind == b"IEND":
+                return
+            control = struct.unpack_from(">4IIBB", content, body + 4) if stop - body == 26 else ()
+            data.clear()
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
