@@ -84,6 +84,10 @@ def test_which_folders_are_videos(tmp_path, names, is_one_video):
         ["f_1_loss900.png", "f_2_loss20.png", "f_3_loss500.png"],
         ["loss900_f_7.png", "loss20_f_8.png", "loss500_f_9.png"],
         ["f_10_x7.png", "f_20_x3.png", "f_30_x9.png"],
+        # seconds, and counters behind a version
+        ["t_0.05.png", "t_0.1.png", "t_0.15.png"],
+        ["t_0.95.png", "t_1.0.png", "t_1.05.png"],
+        ["shot2.9.png", "shot2.10.png", "shot2.11.png"],
         # no constant step, but nothing that speaks against it
         ["f_1_t10.png", "f_5_t12.png", "f_6_t12.png"],
     ],
@@ -106,6 +110,7 @@ def test_the_number_that_counts_up_gives_the_order(tmp_path, names, seed):
         ["1_3.png", "2_1.png", "3_2.png"],
         ["day1_900.png", "day1_1700.png", "day2_800.png"],  # hours of two days
         ["x4_y900.png", "x9_y20.png", "x2_y500.png"],
+        ["t_0.05.png", "t_0.1.png", "t_0.12.png"],
     ],
 )
 def test_numbers_without_a_clear_order(tmp_path, names):

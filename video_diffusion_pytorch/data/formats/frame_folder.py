@@ -157,7 +157,7 @@ def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
 
     It is different in each name. If several numbers differ, the others must not decrease as it
     increases, or it must be the only one that increases by 1 (or else by one same step) from each
-    name to the next.
+    name to the next. Two numbers with a dot between count as a decimal one, too.
 
     Args:
         names: They differ in numbers only.
@@ -173,7 +173,7 @@ def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
         >>> sort_by_counter(["f_2_640x480.png", "f_10_640x480.png", "f_1_640x480.png"], Path("a"))
         ['f_1_640x480.png', 'f_2_640x480.png', 'f_10_640x480.png']
     """
-    columns = [column for column in zip(*map(_numbers, names), strict=True) if len(set(column)) > 1]
+    columns = [column for column in _columns(names) if len(set(column)) > 1]
     orders: dict[tuple[int, ...], list[set[int]]] = {}  # and by what the numbers increase
     for column in columns:
         if len(set(column)) == len(names):
@@ -201,6 +201,18 @@ def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
         f"rename them, such as frame_0001.{ending}, or set exts={ending!r} to take each picture as "
         "a clip",
     )
+
+
+def _columns(names: Sequence[str]) -> list[tuple[int, ...]]:
+    """The numbers at each place of the names, and those of which two are one decimal number."""
+    columns = list(zip(*map(_numbers, names), strict=True))
+    for place, text in enumerate(_texts(names[0])[1:-1], start=1):
+        if text == ".":
+            digits = [re.findall(r"\d+", name)[place] for name in names]
+            longest = max(map(len, digits))
+            wholes = zip(columns[place - 1], digits, strict=True)
+            columns.append(tuple(int(f"{whole}{part:0<{longest}}") for whole, part in wholes))
+    return columns
 
 
 def stills_among(folder: Path, names: Sequence[str]) -> list[str]:
