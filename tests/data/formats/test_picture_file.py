@@ -306,6 +306,21 @@ def test_some_frames(animation):
         assert {picture.mode for picture in reader.pictures(range(2))} == {"RGB"}
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_each_frame_is_a_picture_of_its_own(animation, channels):
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    first, *rest = shades(4, mode)
+    first.save(animation, save_all=True, append_images=rest, lossless=True)
+    with PictureReader(animation, channels) as reader:
+        frames = list(reader.pictures(range(4)))
+    assert numbers(frames) == [0, 1, 2, 3]
+    first.save(animation.with_suffix(".tif"), save_all=True, append_images=rest)
+    with open_video(animation.with_suffix(".tif"), channels=channels) as reader:
+        assert numbers(list(reader.pictures(range(4)))) == [0, 1, 2, 3]
+    with Image.open(animation) as image:
+        assert numbers(list(seek_all_images(image, channels))) == [0, 1, 2, 3]
+
+
 def test_two_passes_at_once(animation):
     with PictureReader(animation, channels=1) as reader:
         pairs = list(zip(reader.pictures(range(3)), reader.pictures(range(5, 8)), strict=True))

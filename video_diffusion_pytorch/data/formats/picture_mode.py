@@ -41,6 +41,9 @@ def to_mode(image: Image, mode: str) -> Image:
         image: A picture of 8 bits or less per channel.
         mode: L, RGB or RGBA.
 
+    Returns:
+        A new picture, also where nothing is to be converted.
+
     Raises:
         ValueError: The picture holds numbers of more bits.
 
@@ -54,16 +57,17 @@ def to_mode(image: Image, mode: str) -> Image:
             f"the picture's mode must be one of 8 bits per channel, got {image.mode!r}; read its "
             "numbers with read_video"
         )
-    if image.has_transparency_data:
-        image = image.convert("LA") if image.mode == "La" else image
-        image = image.convert("RGBA")
-        if mode != "RGBA":
-            from PIL import Image as pillow
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    image = image.convert("LA") if image.mode == "La" else image
+    image = image.convert("RGBA")
+    if mode == "RGBA":
+        return image
+    from PIL import Image as pillow
 
-            black = pillow.new("RGB", image.size)
-            black.paste(image, mask=image)
-            image = black
-    return image if image.mode == mode else image.convert(mode)
+    black = pillow.new("RGB", image.size)
+    black.paste(image, mask=image)
+    return black if mode == "RGB" else black.convert(mode)
 
 
 def upright(image: Image, source: Image | None = None) -> Image:
