@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.single_frames import PictureFolder, SingleFrames
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 
 
@@ -90,3 +92,60 @@ def test_a_transform_that_gives_what_is_no_number(tmp_path):
     dataset.transform = lambda frame: torch.full((1, 8, 8), float("nan"))
     with pytest.raises(UnreadableVideoError, match=r"a.gif: .* got 128 NaN or infinite ones"):
         dataset[0]
+
+
+# Pictures of more than 8 bits
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"fit": "contain"}, {"fit": "stretch"}, {"is_cached": True}]
+)
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_deep_stills_are_as_arrays(tmp_path, ending, options):
+    stored = np.random.default_rng(0).integers(0, 4096, (3, 20, 30), np.uint16)
+    for name in ("stills/clip", "arrays"):
+        (tmp_path / name).mkdir(parents=True)
+    np.save(tmp_path / "arrays" / "clip.npy", stored[None])
+    for number, frame in enumerate(stored):
+        Image.fromarray(frame).save(tmp_path / "stills" / "clip" / f"f{number}.{ending}")
+    options = dict(options)
+    is_cached = options.pop("is_cached", False)
+
+    def dataset(name, size, **more):
+        cache = {"cache": tmp_path / f"{name}.cache"} if is_cached else {}
+        options_of = {"exts": None, "num_frames": 3, "channels": 1, **options, **cache, **more}
+        return Dataset(tmp_path / name, size, **options_of)
+
+    for value_range in (None, (0, 65535), "fit"):
+        stills = dataset("stills", (8, 10), value_range=value_range)
+        arrays = dataset("arrays", (8, 10), value_range=value_range)
+        assert stills.value_range == arrays.value_range
+        assert stills[0].dtype == torch.float32
+        assert torch.equal(stills[0], arrays[0])
+        drawn = SingleFrames(stills)[0]
+        assert any(torch.equal(drawn, stills[0][:, index : index + 1]) for index in range(3))
+    pictures = PictureFolder(tmp_path / "stills", (20, 30), 1)
+    for number in range(3):
+        assert np.array_equal(pictures[number][0, 0].numpy(), stored[number])
+
+
+def test_deep_stills_of_different_sizes_are_scaled_apart(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for number, side in enumerate((8, 16)):
+        level = np.full((side, side), 1000 * number + 500, np.uint16)
+        Image.fromarray(level).save(tmp_path / "clip" / f"f{number}.png")
+    clip = Dataset(tmp_path, 8, num_frames=2, channels=3, exts=None)[0]
+    assert clip.shape == (3, 2, 8, 8)
+    assert torch.equal(clip[:, :, 4, 4], torch.tensor([[500.0, 1500.0]]).expand(3, -1))
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png"])
+@pytest.mark.parametrize("tenths", [[1, 1, 10], [10, 1], [1, 2, 3]])
+def test_each_frame_is_seen_for_as_long_as_it_is_shown(tmp_path, ending, tenths):
+    first, *rest = [Image.new("RGB", (4, 4), (60 * number, 0, 0)) for number in range(len(tenths))]
+    times = [100 * tenth for tenth in tenths]
+    options = {"save_all": True, "append_images": rest, "duration": times, "lossless": True}
+    first.save(tmp_path / f"a.{ending}", **options)
+    dataset = Dataset(tmp_path, 4, num_frames=9, force_num_frames=False, exts=ending, fps=10)
+    seen = (dataset[0][0, :, 0, 0] * 255 / 60).round().int().tolist()
+    assert seen == [number for number, tenth in enumerate(tenths) for _ in range(tenth)]

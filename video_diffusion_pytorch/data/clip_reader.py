@@ -14,6 +14,7 @@ import torch
 from video_diffusion_pytorch.data.cache.clip_cache import ClipCache
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors
 from video_diffusion_pytorch.data.finite import finite
+from video_diffusion_pytorch.data.formats.array_file import ArrayReader
 from video_diffusion_pytorch.data.formats.user_reader import FunctionReader, ReadFn
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader
 from video_diffusion_pytorch.data.frame_size import FrameSize
@@ -173,22 +174,17 @@ class ClipReader:
                 number.
         """
         once = sorted(set(frames))
-        if file.is_array:
+        if isinstance(file, (ArrayReader, FunctionReader)):
             video = self.size.read_array(finite(file.array(once), file.path))
+        elif file.is_array:
+            video = _stack(list(self._numbers(file, once)), file.path)
         elif transform is not None:
             pictures = [transform(picture) for picture in file.pictures(once)]
             video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
             finite(video, file.path)
         else:
             arrays = [self.size.read(picture) for picture in file.pictures(once)]
-            if len({array.shape for array in arrays}) > 1:
-                shapes = sorted({array.shape[:2] for array in arrays})
-                raise UnreadableVideoError(
-                    f"cannot make a clip of {file.path}: all frames must have one shape to be cut "
-                    f"or filled up alike, got {shapes} (height, width); use fit='stretch', or "
-                    "fit='cover' and crop='center', or remove the file"
-                )
-            video = _stack(arrays)
+            video = _stack(arrays, file.path)
         if not video.shape[1]:
             raise UnreadableVideoError(
                 f"cannot make a clip of {file.path}: expected a frame with the number "
@@ -200,6 +196,13 @@ class ClipReader:
             kept = [places[frame] for frame in frames if frame in places]
             video = video[:, kept]
         return video
+
+    def _numbers(self, file: VideoReader, frames: Sequence[int]) -> Iterator[np.ndarray]:
+        for frame in frames:  # one by one: whole frames of floats take much memory
+            numbers = finite(file.array([frame]), file.path)
+            if not numbers.shape[1]:
+                return
+            yield self.size.read_array(numbers)[:, 0].permute(1, 2, 0).numpy()
 
     # the cache
 
@@ -266,8 +269,15 @@ def _copy(stored: np.ndarray, positions: Sequence[int]) -> tuple[torch.Tensor, S
     return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
 
 
-def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
+def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:
     """Frames `(h, w, c)` as `(c, f, h, w)`, channels last in memory."""
     if not arrays:
         return torch.empty(0, 0)
+    if len({array.shape for array in arrays}) > 1:
+        shapes = sorted({array.shape[:2] for array in arrays})
+        raise UnreadableVideoError(
+            f"cannot make a clip of {path}: all frames must have one shape to be cut or filled up "
+            f"alike, got {shapes} (height, width); use fit='stretch', or fit='cover' and "
+            "crop='center', or remove the file"
+        )
     return torch.from_numpy(np.stack(arrays)).permute(3, 0, 1, 2)

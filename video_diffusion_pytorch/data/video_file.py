@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 VIDEO_EXTS = tuple(FAMILY_OF_ENDING)
-"""Endings of the names of files that `open_video` reads."""
+"""Endings of the names of files that are clips; `open_video` reads `tif` and `tiff`, too."""
 
 
 def open_video(
@@ -52,11 +52,12 @@ def open_video(
     """Open a video of any format, to decode only the frames that are needed.
 
     Args:
-        path: A file whose name ends in one of `VIDEO_EXTS`, or a folder of numbered stills.
+        path: A file whose name ends in one of `VIDEO_EXTS`, a tif, whose pages are the frames, or a
+            folder of numbered stills.
         channels: Of pictures and movies: 1 (grey), 3 (colour), 4 (colour and opacity), into which
-            frames are converted. None is what the file stores: 4 only where each pixel has its
-            opacity, which the transparent colour of a gif is not. Of arrays: the number that there
-            must be; None for any.
+            frames are converted; without opacity what is transparent is black. None is what the
+            file stores: 4 only where each pixel has its opacity, which the transparent colour of a
+            gif is not. Of arrays: the number that there must be; None for any.
         axes: Of arrays only: the stored order in the letters c, f, h, w, such as "fhwc", or "fhw"
             for one channel. None: what an npz or pt file says in its entry "axes", or else the
             order that the shape allows, if there is only one.
@@ -97,7 +98,8 @@ def read_video(
     """Read a video of any format, or a part of it, into one tensor.
 
     Args:
-        path: A file whose name ends in one of `VIDEO_EXTS`, or a folder of numbered stills.
+        path: A file whose name ends in one of `VIDEO_EXTS`, a tif, whose pages are the frames, or a
+            folder of numbered stills.
         channels: As for `open_video`.
         start: The first frame to read.
         num_frames: How many frames to read; there are fewer where the video ends before. None
@@ -108,9 +110,10 @@ def read_video(
         square_pixels: As for `open_video`.
 
     Returns:
-        The video, `(c, f, h, w)`: uint8 of pictures, movies and uint8 arrays; float32 of all other
-        arrays, and of grey and RGB movies of more than 8 bits, as stored. And its frames per
-        second, those left out by `frame_skip` not counted; None where the file has no clock.
+        The video, `(c, f, h, w)`: uint8 of 8-bit pictures, of movies and of uint8 arrays; float32,
+        the numbers as stored, of other arrays, and of grey and RGB pictures and movies of more
+        than 8 bits. And its frames per second, those left out by `frame_skip` not counted; None
+        where the file has no clock.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -153,7 +156,10 @@ def _open(
     if path.exists() and not path.is_file():
         advice = "store the video as a file"
         raise unreadable(path, "a file or a folder", "a device or a pipe", advice)
-    family = FAMILY_OF_ENDING.get(path.suffix.lower().lstrip("."))
+    ending = path.suffix.lower().lstrip(".")
+    if ending in ("tif", "tiff"):
+        return PictureReader(path, channels, ("TIFF",))
+    family = FAMILY_OF_ENDING.get(ending)
     if family is None:
         if not path.exists():
             raise missing_file(path)

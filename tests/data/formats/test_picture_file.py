@@ -6,12 +6,14 @@ import struct
 import zlib
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.formats import animation as animations
 from video_diffusion_pytorch.data.formats import picture_file
 from video_diffusion_pytorch.data.formats.picture_file import (
     PictureReader,
@@ -19,6 +21,7 @@ from video_diffusion_pytorch.data.formats.picture_file import (
     gif_to_tensor,
     seek_all_images,
 )
+from video_diffusion_pytorch.data.video_file import open_video, read_video
 from video_diffusion_pytorch.data.write_video import video_tensor_to_gif
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -303,6 +306,21 @@ def test_some_frames(animation):
         assert {picture.mode for picture in reader.pictures(range(2))} == {"RGB"}
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_each_frame_is_a_picture_of_its_own(animation, channels):
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    first, *rest = shades(4, mode)
+    first.save(animation, save_all=True, append_images=rest, lossless=True)
+    with PictureReader(animation, channels) as reader:
+        frames = list(reader.pictures(range(4)))
+    assert numbers(frames) == [0, 1, 2, 3]
+    first.save(animation.with_suffix(".tif"), save_all=True, append_images=rest)
+    with open_video(animation.with_suffix(".tif"), channels=channels) as reader:
+        assert numbers(list(reader.pictures(range(4)))) == [0, 1, 2, 3]
+    with Image.open(animation) as image:
+        assert numbers(list(seek_all_images(image, channels))) == [0, 1, 2, 3]
+
+
 def test_two_passes_at_once(animation):
     with PictureReader(animation, channels=1) as reader:
         pairs = list(zip(reader.pictures(range(3)), reader.pictures(range(5, 8)), strict=True))
@@ -315,6 +333,7 @@ def test_what_is_known_without_decoding(animation, monkeypatch):
         assert reader.num_frames == 10
         assert reader.fps == pytest.approx(10 / 1.1)
         assert reader.times == pytest.approx([0, *(0.1 * number for number in range(2, 11))])
+        assert reader.end == pytest.approx(1.1)
         assert not reader.is_array
         assert reader.path == animation
 
@@ -323,22 +342,119 @@ def test_frames_behind_the_wanted_ones_are_not_decoded(tmp_path, monkeypatch):
     first, *rest = shades(10, "RGB")
     first.save(tmp_path / "ten.gif", save_all=True, append_images=rest)
     with PictureReader(tmp_path / "ten.gif") as reader:
-        sought = []
-        seek = type(reader._image).seek
+        opened = []
+        whole = Image.open
         monkeypatch.setattr(
-            type(reader._image),
-            "seek",
-            lambda self, frame: (sought.append(frame), seek(self, frame)),
+            Image, "open", lambda *given, **options: (opened.append(1), whole(*given, **options))[1]
         )
         assert numbers(reader.pictures(range(4))) == [0, 1, 2, 3]
-        assert sought == [0, 1, 2, 3]
+        assert len(opened) == 4
+        assert numbers(reader.pictures([5])) == [5]  # from where it stands
+        assert len(opened) == 6
 
 
 def test_a_still_picture_is_one_frame_without_a_clock(tmp_path):
     Image.new("RGB", (3, 2)).save(tmp_path / "still.png")
     with PictureReader(tmp_path / "still.png") as reader:
-        assert (reader.num_frames, reader.fps, reader.times) == (1, None, None)
+        assert (reader.num_frames, reader.fps, reader.times, reader.end) == (1, None, None, None)
         assert [picture.size for picture in reader.pictures(range(5))] == [(3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("ending", "stored", "shown"),
+    [
+        ("gif", [0, 0, 0], [100, 100, 100]),
+        ("gif", [10, 20, 0], [100, 20, 100]),
+        ("webp", [0, 1, 0], [100, 1, 100]),
+        ("png", [0, 1, 300], [100, 1, 300]),
+        ("gif", [500], [500]),
+    ],
+)
+def test_frames_without_a_time_are_shown_as_players_show_them(tmp_path, ending, stored, shown):
+    first, *rest = shades(len(stored), "RGB")
+    path = tmp_path / f"a.{ending}"
+    first.save(path, save_all=True, append_images=rest, duration=stored, lossless=True)
+    with PictureReader(path) as reader:
+        assert reader.end == pytest.approx(sum(shown) / 1000)
+        assert reader.times == pytest.approx([sum(shown[:i]) / 1000 for i in range(len(shown))])
+
+
+def test_a_gif_without_delays_as_ffmpeg_times_it(tmp_path):
+    first, *rest = shades(4, "RGB")
+    first.save(tmp_path / "a.gif", save_all=True, append_images=rest, duration=[0, 20, 0, 130])
+    with av.open(str(tmp_path / "a.gif")) as file:
+        times = [float(frame.time) for frame in file.decode(video=0)]
+    with PictureReader(tmp_path / "a.gif") as reader:
+        assert reader.times == pytest.approx(times)
+
+
+def test_one_gif_frame_without_delay_has_no_clock(tmp_path):
+    Image.new("RGB", (3, 2)).save(tmp_path / "a.gif")
+    with PictureReader(tmp_path / "a.gif") as reader:
+        assert (reader.num_frames, reader.times, reader.end) == (1, None, None)
+
+
+@pytest.mark.parametrize("ending", ["png", "webp"])
+def test_animations_stand_upright(tmp_path, ending):
+    note = Image.Exif()
+    note[274] = 6
+    pictures = [Image.effect_noise((6, 4), 90).convert("RGB") for _ in range(3)]
+    path = tmp_path / f"a.{ending}"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], exif=note, lossless=True)
+    with PictureReader(path) as reader:
+        for got, stored in zip(reader.pictures(range(3)), pictures, strict=True):
+            assert np.array_equal(np.asarray(got), np.rot90(np.asarray(stored), -1))
+
+
+@pytest.mark.parametrize("ending", ["png", "gif", "webp"])
+def test_limit_of_pixels(tmp_path, monkeypatch, ending):
+    Image.new("RGB", (8, 5)).save(tmp_path / f"a.{ending}")
+    monkeypatch.setattr(animations, "MAX_PIXELS", 40)
+    with PictureReader(tmp_path / f"a.{ending}") as reader:
+        assert reader.num_frames == 1
+    monkeypatch.setattr(animations, "MAX_PIXELS", 39)
+    text = (
+        r"decompression bomb \(8 x 5 pixels, more than the limit of 39\); make it smaller, or, if"
+    )
+    with pytest.raises(UnreadableVideoError, match=text + r".*formats\.animation\.MAX_PIXELS"):
+        PictureReader(tmp_path / f"a.{ending}")
+
+
+def test_the_second_picture_of_a_photo_is_no_frame(tmp_path):
+    """Phones put previews, depths and gains of brightness there."""
+    photo, gain = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (6, 4), "blue")
+    photo.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[gain])
+    with PictureReader(tmp_path / "a.jpg", formats=("JPEG",)) as reader:
+        assert reader.num_frames == 1
+        assert next(reader.pictures([0])).getpixel((2, 2))[0] > 200
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pages_of_a_tif(tmp_path, dtype):
+    pages = [np.full((4, 6), 10 * number, dtype) for number in range(5)]
+    first, *rest = map(Image.fromarray, pages)
+    first.save(tmp_path / "a.tif", save_all=True, append_images=rest)
+    video, fps = read_video(tmp_path / "a.tif")
+    assert fps is None
+    assert video.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
+    assert video[0, :, 0, 0].tolist() == [0, 10, 20, 30, 40]
+    with open_video(tmp_path / "a.tif") as reader:
+        give = reader.array if reader.is_array else reader.pictures
+        assert reader.num_frames == 5
+        for order in ([1, 3], [0], [4], [4]):
+            frames = give(order)[0] if reader.is_array else give(order)
+            assert numbers(frames) == order
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content[:-300])
+    with pytest.raises(UnreadableVideoError, match="a tif"):
+        read_video(tmp_path / "a.tif")
+
+
+def test_a_tif_of_pages_of_8_and_16_bits(tmp_path):
+    first, second = Image.new("L", (4, 4)), Image.new("I;16", (4, 4))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    with pytest.raises(UnreadableVideoError, match=r"8 bits and of more, such as page 2; store th"):
+        read_video(tmp_path / "a.tif")
 
 
 def test_a_png_may_begin_with_a_picture_that_is_no_frame(tmp_path):

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from video_diffusion_pytorch.data.errors import missing_file, unreadable
-from video_diffusion_pytorch.data.formats.picture_file import PictureReader
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.formats.picture_file import PictureReader, stack_frames
 from video_diffusion_pytorch.data.formats.png_format import png_durations
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader, check_indices, mode_of
 from video_diffusion_pytorch.data.formats.webp_format import webp_durations
 
 if TYPE_CHECKING:
+    import torch
     from PIL.Image import Image
 
 FRAME_EXTS = ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp")
 """Endings of the names of single frames in a folder."""
 
 _FRAME_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-# The text before the last number of a name, that number, the text behind it, the ending
-_NUMBERED = re.compile(r"(.*?)(\d+)(\D*)\.(\w+)", re.DOTALL)
 _ADVICE = "put numbered stills into it, such as frame_0001.png, and no other pictures"
 # What file managers leave behind, and notes on the frames
 _NO_FRAMES = ("thumbs.db", "desktop.ini")
@@ -32,13 +31,17 @@ _NOTES = (".txt", ".json", ".csv", ".md", ".xml")
 class FrameFolderReader(VideoReader):
     """Frames of a folder that holds them as numbered stills: frame2.png, ..., frame10.png.
 
+    If the first has more than 8 bits, `array` gives the numbers of the stills, else `pictures`
+    gives the stills.
+
     Args:
         path: The folder; hidden files and notes in it do not count, as in `is_frame_folder`.
         channels: 1 (grey), 3 (colour), 4 (colour and opacity); None for what the first still has.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        UnreadableVideoError: It holds other files than numbered stills, or the first is damaged.
+        UnreadableVideoError: It holds other files than numbered stills, or no number tells their
+            order, or the first is damaged.
         ValueError: `channels` is none of 1, 3, 4, None.
     """
 
@@ -49,14 +52,14 @@ class FrameFolderReader(VideoReader):
             names = [entry.name for entry in path.iterdir()]
         except FileNotFoundError as error:
             raise missing_file(path) from error
-        if not is_frame_folder(path, names):
+        ordered = _in_order(path, names)
+        if not ordered:
             listed = ", ".join(sorted(names)[:5]) or "an empty folder"
             raise unreadable(path, "a folder of numbered stills", listed, _ADVICE)
-        self._files = [path / name for name in sorted(_frames_among(names), key=_number)]
-        if channels is None:
-            with PictureReader(self._files[0], formats=_FRAME_FORMATS) as first:
-                channels = first.channels
-        super().__init__(path, channels)
+        self._files = [path / name for name in ordered]
+        with PictureReader(self._files[0], channels, _FRAME_FORMATS) as first:
+            super().__init__(path, first.channels)
+            self.is_array = first.is_array
 
     @property
     def num_frames(self) -> int:
@@ -75,14 +78,34 @@ class FrameFolderReader(VideoReader):
 
     def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
         """Decode stills, as `VideoReader.pictures` says."""
-        return self._pictures(check_indices(indices))
+        if self.is_array:
+            return super().pictures(indices)
+        stills = self._stills(check_indices(indices))
+        return itertools.chain.from_iterable(still.pictures(range(1)) for still in stills)
 
-    def _pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
-        for index in indices:
+    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
+        """Decode stills of more than 8 bits, as `VideoReader.array` says."""
+        if not self.is_array:
+            return super().array(indices)
+        frames = [still.array(range(1))[:, 0] for still in self._stills(check_indices(indices))]
+        return stack_frames(frames, self.channels, self.path)
+
+    def _stills(self, indices: Sequence[int] | range) -> Iterator[PictureReader]:
+        for index in indices[: len(self._files)]:
             if index >= len(self._files):
                 return
-            with PictureReader(self._files[index], self.channels, _FRAME_FORMATS) as still:
-                yield from still.pictures(range(1))
+            file = self._files[index]
+            with PictureReader(file, self.channels, _FRAME_FORMATS) as still:
+                if still.num_frames > 1:
+                    advice = "store each by itself; to take each file as a clip, set exts="
+                    got = f"{still.num_frames} pages or frames"
+                    raise unreadable(file, "a single picture", got, f"{advice}{file.suffix[1:]!r}")
+                if still.is_array != self.is_array:
+                    kinds = ("8 bits", "more than 8 bits")
+                    expected = f"a still of {kinds[self.is_array]}, as {self._files[0].name} is"
+                    got = f"one of {kinds[still.is_array]}"
+                    raise unreadable(file, expected, got, "store all frames alike")
+                yield still
 
     def close(self) -> None:
         """Nothing to let go of: each still is opened and closed when its turn comes."""
@@ -96,10 +119,13 @@ def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
         names: Of all that is in it.
 
     Returns:
-        True if the names are of pictures, differ in one number only, and the first picture is not
+        True if the names are of pictures and differ in numbers only, and the first picture is not
         an animation, which would be a video by itself. Names that begin with a dot do not count,
         nor do `Thumbs.db`, `desktop.ini` and notes: txt, json, csv, md, xml. But a txt of the same
         name as a picture is its caption: then each picture is a clip.
+
+    Raises:
+        UnreadableVideoError: They differ in several numbers, none of which tells their order.
 
     Example:
         >>> is_frame_folder(Path("clip"), ["f1.jpg", "f2.jpg", "f10.jpg"])
@@ -109,18 +135,84 @@ def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
         >>> is_frame_folder(Path("clip"), ["f1.jpg", "g2.jpg"])
         False
     """
+    return bool(_in_order(folder, names))
+
+
+def _in_order(folder: Path, names: Sequence[str]) -> list[str]:
+    """The stills of a folder that is one video, as `is_frame_folder` says; else none."""
     frames = _frames_among(names)
-    parts = [_NUMBERED.fullmatch(name) for name in frames]
-    if not parts or any(part is None for part in parts):
-        return False
-    surroundings = {(part[1], part[3], part[4]) for part in parts if part is not None}
-    numbers = Counter(int(part[2]) for part in parts if part is not None)
-    ending = next(iter(surroundings))[2].lower()
-    if len(surroundings) != 1 or ending not in FRAME_EXTS or max(numbers.values()) > 1:
-        return False
+    kinds = {_texts(name) for name in frames}
+    ending = _ending(frames[0])[1:] if frames else ""
+    if len(kinds) != 1 or ending not in FRAME_EXTS or len(next(iter(kinds))) < 2:
+        return []
     if _captioned_among(names):
-        return False
-    return ending not in ("png", "webp") or not _is_animation(folder / min(frames, key=_number))
+        return []
+    if ending in ("png", "webp") and _is_animation(folder / min(frames, key=_numbers)):
+        return []
+    return sort_by_counter(frames, folder)
+
+
+def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
+    """Sort names by the number in them that counts the frames.
+
+    It is different in each name. If several numbers differ, the others must not decrease as it
+    increases, or it must be the only one that increases by 1 (or else by one same step) from each
+    name to the next. Two numbers with a dot between count as a decimal one, too.
+
+    Args:
+        names: They differ in numbers only.
+        folder: Where they are, for the error.
+
+    Returns:
+        The sorted names; none if there is but one number that differs, and two names share it.
+
+    Raises:
+        UnreadableVideoError: There is no such number.
+
+    Example:
+        >>> sort_by_counter(["f_2_640x480.png", "f_10_640x480.png", "f_1_640x480.png"], Path("a"))
+        ['f_1_640x480.png', 'f_2_640x480.png', 'f_10_640x480.png']
+    """
+    columns = [column for column in _columns(names) if len(set(column)) > 1]
+    orders: dict[tuple[int, ...], list[set[int]]] = {}  # and by what the numbers increase
+    for column in columns:
+        if len(set(column)) == len(names):
+            order = tuple(sorted(range(len(names)), key=column.__getitem__))
+            steps = {column[b] - column[a] for a, b in itertools.pairwise(order)}
+            orders.setdefault(order, []).append(steps)
+    if len(columns) < 2 and not orders:
+        return list(names) if len(names) == 1 else []
+    agreed = [
+        order
+        for order in orders
+        if all(column[a] <= column[b] for a, b in itertools.pairwise(order) for column in columns)
+    ]
+    by_one = [order for order, steps in orders.items() if {1} in steps]
+    even = [order for order, steps in orders.items() if min(map(len, steps)) == 1]
+    for chosen in (agreed, by_one, even):
+        if len(chosen) == 1:
+            return [names[place] for place in chosen[0]]
+    some = ", ".join(sorted(names)[:3])
+    ending = _ending(names[0])[1:]
+    raise unreadable(
+        folder,
+        "stills with a number in their names that counts them",
+        f"several numbers that differ and give no clear order, as in {some}",
+        f"rename them, such as frame_0001.{ending}, or set exts={ending!r} to take each picture as "
+        "a clip",
+    )
+
+
+def _columns(names: Sequence[str]) -> list[tuple[int, ...]]:
+    """The numbers at each place of the names, and those of which two are one decimal number."""
+    columns = list(zip(*map(_numbers, names), strict=True))
+    for place, text in enumerate(_texts(names[0])[1:-1], start=1):
+        if text == ".":
+            digits = [re.findall(r"\d+", name)[place] for name in names]
+            longest = max(map(len, digits))
+            wholes = zip(columns[place - 1], digits, strict=True)
+            columns.append(tuple(int(f"{whole}{part:0<{longest}}") for whole, part in wholes))
+    return columns
 
 
 def stills_among(folder: Path, names: Sequence[str]) -> list[str]:
@@ -140,14 +232,15 @@ def stills_among(folder: Path, names: Sequence[str]) -> list[str]:
     """
     no_movies = ("", *_NOTES, *("." + ending for ending in FRAME_EXTS))
     taken = {Path(name).stem for name in names if _ending(name) not in no_movies}
-    series: dict[tuple[str, str, str], list[str]] = {}
+    series: dict[tuple[str, ...], list[str]] = {}
     for name in names:
-        part = _NUMBERED.fullmatch(name)
-        is_still = part is not None and part[4].lower() in FRAME_EXTS
-        if part is not None and is_still and Path(name).stem not in taken:
-            series.setdefault((part[1], part[3], part[4]), []).append(name)
+        if _ending(name)[1:] in FRAME_EXTS and Path(name).stem not in taken:
+            series.setdefault(_texts(name), []).append(name)
     longest = max(series.values(), key=len, default=[])
-    return longest if len(longest) > 1 and is_frame_folder(folder, longest) else []
+    try:
+        return longest if len(longest) > 1 and is_frame_folder(folder, longest) else []
+    except UnreadableVideoError:
+        return longest
 
 
 def _frames_among(names: Sequence[str]) -> list[str]:
@@ -170,10 +263,12 @@ def _ending(name: str) -> str:
     return Path(name).suffix.lower()
 
 
-def _number(name: str) -> int:
-    part = _NUMBERED.fullmatch(name)
-    assert part is not None
-    return int(part[2])
+def _texts(name: str) -> tuple[str, ...]:
+    return tuple(re.split(r"\d+", name))
+
+
+def _numbers(name: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", name)))
 
 
 def _is_animation(file: Path) -> bool:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+from video_diffusion_pytorch.data.formats.animation import Patch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,30 +39,75 @@ def gif_durations(content: bytes) -> list[float] | None:
         content: The whole file, of at least its six bytes of signature.
 
     Returns:
-        How long each frame is shown, in seconds; None if the bytes end before the trailer.
+        How long each frame is to be shown, in seconds; None if the bytes end before the trailer.
 
     Example:
         >>> gif_durations(b"GIF89a" + bytes(7) + b";")
         []
     """
+    blocks = _frame_blocks(content)
+    if blocks is None:
+        return None
+    delays = (content[at + 1] + 256 * content[at + 2] if at else 0 for at, _, _ in blocks)
+    return [delay / 100 for delay in delays]
+
+
+def gif_patches(content: bytes) -> Iterator[Patch]:
+    """Tell what each frame of a complete gif changes, and what becomes of that afterwards.
+
+    What is cleared becomes transparent if the frame has a transparent colour, else it becomes the
+    background colour, as FFmpeg does it.
+
+    Args:
+        content: The whole file.
+    """
+    screen_palette = content[13 : 13 + _color_table_size(content[10])]
+    background = (*screen_palette[3 * content[11] :][:3], 255)
+    for control, start, stop in _frame_blocks(content) or []:
+        left, top, w, h, flags = struct.unpack_from("<4HB", content, start + 1)
+        pixels = start + 10 + _color_table_size(flags)
+        palette, size = content[start + 10 : pixels], flags
+        if not palette:
+            palette, size = screen_palette, content[10]
+        packed = content[control] if control else 0
+        # The frame as a gif by itself: a screen of its size, its colours and its control block
+        head = struct.pack("<6s2H3B", b"GIF89a", w, h, size & 0x87, 0, 0) + palette
+        if control:
+            head += b"\x21\xf9\x04" + content[control : control + 4] + b"\0"
+        head += struct.pack("<c4HB", b",", 0, 0, w, h, flags & 0x40)
+        is_cleared = packed & 1 or len(background) < 4
+        yield Patch(
+            (left, top, left + w, top + h),
+            (head, slice(pixels, stop), b";"),
+            disposal=packed >> 2 & 7,
+            background=(0, 0, 0, 0) if is_cleared else background,
+        )
+
+
+def _frame_blocks(content: bytes) -> list[tuple[int | None, int, int]] | None:
+    """Of each frame: where its control block's fields begin, and where the frame itself and ends.
+
+    None if the bytes end before the trailer.
+    """
     total = len(content)
-    durations: list[float] = []
-    delay = 0
+    found: list[tuple[int | None, int, int]] = []
+    control = None
     position = 13 + _color_table_size(content[10]) if total >= 13 else total
     while position < total:
         block = content[position]
         if block == 0x3B:
-            return durations
+            return found
         if block == 0x21:
-            # A graphic control extension: its delay is that of the next frame
+            # A graphic control extension is for the next frame
             if content[position + 1 : position + 3] == b"\xf9\x04" and position + 6 < total:
-                delay = content[position + 4] + 256 * content[position + 5]
+                control = position + 3
             position = _end_of_sub_blocks(content, position + 2)
         elif block == 0x2C and position + 10 <= total:
-            durations.append(delay / 100)
-            delay = 0
+            start = position
             position += 11 + _color_table_size(content[position + 9])
             position = _end_of_sub_blocks(content, position)
+            found.append((control, start, position))
+            control = None
         else:
             position += 1  # a stray byte between blocks: decoders step over it
     return None

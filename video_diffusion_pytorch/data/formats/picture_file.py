@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
-from video_diffusion_pytorch.data.formats.gif_format import gif_durations
+from video_diffusion_pytorch.data.formats import animation
+from video_diffusion_pytorch.data.formats.animation import (
+    check_pixels,
+    composed,
+    scale_transparency,
+)
+from video_diffusion_pytorch.data.formats.gif_format import gif_durations, gif_patches
 from video_diffusion_pytorch.data.formats.picture_mode import (
     ToTensor,
+    is_deep,
     stored_channels,
+    stored_numbers,
     to_mode,
+    upright,
 )
-from video_diffusion_pytorch.data.formats.png_format import png_durations
+from video_diffusion_pytorch.data.formats.png_format import png_durations, png_patches
+from video_diffusion_pytorch.data.formats.tiff_format import tiff_pages
 from video_diffusion_pytorch.data.formats.video_reader import (
     CHANNELS_TO_MODE,
     FrameTimes,
@@ -48,7 +59,8 @@ def seek_all_images(img: Image, channels: int = 3) -> Iterator[Image]:
         channels: 1 (grey), 3 (colour) or 4 (colour and opacity).
 
     Returns:
-        An iterator over the frames, each converted to that many channels.
+        An iterator over the frames, each converted to that many channels; with 1 or 3, what is
+        transparent is black.
 
     Raises:
         ValueError: `channels` is none of 1, 3, 4.
@@ -62,7 +74,7 @@ def seek_all_images(img: Image, channels: int = 3) -> Iterator[Image]:
                 img.seek(index)
             except EOFError:
                 return
-            yield img.convert(mode)
+            yield to_mode(img, mode)
             index += 1
 
     return frames()
@@ -89,9 +101,13 @@ def gif_to_tensor(
             Pillow's limit against decompression bombs.
         ValueError: `channels` is none of 1, 3, 4.
 
-    Differs from the reference: a file that was cut short is an error, not a shorter clip.
+    Differs from the reference: a file that was cut short is an error, not a shorter clip; what is
+    transparent is black where `channels` is 1 or 3.
     """
     with PictureReader(Path(path), channels, formats=None) as reader:
+        if reader.is_array:
+            got = "numbers of more than 8 bits"
+            raise unreadable(path, "pictures of 8 bits", got, "read them with read_video")
         frames = [transform(frame) for frame in reader.pictures(range(reader.num_frames))]
     shapes = sorted({tuple(frame.shape) for frame in frames})
     if len(shapes) > 1:
@@ -107,18 +123,24 @@ PICTURE_FORMATS = ("GIF", "PNG", "WEBP")
 
 _EXPECTED = "a complete gif or other animation"
 _MAX_FILE_BYTES = 2**31
-# Frames that are decoded between two changes of the warnings' filters, which take a while
-_AT_ONCE = 8
 _SIGNATURES: tuple[tuple[bytes, Callable[[bytes], list[float] | None], str], ...] = (
     (b"GIF87a", gif_durations, "gif"),
     (b"GIF89a", gif_durations, "gif"),
     (b"\x89PNG\r\n\x1a\n", png_durations, "png"),
     (b"RIFF", webp_durations, "webp"),
 )
+_AS_NPY = "store its numbers as .npy"
+_Frame = TypeVar("_Frame")
+# Seconds that browsers and FFmpeg show a frame for that states no time, and what counts as none
+_DEFAULT_SECONDS = 0.1
+_LEAST_SECONDS = {"gif": 0.02}
 
 
 class PictureReader(VideoReader):
     """Frames of one picture file, decoded by Pillow.
+
+    They are turned as EXIF data say. Without opacity what is transparent is black. Pictures of more
+    than 8 bits are given by `array`, as the numbers that they store.
 
     Args:
         path: The file; it is read once, and not kept open.
@@ -127,8 +149,8 @@ class PictureReader(VideoReader):
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnreadableVideoError: The file is empty, cut short, damaged, not a picture, or larger than
-            Pillow's limit against decompression bombs.
+        UnreadableVideoError: The file is empty, cut short, damaged, not a picture, or of more
+            pixels than `animation.MAX_PIXELS` or Pillow's limit against decompression bombs.
         ValueError: `channels` is none of 1, 3, 4, None.
     """
 
@@ -140,26 +162,47 @@ class PictureReader(VideoReader):
     ) -> None:
         if channels is not None:
             mode_of(channels)
-        content = _read_all(path)
-        self._durations = _durations(path, content)
-        self._open = functools.partial(_open, path, content, formats)
+        self._content = _read_all(path)
+        durations = _durations(path, self._content)
+        self._open = functools.partial(_open, path, self._content, formats)
         self._image = self._open()
         self._is_closed = False
         super().__init__(path, stored_channels(self._image) if channels is None else channels)
-        # A png may begin with a picture for viewers that know no animations
-        self._first = 1 if getattr(self._image, "default_image", False) else 0
-        self._clock = FrameTimes(self._durations or [])
+        self.is_array = is_deep(self._image, self._content)
+        if durations and self.is_array:
+            got = "an animation of more than 8 bits"
+            raise unreadable(path, _EXPECTED, got, "store it as numbered stills, or as .npy")
+        self._clock = FrameTimes(durations or [])
+        self._pages = self._find_pages(durations)
+        self._page_read = -1
+        # A gif or an animated png is composed of patches, from the first to the one that is wanted
+        patches_of = {"GIF": gif_patches, "PNG": png_patches}.get(self._image.format or "")
+        self._patches_of = patches_of if durations else None
+        self._frames: Iterator[Image] = iter(())
+        self._next = 0
+
+    def _find_pages(self, durations: list[float] | None) -> Sequence[int]:
+        """Where Pillow has the frames."""
+        if durations is not None:
+            return range(len(durations) or 1)
+        if self._image.format == "TIFF":
+            pages = tiff_pages(self._content)
+            if pages is None:
+                got = f"a tif cut short after {len(self._content)} bytes"
+                raise unreadable(self.path, _EXPECTED, got)
+            return pages
+        if self._image.format == "MPO":  # the others are previews, depths or gains
+            return range(1)
+        try:
+            with _pillows_warnings():
+                return range(getattr(self._image, "n_frames", 1))
+        except Exception as error:
+            raise _undecodable(self.path, error) from error
 
     @property
     def num_frames(self) -> int:
         """How many frames the file has."""
-        if self._durations is None:
-            try:
-                with _pillows_warnings():
-                    return getattr(self._image, "n_frames", 1)
-            except Exception as error:
-                raise _undecodable(self.path, error) from error
-        return len(self._durations) or 1
+        return len(self._pages)
 
     @property
     def fps(self) -> float | None:
@@ -178,39 +221,64 @@ class PictureReader(VideoReader):
 
     def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
         """Decode frames, as `VideoReader.pictures` says."""
-        return self._decode(check_indices(indices))
+        if self.is_array:
+            return super().pictures(indices)
+        return self._decode(check_indices(indices), self._picture)
 
-    def _decode(self, indices: Sequence[int] | range) -> Iterator[Image]:
-        total = self.num_frames
-        within = [index for index in indices[:total] if index < total]
-        for start in range(0, len(within), _AT_ONCE):
-            frames, error = self._some_frames(within[start : start + _AT_ONCE])
-            for frame in frames:
-                yield frame
-                if self._is_closed:
-                    raise closed_reader(self.path)
-            if error is not None:
+    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
+        """Decode frames of more than 8 bits, as `VideoReader.array` says."""
+        if not self.is_array:
+            return super().array(indices)
+        frames = list(self._decode(check_indices(indices), self._numbers))
+        return stack_frames(frames, self.channels, self.path)
+
+    def _decode(
+        self, indices: Sequence[int] | range, decode: Callable[[int], _Frame]
+    ) -> Iterator[_Frame]:
+        for index in indices[: self.num_frames]:
+            if index >= self.num_frames:
+                return
+            if self._is_closed:
+                raise closed_reader(self.path)
+            try:
+                with _pillows_warnings():
+                    frame = decode(index)
+            except Exception as error:  # Pillow's decoders raise almost every kind of error
                 raise _undecodable(self.path, error) from error
+            yield frame
 
-    def _some_frames(self, indices: Sequence[int]) -> tuple[list[Image], Exception | None]:
-        """Decode frames up to the first that cannot be, and give its error."""
-        if self._is_closed:
-            raise closed_reader(self.path)
-        frames: list[Image] = []
-        try:
-            with _pillows_warnings():
-                for index in indices:
-                    frames.append(self._frame(index))
-        except Exception as error:  # Pillow's decoders raise almost every kind of error
-            return frames, error
-        return frames, None
+    def _picture(self, index: int) -> Image:
+        if self._patches_of is not None:
+            if index < self._next:
+                self._next = 0
+            if not self._next:
+                patches = self._patches_of(self._content)
+                self._frames = composed(self._content, patches, self._image.size)
+            behind, self._next = index - self._next, 0  # from the beginning again after an error
+            image = next(itertools.islice(self._frames, behind, None))
+            self._next = index + 1
+            if "exif" in self._image.info:
+                image = upright(image, self._image)
+        else:
+            image = self._page(index)
+            image.load()
+            image = upright(image)
+        return to_mode(image, CHANNELS_TO_MODE[self.channels])
 
-    def _frame(self, index: int) -> Image:
-        position = self._first + index
-        if self._image.tell() > position:  # Pillow does not rewind every kind of file
+    def _numbers(self, index: int) -> torch.Tensor:
+        return stored_numbers(self._page(index), self._content, self.channels)
+
+    def _page(self, index: int) -> Image:
+        page = self._pages[index]
+        if page <= self._page_read:  # Pillow does not rewind every kind of file
             self._image = self._open()
-        self._image.seek(position)
-        return to_mode(self._image, CHANNELS_TO_MODE[self.channels])
+        self._image.seek(page)
+        self._page_read = page
+        check_pixels(self._image.size)
+        if is_deep(self._image, self._content) != self.is_array:
+            got = f"pages of 8 bits and of more, such as page {index + 1}"
+            raise unreadable(self.path, "pages of one kind", got, "store them as two files")
+        return self._image
 
     def close(self) -> None:
         """Let go of the picture."""
@@ -244,7 +312,10 @@ def _durations(path: Path, content: bytes) -> list[float] | None:
             durations = durations_of(content) if len(content) >= 12 else None
             if durations is None:
                 raise unreadable(path, _EXPECTED, f"a {name} cut short after {len(content)} bytes")
-            return durations
+            if len(durations) < 2:
+                return durations  # a picture that does not move
+            least = _LEAST_SECONDS.get(name, 1e-9)
+            return [_DEFAULT_SECONDS if seconds < least else seconds for seconds in durations]
     return None
 
 
@@ -253,8 +324,15 @@ def _open(path: Path, content: bytes, formats: tuple[str, ...] | None) -> Image:
 
     try:
         with _pillows_warnings():
-            return pillow.open(BytesIO(content), formats=formats)
+            image = pillow.open(BytesIO(content), formats=formats)
+            check_pixels(image.size)
+            scale_transparency(image, content)
+            return image
     except Exception as error:
+        is_tif = content[:2] in (b"II", b"MM") and "TIFF" in (formats or ("TIFF",))
+        if is_tif and isinstance(error, pillow.UnidentifiedImageError):
+            got = "one of another kind, or a damaged one"
+            raise unreadable(path, "a tif of a kind that Pillow knows", got, _AS_NPY) from error
         raise _undecodable(path, error) from error
 
 
@@ -273,9 +351,28 @@ def _pillows_warnings() -> Iterator[None]:
 def _undecodable(path: Path, error: Exception) -> UnreadableVideoError:
     from PIL import Image as pillow
 
+    if isinstance(error, UnreadableVideoError):
+        return error
     if isinstance(error, pillow.UnidentifiedImageError):
         return unreadable(path, _EXPECTED, "bytes that Pillow does not take for a picture")
     if isinstance(error, (pillow.DecompressionBombError, pillow.DecompressionBombWarning)):
         got = f"a possible decompression bomb ({error})"
-        return unreadable(path, _EXPECTED, got, "if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS")
+        advice = "make it smaller, or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and "
+        return unreadable(path, _EXPECTED, got, f"{advice}{animation.__name__}.MAX_PIXELS")
     return unreadable(path, _EXPECTED, f"{type(error).__name__}: {error}")
+
+
+def stack_frames(frames: Sequence[torch.Tensor], channels: int, path: Path) -> torch.Tensor:
+    """Make one tensor `(c, f, h, w)` of frames `(c, h, w)`.
+
+    Raises:
+        UnreadableVideoError: They have different sizes.
+    """
+    if not frames:
+        return torch.empty(channels, 0, 0, 0)
+    shapes = sorted({tuple(frame.shape) for frame in frames})
+    if len(shapes) > 1:
+        got = f"(channels, height, width) {shapes}"
+        raise unreadable(path, "frames of one size", got, "bring them to one size first")
+    # of a large one no copy
+    return frames[0][:, None] if len(frames) == 1 else torch.stack(list(frames), dim=1)

@@ -1,4 +1,4 @@
-"""First step of the path: a picture of any mode becomes one of 8 bit in 1, 3 or 4 channels."""
+"""First step of the path: a picture of any mode becomes one of 1, 3 or 4 channels, or numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import torch
 from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from PIL.Image import Image, Transpose
+
+# Numbers of EXIF's and tif's tags, and of a signed sample format
+_ORIENTATION, _BITS, _COMPRESSION, _SAMPLE_FORMAT, _SIGNED = 274, 258, 259, 339, 2
+_OPAQUE = 65535.0
+_LUMA = (0.299, 0.587, 0.114)
+_AS_NPY = "which are read only if they are stored as .npy"
 
 
 def stored_channels(image: Image) -> int:
@@ -29,33 +35,170 @@ def stored_channels(image: Image) -> int:
 
 
 def to_mode(image: Image, mode: str) -> Image:
-    """Convert a picture of any mode without loss of range.
+    """Convert a picture of 8 bits; what is transparent becomes black where the mode has no opacity.
 
     Args:
-        image: A picture; 16-bit grey is scaled to 8 bit, where Pillow would clip it.
+        image: A picture of 8 bits or less per channel.
         mode: L, RGB or RGBA.
 
+    Returns:
+        A new picture, also where nothing is to be converted.
+
     Raises:
-        ValueError: The picture holds floats or 32-bit numbers, whose range nobody states.
+        ValueError: The picture holds numbers of more bits.
 
     Example:
         >>> from PIL import Image
-        >>> to_mode(Image.new("I;16", (1, 1), 65535), "RGB").getpixel((0, 0))
-        (255, 255, 255)
+        >>> to_mode(Image.new("RGBA", (1, 1), (200, 100, 0, 127)), "RGB").getpixel((0, 0))
+        (100, 50, 0)
     """
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        from PIL import Image as pillow
-
-        levels = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
-        image = pillow.fromarray(levels.astype(np.uint8))
-    elif image.mode in ("F", "I"):
+    if image.mode == "F" or image.mode.startswith("I"):
         raise ValueError(
-            f"the picture's mode must be one that states its range, got {image.mode!r}; store such "
-            "numbers as .npy"
+            f"the picture's mode must be one of 8 bits per channel, got {image.mode!r}; read its "
+            "numbers with read_video"
         )
-    elif image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")  # Pillow warns of the direct way to RGB
-    return image.convert(mode)
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    image = image.convert("LA") if image.mode == "La" else image
+    image = image.convert("RGBA")
+    if mode == "RGBA":
+        return image
+    from PIL import Image as pillow
+
+    black = pillow.new("RGB", image.size)
+    black.paste(image, mask=image)
+    return black if mode == "RGB" else black.convert(mode)
+
+
+def upright(image: Image, source: Image | None = None) -> Image:
+    """Turn a decoded picture as EXIF data say that it is to be shown; damaged ones say nothing.
+
+    Pillow turns a tif by itself, and takes the note off.
+
+    Args:
+        image: The picture.
+        source: The opened file that has the EXIF data; None for the picture itself.
+    """
+    turn = _turn(image if source is None else source)
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image) -> Transpose | None:
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    try:
+        return turns.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow's parser raises almost every kind of error
+        return None
+
+
+def is_deep(image: Image, content: bytes) -> bool:
+    """Tell whether a picture's channels have more than 8 bits, or signs.
+
+    Args:
+        image: The opened picture, at its page.
+        content: The whole file: Pillow opens 16-bit colours as 8-bit ones.
+    """
+    if image.format == "PNG":
+        return content[24] > 8
+    tags = getattr(image, "tag_v2", {})
+    has_signs = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    return max(tags.get(_BITS, (1,))) > 8 or has_signs or image.mode[0] in "IF"
+
+
+def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
+    """Give the numbers of a picture that `is_deep`.
+
+    Args:
+        image: The opened picture, at its page.
+        content: The whole file.
+        channels: 1 (grey, of colours 0.299 red + 0.587 green + 0.114 blue), 3 (colour) or 4 (colour
+            and opacity, 65535 for all that is opaque). Without opacity colours are multiplied by
+            it, so that what is transparent becomes 0.
+
+    Returns:
+        `(channels, h, w)` float32.
+
+    Raises:
+        ValueError: The picture is of a kind that is not decoded exactly, or opacity is asked of
+            numbers that have none.
+    """
+    tags = getattr(image, "tag_v2", {})
+    signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    is_packed = tags.get(_COMPRESSION, 1) != 1
+    if image.mode in ("I", "F") and content[:2] == b"MM" and is_packed:
+        # Pillow 12 mixes up their bytes
+        raise ValueError(f"compressed big-endian numbers of mode {image.mode!r}, {_AS_NPY}")
+    turn, page = _turn(image), image.tell()
+    image.load()  # Pillow looks for damage, also where it does not give all bits
+    if image.mode in ("RGB", "RGBA"):
+        stored = _sixteen_bit_colours(image, content, page, turn)
+    elif image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
+        raise ValueError(f"numbers of more than 8 bits of mode {image.mode!r}, {_AS_NPY}")
+    else:
+        # Pillow has turned a tif already
+        stored = np.asarray(image if image.format == "TIFF" else upright(image))[None]
+        if image.mode == "L":
+            stored = stored.view(np.int8)
+        elif image.mode == "I" and tags and not signed:
+            stored = stored.view(np.uint32)
+    has_most = image.format == "PNG" or stored.dtype in (">u2", "<u2")
+    values = torch.from_numpy(stored.astype(np.float32))
+    if image.mode.startswith("I;16") and "transparency" in image.info:
+        opaque = values != float(image.info["transparency"])
+        values = torch.cat((values, opaque * _OPAQUE))
+    colours, opacity = (values[:-1], values[-1:]) if len(values) in (2, 4) else (values, None)
+    if channels == 4:
+        if opacity is None and not has_most:
+            raise ValueError(f"numbers of mode {image.mode!r} without opacity; set channels=1")
+        opacity = torch.full_like(values[:1], _OPAQUE) if opacity is None else opacity
+        return torch.cat((colours.expand(3, -1, -1), opacity))
+    if opacity is not None:
+        colours = colours * (opacity / _OPAQUE)
+    if channels == 1 and len(colours) == 3:
+        colours = (colours * torch.tensor(_LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+    return colours.expand(channels, -1, -1)
+
+
+def _sixteen_bit_colours(
+    image: Image, content: bytes, page: int, turn: Transpose | None
+) -> np.ndarray:
+    """Let FFmpeg decode what Pillow has decoded to 8 bits: `(c, h, w)` uint16."""
+    import av
+    from PIL import Image as pillow
+
+    decoder = av.CodecContext.create("png" if image.format == "PNG" else "tiff", "r")
+    if image.format == "TIFF":
+        decoder.options = {"page": str(page + 1)}
+    try:
+        (frame,) = decoder.decode(av.Packet(content))
+    except (av.FFmpegError, ValueError) as error:
+        raise ValueError(f"16-bit colours that FFmpeg cannot decode, {_AS_NPY}") from error
+    name, order = frame.format.name[:-2], ">u2" if frame.format.is_big_endian else "<u2"
+    channels = {"ya16": 2, "rgb48": 3, "rgba64": 4}.get(name, 1)
+    rows = np.frombuffer(memoryview(frame.planes[0]), order).reshape(frame.height, -1)
+    planes = [
+        pillow.fromarray(rows[:, first : frame.width * channels : channels].astype(np.uint16))
+        for first in ((0, 0, 0, 1) if channels == 2 else range(channels))
+    ]
+    if turn is not None:
+        planes = [plane.transpose(turn) for plane in planes]
+    bands = upright(image).split()
+    if planes[0].size != bands[0].size or channels == 1:
+        raise ValueError(f"16-bit colours that FFmpeg decodes to {frame.format.name}, {_AS_NPY}")
+    for plane, band in zip(planes, bands, strict=False):
+        if not np.array_equal(np.asarray(plane) >> 8, np.asarray(band)):
+            raise ValueError(f"16-bit colours that its decoders disagree on, {_AS_NPY}")
+    return np.stack([np.asarray(plane) for plane in planes])
 
 
 class ToTensor:

@@ -91,7 +91,7 @@ class VideoReader(ABC):
         )
 
     def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """Read frames of an array file.
+        """Read frames of an array file, or of a picture or movie of more than 8 bits.
 
         Args:
             indices: As for `pictures`.
@@ -100,7 +100,7 @@ class VideoReader(ABC):
             `(c, len(indices), h, w)`, uint8 where the file holds uint8, else float32.
 
         Raises:
-            TypeError: The file holds no array.
+            TypeError: The file holds pictures of 8 bits.
             ValueError: `indices` are negative or do not increase, or the reader is closed.
             UnreadableVideoError: The file is damaged.
         """
