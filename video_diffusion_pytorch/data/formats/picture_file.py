@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    missing_file,
+    regular_file,
+    unreadable,
+)
 from video_diffusion_pytorch.data.formats.gif_format import gif_durations
 from video_diffusion_pytorch.data.formats.picture_mode import (
     ToTensor,
@@ -215,7 +220,7 @@ class PictureReader(VideoReader):
 
 def _read_all(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             content = file.read() if size <= _MAX_FILE_BYTES else b""
     except FileNotFoundError as error:

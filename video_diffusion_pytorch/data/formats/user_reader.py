@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import unreadable
+from video_diffusion_pytorch.data.errors import regular_file, unreadable
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader, check_indices
 
 ReadFn = Callable[[Path], Any]
@@ -35,6 +35,8 @@ class FunctionReader(VideoReader):
     is_array = True
 
     def __init__(self, path: Path, read_fn: ReadFn, channels: int | None = None) -> None:
+        if path.exists() and not path.is_dir():
+            regular_file(path)
         given = read_fn(path)
         has_rate = isinstance(given, tuple) and len(given) == 2
         values, fps = given if has_rate else (given, None)
