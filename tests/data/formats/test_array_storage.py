@@ -324,7 +324,12 @@ def test_pt_of_the_other_byte_order(tmp_path):
     def swap(name, content):
         if name.endswith("/byteorder"):
             content = b"big" if content == b"little" else b"little"
-        return [(name, np.frombuffer(content, "<i2").byteswap().tobytes() if "/data/" in name else content)]
+        return [
+            (
+                name,
+                np.frombuffer(content, "<i2").byteswap().tobytes() if "/data/" in name else content,
+            )
+        ]
 
     torch.save(torch.from_numpy(VIDEO), tmp_path / "plain.pt")
     copy_zip(tmp_path / "plain.pt", tmp_path / "a.pt", swap)
