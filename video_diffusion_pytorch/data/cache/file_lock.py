@@ -54,7 +54,8 @@ def _holder(descriptor: int) -> str:
 def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a lock that one process on the machine can hold at a time; wait where another one does.
 
-    After some seconds of waiting, the log names the process that holds it. The operating system lets go of it when the process ends, however it ends.
+    After some seconds of waiting, the log names the process that holds it. The operating system
+    lets go of it when the process ends, however it ends.
 
     Args:
         path: The file that stands for the lock. It is made if need be and left behind: one removed

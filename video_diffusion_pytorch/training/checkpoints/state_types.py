@@ -47,10 +47,9 @@ def _is_finite(value: Any) -> bool:
 
 def _is_scaler(value: Any) -> bool:
     names = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
-    is_dict = isinstance(value, dict)
-    return is_dict and (
-        not value or (value.keys() == names and all(map(_is_finite, value.values())))
-    )
+    if not isinstance(value, dict) or value.keys() not in (set(), names):
+        return False
+    return all(map(_is_finite, value.values()))
 
 
 def _is_state_of_python(value: Any) -> bool:
