@@ -145,7 +145,8 @@ def _rows(table: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    # too many digits, too many brackets
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{where}: expected a JSON object, got a line that is none ({error}); correct it"
         ) from error

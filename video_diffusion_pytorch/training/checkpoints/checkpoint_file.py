@@ -65,7 +65,7 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
         TypeError: If it holds what could be read only by running code.
     """
     plain = _plain(state)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")
     _remove_leftovers(path.parent)
     recorder: Any = None
     try:
