@@ -211,6 +211,6 @@ def _check_expanded(text: str) -> None:
 def _check_size(what: str, count: float, most: int) -> None:
     if count > most:
         raise ValueError(
-            f"train: --config must be a file of options with at most {most} {what}, got more; write "
-            "the options that differ from the defaults, as --print_config shows them"
+            f"train: --config must be a file of options with at most {most} {what}, got more; "
+            "write the options that differ from the defaults, as --print_config shows them"
         )

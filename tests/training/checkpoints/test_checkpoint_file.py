@@ -646,3 +646,10 @@ def test_entries_that_torch_never_writes(path, kind):
     for read in (read_checkpoint, glance):
         with pytest.raises(ValueError, match=f"{DAMAGED}.*{reason.get(kind, 'overlap')}"):
             read(path)
+
+
+def test_a_name_as_long_as_file_systems_allow(path):
+    long = path.with_name("x" * 252 + ".pt")
+    write_checkpoint(STATE, long)
+    assert same(read_checkpoint(long), STATE)
+    assert list(path.parent.iterdir()) == [long]
