@@ -61,7 +61,7 @@ def load_part(encoder: str, part: str, auto_class: str, *, trust_remote_code: bo
             cache = huggingface_hub.constants.HF_HUB_CACHE
             where = f"as {encoder!r} on the Hugging Face hub and in its cache {cache}"
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
-        if "trust_remote_code" in str(error):
+        if isinstance(error, ValueError) and "trust_remote_code=True" in str(error):
             raise OSError(
                 f"the text encoder's {part} was expected {where} without code of its own, got an "
                 "encoder whose Python code would have to be run; read that code, and if you trust "

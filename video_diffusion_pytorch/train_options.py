@@ -187,8 +187,8 @@ _MOST_BYTES, _MOST_NODES, _MOST_LEVELS = 1 << 18, 20_000, 30
 
 def _check_expanded(text: str) -> None:
     """Counts what a text in YAML comes to once its aliases stand for what they name."""
-    sizes: dict[str, float] = {}
-    opened: list[tuple[str | None, float]] = []
+    sizes: dict[Any, float] = {}
+    opened: list[tuple[Any, float]] = []
     count = 0.0
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         anchor = getattr(event, "anchor", None)

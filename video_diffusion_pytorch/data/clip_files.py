@@ -79,14 +79,7 @@ def find_clips(
         folders[:] = [name for name in folders if not name.startswith(".")]
         folders[:] = [name for name in folders if (here / name).resolve() not in closed]
         names = [name for name in names if not name.startswith(".")]
-        of_a_run = [name for name in names if _of_a_run(here / name)]
-        sharded = [name for name in folders if _SHARDED.fullmatch(name)]
-        if here != folder and (of_a_run or sharded):
-            logger.warning("left out the results folder of a run, %s: samples are no clips", here)
-            folders.clear()
-            continue
-        names = [name for name in names if name not in of_a_run]
-        folders[:] = [name for name in folders if name not in sharded]
+        names = _without_results(here, here == folder, names, folders)
         others.update(Path(name).suffix.lower() or "no extension" for name in names)
         if exts is None and is_frame_folder(here, [*names, *folders]):
             found.append(here)
@@ -143,6 +136,18 @@ def beside(clip: Path, endings: Sequence[str]) -> Path | None:
             if path != clip and os.path.isfile(path):
                 return path
     return None
+
+
+def _without_results(here: Path, is_top: bool, names: list[str], folders: list[str]) -> list[str]:
+    """Leaves out what a training run has written; from `folders`, too, which is changed."""
+    of_a_run = [name for name in names if _of_a_run(here / name)]
+    sharded = [name for name in folders if _SHARDED.fullmatch(name)]
+    if (of_a_run or sharded) and not is_top:
+        logger.warning("left out the results folder of a run, %s: samples are no clips", here)
+        folders.clear()
+        return []
+    folders[:] = [name for name in folders if name not in sharded]
+    return [name for name in names if name not in of_a_run]
 
 
 def _of_a_run(file: Path) -> bool:

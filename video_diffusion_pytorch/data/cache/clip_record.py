@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 # NumPy's names of all kinds of real numbers
-_DTYPES = {np.dtype(kind).newbyteorder(order).str for kind in "?bBhHiIlLqQefdg" for order in "<>"}
+_DTYPES = {np.dtype(order + kind).str for kind in "?bBhHiIlLqQefdg" for order in "<>"}
 
 
 class Record(NamedTuple):

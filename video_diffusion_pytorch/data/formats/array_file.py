@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -158,12 +159,13 @@ def _to_tensor(
     elif axis is None:
         part = data
     else:
-        is_range = isinstance(wanted, range)
-        some = slice(wanted.start, wanted.stop, wanted.step) if is_range else wanted
+        some: Any = wanted
+        if isinstance(wanted, range):  # a slice copies nothing
+            some = slice(wanted.start, wanted.stop, wanted.step)
         part = data[(slice(None),) * axis + (some,)]
     if isinstance(part, torch.Tensor):
         dtype = torch.uint8 if part.dtype == torch.uint8 else torch.float32
         return part.to(dtype, copy=not isinstance(data, FileArray))
+    kind = np.uint8 if part.dtype == np.uint8 else np.float32
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
-        dtype = np.uint8 if part.dtype == np.uint8 else np.float32
-        return torch.from_numpy(np.require(part, dtype, "W"))
+        return torch.from_numpy(np.require(part, kind, "W"))

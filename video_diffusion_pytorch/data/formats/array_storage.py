@@ -111,7 +111,7 @@ class FileArray:
         out = np.empty((outer, len(wanted), size), np.uint8)
         if not wanted:
             return out
-        target, row = memoryview(out.reshape(-1)), total * size
+        target, row = out.reshape(-1).data, total * size
         numbers = np.asarray(wanted, dtype=np.int64)
         # In a run, what is between wanted entries is read with them
         is_apart = np.diff(numbers) > 1 + _GAP // size
@@ -131,7 +131,7 @@ class FileArray:
                     at = (start * len(wanted) + i) * size
                     self._fill(target[at : at + span * size], offset)
                     continue
-                self._fill(memoryview(block)[: ((count - 1) * total + span) * size], offset)
+                self._fill(block.data[: ((count - 1) * total + span) * size], offset)
                 seen = np.ndarray((count, span, size), np.uint8, block, 0, (row, size, 1))
                 out[start : start + count, i:j] = seen if span == j - i else seen[:, places]
         self.check_unchanged()
@@ -203,7 +203,7 @@ def load_npy(path: Path) -> StoredArray:
         UnreadableVideoError: The file is damaged or cut short, or holds no array of numbers.
     """
     expected = "an npy file of numbers"
-    file = cast(FileIO, regular_file(path).open("rb", buffering=0))
+    file = regular_file(path).open("rb", buffering=0)
     try:
         status = os.fstat(file.fileno())
         try:
@@ -274,7 +274,7 @@ def load_pt(path: Path, max_bytes: int = sys.maxsize) -> StoredArray:
     Raises:
         UnreadableVideoError: The file is damaged, or holds no such tensor.
     """
-    file = cast(FileIO, regular_file(path).open("rb", buffering=0))
+    file = regular_file(path).open("rb", buffering=0)
     with contextlib.ExitStack() as opened:
         opened.callback(file.close)
         state = _state_of(os.fstat(file.fileno()))
@@ -288,7 +288,7 @@ def load_pt(path: Path, max_bytes: int = sys.maxsize) -> StoredArray:
         place = places.get(tensor.untyped_storage().data_ptr())
         if place is None or tensor.is_neg():  # not as it is in the file
             return StoredArray(tensor, *told)
-        offset = place + tensor.storage_offset() * tensor.itemsize
+        offset = place + int(tensor.storage_offset()) * tensor.itemsize
         array = FileArray(file, state, offset, tensor.dtype, tensor.shape, tensor.stride())
         array.check_unchanged(os.stat(path))  # torch has opened it by its name
         opened.pop_all()
@@ -302,7 +302,7 @@ def _load_pt(path: Path, file: FileIO) -> tuple[Any, dict[int, int]]:
     """
     storages: list[torch.UntypedStorage] = []
 
-    def note(storage: torch.UntypedStorage, location: str) -> torch.UntypedStorage:
+    def note(storage: Any, location: str) -> Any:
         storages.extend([storage] * bool(storage.nbytes()))
         return storage
 
