@@ -504,3 +504,14 @@ def test_what_cannot_be_saved_makes_no_repository(monkeypatch):
     with pytest.raises(ValueError, match="must be a Unet3D"):
         tiny_diffusion(nn.Conv3d(3, 3, 1)).push_to_hub("model")
     assert [call[0] for call in Api.last.calls] == ["token"]
+
+
+def test_settings_of_a_network_much_larger_than_the_weights(tmp_path):
+    Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["unet"]["dim"] = 10**6
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"must build a Unet3D, got a network of \d+ parameters for"
+    ):
+        Unet3D.from_pretrained(tmp_path)

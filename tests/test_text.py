@@ -225,7 +225,7 @@ def test_default_encoder_without_a_network(monkeypatch):
     import transformers
     from huggingface_hub import constants
 
-    def offline(name):
+    def offline(name, **options):
         assert name == "bert-base-cased"
         raise ConnectionError("no route to host\nmore lines")
 

@@ -1,9 +1,12 @@
 """Parts of a text encoder come from a folder or the hub; test_text holds what becomes of them."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from video_diffusion_pytorch import text
 from video_diffusion_pytorch.text_loading import load_part
 
 TINY_BERT = Path(__file__).parent / "golden" / "tiny_bert"
@@ -21,3 +24,32 @@ def test_what_cannot_be_read_is_told_by_its_part_and_place(tmp_path):
         load_part(str(tmp_path), "configuration", "AutoConfig")
     assert message in str(caught.value)
     assert caught.value.__cause__ is not None
+
+
+def test_code_of_an_encoder_is_run_only_if_it_is_trusted(tmp_path, monkeypatch):
+    mark = tmp_path / "ran"
+    folder = tmp_path / "encoder"
+    shutil.copytree(TINY_BERT, folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    (folder / "own.py").write_text(
+        f"open({str(mark)!r}, 'w').close()\nfrom transformers import BertConfig\n\n\n"
+        "class Config(BertConfig):\n    model_type = 'own'\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail("asked on the terminal"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    text.set_text_encoder(folder)
+    message = (
+        f"encoder's .* was expected in the folder {folder} without code of its own, got an .*"
+        r"call .*set_text_encoder\(..., trust_remote_code=True\), or choose another"
+    )
+    for load in (text.get_tokenizer, text.get_bert):
+        with pytest.raises(OSError, match=message):
+            load()
+    assert not mark.exists()
+    text.set_text_encoder(folder, trust_remote_code=True)
+    assert text.get_tokenizer().model_max_length > 0
+    assert mark.exists()
+    text.set_text_encoder()
+    assert not text._trust_remote_code

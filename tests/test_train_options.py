@@ -1,6 +1,7 @@
 """What `train` takes from a preset, a file and the command line, and which of them wins."""
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,45 @@ def test_a_preset_that_is_found_too_late_is_refused(monkeypatch, capsys):
     assert main(["train", "clips", "--preset", "bair"]) == 2
     message = "train: the preset must be known before other options, got None and then bair; give"
     assert re.search(message, capsys.readouterr().err)
+
+
+def repeated(depth):
+    """A file of a few lines that stands for 9 to the power of its depth."""
+    lines = ["a0: &a0 [x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, depth)]
+    return "\n".join(lines)
+
+
+MERGED = re.sub(
+    r"(\*.*)]", r"<<: [\1]}", repeated(9).replace("[", "{").replace("x, x, x]", "x: 1}")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (repeated(9), r"at most 20000 values \(aliases written out\), got more"),
+        (
+MERGED,
+            r"at most 20000 values \(aliases written out\), got more",
+        ),
+        ("unet: &a {x: *a}", r"at most 20000 values \(aliases written out\), got more"),
+        ("a: &a 1\nb: [*a, *a, &b [*a]]\nc: *b", None),
+        ("folder: " + "[" * 40 + "]" * 40, "at most 30 levels of nesting, got more"),
+        ("\n".join(" " * i + "a:" for i in range(40)), "at most 30 levels of nesting, got more"),
+        ("folder: " + "x" * 300_000, "at most 262144 bytes, got more"),
+        (repeated(3), None),
+        ("beta_schedule: [" + "0.5, " * 4000 + "1]", None),
+    ],
+)  # fmt: skip
+def test_a_file_that_would_keep_the_parser_busy_is_refused(tmp_path, capsys, text, told):
+    (tmp_path / "options.yaml").write_text(text)
+    argv = ["train", "--config", str(tmp_path / "options.yaml")]
+    if told is None:
+        assert named_preset(argv) is None
+        return
+    began = time.monotonic()
+    assert main(argv) == 2
+    assert time.monotonic() - began < 10
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(f"train: --config must be a file of options with {told}; ", line)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.model_folder import (
@@ -177,6 +178,7 @@ class Shareable(nn.Module):
             own = (name for name in tensors if name.startswith(NETWORK_PREFIX))
             tensors = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in own}
         try:
+            _check_memory(cls._classes["unet"], config["unet"], tensors)
             model = cls._build(config, overrides)
         except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
             raise ValueError(
@@ -253,6 +255,17 @@ def _check_overrides(cls: type[Shareable], overrides: Mapping[str, Any]) -> None
             f"from_pretrained: further arguments must be keywords of {cls.__name__}, got "
             f"{', '.join(unknown)}; it has {', '.join(named)}"
         )
+
+
+def _check_memory(
+    network: type[nn.Module], settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Refuses settings of a network that is much larger than its weights, before it is built."""
+    with torch.device("meta"):
+        needed = sum(parameter.numel() for parameter in network(**settings).parameters())
+    held = sum(tensor.numel() for tensor in tensors.values())
+    if needed > 2 * held + 2**20:
+        raise ValueError(f"a network of {needed} parameters for a file of {held} numbers")
 
 
 def _take_types(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

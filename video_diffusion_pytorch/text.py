@@ -34,12 +34,14 @@ _DEFAULT_ENCODER = "bert-base-cased"
 _encoder: str | None = _DEFAULT_ENCODER
 _Encode = Callable[[list[str]], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
 _encode: _Encode | None = None
+_trust_remote_code = False
 
 
 def set_text_encoder(
     name_or_folder: str | os.PathLike[str] | _Encode = _DEFAULT_ENCODER,
     *,
     name: str | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Choose the encoder that captions go through from now on.
 
@@ -55,6 +57,8 @@ def set_text_encoder(
             where there is a token.
         name: What tells the function from others where vectors are kept; None for a function
             whose vectors must not be kept.
+        trust_remote_code: Whether to run Python code that comes with the model. Without, a model
+            that needs it is refused; it is never asked for on the terminal.
 
     Raises:
         FileNotFoundError: The argument is a path, and there is no such folder.
@@ -67,7 +71,7 @@ def set_text_encoder(
         tensor([[7.]])
         >>> set_text_encoder()
     """
-    global MODEL, TOKENIZER, _encoder, _encode
+    global MODEL, TOKENIZER, _encoder, _encode, _trust_remote_code
     if callable(name_or_folder):
         MODEL = TOKENIZER = None
         _encoder, _encode = name, name_or_folder
@@ -79,7 +83,7 @@ def set_text_encoder(
         )
     found = find_encoder(name_or_folder)
     MODEL = TOKENIZER = None
-    _encoder, _encode = found, None
+    _encoder, _encode, _trust_remote_code = found, None, trust_remote_code
 
 
 def encoder_name() -> str | None:
@@ -287,4 +291,4 @@ def _load(part: str, auto_class: str) -> Any:
             f"{_encode!r}; call embed_captions, or set_text_encoder with a model's name"
         )
     assert _encoder is not None
-    return load_part(_encoder, part, auto_class)
+    return load_part(_encoder, part, auto_class, trust_remote_code=_trust_remote_code)

@@ -32,13 +32,14 @@ def find_encoder(name_or_folder: str | os.PathLike[str]) -> str:
     return found
 
 
-def load_part(encoder: str, part: str, auto_class: str) -> Any:
+def load_part(encoder: str, part: str, auto_class: str, *, trust_remote_code: bool = False) -> Any:
     """Reads one part of a text encoder.
 
     Args:
         encoder: A model's name on the Hugging Face hub, or a folder that holds one.
         part: What it is, in a word, for the message if it fails.
         auto_class: The class of `transformers` that reads it.
+        trust_remote_code: Whether to run Python code that comes with the encoder.
 
     Raises:
         OSError: If it cannot be read; the message says what was looked for and where.
@@ -48,7 +49,10 @@ def load_part(encoder: str, part: str, auto_class: str) -> Any:
 
     try:
         with _quiet(transformers.utils.logging):
-            return getattr(transformers, auto_class).from_pretrained(encoder)
+            # left out, it would be asked for on the terminal
+            return getattr(transformers, auto_class).from_pretrained(
+                encoder, trust_remote_code=trust_remote_code
+            )
     # Which error it is differs between versions of the hub's client, and with its network library
     except Exception as error:
         if os.path.isdir(encoder):
@@ -57,6 +61,13 @@ def load_part(encoder: str, part: str, auto_class: str) -> Any:
             cache = huggingface_hub.constants.HF_HUB_CACHE
             where = f"as {encoder!r} on the Hugging Face hub and in its cache {cache}"
         reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        if isinstance(error, ValueError) and "trust_remote_code=True" in str(error):
+            raise OSError(
+                f"the text encoder's {part} was expected {where} without code of its own, got an "
+                "encoder whose Python code would have to be run; read that code, and if you trust "
+                "it call video_diffusion_pytorch.text.set_text_encoder(..., "
+                "trust_remote_code=True), or choose another encoder"
+            ) from error
         raise OSError(
             f"the text encoder's {part} was expected {where}, but loading it gave "
             f"{type(error).__name__}: {reason}; go online once to fill the cache, or call "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from argparse import SUPPRESS
 from collections.abc import Sequence
@@ -168,8 +169,49 @@ def named_preset(argv: Sequence[str]) -> str | None:
 def _of_file(told: str) -> dict[str, Any]:
     """What a file of options says, or the options themselves, as the parser takes both."""
     try:
-        found = yaml.safe_load(Path(told).read_text() if os.path.isfile(told) else told)
+        is_file = os.path.isfile(told)
+        size = os.path.getsize(told) if is_file else len(told)
+        _check_size("bytes", size, _MOST_BYTES)
+        text = Path(told).read_text() if is_file else told
+        _check_expanded(text)
+        found = yaml.safe_load(text)
     # the parser says what is wrong with it
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+# Much more than all options need; what is larger, or nested more deeply, keeps the parser busy
+# for ever, or ends it
+_MOST_BYTES, _MOST_NODES, _MOST_LEVELS = 1 << 18, 20_000, 30
+
+
+def _check_expanded(text: str) -> None:
+    """Counts what a text in YAML comes to once its aliases stand for what they name."""
+    sizes: dict[Any, float] = {}
+    opened: list[tuple[Any, float]] = []
+    count = 0.0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.AliasEvent):
+            count += sizes.get(anchor, math.inf)  # of what is not complete: it holds itself
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            sizes[anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            sizes.pop(anchor, None)
+            opened.append((anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            sizes[anchor] = count - before
+        _check_size("values (aliases written out)", count, _MOST_NODES)
+        _check_size("levels of nesting", len(opened), _MOST_LEVELS)
+
+
+def _check_size(what: str, count: float, most: int) -> None:
+    if count > most:
+        raise ValueError(
+            f"train: --config must be a file of options with at most {most} {what}, got more; "
+            "write the options that differ from the defaults, as --print_config shows them"
+        )

@@ -1,9 +1,12 @@
 """Which files of a folder are clips."""
 
+import json
 import logging
+import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from video_diffusion_pytorch.data.clip_files import beside, find_clips
@@ -125,3 +128,49 @@ def test_nothing_to_be_found(files):
         find_clips(files() / "gone")
     with pytest.raises(NotADirectoryError, match=r"got a file; pass the folder that holds it"):
         find_clips(files() / "notes.txt")
+
+
+def test_results_of_a_run_are_no_clips(files, caplog):
+    folder = files(
+        "a.gif", "run/1.gif", "run/sub/2.gif", "old/model-2.5.pt", "old/3.gif", "model-1.pt",
+        "big/model-3.sharded/run.pt", "big/4.gif", "mine/model-7.pt", "mine/5.gif",
+        "mine/model-best.pt", "log/metrics.jsonl", "log/6.gif", "model-4.sharded/run.pt",
+    )  # fmt: skip
+    line = {"step": 1, "time": 0.0, "loss": 0.5, "clips_per_second": 3.0}
+    (folder / "run" / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    # of other programs
+    (folder / "log" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
+    checkpoint = {"format": 1, "version": "1.0", "step": 2, "model": {"w": torch.ones(1)}}
+    torch.save({**checkpoint, "ema": {}}, folder / "old" / "model-2.5.pt")
+    torch.save({**checkpoint, "ema": {}}, folder / "model-1.pt")
+    torch.save({"video": torch.ones(1, 2, 3, 4), "fps": 3}, folder / "mine" / "model-7.pt")
+    with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
+        clips = found(folder)
+    mine = ["a.gif", "log/6.gif", "mine/5.gif", "mine/model-7.pt", "mine/model-best.pt"]
+    assert clips == mine
+    told = sorted(record.getMessage() for record in caplog.records)
+    assert told == [
+        f"left out the results folder of a run, {folder / name}: samples are no clips"
+        for name in ("big", "old", "run")
+    ]
+    # by itself it may be looked at, as to compare its samples with others
+    assert found(folder / "run") == ["1.gif", "sub/2.gif"]
+    assert found(folder / "old") == ["3.gif"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names exist on Unix only")
+def test_pipes_are_not_opened_by_the_search(files):
+    folder = files("a/1.jpg", "a/2.jpg")
+    for name in ("model-1.pt", "metrics.jsonl", "a/f3.png", "b.gif", "b.txt", "c/f1.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(folder / name)
+    assert found(folder) == ["a/f3.png", "b.gif", "c", "model-1.pt"]
+    assert beside(folder / "b.gif", (".txt",)) is None
+
+
+def test_names_as_long_as_file_systems_allow(files):
+    name = "x" * 251 + ".mp4"
+    folder = files(name, "x" * 251 + ".txt")
+    assert found(folder) == [name]
+    assert beside(folder / name, (".npy", ".txt")) == folder / ("x" * 251 + ".txt")
+    assert beside(folder / name, (".cond.json",)) is None

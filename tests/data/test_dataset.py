@@ -1,5 +1,6 @@
 """A folder of video files becomes clips."""
 
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -588,3 +589,55 @@ def test_settings_tell_how_files_become_clips(tmp_path):
     assert stretched == {**plain, "fit_frames": "all"}
     centred = Dataset(tmp_path, (8, 6), num_frames=2, channels=1, pad_position="center").settings
     assert centred == {**plain, "pad_position": "center"}
+
+
+# Odd files
+
+
+@pytest.mark.parametrize("ending", ["gif", "npy"])
+def test_names_as_long_as_file_systems_allow(tmp_path, ending):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    name = "x" * 251
+    if ending == "gif":
+        video_tensor_to_gif(ramp_clip(), folder / f"{name}.gif")
+    else:
+        np.save(folder / f"{name}.npy", ramp_clip().numpy())
+    (folder / f"{name}.txt").write_text("a ramp")
+    options = {"channels": 1, "num_frames": 4, "exts": None, "conditions": "caption"}
+    plain = Dataset(folder, 16, **options)[0]
+    cached = Dataset(folder, 16, **options, cache=tmp_path / "cache")[0]
+    assert plain["cond"] == cached["cond"] == "a ramp"
+    assert torch.equal(plain["video"], cached["video"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names exist on Unix only")
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_start": "all"}, {"cache": "cache"}, {"read_fn": np.load}]
+)
+def test_a_pipe_is_a_file_that_cannot_be_read(tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "clips"
+    (folder / "stills").mkdir(parents=True)
+    np.save(folder / "a.npy", np.zeros((1, 4, 16, 16), np.float32))
+    os.mkfifo(folder / "b.npy")
+    if "read_fn" not in options:
+        for number in range(2):
+            os.mkfifo(folder / "stills" / f"{number}.png")
+    dataset = Dataset(folder, 16, channels=1, num_frames=4, exts=None, **options)
+    assert dataset[0].shape == (1, 4, 16, 16)
+    assert len(dataset) == 2 if "read_fn" in options else 3
+    for index in range(1, len(dataset)):
+        with pytest.raises(UnreadableVideoError, match="expected a regular file, got a named pipe"):
+            dataset[index]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names exist on Unix only")
+def test_a_pipe_beside_a_clip_is_no_condition(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((1, 4, 16, 16), np.float32))
+    for name in ("a.txt", "a.cond.npy"):
+        os.mkfifo(tmp_path / name)
+    options = {"channels": 1, "num_frames": 4, "exts": ["npy"]}
+    for kind in ("caption", "vector"):
+        with pytest.raises(FileNotFoundError, match=f"expected (a|the) {kind}"):
+            Dataset(tmp_path, 16, **options, conditions=kind)

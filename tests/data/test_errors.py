@@ -1,7 +1,9 @@
 """What readers raise has four parts, and names the file."""
 
 import errno
+import os
 import pickle
+import socket
 
 import pytest
 
@@ -9,6 +11,7 @@ from video_diffusion_pytorch.data.errors import (
     UnreadableVideoError,
     file_errors,
     missing_file,
+    regular_file,
     unreadable,
 )
 
@@ -68,3 +71,30 @@ def test_what_another_file_would_meet_too_stays_an_error(tmp_path, number):
     with pytest.raises(OSError, match="no") as error:
         failing(tmp_path / "a.gif", OSError(number, "no"))
     assert error.value.errno == number
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names exist on Unix only")
+@pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
+@pytest.mark.parametrize("is_link", [False, True])
+def test_what_is_no_regular_file(tmp_path, monkeypatch, kind, is_link):
+    monkeypatch.chdir(tmp_path)  # the path of a socket must be short
+    path = tmp_path / "clip.gif"
+    if kind == "a folder":
+        path.mkdir()
+    elif kind == "a named pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        with socket.socket(socket.AF_UNIX) as opened:
+            opened.bind("clip.gif")
+    else:
+        path.symlink_to("/dev/zero")
+    if is_link:
+        (tmp_path / "link.gif").symlink_to(path)
+        path = tmp_path / "link.gif"
+    text = f"cannot read {path}: expected a regular file, got {kind}; store the content in a file"
+    with pytest.raises(UnreadableVideoError, match=text):
+        regular_file(path)
+    (tmp_path / "a.gif").touch()
+    assert regular_file(tmp_path / "a.gif") == tmp_path / "a.gif"
+    with pytest.raises(FileNotFoundError):
+        regular_file(tmp_path / "b.gif")

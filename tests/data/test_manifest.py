@@ -112,6 +112,16 @@ def test_missing_table(tmp_path):
         ("path,start,end\na.mp4,2,1\n", "clips.csv", "end must be later than start, got 2 to 1; c"),
         ("path,end\na.mp4,0\n", "clips.csv", "end must be later than start, got 0 to 0; correct"),
         ('{"path": "a.mp4"}\n{', "clips.jsonl", "line 2: expected a JSON object, got a line that"),
+        (
+            "\n" + "[" * 10**5,
+            "clips.jsonl",
+            "line 2: expected a JSON object, got a line that is no",
+        ),
+        (
+            '{"path": ' + "1" * 5000 + "}",
+            "clips.jsonl",
+            "line 1: expected a JSON object, got a line",
+        ),
         ('["a.mp4"]', "clips.jsonl", "line 1: expected a JSON object, got list; write"),
         ("path\n" + '"' + "a" * 200_000 + '"', "clips.csv", "comma-separated values, got .*; wri"),
     ],

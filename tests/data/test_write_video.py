@@ -243,3 +243,12 @@ def test_sides_that_the_format_cannot_store(tmp_path, ending, side):
 def test_wrong_targets_and_options_of_a_gif(tmp_path, name, options, error, text):
     with pytest.raises(error, match=text):
         video_tensor_to_gif(torch.zeros(1, 2, 4, 4), tmp_path / name, **options)
+
+
+@pytest.mark.parametrize("ending", [".gif", ".webp", ".png", ".npy", ".mp4"])
+@pytest.mark.parametrize("letter", ["x", "ü"])
+def test_a_name_as_long_as_file_systems_allow(tmp_path, ending, letter):
+    stem = letter * ((255 - len(ending)) // len(letter.encode()))
+    path = tmp_path / f"{stem}{ending}"
+    write_video(torch.rand(3, 2, 16, 16), path)
+    assert list(tmp_path.iterdir()) == [path]

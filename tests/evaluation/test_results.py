@@ -31,6 +31,9 @@ def test_a_file_holds_the_scores_and_the_protocol(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     write_result(result(2.0), tmp_path / "a.json")
     assert read_result(tmp_path / "a.json")["scores"] == {"fvd": 2.0}
+    long = tmp_path / ("x" * 250 + ".json")  # as long as file systems allow
+    write_result(result(2.0), long)
+    assert read_result(long)["scores"] == {"fvd": 2.0}
 
 
 def test_files_that_hold_no_result(tmp_path):

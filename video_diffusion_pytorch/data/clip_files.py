@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,13 @@ logger = logging.getLogger("video_diffusion_pytorch")
 _BESIDE = (".npy", ".npz", ".pt", ".png")
 # `scan.nii.gz` is a scan that was compressed: both endings are left out of its name
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+# What a Trainer leaves in its results folder, and what such a file begins with: in a checkpoint,
+# the keys as pickled texts
+_OF_A_RUN = {
+    re.compile(r"model-\d+(\.\d+)?\.pt"): (b"\x04\0\0\0step", b"\x05\0\0\0model"),
+    re.compile(r"metrics\.jsonl"): (b'"step"', b'"clips_per_second"'),
+}
+_SHARDED = re.compile(r"model-\d+(\.\d+)?\.sharded")
 
 
 def find_clips(
@@ -31,6 +39,9 @@ def find_clips(
     Names that start with a dot are left out: they are half-written or a file system's own. Where
     `clip.mp4` has a `clip.npy` beside it, that is no clip but belongs to it; and so does, of any
     clip, `clip.cond.npy`.
+
+    The results folder of a run, in which there are checkpoints `model-N.pt` or a `metrics.jsonl`,
+    is left out, unless it is `folder` itself: samples are no clips to train on.
 
     Args:
         folder: The folder.
@@ -62,6 +73,7 @@ def find_clips(
     apart: list[Path] = []
     others: Counter[str] = Counter()
     for here, folders, names in _walk(folder, exclude):
+        names = _without_results(here, here == folder, names, folders)
         others.update(Path(name).suffix.lower() or "no extension" for name in names)
         if exts is None and is_frame_folder(here, [*names, *folders]):
             found.append(here)
@@ -165,9 +177,35 @@ def beside(clip: Path, endings: Sequence[str]) -> Path | None:
     for middle in (".cond", ""):
         for ending in endings:
             path = clip.with_name(stem + middle + ending)
-            if path != clip and path.is_file():
+            # `Path.is_file` raises where `.cond` makes the name too long for the file system
+            if path != clip and os.path.isfile(path):
                 return path
     return None
+
+
+def _without_results(here: Path, is_top: bool, names: list[str], folders: list[str]) -> list[str]:
+    """Leaves out what a training run has written; from `folders`, too, which is changed."""
+    of_a_run = [name for name in names if _of_a_run(here / name)]
+    sharded = [name for name in folders if _SHARDED.fullmatch(name)]
+    if (of_a_run or sharded) and not is_top:
+        logger.warning("left out the results folder of a run, %s: samples are no clips", here)
+        folders.clear()
+        return []
+    folders[:] = [name for name in folders if name not in sharded]
+    return [name for name in names if name not in of_a_run]
+
+
+def _of_a_run(file: Path) -> bool:
+    """Whether a file is a checkpoint or the numbers of a run, not only named like one."""
+    for name, words in _OF_A_RUN.items():
+        if name.fullmatch(file.name) and file.is_file():
+            try:
+                with file.open("rb") as content:
+                    head = content.read(1 << 16)
+            except OSError:
+                return False
+            return all(word in head for word in words)
+    return False
 
 
 def _companions(found: list[Path], frame_folders: set[Path]) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,32 @@ def file_errors(path: Path) -> Iterator[None]:
             got += f" at {inner}" if inner != path else ""
         advice = "allow reading it, correct or remove it"
         raise unreadable(path, "a file that can be opened", got, advice) from error
+
+
+def regular_file(path: Path) -> Path:
+    """Refuse what only looks like a file: a pipe, socket or device may be read for ever.
+
+    Args:
+        path: What is about to be opened.
+
+    Returns:
+        The path as it is, so that it can be opened in the same expression.
+
+    Raises:
+        FileNotFoundError: There is none.
+        UnreadableVideoError: It is none, or a link to what is none.
+
+    Example:
+        >>> regular_file(Path(os.devnull))
+        Traceback (most recent call last):
+        video_diffusion_pytorch.data.errors.UnreadableVideoError: cannot read /dev/null: ...
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        got = kinds.get(stat.S_IFMT(mode), "a device")
+        raise unreadable(path, "a regular file", got, "store the content in a file, or remove it")
+    return path
 
 
 def missing_file(path: str | os.PathLike[str]) -> FileNotFoundError:

@@ -470,6 +470,7 @@ def _json_lines(table: Path, text: str) -> tuple[list[str], list[tuple[str, dict
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
+    # too many digits, too many brackets
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{where}: expected a JSON object, got a line that is none ({error}); correct it"

@@ -9,7 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    missing_file,
+    regular_file,
+    unreadable,
+)
 from video_diffusion_pytorch.data.formats.array_axes import check_axes
 from video_diffusion_pytorch.data.formats.array_file import MAX_BYTES, ArrayReader
 from video_diffusion_pytorch.data.formats.file_signature import FAMILY_OF_ENDING, check_signature
@@ -153,9 +158,8 @@ def _open(
     check_axes(axes)
     if path.is_dir():
         return FrameFolderReader(path, channels)
-    if path.exists() and not path.is_file():
-        advice = "store the video as a file"
-        raise unreadable(path, "a file or a folder", "a device or a pipe", advice)
+    if path.exists():
+        regular_file(path)
     ending = path.suffix.lower().lstrip(".")
     if ending in ("tif", "tiff"):
         return PictureReader(path, channels, ("TIFF",))

@@ -197,7 +197,8 @@ def replacing(target: Path) -> Iterator[Path]:
     Args:
         target: The file to make or replace, which is left alone if an error ends the writing.
     """
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    # the name may be as long as the file system allows
+    unfinished = target.with_name(f".{target.name[:50]}.{os.getpid()}.tmp")
     try:
         yield unfinished
         unfinished.replace(target)

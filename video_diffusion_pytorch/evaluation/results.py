@@ -35,7 +35,7 @@ def write_result(result: Result, path: str | os.PathLike[str]) -> None:
         )
     finite = {n: v if math.isfinite(v) else None for n, v in result["scores"].items()}
     text = json.dumps({"format": FORMAT, **result, "scores": finite}, indent=2, allow_nan=False)
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    unfinished = target.with_name(f".{target.name[:50]}.{os.getpid()}.tmp")
     try:
         unfinished.write_text(text + "\n", encoding="utf-8")
         unfinished.replace(target)

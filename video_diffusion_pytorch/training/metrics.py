@@ -270,7 +270,7 @@ def _is_whole(line: bytes) -> bool:
 def _parse(line: bytes) -> dict[str, Any] | None:
     try:
         parsed = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     is_line = isinstance(parsed, dict) and isinstance(parsed.get("step"), int)
     return parsed if is_line else None

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from socket import gethostname
 
 import pytest
 
@@ -22,7 +23,8 @@ with file_lock.exclusive_lock(sys.argv[2]):
 """
 
 
-def test_another_process_is_waited_for_and_its_death_is_enough(tmp_path, caplog):
+def test_another_process_is_waited_for_and_its_death_is_enough(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(file_lock, "_PATIENCE", 0.1)
     command = [sys.executable, "-c", HOLDER, file_lock.__file__, str(tmp_path / "lock")]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     entered = threading.Event()
@@ -36,11 +38,12 @@ def test_another_process_is_waited_for_and_its_death_is_enough(tmp_path, caplog)
         with caplog.at_level(logging.INFO):
             waiting = threading.Thread(target=enter)
             waiting.start()
-            assert not entered.wait(0.3)
+            assert not entered.wait(0.6)
         holder.kill()
         waiting.join(20)
         assert entered.is_set()
-        assert "waiting for the process that holds" in caplog.text
+        told = f"waiting for {tmp_path / 'lock'}, held by process {holder.pid} on {gethostname()}"
+        assert [record.getMessage() for record in caplog.records] == [told]
     finally:
         holder.kill()
         holder.communicate()

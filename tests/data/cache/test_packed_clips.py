@@ -1,12 +1,13 @@
 """The files of the clip cache survive damage and full disks."""
 
 import os
+import zlib
 
 import numpy as np
 import pytest
 
 from video_diffusion_pytorch.data.cache import clip_writer
-from video_diffusion_pytorch.data.cache.clip_record import Record
+from video_diffusion_pytorch.data.cache.clip_record import Record, from_line, to_line
 from video_diffusion_pytorch.data.cache.packed_clips import PackedClips
 
 CLIPS = {f"clip {i}": np.full((i + 2, 3, 5), i, np.uint8) for i in range(5)}
@@ -195,3 +196,81 @@ def test_a_full_disk_while_compacting_leaves_the_old_files(tmp_path, monkeypatch
     packed.compact([packed.records["clip 1"]])
     assert_packed(packed, ["clip 1"])
     assert len(list(tmp_path.iterdir())) == 2
+
+
+# An index by somebody else, whose checksums are right
+
+
+def rewrite(index, change):
+    header, *lines = index.read_bytes().splitlines()
+    fields = [from_line(header), *[from_line(line) for line in lines if line]]
+    index.write_bytes(b"".join(map(to_line, change(fields))))
+
+
+@pytest.mark.parametrize(
+    ("position", "value"),
+    [
+        (0, 3),
+        (1, None),
+        (3, -64),
+        (3, 1.0),
+        (3, "0"),
+        (3, 2**64),
+        (4, "abc"),
+        (4, [-1, 3, 5]),
+        (4, [True, 3, 5]),
+        (4, [2**40, 3, 5]),
+        (4, [1] * 33),
+        (5, "|O"),
+        (5, "object"),
+        (5, "|V4"),
+        (5, "<M8[s]"),
+        (5, ["|u1"]),
+        (6, 5),
+    ],
+)
+def test_a_record_that_cannot_be_one_is_left_out(tmp_path, position, value):
+    pack(tmp_path)
+    index = only_file(tmp_path, ".index")
+
+    def change(fields):
+        fields[2][position] = value
+        return fields
+
+    rewrite(index, change)
+    assert_packed(PackedClips(tmp_path, "name", {}), [name for name in CLIPS if name != "clip 1"])
+    rewrite(index, lambda fields: [*fields[:2], "text", {"a": 1}, fields[3][:6], *fields[3:]])
+    assert_packed(PackedClips(tmp_path, "name", {}), [name for name in CLIPS if name != "clip 1"])
+
+
+def test_an_index_nested_too_deeply_is_left_out(tmp_path):
+    pack(tmp_path)
+    text = b"[" * 100_000
+    with only_file(tmp_path, ".index").open("ab") as file:
+        file.write(b"%08x %s\n" % (zlib.crc32(text), text))
+    assert_packed(PackedClips(tmp_path, "name", {}), CLIPS)
+
+
+@pytest.mark.parametrize("kind", ["elsewhere", "other name", "link", "number", "none", "folder"])
+def test_only_a_data_file_of_its_own_is_written_to(tmp_path, kind):
+    cache, mine = tmp_path / "cache", tmp_path / "mine.txt"
+    cache.mkdir()
+    mine.write_bytes(bytes(10_000))
+    pack(cache)
+    data = only_file(cache, ".clips")
+    named = {"elsewhere": "../mine.txt", "other name": "mine.clips", "number": 3, "none": None}
+    if kind == "other name":
+        mine.rename(cache / "mine.clips")
+        mine = cache / "mine.clips"
+    elif kind in ("link", "folder"):
+        data.unlink()
+        data.symlink_to(mine) if kind == "link" else data.mkdir()
+
+    def change(fields):
+        return [{**fields[0], "data": named.get(kind, data.name)}, *fields[1:]]
+
+    rewrite(only_file(cache, ".index"), change)
+    assert PackedClips(cache, "name", {}).records == {}
+    if kind != "folder":
+        assert_packed(pack(cache), CLIPS)
+    assert mine.read_bytes() == bytes(10_000)

@@ -1,6 +1,8 @@
 """What is inside an npy, npz or pt file."""
 
 import errno
+import itertools
+import os
 import pickle
 import re
 import struct
@@ -37,12 +39,93 @@ class Malicious:
 
 
 @pytest.mark.parametrize("array", [VIDEO, np.asfortranarray(VIDEO), VIDEO.astype(">f8")])
-def test_npy_is_mapped(tmp_path, array):
+def test_npy(tmp_path, array):
     np.save(tmp_path / "a.npy", array)
     stored = load_npy(tmp_path / "a.npy")
-    assert isinstance(stored.data, np.memmap)
-    assert np.array_equal(stored.data, VIDEO)
+    assert np.array_equal(stored.data.read(), VIDEO)
     assert (stored.axes, stored.fps) == (None, None)
+    stored.data.close()
+
+
+# Numbers of one array with gaps that are worth a second reading, and gaps that are not
+LONG = np.arange(3 * 50 * 40 * 30, dtype=np.float32).reshape(3, 50, 40, 30)
+
+
+@pytest.mark.parametrize("ending", ["npy", "pt"])
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_parts_of_any_axis_in_any_order(tmp_path, ending, order):
+    array = np.transpose(LONG, order)
+    if ending == "npy":
+        # in C's order, so that the axes lie differently; then in Fortran's
+        arrays = [np.ascontiguousarray(array), np.asfortranarray(array)]
+    else:
+        arrays = [array, np.repeat(array, 2, axis=1)[:, ::2]]
+    for one in arrays:
+        if ending == "npy":
+            np.save(tmp_path / "a.npy", one)
+            data = load_npy(tmp_path / "a.npy").data
+        else:
+            torch.save(torch.from_numpy(np.asarray(one)), tmp_path / "a.pt")
+            data = load_pt(tmp_path / "a.pt").data
+        for axis in range(4):
+            size = array.shape[axis]
+            for wanted in (range(1, 2), range(1, size), range(0, size, 3), [0, size - 1], []):
+                part = data.read(axis, wanted)
+                assert np.array_equal(np.asarray(part), array.take(list(wanted), axis))
+        assert np.array_equal(np.asarray(data.read()), array)
+        data.close()
+
+
+@pytest.mark.parametrize("ending", ["npy", "pt"])
+def test_only_what_is_asked_for_is_read(tmp_path, ending, monkeypatch):
+    path = tmp_path / f"a.{ending}"
+    array = np.zeros((2, 300, 64, 64), np.float32)
+    if ending == "npy":
+        np.save(path, array)
+    else:
+        torch.save(torch.from_numpy(array), path)
+    read = []
+    preadv = os.preadv
+    monkeypatch.setattr(
+        os, "preadv", lambda *given: read.append(preadv(*given)) or read[-1], raising=False
+    )
+    data = (load_npy if ending == "npy" else load_pt)(path).data
+    data.read(1, range(100, 108))
+    data.read(1, [3, 290])
+    data.close()
+    assert sum(read) == (8 + 2) * 2 * 64 * 64 * 4
+
+
+@pytest.mark.parametrize("ending", ["npy", "pt"])
+@pytest.mark.parametrize("change", ["cut", "longer", "other", "later", "removed"])
+def test_a_file_that_changes_while_it_is_open(tmp_path, ending, change):
+    path = tmp_path / f"a.{ending}"
+
+    def write(array):
+        np.save(path, array) if ending == "npy" else torch.save(torch.from_numpy(array), path)
+
+    write(LONG)
+    data = (load_npy if ending == "npy" else load_pt)(path).data
+    before = path.stat()
+    if change == "removed":  # what is open is still as it was
+        path.unlink()
+        assert np.array_equal(np.asarray(data.read(1, [7])), LONG[:, [7]])
+        data.close()
+        return
+    if change == "cut":
+        os.truncate(path, 5000)
+    elif change == "longer":
+        write(np.concatenate([LONG, LONG]))
+    elif change == "other":
+        path.write_bytes(path.read_bytes()[:-8] + b"12345678")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**6))
+    else:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+    expected = "a file that does not change while it is read, got one that did; write clips before"
+    for axis, wanted in ((1, range(5)), (3, [2]), (None, ())):
+        with pytest.raises(UnreadableVideoError, match=rf"cannot read .*a.{ending}: .*{expected}"):
+            data.read(axis, wanted)
+    data.close()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +226,21 @@ def test_npz_that_inflates_beyond_the_limit(tmp_path):
     load_npz(tmp_path / "a.npz", LIMIT + 1)
 
 
+def test_npz_that_is_a_bomb(tmp_path):
+    """The header alone decides: what it claims is neither there nor inflated."""
+    header = npy_with_header(
+        f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**31}, 1, 1)}}"
+    )
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("video.npy", header + bytes(1000))
+    content = (tmp_path / "a.npz").read_bytes()
+    at = content.rindex(b"video.npy") - 46
+    claimed = struct.pack("<I", len(header) + 2**31)
+    (tmp_path / "a.npz").write_bytes(content[: at + 24] + claimed + content[at + 28 :])
+    with refused(f"[0-9]+ that inflate to {2**31}; store it as .npy"):
+        load_npz(tmp_path / "a.npz", 2**33)
+
+
 @pytest.mark.parametrize("extra", [b"more", None])
 def test_npz_whose_array_is_of_another_length(tmp_path, extra):
     np.save(tmp_path / "a.npy", VIDEO)
@@ -180,10 +278,105 @@ def test_pt(tmp_path):
     ):
         torch.save(content, tmp_path / "a.pt")
         stored = load_pt(tmp_path / "a.pt")
-        assert torch.equal(stored.data, tensor.to(stored.data.dtype))
+        values = stored.data.read()
+        assert torch.equal(values, tensor.to(values.dtype))
         assert (stored.axes, stored.fps) == (None, None)
+        stored.data.close()
     torch.save({"video": tensor, "axes": "cfhw", "fps": 25}, tmp_path / "a.pt")
-    assert load_pt(tmp_path / "a.pt")[1:] == ("cfhw", 25.0)
+    stored = load_pt(tmp_path / "a.pt")
+    assert stored[1:] == ("cfhw", 25.0)
+    stored.data.close()
+
+
+def test_pt_of_several_tensors_and_of_views(tmp_path):
+    base = torch.arange(600.0).reshape(5, 4, 5, 6)
+    mask = torch.zeros(7, dtype=torch.int16)
+    negative = torch.randn(3, 4, dtype=torch.complex64).conj().imag
+    assert negative.is_neg()  # a view that changes the sign of what is stored
+    for tensor in (
+        base[1:3],
+        base[:, 1:2],
+        base.permute(3, 1, 0, 2),
+        base[..., ::2],
+        base.bfloat16(),
+        negative,
+        torch.zeros(1, 3, 1, 2).half(),
+        torch.arange(3.0).as_strided((4, 2), (0, 1)),
+        torch.arange(9.0).unfold(0, 4, 2),
+        torch.tensor(3.5),
+    ):
+        torch.save({"mask": mask, "video": tensor, "more": [torch.ones(3)]}, tmp_path / "a.pt")
+        data = load_pt(tmp_path / "a.pt").data
+        values = data if isinstance(data, torch.Tensor) else data.read()
+        assert torch.equal(values, tensor.resolve_neg())
+        if not isinstance(data, torch.Tensor):
+            data.close()
+
+
+def copy_zip(source, target, change, **options):
+    with zipfile.ZipFile(source) as plain, zipfile.ZipFile(target, "w", **options) as archive:
+        for name in plain.namelist():
+            for new_name, content in change(name, plain.read(name)):
+                archive.writestr(new_name, content)
+
+
+def test_pt_of_the_other_byte_order(tmp_path):
+    def swap(name, content):
+        if name.endswith("/byteorder"):
+            content = b"big" if content == b"little" else b"little"
+        return [
+            (
+                name,
+                np.frombuffer(content, "<i2").byteswap().tobytes() if "/data/" in name else content,
+            )
+        ]
+
+    torch.save(torch.from_numpy(VIDEO), tmp_path / "plain.pt")
+    copy_zip(tmp_path / "plain.pt", tmp_path / "a.pt", swap)
+    assert torch.equal(load_pt(tmp_path / "a.pt").data, torch.from_numpy(VIDEO))
+
+
+def test_pt_whose_numbers_are_repeated(tmp_path):
+    torch.save(torch.zeros(1).expand(LIMIT // 4, 2), tmp_path / "a.pt")
+    text = (
+        f"expected a tensor of at most {LIMIT} bytes where numbers are repeated, got "
+        rf"\({LIMIT // 4}, 2\) made of 4 bytes; store fewer frames"
+    )
+    with pytest.raises(UnreadableVideoError, match=text):
+        load_pt(tmp_path / "a.pt", LIMIT)
+    load_pt(tmp_path / "a.pt", 2 * LIMIT).data.close()
+    torch.save(torch.zeros(LIMIT), tmp_path / "a.pt")  # as large as the file
+    load_pt(tmp_path / "a.pt", LIMIT).data.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda name, content: [(name, content)] * 2, "ValueError: two entries of one name"),
+        (lambda name, content: [(name, content)] * ("/data/" not in name), "RuntimeError"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_pt_with_too_many_entries_or_too_few(tmp_path, change, got):
+    torch.save(torch.from_numpy(VIDEO), tmp_path / "plain.pt")
+    copy_zip(tmp_path / "plain.pt", tmp_path / "a.pt", change)
+    with refused(got):
+        load_pt(tmp_path / "a.pt")
+
+
+def test_pt_whose_entries_overlap_or_claim_more_than_there_is(tmp_path):
+    torch.save(torch.from_numpy(VIDEO), tmp_path / "plain.pt")
+    content = (tmp_path / "plain.pt").read_bytes()
+    name = b"plain/data/0"
+    at = content.rindex(name) - 46  # its line in the directory at the end
+    assert content[at : at + 4] == b"PK\x01\x02"
+    for position, value in ((20, 10**6), (42, 0)):  # size, twice; offset
+        values = struct.pack("<I", value) * (2 if position == 20 else 1)
+        start = at + position
+        damaged = content[:start] + values + content[start + len(values) :]
+        (tmp_path / "a.pt").write_bytes(damaged)
+        with refused("ValueError: entries that overlap or reach beyond the file"):
+            load_pt(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize(
@@ -220,12 +413,12 @@ def test_pt_is_never_unpickled(tmp_path):
 def test_compressed_pt(tmp_path):
     """It could inflate to more than fits into memory."""
     torch.save(torch.zeros(100), tmp_path / "plain.pt")
-    with (
-        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
-        zipfile.ZipFile(tmp_path / "a.pt", "w", zipfile.ZIP_DEFLATED) as archive,
-    ):
-        for name in plain.namelist():
-            archive.writestr(name, plain.read(name))
+    copy_zip(
+        tmp_path / "plain.pt",
+        tmp_path / "a.pt",
+        lambda name, content: [(name, content)],
+        compression=zipfile.ZIP_DEFLATED,
+    )
     with refused(re.escape("ValueError: compressed entries, which torch.save does not write")):
         load_pt(tmp_path / "a.pt")
 

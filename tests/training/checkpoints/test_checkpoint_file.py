@@ -1,5 +1,6 @@
 import io
 import logging
+import math
 import os
 import random
 import re
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -25,6 +27,10 @@ from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
     write_checkpoint,
 )
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import read_newest
+from video_diffusion_pytorch.training.checkpoints.random_states import (
+    random_states,
+    restore_random_states,
+)
 
 STATE = {"step": 3, "model": {"w": torch.arange(200_000)}, "ema": {}}
 DAMAGED = r"expected a checkpoint in .*model-1\.pt, got a file that is cut off, altered or of anot"
@@ -534,3 +540,116 @@ def test_the_newest_is_read_as_the_caller_says(tmp_path):
 
     expected = tmp_path / "model-2.sharded"
     assert read_newest(tmp_path, read) == (expected, {"step": "model-2.sharded"})
+
+
+# Values of other types, and files that claim more than they hold
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "told"),
+    [
+        ("step", "seven", r"step is a whole number of at least 0 in .*, got 'seven' \(str\)"),
+        ("step", -1, r"step is a whole number of at least 0 in .*, got -1 \(int\)"),
+        ("step", math.nan, r"step is a whole .*, got nan \(float\)"),
+        ("step", True, r"step is a whole .*, got True \(bool\)"),
+        ("step", torch.ones(2), r"step is a whole .*, got a tensor of torch.float32 and the sh"),
+        ("model", [1], "model is a dict in .*, got a list"),
+        ("model.weight", "heavy", r"model.weight is a tensor in .*, got 'heavy' \(str\)"),
+        ("ema.bias", None, r"ema.bias is a tensor in .*, got None \(NoneType\)"),
+        ("emas", {"0.9": 3}, r"emas.0.9 is a dict in .*, got 3 \(int\)"),
+        ("emas", {9: {}}, r"key of emas is a text in .*, got 9 \(int\)"),
+        ("ema_decays", 0.5, r"ema_decays is a list in .*, got 0.5 \(float\)"),
+        ("ema_decays", [math.inf], r"ema_decays.0 is a finite number in .*, got inf \(float\)"),
+        ("optimizer", [], "optimizer is a dict in .*, got a list"),
+        ("optimizer.state", 5, "optimizer.state is a dict"),
+        ("optimizer.state.0", "old", r"optimizer.state.0 is a dict in .*, got 'old' \(str\)"),
+        ("optimizer.state.1.exp_avg", 0.5, "optimizer.state.1.exp_avg is a tensor"),
+        ("optimizer.state.1.step", "3", r"optimizer.state.1.step is a finite number in .*'3'"),
+        ("optimizer.param_groups", {}, "optimizer.param_groups is a list in .*, got a dict"),
+        ("optimizer.param_groups.0.lr", "fast", "optimizer.param_groups.0.lr is a finite number"),
+        ("optimizer.param_groups.0.betas", (1,), "param_groups.0.betas is two finite numbers"),
+        ("optimizer_settings", 3, "optimizer_settings is a dict"),
+        ("optimizer_settings", {}, "optimizer_settings.class is a text in .*, got none"),
+        ("scheduler", None, r"scheduler is a dict in .*, got None \(NoneType\)"),
+        ("scheduler", {"last_epoch": "x"}, "scheduler.last_epoch is a whole number of at least 0"),
+        ("scheduler", {"base_lrs": [None]}, "scheduler.base_lrs.0 is a finite number"),
+        ("scaler", {"scale": 2.0}, "scaler is empty or the state of a GradScaler in .*, got a di"),
+        ("config", "unet", "config is a dict"),
+        ("config.unet", [1], "config.unet is a dict"),
+        ("config.class_names", "walk", "config.class_names is a list in .*, got 'walk'"),
+        ("losses", [0.5], "losses is a dict"),
+        ("losses.validation", "low", "losses.validation is a number in .*, got 'low'"),
+        ("skipped_steps", 1.5, r"skipped_steps is a whole .*, got 1.5 \(float\)"),
+        ("data", 4, "data is a dict"),
+        ("data", {"position": 3}, "data.seed is a whole number in .*, got none"),
+        ("data", {"seed": 1, "position": -3}, "data.position is a whole number of at least 0"),
+        ("data", {"seed": "a", "position": 3}, "data.seed is a whole number in .*, got 'a'"),
+        ("random_states", "none", "random_states is a dict in .*, got 'none'"),
+        ("random_states", [{}, 3], "random_states.1 is a dict in .*, got 3"),
+        ("random_states", [{"torch": [1]}], "random_states.0.torch is a tensor of bytes"),
+        ("random_states", {"python": (3, [1, 2], None)}, "python is a state of the module random"),
+        ("random_states", {"numpy": (1, 2)}, "random_states.numpy is a state of numpy.random"),
+        ("random_states", {"cuda": 1}, "random_states.cuda is a list"),
+    ],
+)
+def test_a_value_of_another_type_is_named(path, small_state, place, value, told):
+    write_checkpoint(small_state, path)
+    state = torch.load(path, weights_only=True)
+    *parts, last = [int(part) if part.isdecimal() else part for part in place.split(".")]
+    inner = state
+    for part in parts:
+        inner = inner[part]
+    inner[last] = value
+    torch.save(state, path)
+    for read in (read_checkpoint, glance):
+        with pytest.raises(ValueError, match=f"expected a checkpoint whose .*{told}"):
+            read(path)
+    write_checkpoint(small_state, path.with_name("model-0.pt"))
+    assert read_newest(path.parent)[0].name == "model-0.pt"
+
+
+def test_entries_of_ones_own_may_be_anything(path, small_state):
+    own = {"mine": ["a", {3: None}], "emas": {}, "scaler": {}, "random_states": None}
+    weights = {**small_state["model"], "block._extra_state": {"calls": 3}}
+    state = {**small_state, **own, "model": weights}
+    write_checkpoint(state, path)
+    assert same(read_checkpoint(path), state)
+
+
+def test_a_random_state_that_no_generator_takes_is_named():
+    states = random_states()
+    states["torch"] = states["torch"][:10]
+    with pytest.raises(ValueError, match="random_states must be states of the generators of Pyth"):
+        restore_random_states(states)
+    with pytest.raises(ValueError, match="random_states must be states of the generators of Pyth"):
+        restore_random_states({})
+
+
+@pytest.mark.parametrize("kind", ["compressed", "twice", "overlap"])
+def test_entries_that_torch_never_writes(path, kind):
+    """What claims more than the file holds is refused before any of it is read."""
+    write_checkpoint(STATE, path)
+    with zipfile.ZipFile(path) as archive:
+        records = [(name, archive.read(name)) for name in archive.namelist()]
+    method = zipfile.ZIP_DEFLATED if kind == "compressed" else zipfile.ZIP_STORED
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the two of one name
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, content in records * (2 if kind == "twice" else 1):
+                archive.writestr(name, content)
+    if kind == "overlap":
+        content = bytearray(path.read_bytes())
+        last = content.rindex(b"PK\x01\x02")
+        content[last + 42 : last + 46] = bytes(4)  # where its content begins
+        path.write_bytes(content)
+    reason = {"compressed": "compressed entries", "twice": "two entries of one name"}
+    for read in (read_checkpoint, glance):
+        with pytest.raises(ValueError, match=f"{DAMAGED}.*{reason.get(kind, 'overlap')}"):
+            read(path)
+
+
+def test_a_name_as_long_as_file_systems_allow(path):
+    long = path.with_name("x" * 252 + ".pt")
+    write_checkpoint(STATE, long)
+    assert same(read_checkpoint(long), STATE)
+    assert list(path.parent.iterdir()) == [long]

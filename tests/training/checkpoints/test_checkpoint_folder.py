@@ -1,6 +1,7 @@
 import os
 import shutil
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,13 @@ def test_a_milestone_is_found(folder, milestone, name):
 
 def test_a_path_is_itself(folder):
     assert find_checkpoint(folder, "elsewhere/model-1.pt").parts == ("elsewhere", "model-1.pt")
+
+
+def test_a_path_of_a_long_name(folder):
+    path = folder / ("x" * 252 + ".pt")
+    path.touch()
+    assert find_checkpoint(folder, path) == path
+    assert find_checkpoint(folder, path.name) == Path(path.name)
 
 
 def test_the_newest_of_none_is_an_error(tmp_path):

@@ -543,3 +543,19 @@ def test_warming_what_accelerate_wraps():
 
 if __name__ == "__main__":
     work(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
+
+
+def test_tensors_larger_than_the_files_take_no_memory(folder):
+    run = read_checkpoint(folder / "run.pt")
+    name = next(iter(run["model"]))
+    run["model"][name] = torch.empty(10**6, 10**6, device="meta")
+    write_checkpoint(run, folder / "run.pt")
+    with pytest.raises(ValueError, match=r"\(its tensors need more than the \d+ bytes of its f"):
+        read_gathered(folder)
+
+
+def test_a_value_of_another_type_is_named(folder):
+    run = read_checkpoint(folder / "run.pt")
+    torch.save({**run, "step": "seven"}, folder / "run.pt")
+    with pytest.raises(ValueError, match=r"whose step is a whole number of at least 0 in .*run.pt"):
+        read_gathered(folder)

@@ -1,7 +1,10 @@
 """Captions are encoded once, as vectors or as states."""
 
 import logging
+import os
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from video_diffusion_pytorch import text
 from video_diffusion_pytorch.training.clips.captions import EncodedCaptions
 
 CPU = torch.device("cpu")
+TINY_BERT = Path(__file__).parents[2] / "golden" / "tiny_bert"
 
 
 @pytest.fixture
@@ -55,6 +59,50 @@ def test_what_is_known_beforehand_is_kept_in_a_file(embedded, tmp_path):
     assert EncodedCaptions(True, tmp_path).file != file
     text.set_text_encoder(lambda captions: torch.zeros(len(captions), 1), name="other")
     assert again.file != file
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr("video_diffusion_pytorch.training.clips.captions._SECONDS", 0)
+    captions = [f"{'x' * n}" for n in range(1, 201)]
+    first = EncodedCaptions(False, tmp_path)
+    # as it is on the disk when the third batch is encoded
+    before = []
+    encode = first._encode
+
+    def slow(*given):
+        before.append({p: p.read_bytes() for p in tmp_path.iterdir()})
+        return encode(*given)
+
+    monkeypatch.setattr(first, "_encode", slow)
+    first.prepare(captions, CPU)
+    assert len(embedded) == 200
+    embedded.clear()
+    for path, content in before[2].items():
+        path.write_bytes(content)
+    again = EncodedCaptions(False, tmp_path)
+    again.prepare(captions, CPU)
+    # how often it writes depends on how long that takes
+    assert 72 <= len(embedded) <= 136
+    assert embedded == captions[200 - len(embedded) :]
+    assert again(["xxx"], CPU)["cond"].tolist() == [[3, 3]]
+
+
+def test_another_encoder_in_the_same_folder(tmp_path):
+    folder = tmp_path / "encoder"
+    shutil.copytree(TINY_BERT, folder)
+    text.set_text_encoder(folder)
+    told = EncodedCaptions(False, tmp_path)
+    old = told.file
+    assert old == told.file
+    for name in ("config.json", "model.safetensors"):
+        stored = (folder / name).stat()
+        os.utime(folder / name, ns=(stored.st_atime_ns, stored.st_mtime_ns + 1))
+        assert told.file != old
+        os.utime(folder / name, ns=(stored.st_atime_ns, stored.st_mtime_ns))
+        assert told.file == old
+    (folder / "vocab.txt").write_bytes(b"more")
+    assert told.file != old
+    text.set_text_encoder()
 
 
 def test_a_nameless_encoder_leaves_no_file(tmp_path):

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+# NumPy's names of all kinds of real numbers
+_DTYPES = {np.dtype(order + kind).str for kind in "?bBhHiIlLqQefdg" for order in "<>"}
+
 
 class Record(NamedTuple):
     """What the index says of one source: where its clip is, or why it has none.
@@ -63,4 +66,34 @@ def from_line(line: bytes) -> Any:
         What was given to `to_line`, with lists for tuples; None if the line is not as it was.
     """
     text = line.rstrip(b"\n")[9:]
-    return json.loads(text) if text and line[:9] == b"%08x " % zlib.crc32(text) else None
+    if not text or line[:9] != b"%08x " % zlib.crc32(text):
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def to_record(fields: Any) -> Record | None:
+    """Make a record of what `from_line` gave; None if it cannot be one.
+
+    A clip's place and type come from the disk, and may say anything: an array over a place outside
+    of the data file, or of objects, would be memory of the process.
+
+    Example:
+        >>> to_record(["a.gif", "", "", 64, [2, 3], "|u1", None]).num_bytes
+        6
+        >>> to_record(["a.gif", "", "", -64, [2, 3], "|u1", None]) is None
+        True
+    """
+    if not isinstance(fields, list) or len(fields) != len(Record._fields):
+        return None
+    path, state, digest, offset, shape, dtype, error = fields
+    numbers = [offset, *shape] if isinstance(shape, list) else [None]
+    if not all(isinstance(text, str) for text in (path, state, digest, dtype, error or "")):
+        return None
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        return None
+    if dtype not in _DTYPES or len(shape) > 32:
+        return None
+    return Record(path, state, digest, offset, tuple(shape), dtype, error)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
+# Seconds of waiting after which the log says for what
+_PATIENCE = 5.0
 
 if sys.platform == "win32":
     import msvcrt
@@ -21,10 +24,6 @@ if sys.platform == "win32":
         except OSError:
             return False
         return True
-
-    def _wait_for_lock(descriptor: int) -> None:
-        while not _try_lock(descriptor):
-            time.sleep(0.2)
 
     def _unlock(descriptor: int) -> None:
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -40,18 +39,23 @@ else:
             return False
         return True
 
-    def _wait_for_lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-
     def _unlock(descriptor: int) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
+def _holder(descriptor: int) -> str:
+    os.lseek(descriptor, 1, os.SEEK_SET)
+    holder = os.read(descriptor, 200).decode(errors="replace")
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return holder or "another process"
 
 
 @contextmanager
 def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """Hold a lock that one process on the machine can hold at a time; wait where another one does.
 
-    The operating system lets go of it when the process ends, however it ends.
+    After some seconds of waiting, the log names the process that holds it. The operating system
+    lets go of it when the process ends, however it ends.
 
     Args:
         path: The file that stands for the lock. It is made if need be and left behind: one removed
@@ -68,10 +72,17 @@ def exclusive_lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if not _try_lock(descriptor):
-            logger.info("waiting for the process that holds %s", path)
-            _wait_for_lock(descriptor)
+        began, is_told = time.monotonic(), False
+        while not _try_lock(descriptor):
+            if not is_told and time.monotonic() - began > _PATIENCE:
+                is_told = True
+                logger.warning("waiting for %s, held by %s", path, _holder(descriptor))
+            time.sleep(0.1)
         try:
+            with suppress(OSError):  # on a full disk nobody is told who holds it
+                os.ftruncate(descriptor, 0)
+                # Windows locks the first byte
+                os.write(descriptor, f" process {os.getpid()} on {socket.gethostname()}".encode())
             yield
         finally:
             _unlock(descriptor)

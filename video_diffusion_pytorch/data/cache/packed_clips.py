@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import secrets
+import stat
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from video_diffusion_pytorch.data.cache.clip_record import Record, from_line, to_line
+from video_diffusion_pytorch.data.cache.clip_record import (
+    Record,
+    from_line,
+    to_line,
+    to_record,
+)
 from video_diffusion_pytorch.data.cache.clip_writer import (
     ALIGNMENT,
     Writer,
@@ -21,6 +28,7 @@ from video_diffusion_pytorch.data.cache.clip_writer import (
     write_aligned,
     write_all,
 )
+from video_diffusion_pytorch.data.errors import regular_file
 
 VERSION = 1
 _FORMAT = "clips packed by video-diffusion-pytorch"
@@ -59,20 +67,24 @@ class PackedClips:
         self._num_lines, self._is_damaged = 0, False
         with ExitStack() as files:
             try:
-                index = files.enter_context(self.index.open("rb"))
+                index = files.enter_context(regular_file(self.index).open("rb"))
             except (FileNotFoundError, NotADirectoryError):
                 return
             header = from_line(index.readline())
             if not isinstance(header, dict) or header.get("version") != VERSION:
                 return
-            data = self.folder / header["data"]
+            # Of this cache only: the next build writes to the file
+            name = str(header.get("data"))
+            if not re.fullmatch(rf"{re.escape(self.name)}-[0-9a-f]+\.clips", name):
+                return
             try:
                 # Before the lines are read: another process may be adding to both
-                size = data.stat().st_size
+                status = (self.folder / name).lstat()
             except FileNotFoundError:
                 return
-            self._data = data
-            self._load_lines(index, size)
+            if stat.S_ISREG(status.st_mode):
+                self._data = self.folder / name
+                self._load_lines(index, status.st_size)
 
     def _load_lines(self, index: BinaryIO, size: int) -> None:
         shapes: dict[tuple[int, ...], tuple[int, ...]] = {}
@@ -80,19 +92,14 @@ class PackedClips:
             if line == b"\n":
                 continue
             self._num_lines += 1
-            fields = from_line(line)
-            if fields is None:
+            record = to_record(from_line(line))
+            if record is None or record.offset + record.num_bytes > size:
                 self._is_damaged = True
                 continue
-            path, state, digest, offset, shape, dtype, error = fields
-            shape = tuple(shape)
             # One object for all clips of a shape: there may be a hundred thousand of them
-            shape, dtype = shapes.setdefault(shape, shape), sys.intern(dtype)
-            record = Record(path, state, digest, offset, shape, dtype, error)
-            if offset + record.num_bytes <= size:
-                self.records[path] = record
-            else:
-                self._is_damaged = True
+            shape = shapes.setdefault(record.shape, record.shape)
+            record = record._replace(shape=shape, dtype=sys.intern(record.dtype))
+            self.records[record.path] = record
 
     def clip(self, path: str) -> np.ndarray:
         """Give a clip without copying it.

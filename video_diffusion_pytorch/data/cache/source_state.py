@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from video_diffusion_pytorch.data.errors import regular_file
+
 _CHUNK = 1 << 20
 
 
@@ -89,6 +91,6 @@ def _framed(name: str, text: str) -> bytes:
 
 
 def _add_content(content: blake2b, file: Path) -> None:
-    with file.open("rb") as stream:
+    with regular_file(file).open("rb") as stream:
         while chunk := stream.read(_CHUNK):
             content.update(chunk)

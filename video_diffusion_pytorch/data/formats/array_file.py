@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ import torch
 from video_diffusion_pytorch.data.errors import unreadable
 from video_diffusion_pytorch.data.formats.array_axes import check_axes, resolve_axes
 from video_diffusion_pytorch.data.formats.array_storage import (
+    FileArray,
     StoredArray,
     load_npy,
     load_npz,
@@ -49,14 +51,19 @@ class ArrayReader(VideoReader):
     def __init__(self, path: Path, channels: int | None, axes: str | None, max_bytes: int) -> None:
         check_axes(axes)
         stored = _load(path, max_bytes)
-        if axes is None and stored.axes is not None:
-            axes = stored.axes
-            try:
-                check_axes(axes)
-            except ValueError as error:
-                raise unreadable(path, "axes such as 'fhwc'", repr(axes), "correct them") from error
-        self._data: np.ndarray | torch.Tensor | None = stored.data
-        self._axes, stored_channels = resolve_axes(stored.data.shape, axes, channels, path)
+        self._data: np.ndarray | torch.Tensor | FileArray | None = stored.data
+        try:
+            if axes is None and stored.axes is not None:
+                axes = stored.axes
+                try:
+                    check_axes(axes)
+                except ValueError as error:
+                    expected = "axes such as 'fhwc'"
+                    raise unreadable(path, expected, repr(axes), "correct them") from error
+            self._axes, stored_channels = resolve_axes(stored.data.shape, axes, channels, path)
+        except ValueError:
+            self.close()
+            raise
         self._num_frames = dict(zip(self._axes, stored.data.shape, strict=True)).get("f", 1)
         self._fps = stored.fps
         super().__init__(path, stored_channels)
@@ -83,24 +90,25 @@ class ArrayReader(VideoReader):
         check_indices(indices)
         if self._data is None:
             raise closed_reader(self.path)
-        wanted: slice | list[int]
-        if isinstance(indices, range):  # a slice of what is mapped reads nothing in between
+        wanted: range | list[int]
+        if isinstance(indices, range):
             stop = min(indices.stop, self._num_frames)
-            wanted = slice(indices.start, max(stop, indices.start), indices.step)
+            wanted = range(indices.start, max(stop, indices.start), indices.step)
         else:
             wanted = [index for index in indices if index < self._num_frames]
         order = self._axes
         if "f" in order:
-            part = self._data[(slice(None),) * order.index("f") + (wanted,)]
+            pixels = _to_tensor(self._data, order.index("f"), wanted)
         else:
-            order, part = "f" + order, self._data[None][wanted]
+            order, pixels = "f" + order, _to_tensor(self._data)[None][: len(wanted)]
         if "c" not in order:
-            order, part = "c" + order, part[None]
-        pixels = _to_tensor(part)
+            order, pixels = "c" + order, pixels[None]
         return pixels.permute([order.index(letter) for letter in "cfhw"]).contiguous()
 
     def close(self) -> None:
         """Let go of the array, and so of the file."""
+        if isinstance(self._data, FileArray):
+            self._data.close()
         self._data = None
 
 
@@ -124,7 +132,12 @@ def read_array(path: Path) -> torch.Tensor:
         ...     read_array(Path(folder, "pose.npy"))
         tensor([0., 1., 2.])
     """
-    return _to_tensor(_load(path, MAX_BYTES).data)
+    data = _load(path, MAX_BYTES).data
+    try:
+        return _to_tensor(data)
+    finally:
+        if isinstance(data, FileArray):
+            data.close()
 
 
 def _load(path: Path, max_bytes: int) -> StoredArray:
@@ -132,15 +145,27 @@ def _load(path: Path, max_bytes: int) -> StoredArray:
     check_signature(path, FAMILY_OF_ENDING[ending.lstrip(".")])
     if ending == ".npz":
         return load_npz(path, max_bytes)
-    return load_npy(path) if ending == ".npy" else load_pt(path)
+    return load_npy(path) if ending == ".npy" else load_pt(path, max_bytes)
 
 
-def _to_tensor(part: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """Copy, so that nothing refers to the mapped file any more."""
+def _to_tensor(
+    data: np.ndarray | torch.Tensor | FileArray,
+    axis: int | None = None,
+    wanted: range | list[int] = range(0),
+) -> torch.Tensor:
+    """The array, or of one axis the entries that are wanted, in memory of its own."""
+    if isinstance(data, FileArray):
+        part = data.read(axis, wanted)
+    elif axis is None:
+        part = data
+    else:
+        some: Any = wanted
+        if isinstance(wanted, range):  # a slice copies nothing
+            some = slice(wanted.start, wanted.stop, wanted.step)
+        part = data[(slice(None),) * axis + (some,)]
     if isinstance(part, torch.Tensor):
         dtype = torch.uint8 if part.dtype == torch.uint8 else torch.float32
-        return part.to(dtype, copy=True)
+        return part.to(dtype, copy=not isinstance(data, FileArray))
+    kind = np.uint8 if part.dtype == np.uint8 else np.float32
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
-        return torch.from_numpy(
-            np.array(part, dtype=np.uint8 if part.dtype == np.uint8 else np.float32)
-        )
+        return torch.from_numpy(np.require(part, kind, "W"))

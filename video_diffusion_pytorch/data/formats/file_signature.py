@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from video_diffusion_pytorch.data.errors import missing_file, unreadable
+from video_diffusion_pytorch.data.errors import missing_file, regular_file, unreadable
 
 SIGNATURE_BYTES = 16
 """How much of a file `family_of_bytes` looks at."""
@@ -70,7 +70,7 @@ def check_signature(path: Path, family: str) -> None:
         UnreadableVideoError: The file is empty, or of another kind.
     """
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             head = file.read(SIGNATURE_BYTES)
     except FileNotFoundError as error:
         raise missing_file(path) from error

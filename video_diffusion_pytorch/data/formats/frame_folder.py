@@ -8,7 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    missing_file,
+    regular_file,
+    unreadable,
+)
 from video_diffusion_pytorch.data.formats.picture_file import PictureReader, stack_frames
 from video_diffusion_pytorch.data.formats.png_format import png_durations
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader, check_indices, mode_of
@@ -273,8 +278,8 @@ def _numbers(name: str) -> tuple[int, ...]:
 
 def _is_animation(file: Path) -> bool:
     try:
-        content = file.read_bytes()
-    except (PermissionError, FileNotFoundError):
+        content = regular_file(file).read_bytes()
+    except (PermissionError, FileNotFoundError, UnreadableVideoError):
         return False  # whoever reads the folder is told of it
     durations_of = png_durations if file.suffix.lower() == ".png" else webp_durations
     return len(content) >= 12 and bool(durations_of(content))

@@ -7,6 +7,7 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+from video_diffusion_pytorch.data.errors import regular_file
 from video_diffusion_pytorch.data.formats.file_signature import FAMILY_OF_ENDING
 
 _MP4_BOXES = (b"ftyp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"free", b"skip", b"udta")
@@ -36,7 +37,7 @@ def missing_bytes(path: Path) -> int:
     walk = {"mp4": _end_of_mp4, "mkv": _end_of_mkv, "avi": _end_of_avi}
     family = FAMILY_OF_ENDING[path.suffix.lower().lstrip(".")]
     total = os.path.getsize(path)
-    with path.open("rb") as file:
+    with regular_file(path).open("rb") as file:
         return max(walk[family](file, total) - total, 0)
 
 

@@ -16,6 +16,7 @@ from video_diffusion_pytorch.data.errors import (
     UnreadableVideoError,
     is_of_the_machine,
     missing_file,
+    regular_file,
     unreadable,
 )
 from video_diffusion_pytorch.data.formats.file_signature import FAMILY_OF_ENDING
@@ -78,7 +79,7 @@ def open_movie(path: Path) -> Iterator[Movie]:
     # Checksums are compared, and what breaks a codec's syntax is not overlooked
     options = {"max_pixels": str(limit), "err_detect": "crccheck+bitstream+buffer"}
     try:
-        file = path.open("rb", buffering=0)
+        file = regular_file(path).open("rb", buffering=0)
     except FileNotFoundError as error:
         raise missing_file(path) from error
     with contextlib.ExitStack() as stack:

@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    missing_file,
+    regular_file,
+    unreadable,
+)
 from video_diffusion_pytorch.data.formats import animation
 from video_diffusion_pytorch.data.formats.animation import (
     check_pixels,
@@ -288,7 +293,7 @@ class PictureReader(VideoReader):
 
 def _read_all(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with regular_file(path).open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             content = file.read() if size <= _MAX_FILE_BYTES else b""
     except FileNotFoundError as error:

@@ -13,6 +13,7 @@ import torch
 from video_diffusion_pytorch.data.errors import (
     UnreadableVideoError,
     is_of_the_machine,
+    regular_file,
     unreadable,
 )
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader, check_indices
@@ -41,6 +42,8 @@ class FunctionReader(VideoReader):
     is_array = True
 
     def __init__(self, path: Path, read_fn: ReadFn, channels: int | None = None) -> None:
+        if path.exists() and not path.is_dir():
+            regular_file(path)
         given = _call(read_fn, path)
         has_rate = isinstance(given, tuple) and len(given) == 2
         values, fps = given if has_rate else (given, None)

@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.data.formats.array_storage import stored_entries
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoints.state_types import check_types
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -63,7 +65,7 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
         TypeError: If it holds what could be read only by running code.
     """
     plain = _plain(state)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")
     _remove_leftovers(path.parent)
     recorder: Any = None
     try:
@@ -250,7 +252,7 @@ def _check_sums(path: Path, only_values: bool = False) -> bool:
         if file.read(4) != b"PK\x03\x04":
             return False
     with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
+        records = stored_entries(archive)
         folders = [record.filename for record in records if record.external_attr & _FOLDER_BIT]
         if folders:  # torch leaves the memory of such a tensor as it was
             raise zipfile.BadZipFile(f"{folders[0]} is marked as a folder")
@@ -281,4 +283,5 @@ def _checked(state: Any, path: Path, wanted: set[str]) -> dict[str, Any]:
             f"written by version {state.get('version', 'unknown')}; upgrade "
             "video-diffusion-pytorch to that version or later"
         )
+    check_types(state, path)
     return state

@@ -51,7 +51,9 @@ def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str
     """
     if isinstance(milestone, (str, os.PathLike)):
         named = folder / f"model-{milestone}.pt"
-        return named if named.is_file() and not Path(milestone).exists() else Path(milestone)
+        # those of `Path` raise for a name that is too long
+        is_name = os.path.isfile(named) and not os.path.exists(milestone)
+        return named if is_name else Path(milestone)
     checkpoints = list_checkpoints(folder)
     if milestone == -1 and not checkpoints:
         raise FileNotFoundError(

@@ -22,11 +22,21 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Puts every generator back where `random_states` found it."""
-    version, keys, gauss = states["python"]
-    random.setstate((version, tuple(keys), gauss))
-    keys, position, has_gauss, gauss = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"][0].cpu())
+    """Puts every generator back where `random_states` found it.
+
+    Raises:
+        ValueError: If a generator does not take its state.
+    """
+    try:
+        version, words, normal = states["python"]
+        keys, position, has_gauss, gauss = states["numpy"]
+        random.setstate((version, tuple(words), normal))
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+        torch.set_rng_state(states["torch"].cpu())
+        if states["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"][0].cpu())
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            "the checkpoint's random_states must be states of the generators of Python, NumPy and "
+            f"torch, got others ({error}); use the checkpoint before it"
+        ) from error

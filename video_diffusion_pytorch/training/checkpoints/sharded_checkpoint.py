@@ -229,6 +229,10 @@ def _filled(
         target = counterpart(place, tensor)
         return torch.empty_like(tensor, device="cpu") if target is None else _empty(target)
 
+    named = by_name(run).values()
+    held = sum((path / name).stat().st_size for name in sums)
+    if sum(tensor.nbytes for tensor in named) > held:  # before it takes the memory
+        raise _damage(path, f"its tensors need more than the {held} bytes of its files")
     state = map_tensors(run, empty)
     try:
         load_tensors(by_name(state), path, sums)

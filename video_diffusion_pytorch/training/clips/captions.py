@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.data.cache.source_state import source_state
 from video_diffusion_pytorch.text import embed_captions, encode_captions, encoder_name
 from video_diffusion_pytorch.text_states import pad_states
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
 _BATCH = 64
+# How long a run encodes before it writes what it has, so that one that is killed goes on there
+_SECONDS = 30.0
 # What is remembered of captions that no dataset announced, in bytes
 _MOST = 300_000_000
 
@@ -35,7 +39,8 @@ class EncodedCaptions:
     Args:
         use_cls: As in `text.embed_captions`; without effect on states.
         folder: Where the file is; None for none. Its name tells the encoder, and vectors from
-            states. An encoder without a name has no file.
+            states; of an encoder in a folder also the sizes and times of the files there. An
+            encoder without a name has no file.
         states: Whether the network takes sequences of states instead of vectors.
     """
 
@@ -52,12 +57,14 @@ class EncodedCaptions:
         name = encoder_name()
         if self.folder is None or name is None:
             return None
-        told = json.dumps([name, *[self.use_cls] * (not self.states)]).encode()
+        # a folder may get another encoder: then it has other sizes and times
+        content = [source_state(name)] if os.path.isdir(name) else []
+        told = json.dumps([name, *[self.use_cls] * (not self.states), *content]).encode()
         digest = hashlib.blake2b(told, digest_size=8).hexdigest()
         return self.folder / f".caption_{'states' if self.states else 'vectors'}-{digest}.pt"
 
     def prepare(self, captions: Iterable[str], device: torch.device) -> None:
-        """Encodes what the file does not hold yet, and writes it there.
+        """Encodes what the file does not hold yet, and writes it there, also in between.
 
         Args:
             captions: All that training will meet.
@@ -73,10 +80,14 @@ class EncodedCaptions:
         if not missing:
             return
         starts = range(0, len(missing), _BATCH)
+        due = time.monotonic() + _SECONDS
         for start in tqdm(starts, desc="encoding captions", leave=False, disable=len(starts) < 2):
             self._kept.update(self._encode(missing[start : start + _BATCH], device))
-        if file is not None:
-            self._write(file)
+            began = time.monotonic()
+            if file is not None and (start == starts[-1] or began >= due):
+                self._write(file)
+                # so that writing takes a small part of the time
+                due = time.monotonic() + max(_SECONDS, 20 * (time.monotonic() - began))
 
     def __call__(self, captions: Sequence[str | None], device: torch.device) -> dict[str, Tensor]:
         """What a batch is told.
