@@ -34,10 +34,7 @@ def test_a_new_run_leaves_an_old_ones_checkpoints_aside(make_trainer, tmp_path, 
     again = make_trainer(train_num_steps=3, save_every=1)
     again.train()
     assert newest(results).name == "model-1.5.pt"
-    assert sorted(path.name for path in (results / "earlier-1").iterdir()) == [
-        "model-1.pt",
-        "model-2.pt",
-    ]
+    assert names(results / "earlier-1") == ["model-1.pt", "model-2.pt"]
     assert "of later steps than 0" in caplog.text
     again.load(1)
     again.train()
