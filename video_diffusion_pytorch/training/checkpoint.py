@@ -167,7 +167,7 @@ class Saving(Processes):
 
     def _keep_folder(self) -> None:
         """Makes the results folder again, if it was deleted during the run."""
-        if self.results_folder.is_dir():
+        if self._signals is None or self.results_folder.is_dir():
             return
         logger.warning("the results folder %s is gone: it is made again", self.results_folder)
         # or what is written to it says what is wrong

@@ -183,23 +183,25 @@ class Processes:
             RuntimeError: On the other processes, if the main one fails at it, or is gone.
         """
         turn = f"main_first/{next(turns)}"
-        if self.num_processes == 1:
+        if not self.is_main:
+            # a collective would time out
+            _wait_for(turn)
+        failure = None if self.is_main else self.from_main(None)
+        if failure is not None:
+            raise RuntimeError(f"Trainer: the main process stopped, see there: {failure}")
+        try:
             yield
-        elif self.is_main:
-            failure = ""
-            try:
-                yield
-            except BaseException as error:
-                failure = f"{type(error).__name__}: {error}"
-                raise
-            finally:
-                _store().set(turn, f"done{failure}".encode("utf-8", "replace").decode())
-        else:
-            # not by a collective, which would time out
-            failure = _wait_for(turn).removeprefix("done")
-            if failure:
-                raise RuntimeError(f"Trainer: the main process stopped, see there: {failure}")
-            yield
+        except BaseException as error:
+            if self.is_main:
+                self._tell(turn, f"{type(error).__name__}: {error}")
+            raise
+        if self.is_main:
+            self._tell(turn, None)
+
+    def _tell(self, turn: str, failure: str | None) -> None:
+        if self.num_processes > 1 and _is_connected():
+            _store().set(turn, "done")
+        self.from_main(failure)
 
     def _is_first(self, what: str) -> bool:
         """Whether this process is the first that asks; none waits for another."""
@@ -276,14 +278,13 @@ def _store() -> Any:
     return torch.distributed.PrefixStore("video_diffusion_pytorch", store)
 
 
-def _wait_for(key: str) -> str:
-    """The text that the main process puts there, however late."""
-    store, pause = _store(), 0.01
+def _wait_for(key: str) -> None:
+    """Waits until the main process has put something there, however late."""
+    pause = 0.01
     try:
-        while not store.check([key]):
+        while _is_connected() and not _store().check([key]):
             time.sleep(pause)
             pause = min(1.0, 1.5 * pause)
-        return store.get(key).decode()
     except RuntimeError as error:
         raise RuntimeError(
             f"Trainer: the main process must stay alive, got no answer from it ({error}); see its "

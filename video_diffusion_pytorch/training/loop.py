@@ -152,7 +152,7 @@ class TrainingLoop(TrainingStep):
             self._saved_step = self.step
         with self.main_first():
             if self.is_main:
-                self._keep_folder()
+                self.results_folder.mkdir(parents=True, exist_ok=True)
                 self._lock = FolderLock(self.results_folder)
                 set_aside(self.results_folder, self.step)
                 averages = len(self.averages.models)
