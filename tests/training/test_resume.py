@@ -185,9 +185,7 @@ def test_moments_of_another_shape_are_refused(make_trainer, results, name, shape
     make_trainer(train_num_steps=2).train()
     path = results / "model-1.pt"
     state = read_checkpoint(path)
-    number, moments = next(
-        (n, m) for n, m in state["optimizer"]["state"].items() if m[name].squeeze().ndim > 1
-    )
+    moments = next(m for m in state["optimizer"]["state"].values() if m[name].squeeze().ndim > 1)
     moments[name] = moments[name].T if shape == "transposed" else torch.zeros(shape)
     write_checkpoint(state, path)
     message = rf"the optimizer of .*model-1\.pt must have {name} of the weights' shapes, got \("

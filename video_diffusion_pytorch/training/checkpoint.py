@@ -128,7 +128,7 @@ class Saving(Processes):
         return self.results_folder / f"model-{number}{'.sharded' if self.fsdp else '.pt'}"
 
     def _save_step(self) -> None:
-        """Saves under the number of this step, and never over the checkpoint of another step."""
+        """Saves under this step's number, and never over the checkpoint of another step."""
         milestone = self.milestone
         path = self._path_of(milestone)
         if self.is_main and path.exists() and step_of(path) != self.step:

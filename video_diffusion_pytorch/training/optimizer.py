@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,13 @@ _FUSED_ON = ("cuda", "cpu")
 # What a group of parameters says of the program, and not of the training
 _OWN = ("foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
 # Optimizers of torch's, whose steps don't look at shapes, and what they keep of each weight's
-_OF_TORCH = tuple(
-    getattr(torch.optim, name)
-    for name in "Adadelta Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD".split()
+_OF_TORCH = (
+    *(torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam),
+    *(torch.optim.RAdam, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad),
+    *(torch.optim.Adadelta, torch.optim.ASGD, torch.optim.Rprop),
 )
-_LIKE_WEIGHTS = frozenset(
-    "exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer square_avg grad_avg acc_delta sum "
-    "ax prev step_size".split()
-)
+_LIKE_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer"}
+_LIKE_WEIGHTS |= {"square_avg", "grad_avg", "acc_delta", "sum", "ax", "prev", "step_size"}
 
 
 def make_optimizer(
@@ -216,7 +216,7 @@ def check_shapes(optimizer: Any, state: Mapping[str, Any], path: Path) -> None:
     ours = [group["params"] for group in optimizer.param_groups]
     if [*map(len, theirs)] != [*map(len, ours)]:
         return  # load_state_dict says so
-    for number, weight in zip(sum(theirs, []), sum(ours, []), strict=True):
+    for number, weight in zip(chain(*theirs), chain(*ours), strict=True):
         for name, value in state.get("state", {}).get(number, {}).items():
             is_tensor = torch.is_tensor(value) and name in _LIKE_WEIGHTS
             if is_tensor and value.shape != weight.shape:

@@ -70,8 +70,9 @@ def checkpoint_at(path: str | os.PathLike[str]) -> Path:
 def set_aside(folder: Path, step: int) -> list[Path]:
     """Moves the checkpoints of later steps, which a run that begins at `step` leaves behind.
 
-    Their samples go with them, and where `step` is 0 all samples there are. They go to a folder `earlier-1` in the same folder, or the next number that is free, as they
-    would else be taken for the run's own.
+    Their samples go with them, and where `step` is 0 all samples there are. They go to a folder
+    `earlier-1` in the same folder, or the next number that is free, as they would else be taken
+    for the run's own.
 
     Args:
         folder: Where the checkpoints are.
