@@ -49,6 +49,7 @@ class Saving(Processes):
     _saved_path: Path | None
     _good_step: int
     _is_diverged: bool
+    _is_owed: bool
     _may_save: bool
     _unproven: Path | None
     _validated_step: int
@@ -97,7 +98,7 @@ class Saving(Processes):
 
     # to a file
 
-    def save(self, milestone: int | float) -> None:
+    def save(self, milestone: int | float | str) -> None:
         """Writes `model-{milestone}.pt`, whole or not at all; every process calls it.
 
         A sharded model's checkpoint is a folder, `model-{milestone}.sharded`. Afterwards those are
@@ -151,7 +152,7 @@ class Saving(Processes):
         except (OSError, RuntimeError) as error:
             logger.warning("the weights of step %d could not be kept: %s", self.step, error)
         self._unproven = None
-        if self.is_main:
+        if self.is_main and self._saved_path is not None:
             logger.warning(
                 "no loss was finite at step %d: its weights are in %s; %s",
                 self.step,

@@ -104,21 +104,23 @@ class TrainingLoop(TrainingStep):
         """
         if not self._may_save or self._good_step <= self._saved_step:
             return
-        is_whole = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
-        if not is_whole or (self.fsdp and self.num_processes > 1):
-            return
-        if not self._is_first(self._turn):
-            return
-        self._is_alone = self.num_processes > 1
-        # the clips of a step that was not done come again
-        self.order.position = self._position
         try:
+            is_whole = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+            if not is_whole or (self.fsdp and self.num_processes > 1):
+                return
+            if not self._is_first(self._turn):
+                return
+            self._is_alone = self.num_processes > 1
+            # the clips of a step that was not done come again
+            self.order.position = self._position
             if not self._is_alone:
                 self.write_metrics()
             self._set_diverged_aside() if self._is_diverged else self._save_step()
         except Exception as failure:
             logger.warning("step %d could not be saved after an error: %s", self.step, failure)
             return
+        finally:
+            self._is_alone = False
         said = f"training ended at step {self.step}, and its checkpoint is {self._saved_path}"
         logger.warning("%s (%s: %s)", said, type(error).__name__, error)
         if hasattr(error, "add_note"):
@@ -143,7 +145,7 @@ class TrainingLoop(TrainingStep):
     def _begin(self) -> None:
         self._shall_stop, self._first_step = False, self.step + 1
         self._measured_step = self.step
-        self._is_alone, self._turn = False, f"failed/{next(turns)}"
+        self._turn = f"failed/{next(turns)}"
         if isinstance(self.scheduler, Schedule):
             # it may have been raised since
             self.scheduler.total_steps = self.train_num_steps
@@ -185,6 +187,7 @@ class TrainingLoop(TrainingStep):
         clips = self.batch_size * self.gradient_accumulate_every
         norm = self.step_metrics["grad_norm"]
         if not self.step_metrics["skipped"]:
+            self._good_step = self.step
             self.metrics.add_step(
                 loss=loss, grad_norm=norm, clips=clips, seconds=seconds, waited=self.waited
             )

@@ -54,7 +54,7 @@ class Milestones(TrainingData, Resumable):
     drawn: dict[str, Any]
     metrics: StepMetrics
     metrics_file: MetricsFile | None
-    _is_owed: bool
+    step_metrics: dict[str, Any]
     _shall_stop: bool
     _signals: Any
     _first_step: int
@@ -250,7 +250,7 @@ class Milestones(TrainingData, Resumable):
         is_milestone = self.step % self.save_and_sample_every == 0
         is_saved = is_milestone or (self.save_every and self.step % self.save_every == 0)
         is_saved = is_saved or self._is_owed
-        if self._good_step == self.step:
+        if not self.step_metrics["skipped"]:
             self._forget_old()
         is_validated = self.validation is not None and self.step % self.validate_every == 0
         if is_validated:

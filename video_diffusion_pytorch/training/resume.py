@@ -95,7 +95,8 @@ class Resumable(Saving):
         self._load_model(path, state, **kwargs)
         self.resumed_from = path
         self.step = self._saved_step = self._good_step = state["step"]
-        self._saved_path, self._unproven, self._is_diverged = path, None, False
+        self._saved_path, self._unproven = path, None
+        self._is_diverged = self._is_owed = False
         self.skipped_steps = state.get("skipped_steps", 0)
         self.losses |= state.get("losses", {})
         self._validated_step = self.step

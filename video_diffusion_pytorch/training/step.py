@@ -109,7 +109,7 @@ class TrainingStep(Milestones):
         self._may_save = True
         self.step_metrics = {"grad_norm": norm_of_all, "skipped": not is_good}
         if is_good:
-            self._skipped_in_row, self._good_step, self._is_diverged = 0, self.step, False
+            self._skipped_in_row, self._is_diverged = 0, False
             for part in seen:
                 if part.t is not None and part.losses.ndim:
                     self.metrics.add_losses(part.losses, part.t)
