@@ -52,7 +52,7 @@ class Marking(Trainer):
         with self.mark.during("computing", self.step):
             return super().train_step(**kwargs)
 
-    def save(self, milestone: int | float) -> None:
+    def save(self, milestone: int | float | str) -> None:
         """Writes a checkpoint and removes an old one."""
         with self.mark.during("writing", self.step):
             super().save(milestone)

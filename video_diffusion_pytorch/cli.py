@@ -164,7 +164,7 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
 
 def _interruption(options: Namespace | None) -> str:
     """What is left after Ctrl+C."""
-    from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
+    from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
 
     folder = None
     if options is not None and options.command == "demo":
@@ -173,10 +173,10 @@ def _interruption(options: Namespace | None) -> str:
         folder = Path(options.train.trainer.results_folder)
     if folder is None:
         return f"{PROG}: interrupted"
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
+    last = newest(folder)
+    if last is None:
         return f"{PROG}: interrupted before the first checkpoint"
     return (
-        f"{PROG}: interrupted; the last checkpoint is {checkpoints[-1]}, and the same command "
+        f"{PROG}: interrupted; the last checkpoint is {last}, and the same command "
         "goes on from there"
     )

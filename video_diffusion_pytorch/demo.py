@@ -19,6 +19,7 @@ from video_diffusion_pytorch.data.video_grid import text_picture, video_grid
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
 from video_diffusion_pytorch.training.clips.batches import repeat_to
 from video_diffusion_pytorch.training.samples import draw_samples
 from video_diffusion_pytorch.training.trainer import Trainer
@@ -112,7 +113,7 @@ def run_demo(
     real = torch.stack([trainer.ds[i] for i in range(min(len(trainer.ds), len(samples)))]) / 255
     write_comparison(repeat_to(real, len(samples)), samples, home / "samples.gif")
     losses.plot(home / "loss.png")
-    last = list_checkpoints(home / "checkpoints")[-1]
+    last = newest(home / "checkpoints")
     say(f"samples beside training clips: {home / 'samples.gif'}")
     say(f"checkpoint: {last}")
     say(f"loss curve: {home / 'loss.png'}, its numbers: {losses.path}")

@@ -15,6 +15,7 @@ from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import find_checkpoint
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
 
 # What a network that takes a condition is told in each entry of its config
 _CONDITIONS = {
@@ -42,7 +43,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:
     """
     path = Path(path)
     if path.is_dir() and path.suffix != ".sharded":
-        path = find_checkpoint(path, -1)
+        path = newest(path) or find_checkpoint(path, -1)
     state = glance(path)
     told: dict[str, str | None] = {"step": str(state["step"])}
     config = state.get("config")

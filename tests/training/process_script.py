@@ -1,13 +1,16 @@
 """What the two processes of test_processes.py run: `process_script.py NAME FOLDER`."""
 
+import datetime
 import os
 import random
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
 import torch
+from torch.distributed import distributed_c10d as c10d
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
@@ -42,6 +45,20 @@ class NotFiniteOnOne(Recording):
 class PastTheExchange(Recording):
     def compute_loss(self, videos, **kwargs):
         return self.model(videos, **kwargs)
+
+
+class Slow(Recording):
+    """The main process takes longer than the others may wait; then one has no more clips."""
+
+    def make_dataset(self, folder, diffusion):
+        if self.is_main:
+            time.sleep(5)
+        return super().make_dataset(folder, diffusion)
+
+    def next_batch(self):
+        if self.process == 1 and self.step == 2:
+            raise ValueError("the disk of process 1 is gone")
+        return super().next_batch()
 
 
 def brightness(videos):
@@ -174,6 +191,12 @@ def plain(folder):
     found["gone"] = folder_is_gone(make(folder, "gone"))
     found["missing"] = failure(lambda: make(folder, "missing", clips="no-clips"))
     found["odd"] = failure(lambda: make(folder, "odd", split_batches=True, train_batch_size=3))
+    # the last, as one process leaves the other alone
+    set_timeout = getattr(torch.distributed, "set_timeout", None) or c10d._set_pg_timeout
+    set_timeout(datetime.timedelta(seconds=3))
+    trainer = make(folder, "alone", Slow, save_and_sample_every=100)
+    found["waited"] = len(trainer.ds)
+    found["alone"] = failure(lambda: trainer.train(prob_focus_present=0.3))
     return found
 
 

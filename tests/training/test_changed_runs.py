@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
 
@@ -28,16 +29,57 @@ def test_another_distance_of_milestones_goes_on_from_the_last_step(make_trainer,
     assert make_trainer(train_num_steps=12, **longer).step == 10
 
 
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2)])
+def test_milestones_of_another_distance_take_no_place(make_trainer, tmp_path, before, after):
+    results = tmp_path / "results"
+    make_trainer(train_num_steps=8, save_and_sample_every=before).train()
+    old = {path.name: path.read_bytes() for path in results.iterdir() if path.suffix != ".jsonl"}
+    # a foreign folder, and a foreign file, are no place either
+    (results / "model-5.pt").mkdir()
+    for steps in (12, 16):
+        trainer = make_trainer(train_num_steps=steps, save_and_sample_every=after, resume="auto")
+        trainer.train()
+    assert {name: (results / name).read_bytes() for name in old} == old
+    steps = sorted(read_checkpoint(path)["step"] for path in list_checkpoints(results))
+    assert steps == sorted({*range(before, 9, before), *range(8 + after, 17, after)})
+    taken = results / f"model-{12 // after}-step12.pt"
+    assert taken.exists() == (12 // after <= 8 // before)
+    assert make_trainer(resume="auto").step == 16
+    trainer.load(12 // after)
+    assert trainer.step == 12
+    for ending in ("gif", "npy"):
+        assert len(list(results.glob(f"*.{ending}"))) == len(steps)
+
+
+def test_samples_whose_checkpoint_is_gone_are_not_replaced(make_trainer, tmp_path):
+    results = tmp_path / "results"
+    make_trainer(train_num_steps=8, save_and_sample_every=2, keep_last=1).train()
+    old = (results / "2.npy").read_bytes(), (results / "2.gif").read_bytes()
+    make_trainer(train_num_steps=10, save_and_sample_every=5, keep_last=1, resume="auto").train()
+    assert names(results) == ["model-2.pt"]
+    assert ((results / "2.npy").read_bytes(), (results / "2.gif").read_bytes()) == old
+    assert (results / "2-step10.gif").exists()
+    assert np.load(results / "2-step10.npy").shape == np.load(results / "2.npy").shape
+
+
+def test_a_new_run_leaves_an_old_ones_samples_aside(make_trainer, tmp_path):
+    results = tmp_path / "results"
+    make_trainer(train_num_steps=4, keep_last=1).train()
+    old = (results / "1.npy").read_bytes()
+    (results / "7.gif").write_bytes(b"a picture of the user's")
+    make_trainer(train_num_steps=2, train_lr=1.0).train()
+    assert (results / "earlier-1" / "1.npy").read_bytes() == old
+    assert (results / "earlier-1" / "2.gif").exists()
+    assert sorted(path.name for path in results.glob("*.gif")) == ["1.gif", "7.gif"]
+
+
 def test_a_new_run_leaves_an_old_ones_checkpoints_aside(make_trainer, tmp_path, caplog):
     results = tmp_path / "results"
     make_trainer(train_num_steps=4).train()
     again = make_trainer(train_num_steps=3, save_every=1)
     again.train()
     assert newest(results).name == "model-1.5.pt"
-    assert sorted(path.name for path in (results / "earlier-1").iterdir()) == [
-        "model-1.pt",
-        "model-2.pt",
-    ]
+    assert names(results / "earlier-1") == ["model-1.pt", "model-2.pt"]
     assert "of later steps than 0" in caplog.text
     again.load(1)
     again.train()

@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from torch.utils.data import _utils
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from video_diffusion_pytorch import Trainer
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 from video_diffusion_pytorch.training.memory import TrainingOutOfMemory
@@ -180,22 +182,23 @@ def test_many_bad_steps_in_a_row_end_the_run(make_trainer, results, caplog):
     good = []
     message = (
         r"^Trainer: loss and gradients must be finite, got 3 steps in a row that are not; the "
-        r"weights are those before them, and the last checkpoint is .*model-2\.5\.pt: train on "
+        r"weights are those before them, and the last checkpoint is .*model-1\.pt: train on "
         r"with a smaller train_lr, with max_grad_norm=1\.0 or without half precision, and look at "
         r"the clips that were named$"
     )
     with pytest.raises(FloatingPointError, match=message):
         trainer.train(log_fn=lambda log: good.append(learnt(trainer)))
     assert trainer.step == 6
-    assert len(caplog.records) == 3
-    # the last checkpoint is whole, and has the weights of the last good step
+    # the last checkpoint is one after which a loss was finite
     resumed = make_trainer(train_num_steps=7)
     resumed.load(-1)
-    assert resumed.step == 5
-    assert json.loads(learnt(resumed))["model"] == json.loads(good[2])["model"]
+    assert resumed.step == 2
     resumed.train()
     assert resumed.step == 7
-    assert resumed.skipped_steps == 2
+    # the weights of the last good step are not lost
+    resumed.load("not-finite-step3")
+    assert resumed.step == 3
+    assert json.loads(learnt(resumed))["model"] == json.loads(good[2])["model"]
 
 
 def test_bad_steps_before_any_checkpoint(make_trainer):
@@ -210,6 +213,239 @@ def test_a_good_step_begins_the_count_anew(make_trainer):
     trainer.train()
     assert trainer.step == 9
     assert trainer.skipped_steps == 6
+
+
+class Spike(Trainer):
+    """Whose weights one step throws far away, with a finite loss."""
+
+    def train_step(self, **kwargs):
+        for group in self.opt.param_groups:
+            group["lr"] = 1e30 if self.step == 4 else 1e-3
+        return super().train_step(**kwargs)
+
+
+SGD = {"optimizer": partial(torch.optim.SGD, lr=1e-3), "train_lr": 1e-4}
+
+
+@pytest.mark.parametrize("keep_last", [1, 2, None])
+def test_diverged_weights_displace_no_checkpoint(make_trainer, results, keep_last, caplog):
+    options = {**SGD, "train_num_steps": 40, "save_every": 1, "keep_last": keep_last}
+    trainer = make_trainer(Spike, max_skipped_steps=3, **options)
+    with pytest.raises(FloatingPointError, match=r"the last checkpoint is .*model-2\.pt: train"):
+        trainer.train()
+    assert max(p.abs().max() for p in trainer.model.parameters()) > 1e20
+    # of step 5, after which no loss was finite
+    aside = results / "model-not-finite-step5.pt"
+    assert f"its weights are in {aside}; the last checkpoint is" in caplog.text
+    assert read_checkpoint(aside)["step"] == 5
+    whole = [read_checkpoint(path)["step"] for path in list_checkpoints(results)]
+    assert whole == [1, 2, 3, 4][-(keep_last or 4) :]
+    again = make_trainer(resume="auto", **{**options, "train_num_steps": 7})
+    assert again.step == 4
+    again.load(-1)
+    again.train()
+    assert (again.step, again.skipped_steps) == (7, 0)
+    assert aside.exists()
+
+
+def test_a_signal_while_steps_are_skipped_saves_no_diverged_weights(make_trainer, results):
+    def stop(log):
+        if log["step"] == 6:
+            send(signal.SIGTERM)
+
+    trainer = make_trainer(Spike, **SGD, train_num_steps=40, save_every=4, keep_last=1)
+    with pytest.raises(SystemExit):
+        trainer.train(log_fn=stop)
+    assert sorted(p.name for p in results.glob("model*")) == [
+        "model-2.pt",
+        "model-not-finite-step6.pt",
+    ]
+    assert make_trainer(**SGD, resume="auto").step == 4
+
+
+def test_a_last_step_that_is_skipped_is_no_checkpoint_to_go_on_from(make_trainer, results):
+    make_trainer(poisoned(5), train_num_steps=6, save_every=5).train()
+    assert [path.name for path in list_checkpoints(results)] == ["model-1.pt", "model-2.pt"]
+    trainer = make_trainer(resume="auto")
+    assert trainer.step == 4
+    # no step has shown that its weights are whole, but they may be
+    trainer.load("not-finite-step5")
+    assert trainer.step == 5
+
+
+def test_a_checkpoint_that_is_due_at_a_bad_step_is_written_after_it(make_trainer, results, caplog):
+    make_trainer(poisoned(3), train_num_steps=6, save_and_sample_every=4).train()
+    assert "there is no checkpoint of step 4, as no loss was finite: it is written" in caplog.text
+    found = {path.name: read_checkpoint(path)["step"] for path in list_checkpoints(results)}
+    assert found == {"model-1.25.pt": 5, "model-1.5.pt": 6}
+
+
+# other errors
+
+
+@pytest.mark.parametrize(("step", "accumulate"), [(3, 1), (3, 2), (4, 2)])
+def test_an_error_of_the_clips_ends_with_a_checkpoint(
+    make_trainer, results, tmp_path, caplog, step, accumulate
+):
+    options = {
+        "train_num_steps": 6,
+        "gradient_accumulate_every": accumulate,
+        "save_and_sample_every": 100,
+        "horizontal_flip": True,
+        "seed": 3,
+    }
+    whole = make_trainer(results_folder=tmp_path / "whole", **options)
+    whole.train()
+    error = RuntimeError("the disk is gone")
+
+    class Gone(Trainer):
+        batches = 0
+
+        def next_batch(self):
+            self.batches += 1
+            if self.batches == step * accumulate:
+                raise error
+            return super().next_batch()
+
+    trainer = make_trainer(Gone, **options)
+    with pytest.raises(RuntimeError, match=r"^the disk is gone") as caught:
+        trainer.train()
+    assert caught.value is error
+    [saved] = list_checkpoints(results)
+    said = f"training ended at step {step - 1}, and its checkpoint is {saved}"
+    assert said in caplog.text
+    assert getattr(error, "__notes__", [said]) == [said]
+    assert read_metrics(results / "metrics.jsonl")[-1]["step"] == step - 1
+    resumed = make_trainer(resume="auto", **options)
+    assert resumed.step == step - 1
+    resumed.train()
+    assert learnt(resumed) == learnt(whole)
+
+
+def test_an_error_in_the_midst_of_an_update_is_not_saved(make_trainer, results):
+    trainer = make_trainer(save_and_sample_every=100)
+    step = trainer.opt.step
+
+    def failing(*args, **kwargs):
+        step(*args, **kwargs)
+        if trainer.step == 2:
+            raise RuntimeError("in the midst")
+
+    trainer.opt.step = failing
+    with pytest.raises(RuntimeError, match="in the midst"):
+        trainer.train()
+    assert not list_checkpoints(results)
+
+
+def test_an_error_with_infinite_weights_is_not_saved(make_trainer, results):
+    trainer = make_trainer(save_and_sample_every=100)
+
+    def spoil(log):
+        with torch.no_grad():
+            next(trainer.model.parameters()).fill_(torch.inf)
+        raise KeyError("log_fn")
+
+    with pytest.raises(KeyError):
+        trainer.train(log_fn=spoil)
+    assert not list_checkpoints(results)
+
+
+# what is written for people
+
+
+class Odd(Trainer):
+    """Two classes, one with a name that is no text."""
+
+    def save_sample(self, videos, milestone):
+        path = super().save_sample(videos, milestone)
+        if self.step == 2:
+            raise OSError(28, "No space left on device")
+        return path
+
+
+def test_names_that_are_no_text_and_other_trifles_end_no_training(clips, tmp_path, results, caplog):
+    odd = b"caf\xe9".decode("utf-8", "surrogateescape")
+    for i, path in enumerate(sorted(clips.iterdir())):
+        (clips / ("b", odd)[i % 2]).mkdir(exist_ok=True)
+        path.rename(clips / ("b", odd)[i % 2] / path.name)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, num_classes=2)
+    diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2)
+    options = {"results_folder": results, "device": "cpu", "num_workers": 0, "num_sample_rows": 2}
+    options |= {"conditions": "label", "train_batch_size": 2, "save_and_sample_every": 2}
+    trainer = Odd(diffusion, clips, train_num_steps=4, **options)
+    logs = []
+
+    def log(line):
+        logs.append(line)
+        if line["step"] == 3:
+            trainer.metrics_file.path = results  # a folder can't be written
+
+    trainer.train(log_fn=log)
+    assert trainer.step == 4
+    assert "sample" not in logs[1]
+    assert logs[3]["sample"] == str(results / "2.gif")
+    assert "row 1, column 1" in (results / "2.txt").read_text(encoding="utf-8")
+    assert "caf?" in (results / "2.txt").read_text(encoding="utf-8")
+    assert "training goes on without a milestone's samples: OSError: [Errno 28]" in caplog.text
+    assert "training goes on without a line of metrics.jsonl: OSError: the numbers" in caplog.text
+    assert read_checkpoint(results / "model-2.pt")["config"]["class_names"] == ("b", odd)
+    assert Trainer(diffusion, clips, resume="auto", **options).step == 4
+
+
+def test_a_results_folder_that_is_deleted_is_made_again(make_trainer, results, caplog):
+    def delete(log):
+        if log["step"] == 3:
+            shutil.rmtree(results)
+
+    trainer = make_trainer(train_num_steps=5, log_every=1)
+    trainer.train(log_fn=delete)
+    assert names(results) == ["2.gif", "2.npy", "metrics.jsonl", "model-2.5.pt", "model-2.pt"]
+    assert caplog.text.count("is gone: it is made again") == 1
+    assert [line["step"] for line in read_metrics(results / "metrics.jsonl")] == [4, 5]
+
+
+def test_samples_of_a_killed_milestone_are_drawn_when_the_run_goes_on(
+    make_trainer, results, tmp_path
+):
+    make_trainer(results_folder=tmp_path / "whole").train()
+
+    class Killed(Trainer):
+        def save_sample(self, videos, milestone):
+            # the grid is written last
+            super().save_sample(videos, milestone).unlink()
+            raise SystemExit
+
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            make_trainer(Killed, resume="auto").train()
+    assert (results / "1.npy").exists()
+    trainer = make_trainer(resume="auto")
+    assert trainer.step == 2
+    trainer.train()
+    assert names(results) == names(tmp_path / "whole")
+    for name in ("1.gif", "1.npy", "2.gif", "2.npy"):
+        assert (results / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    # also where no step is left
+    (results / "2.gif").unlink()
+    make_trainer(resume="auto").train()
+    assert names(results) == names(tmp_path / "whole")
+
+
+def test_a_folder_in_which_a_run_trains_is_refused(make_trainer, results):
+    other = make_trainer()
+
+    def train_too(log):
+        with pytest.raises(BlockingIOError, match=r"of one run at a time, got .*results, to"):
+            other.train()
+        assert (results / ".lock").exists()
+
+    trainer = make_trainer(train_num_steps=2)
+    trainer.train(log_fn=train_too)
+    assert other.step == 0
+    assert not (results / ".lock").exists()
+    # afterwards it may
+    other.train()
+    assert other.step == 4
 
 
 # processes that read clips

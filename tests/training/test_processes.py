@@ -251,6 +251,24 @@ def test_the_reason_reaches_all_processes(plain, sharded):
         )
 
 
+def test_the_others_wait_for_what_the_main_process_makes_first(plain):
+    # for longer than a collective would
+    assert plain["waited"] == [15, 15]
+
+
+def test_one_process_that_fails_saves_for_all(plain, folder, one):
+    assert plain["alone"][1] == "ValueError: the disk of process 1 is gone"
+    [saved] = [file for file in files(folder / "alone") if file.startswith("model")]
+    assert saved == "model-0.02.pt"
+    state = torch.load(folder / "alone" / saved)
+    assert state["step"] == 2
+    assert state["data"]["position"] == 2 * 8
+    # none of the other's random states, whose process could not be asked
+    assert len(state["random_states"]) == 1
+    resumed = run_alone(folder, "after", resume=folder / "alone" / saved, train_num_steps=3)
+    assert resumed["logs"][0]["loss"] == pytest.approx(one["logs"][2]["loss"], rel=1e-5)
+
+
 def test_a_loss_that_goes_past_the_exchange_of_gradients_is_refused(plain):
     for reason in plain["past"]:
         assert reason == (

@@ -8,6 +8,7 @@ import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+from video_diffusion_pytorch.run_report import describe_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
@@ -176,6 +177,55 @@ def test_a_network_with_other_settings_is_refused(make_trainer, clips, results):
     )
     with pytest.raises(ValueError, match=message):
         Trainer(diffusion, clips, results_folder=results, device="cpu", resume="auto")
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (), "transposed"])
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])
+def test_moments_of_another_shape_are_refused(make_trainer, results, name, shape):
+    make_trainer(train_num_steps=2).train()
+    path = results / "model-1.pt"
+    state = read_checkpoint(path)
+    moments = next(m for m in state["optimizer"]["state"].values() if m[name].squeeze().ndim > 1)
+    moments[name] = moments[name].T if shape == "transposed" else torch.zeros(shape)
+    write_checkpoint(state, path)
+    message = rf"the optimizer of .*model-1\.pt must have {name} of the weights' shapes, got \("
+    with pytest.raises(ValueError, match=message):
+        make_trainer(resume="auto")
+
+
+def test_averages_of_another_shape_are_refused(make_trainer, results):
+    options = {"ema_decay": (0.5, 0.9)}
+    make_trainer(train_num_steps=2, **options).train()
+    path = results / "model-1.pt"
+    for ema in (lambda state: state["ema"], lambda state: state["emas"]["0.9"]):
+        state = read_checkpoint(path)
+        name = next(name for name, value in ema(state).items() if value.ndim > 1)
+        ema(state)[name] = torch.zeros(3)
+        write_checkpoint(state, results / "model-3.pt")
+        with pytest.raises(ValueError, match=r"'ema' of the checkpoint .* of another shape: "):
+            make_trainer(resume=results / "model-3.pt", **options)
+
+
+@pytest.mark.parametrize("step", ["9", None, 1e9, torch.tensor(9), True, -1])
+def test_strangers_among_the_checkpoints_are_passed_over(make_trainer, results, warned, step):
+    make_trainer(train_num_steps=2).train()
+    state = read_checkpoint(results / "model-1.pt")
+    torch.save({**state, "step": step}, results / "model-8.pt")
+    torch.save([1, 2], results / "model-5.pt")
+    torch.save({"weights": torch.ones(2)}, results / "model-x.pt")
+    (results / "model-7.pt").mkdir()
+    strangers = ("model-8.pt", "model-5.pt", "model-x.pt", "model-7.pt")
+    warned()
+    trainer = make_trainer(resume="auto", keep_last=1, train_num_steps=6)
+    assert trainer.step == 2
+    said = " ".join(warned())
+    assert all(name in said for name in strangers)
+    assert describe_checkpoint(results)[0].startswith(f"{results / 'model-1.pt'}: ")
+    trainer.train()
+    assert all((results / name).exists() for name in strangers)
+    assert not (results / "model-1.pt").exists()
+    trainer.load(-1)
+    assert trainer.step == 6
 
 
 def test_averages_are_known_by_their_decay(make_trainer, warned):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import math
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,8 @@ from typing import Any
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import FORMAT, write_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import FolderLock
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import in_order, newest, step_of
 from video_diffusion_pytorch.training.checkpoints.random_states import random_states
 from video_diffusion_pytorch.training.checkpoints.retention import forget_old
 from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import write_sharded
@@ -20,6 +24,8 @@ from video_diffusion_pytorch.training.engine import Processes
 from video_diffusion_pytorch.training.optimizer import optimizer_settings
 from video_diffusion_pytorch.training.validation import Sides
 from video_diffusion_pytorch.version import __version__
+
+logger = logging.getLogger("video_diffusion_pytorch")
 
 
 class Saving(Processes):
@@ -38,7 +44,16 @@ class Saving(Processes):
     losses: dict[str, float | None]
     skipped_steps: int
     _sides: Sides | None
+    milestone: Any
+    _lock: FolderLock | None
+    _signals: Any
     _saved_step: int
+    _saved_path: Path | None
+    _good_step: int
+    _is_diverged: bool
+    _is_owed: bool
+    _may_save: bool
+    _unproven: Path | None
     _validated_step: int
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -87,28 +102,85 @@ class Saving(Processes):
 
     # to a file
 
-    def save(self, milestone: int | float) -> None:
+    def save(self, milestone: int | float | str) -> None:
         """Writes `model-{milestone}.pt`, whole or not at all; every process calls it.
 
         A sharded model's checkpoint is a folder, `model-{milestone}.sharded`. Afterwards those are
-        removed that `keep_last` and `keep_best` don't keep.
+        removed that `keep_last` and `keep_best` don't keep; in `train` after the next good step.
 
         Raises:
             OSError: If it can't be written.
         """
+        self._may_save = False
         state = self.checkpoint_state()
-        # 2e-05 is no name that is found again
-        number = f"{Decimal(str(milestone)):f}" if isinstance(milestone, float) else milestone
-        path = self.results_folder / f"model-{number}{'.sharded' if self.fsdp else '.pt'}"
+        path = self._path_of(milestone)
+        if self.is_main:
+            self._keep_folder()
         if self.fsdp:
             write_sharded(state, path, self.is_main)
         else:
             with self.main_first():
                 if self.is_main:
                     write_checkpoint(state, path)
-        self._saved_step = self.step
-        if self.is_main:
-            forget_old(self.results_folder, self.keep_last, self.keep_best, written=path)
+        self._saved_step, self._saved_path, self._may_save = self.step, path, True
+        self._unproven = path
+        if self._signals is None:
+            self._forget_old()
+
+    def _path_of(self, milestone: Any) -> Path:
+        # 2e-05 is no name that is found again
+        number = f"{Decimal(str(milestone)):f}" if isinstance(milestone, float) else milestone
+        return self.results_folder / f"model-{number}{'.sharded' if self.fsdp else '.pt'}"
+
+    def _save_step(self) -> None:
+        """Saves under this step's number, and never over the checkpoint of another step."""
+        milestone = self.milestone
+        path = self._path_of(milestone)
+        if self.is_main and path.exists() and step_of(path) != self.step:
+            milestone = f"{path.stem.removeprefix('model-')}-step{self.step}"
+        self.save(self.from_main(milestone))
+
+    def _set_diverged_aside(self) -> None:
+        """Gives weights of which no loss is finite a name that no run goes on from by itself."""
+        try:
+            if self._good_step > self._saved_step:
+                self.save(f"not-finite-step{self.step}")
+            elif self._unproven is not None:
+                with self.main_first():
+                    # an only one stays: it may be whole, and the clips damaged
+                    others = [p for p in in_order(self.results_folder) if step_of(p) < math.inf]
+                    if self.is_main and len(others) > 1:
+                        path = self._path_of(f"not-finite-step{self._saved_step}")
+                        self._saved_path = self._unproven.rename(path)
+        # it is no reason to end, or to say less of the other
+        except (OSError, RuntimeError) as error:
+            logger.warning("the weights of step %d could not be kept: %s", self.step, error)
+        self._unproven = None
+        if self.is_main and self._saved_path is not None:
+            logger.warning(
+                "no loss was finite at step %d: its weights are in %s; %s",
+                self.step,
+                self._saved_path,
+                self._last_checkpoint(),
+            )
+
+    def _forget_old(self) -> None:
+        """Removes old checkpoints, once the step after the newest has a finite loss."""
+        if self.is_main and self._unproven is not None:
+            forget_old(self.results_folder, self.keep_last, self.keep_best, written=self._unproven)
+        self._unproven = None
+
+    def _keep_folder(self) -> None:
+        """Makes the results folder again, if it was deleted during the run."""
+        if self._signals is None or self.results_folder.is_dir():
+            return
+        logger.warning("the results folder %s is gone: it is made again", self.results_folder)
+        # or what is written to it says what is wrong
+        with contextlib.suppress(OSError):
+            self.results_folder.mkdir(parents=True, exist_ok=True)
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = FolderLock(self.results_folder)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import inspect
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PRECISIONS = ("no", "bf16", "fp16")
+
+# All processes reach what they wait for in the same order
+turns = itertools.count()
 
 
 def half_precision(device_type: str) -> str:
@@ -134,16 +138,18 @@ class Processes:
     device: torch.device
     fsdp: bool
     _went_through_parallel: bool
+    # after an error, when the other processes may never answer
+    _is_alone = False
 
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes."""
-        return self.accelerator.is_main_process
+        return self._is_alone or self.accelerator.is_main_process
 
     @property
     def num_processes(self) -> int:
         """How many processes train together."""
-        return self.accelerator.num_processes
+        return 1 if self._is_alone else self.accelerator.num_processes
 
     @property
     def process(self) -> int:
@@ -172,11 +178,15 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Lets the main process do first what the others then find done.
+        """Lets the main process do first what the others then find done, however long it takes.
 
         Raises:
-            RuntimeError: On the other processes, if the main one fails at it.
+            RuntimeError: On the other processes, if the main one fails at it, or is gone.
         """
+        turn = f"main_first/{next(turns)}"
+        if not self.is_main:
+            # a collective would time out
+            _wait_for(turn)
         failure = None if self.is_main else self.from_main(None)
         if failure is not None:
             raise RuntimeError(f"Trainer: the main process stopped, see there: {failure}")
@@ -184,10 +194,19 @@ class Processes:
             yield
         except BaseException as error:
             if self.is_main:
-                self.from_main(f"{type(error).__name__}: {error}")
+                self._tell(turn, f"{type(error).__name__}: {error}")
             raise
         if self.is_main:
-            self.from_main(None)
+            self._tell(turn, None)
+
+    def _tell(self, turn: str, failure: str | None) -> None:
+        if self.num_processes > 1 and _is_connected():
+            _store().set(turn, "done")
+        self.from_main(failure)
+
+    def _is_first(self, what: str) -> bool:
+        """Whether this process is the first that asks; none waits for another."""
+        return self.num_processes == 1 or _store().add(what, 1) == 1
 
     def share_loader(self, loader: Any) -> Any:
         """A loader with an order of its own, of which each process gets every n-th batch.
@@ -252,6 +271,26 @@ class Processes:
         elif not is_last and self.parallel_model is not self.model:
             return self.parallel_model.no_sync()
         return nullcontext()
+
+
+def _store() -> Any:
+    """The keys and values that the processes share; reading it is no collective."""
+    store = torch.distributed.distributed_c10d._get_default_store()
+    return torch.distributed.PrefixStore("video_diffusion_pytorch", store)
+
+
+def _wait_for(key: str) -> None:
+    """Waits until the main process has put something there, however late."""
+    pause = 0.01
+    try:
+        while _is_connected() and not _store().check([key]):
+            time.sleep(pause)
+            pause = min(1.0, 1.5 * pause)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"Trainer: the main process must stay alive, got no answer from it ({error}); see its "
+            "own messages, and start all processes again"
+        ) from error
 
 
 def use_fsdp(fsdp: bool) -> bool:

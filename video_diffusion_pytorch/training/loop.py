@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import check_room
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import FolderLock, check_room
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import set_aside
 from video_diffusion_pytorch.training.clips.batch_stream import Endless
+from video_diffusion_pytorch.training.engine import turns
 from video_diffusion_pytorch.training.learning_rate import Schedule
 from video_diffusion_pytorch.training.memory import state_bytes
 from video_diffusion_pytorch.training.metrics import MetricsFile
@@ -31,6 +32,8 @@ class TrainingLoop(TrainingStep):
     """The part of a Trainer that goes from step to step; `Trainer` documents the attributes."""
 
     project: str
+    _turn: str
+    _position: int
     _signals: StopSignals | None
 
     def train(
@@ -60,25 +63,68 @@ class TrainingLoop(TrainingStep):
             focus["prob_focus_present"] = prob_focus_present
         if focus_present_mask is not None:
             focus["focus_present_mask"] = focus_present_mask.to(self.device)
-        self._begin()
         signals = StopSignals()
         try:
+            self._begin()
             with signals, self._bar() as bar:
                 self._signals = signals
-                while self.step < self.train_num_steps and not self.is_told_to_stop:
-                    log = self._step_and_milestone(**focus)
-                    log_fn(log)
-                    self._show(bar, log)
-                self.write_metrics()
-                if self._saved_step != self.step:
-                    self.save(self.milestone)
+                self._go(bar, log_fn, focus)
         finally:
             self._signals = None
             end_trackers(self.accelerator)
             self._end_readers()
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
         if signals.caught is not None and self.is_main:
             logger.warning("told to stop at step %d: %s", self.step, self._last_checkpoint())
         signals.leave()
+
+    def _go(self, bar: Any, log_fn: Callable[[dict[str, Any]], Any], focus: dict[str, Any]) -> None:
+        try:
+            self._draw_missing_samples()
+            while self.step < self.train_num_steps and not self.is_told_to_stop:
+                log = self._step_and_milestone(**focus)
+                log_fn(log)
+                self._show(bar, log)
+            self.write_metrics()
+            if self._is_diverged:
+                self._set_diverged_aside()
+            elif self._saved_step != self.step:
+                self._save_step()
+            self._forget_old()
+        except Exception as error:
+            self._save_after(error)
+            raise
+
+    def _save_after(self, error: Exception) -> None:
+        """Saves what was learned before an error, if the weights are whole, without the others.
+
+        Of several processes, which may wait for this one, the first that fails writes the file.
+        """
+        if not self._may_save or self._good_step <= self._saved_step:
+            return
+        try:
+            is_whole = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+            if not is_whole or (self.fsdp and self.num_processes > 1):
+                return
+            if not self._is_first(self._turn):
+                return
+            self._is_alone = self.num_processes > 1
+            # the clips of a step that was not done come again
+            self.order.position = self._position
+            if not self._is_alone:
+                self.write_metrics()
+            self._set_diverged_aside() if self._is_diverged else self._save_step()
+        except Exception as failure:
+            logger.warning("step %d could not be saved after an error: %s", self.step, failure)
+            return
+        finally:
+            self._is_alone = False
+        said = f"training ended at step {self.step}, and its checkpoint is {self._saved_path}"
+        logger.warning("%s (%s: %s)", said, type(error).__name__, error)
+        if hasattr(error, "add_note"):
+            error.add_note(said)
 
     def _end_readers(self) -> None:
         """Ends the processes that read clips: left to the garbage collector it waits for each."""
@@ -92,23 +138,30 @@ class TrainingLoop(TrainingStep):
         self._skipped_in_row, self._saved_step = 0, -1
         self._measured_step, self._validated_step = 0, -1
         self._shall_stop, self._signals, self.metrics_file = False, None, None
-        self.resumed_from = None
+        self._good_step, self._is_diverged, self._is_owed = 0, False, False
+        self._saved_path, self._unproven, self._lock = None, None, None
+        self._may_save, self.resumed_from = False, None
 
     def _begin(self) -> None:
         self._shall_stop, self._first_step = False, self.step + 1
         self._measured_step = self.step
+        self._turn = f"failed/{next(turns)}"
         if isinstance(self.scheduler, Schedule):
             # it may have been raised since
             self.scheduler.total_steps = self.train_num_steps
         if self._saved_step < 0:
             # the first weights need no file
             self._saved_step = self.step
-        if self.is_main:
-            set_aside(self.results_folder, self.step)
-            averages = len(self.averages.models)
-            check_room(self.results_folder, state_bytes(self.model, self.opt, averages))
-            self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
+        with self.main_first():
+            if self.is_main:
+                self.results_folder.mkdir(parents=True, exist_ok=True)
+                self._lock = FolderLock(self.results_folder)
+                set_aside(self.results_folder, self.step)
+                averages = len(self.averages.models)
+                check_room(self.results_folder, state_bytes(self.model, self.opt, averages))
+                self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
         start_trackers(self.accelerator, self.project, self.settings(), step=self.step)
+        self._position, self._may_save = self.order.position, True
 
     def _bar(self) -> Any:
         return tqdm(
@@ -127,11 +180,14 @@ class TrainingLoop(TrainingStep):
     def _step_and_milestone(self, **kwargs: Any) -> dict[str, Any]:
         """A step, and the files of the milestone if it ends one; gives what there is to log."""
         start, self.waited = time.perf_counter(), 0.0
+        self._position = self.order.position
         loss = self.train_step(**kwargs)
+        self._position = self.order.position
         seconds = time.perf_counter() - start
         clips = self.batch_size * self.gradient_accumulate_every
         norm = self.step_metrics["grad_norm"]
         if not self.step_metrics["skipped"]:
+            self._good_step = self.step
             self.metrics.add_step(
                 loss=loss, grad_norm=norm, clips=clips, seconds=seconds, waited=self.waited
             )

@@ -20,7 +20,12 @@ from video_diffusion_pytorch.training.evaluation_options import Evaluation
 from video_diffusion_pytorch.training.evaluator import Evaluator
 from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics
 from video_diffusion_pytorch.training.resume import Resumable
-from video_diffusion_pytorch.training.samples import describe, draw_samples, write_samples
+from video_diffusion_pytorch.training.samples import (
+    describe,
+    draw_samples,
+    is_of_others,
+    write_samples,
+)
 from video_diffusion_pytorch.training.trackers import log_line, log_video
 from video_diffusion_pytorch.training.training_data import TrainingData
 from video_diffusion_pytorch.training.validation import Part, Validation
@@ -49,6 +54,7 @@ class Milestones(TrainingData, Resumable):
     drawn: dict[str, Any]
     metrics: StepMetrics
     metrics_file: MetricsFile | None
+    step_metrics: dict[str, Any]
     _shall_stop: bool
     _signals: Any
     _first_step: int
@@ -192,9 +198,11 @@ class Milestones(TrainingData, Resumable):
         if found is None:
             return {}
         if self.is_main:
+            self._keep_folder()
             about = {"step": self.step, "ema_decay": next(iter(self.averages.models))}
-            result = self._evaluator.result(found, about, self.device)
-            write_result(result, self.results_folder / f"evaluation-{self.step}.json")
+            with _not_fatal("the file of the evaluation"):
+                result = self._evaluator.result(found, about, self.device)
+                write_result(result, self.results_folder / f"evaluation-{self.step}.json")
         self._write_line({"step": self.step, "time": time.time(), **found})
         return found
 
@@ -241,6 +249,9 @@ class Milestones(TrainingData, Resumable):
         found: dict[str, Any] = {}
         is_milestone = self.step % self.save_and_sample_every == 0
         is_saved = is_milestone or (self.save_every and self.step % self.save_every == 0)
+        is_saved = is_saved or self._is_owed
+        if not self.step_metrics["skipped"]:
+            self._forget_old()
         is_validated = self.validation is not None and self.step % self.validate_every == 0
         if is_validated:
             found |= self.validate()
@@ -248,7 +259,7 @@ class Milestones(TrainingData, Resumable):
             self.write_metrics()
         if is_saved:
             # before sampling, which takes long and may be interrupted
-            self.save(self.milestone)
+            self._save_if_good()
         is_evaluated = self.evaluate_every is not None and self.step % self.evaluate_every == 0
         if is_evaluated and not self.is_told_to_stop:
             found |= self.evaluate()
@@ -258,17 +269,56 @@ class Milestones(TrainingData, Resumable):
                 found["sample"] = str(path)
         return found
 
+    def _save_if_good(self) -> None:
+        """Saves, or, where the weights may have diverged, does so after the next good step."""
+        if not self._is_diverged:
+            self._save_step()
+        elif not self._is_owed and self.is_main:
+            logger.warning(
+                "there is no checkpoint of step %d, as no loss was finite: it is written after "
+                "the next good step; %s",
+                self.step,
+                self._last_checkpoint(),
+            )
+        self._is_owed = self._is_diverged
+
     def _show_samples(self) -> Path | None:
-        # nothing is lost if it is ended in between
+        # nothing is lost if it is ended in between: they are drawn when the run goes on
         self._signals.at_once = True
-        milestone = self.step // self.save_and_sample_every
-        videos = self.sample()
+        videos, path = self.sample(), None
         with self.main_first():
-            path = self.save_sample(videos, milestone) if self.is_main else None
-            if path is not None:
-                log_video(self.accelerator, path, self.step)
+            if self.is_main:
+                self._keep_folder()
+                with _not_fatal("a milestone's samples"):
+                    path = self.save_sample(videos, self._sample_name(videos))
+                    log_video(self.accelerator, path, self.step)
         self._signals.at_once = False
         return self.from_main(path)
+
+    def _sample_name(self, videos: Tensor) -> Any:
+        """The number of the milestone, with the step besides where other samples have it."""
+        milestone = self.step // self.save_and_sample_every
+        name = f"{milestone}-step{self.step}"
+        is_so_named = self._saved_path is not None and self._saved_path.stem == f"model-{name}"
+        if is_so_named or is_of_others(videos, self.results_folder, str(milestone)):
+            return name
+        return milestone
+
+    def _draw_missing_samples(self) -> None:
+        """Draws those of the milestone that the run goes on from, if it was ended before."""
+        milestone, rest = divmod(self.step, self.save_and_sample_every)
+        is_missing, path = False, self.resumed_from
+        if path is not None and milestone and not rest and self.is_main:
+            name = path.stem.removeprefix("model-")
+            is_ours = name in (str(milestone), f"{milestone}-step{self.step}")
+            is_here = path.resolve().parent == self.results_folder.resolve()
+            # the grid is the last that is written
+            found = [p for p in path.parent.glob(f"{name}.*") if p.suffix not in (".npy", ".txt")]
+            # of a loader's own order the first batch is not known again
+            is_known = self._sample_conditions is not None or not self.model.condition_names
+            is_missing = is_ours and is_here and is_known and not found
+        if self.from_main(is_missing):
+            self._show_samples()
 
     def settings(self) -> dict[str, Any]:
         """What the run was told, in plain values, for trackers."""
@@ -290,5 +340,17 @@ class Milestones(TrainingData, Resumable):
     def _write_line(self, line: Mapping[str, Any]) -> None:
         """Sends a line to `metrics.jsonl` and the trackers."""
         if self.is_main and self.metrics_file is not None:
-            self.metrics_file.write(dict(line))
-            log_line(self.accelerator, line)
+            self._keep_folder()
+            with _not_fatal("a line of metrics.jsonl"):
+                self.metrics_file.write(dict(line))
+            with _not_fatal("what the trackers show"):
+                log_line(self.accelerator, line)
+
+
+@contextmanager
+def _not_fatal(what: str) -> Iterator[None]:
+    """Lets training go on without what is written for people."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("training goes on without %s: %s: %s", what, type(error).__name__, error)

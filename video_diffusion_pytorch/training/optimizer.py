@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,14 @@ _DEFAULTS = {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 0.0}
 _FUSED_ON = ("cuda", "cpu")
 # What a group of parameters says of the program, and not of the training
 _OWN = ("foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay")
+# Optimizers of torch's, whose steps don't look at shapes, and what they keep of each weight's
+_OF_TORCH = (
+    *(torch.optim.Adam, torch.optim.AdamW, torch.optim.Adamax, torch.optim.NAdam),
+    *(torch.optim.RAdam, torch.optim.SGD, torch.optim.RMSprop, torch.optim.Adagrad),
+    *(torch.optim.Adadelta, torch.optim.ASGD, torch.optim.Rprop),
+)
+_LIKE_WEIGHTS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer"}
+_LIKE_WEIGHTS |= {"square_avg", "grad_avg", "acc_delta", "sum", "ax", "prev", "step_size"}
 
 
 def make_optimizer(
@@ -190,3 +200,32 @@ def take_new_settings(
             for entry in (name, f"initial_{name}"):
                 if entry in group and group[entry] == theirs[name]:
                     group[entry] = value
+
+
+def check_shapes(optimizer: Any, state: Mapping[str, Any], path: Path) -> None:
+    """Checks the moments in a checkpoint against the weights: a step would write beside them.
+
+    Args:
+        optimizer: Of torch's kind, or wrapped by accelerate.
+        state: What is to be its state dict.
+        path: The checkpoint that it is from, for the message.
+
+    Raises:
+        ValueError: If a moment has another shape than its weight.
+    """
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(optimizer, _OF_TORCH):
+        return
+    theirs = [[*group.get("params", ())] for group in state.get("param_groups", ())]
+    ours = [group["params"] for group in optimizer.param_groups]
+    if [*map(len, theirs)] != [*map(len, ours)]:
+        return  # load_state_dict says so
+    for number, weight in zip(chain(*theirs), chain(*ours), strict=True):
+        for name, value in state.get("state", {}).get(number, {}).items():
+            is_tensor = torch.is_tensor(value) and name in _LIKE_WEIGHTS
+            if is_tensor and value.shape != weight.shape:
+                raise ValueError(
+                    f"the optimizer of {path} must have {name} of the weights' shapes, got "
+                    f"{tuple(value.shape)} for a weight of {tuple(weight.shape)}; use the "
+                    "checkpoint before it, or build the model it was made with"
+                )

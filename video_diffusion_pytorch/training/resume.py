@@ -18,7 +18,11 @@ from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
     find_checkpoint,
     list_checkpoints,
 )
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import read_newest
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import (
+    checked_step,
+    name_strangers,
+    read_newest,
+)
 from video_diffusion_pytorch.training.checkpoints.load_weights import (
     MismatchedWeights,
     changed_settings,
@@ -33,7 +37,11 @@ from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import (
     warm_optimizer,
 )
 from video_diffusion_pytorch.training.learning_rate import resume_schedule
-from video_diffusion_pytorch.training.optimizer import optimizer_settings, take_new_settings
+from video_diffusion_pytorch.training.optimizer import (
+    check_shapes,
+    optimizer_settings,
+    take_new_settings,
+)
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -87,7 +95,9 @@ class Resumable(Saving):
         self._check_classes(path, (state.get("config") or {}).get("class_names"))
         self._load_model(path, state, **kwargs)
         self.resumed_from = path
-        self.step = self._saved_step = state["step"]
+        self.step = self._saved_step = self._good_step = state["step"]
+        self._saved_path, self._unproven = path, None
+        self._is_diverged = self._is_owed = False
         self.skipped_steps = state.get("skipped_steps", 0)
         self.losses |= state.get("losses", {})
         self._validated_step = self.step
@@ -100,6 +110,9 @@ class Resumable(Saving):
 
     def _read_state(self, path: Path, map_location: Any) -> dict[str, Any]:
         """A checkpoint's state; of a sharded model each process has its own part."""
+        return checked_step(path, self._read_parts(path, map_location))
+
+    def _read_parts(self, path: Path, map_location: Any) -> dict[str, Any]:
         is_folder = path.is_dir()
         if is_folder and not self.fsdp:
             return read_gathered(path)
@@ -163,6 +176,7 @@ class Resumable(Saving):
                 f"{ours['class']}; give the optimizer it was made with, or begin anew in another "
                 "results folder"
             )
+        check_shapes(self.opt, state["optimizer"], path)
         try:
             self.opt.load_state_dict(state["optimizer"])
         except (ValueError, KeyError) as error:
@@ -202,7 +216,10 @@ class Resumable(Saving):
                 f"{self.results_folder} with {existing[-1].name}; choose another results_folder, "
                 "or resume='auto'"
             )
-        if resume is None or resume == "never" or (resume == "auto" and not existing):
+        if resume == "auto" and not existing:
+            name_strangers(self.results_folder)
+            return
+        if resume is None or resume == "never":
             return
         self.load(-1 if resume == "auto" else resume)
 

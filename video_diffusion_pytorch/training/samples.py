@@ -110,8 +110,6 @@ def write_samples(
             f"captions must be as many as there are videos, {len(videos)}, got {len(captions)}; "
             "give one for each"
         )
-    grid = folder / f"{name}.gif"
-    write_sample_grid(videos, grid, rows, in_unit_range, value_range=value_range, fps=fps)
     with replacing(folder / f"{name}.npy") as unfinished, unfinished.open("wb") as file:
         np.save(file, videos.detach().float().cpu().numpy())
     if captions is not None:
@@ -119,8 +117,31 @@ def write_samples(
         places = (f"row {i // columns + 1}, column {i % columns + 1}" for i in range(len(videos)))
         # a caption of several lines would look like several videos
         lines = [f"{p}: {' '.join(c.split())}\n" for p, c in zip(places, captions, strict=True)]
-        (folder / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+        # a file's name need not be text
+        content = "".join(lines).encode("utf-8", "replace")
+        (folder / f"{name}.txt").write_bytes(content)
+    # last: where it is, the others are
+    grid = folder / f"{name}.gif"
+    write_sample_grid(videos, grid, rows, in_unit_range, value_range=value_range, fps=fps)
     return grid
+
+
+def is_of_others(videos: Tensor, folder: Path, name: str) -> bool:
+    """Whether `write_samples` would replace other videos than these.
+
+    Args:
+        videos: `(b, c, f, h, w)`.
+        folder: As in `write_samples`.
+        name: As in `write_samples`.
+    """
+    values = folder / f"{name}.npy"
+    if not values.is_file():
+        return values.with_suffix(".gif").is_file()
+    try:
+        before = np.load(values)
+    except (OSError, ValueError, EOFError):
+        return True
+    return not np.array_equal(before, videos.detach().float().cpu().numpy(), equal_nan=True)
 
 
 def write_sample_grid(

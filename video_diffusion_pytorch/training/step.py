@@ -98,6 +98,7 @@ class TrainingStep(Milestones):
 
         # weights and average, unless the step is a bad one on any process
         loss, norm_of_all, is_good = self._agree(seen, norm)
+        self._may_save = False
         if is_good or self.scaler is not None:
             # a loss scale leaves a bad step out by itself, and must learn of it
             self.opt.step()
@@ -105,9 +106,10 @@ class TrainingStep(Milestones):
         if is_good and self.step % self.update_ema_every == 0:
             self.step_ema()
         self.step += 1
+        self._may_save = True
         self.step_metrics = {"grad_norm": norm_of_all, "skipped": not is_good}
         if is_good:
-            self._skipped_in_row = 0
+            self._skipped_in_row, self._is_diverged = 0, False
             for part in seen:
                 if part.t is not None and part.losses.ndim:
                     self.metrics.add_losses(part.losses, part.t)
@@ -174,6 +176,9 @@ class TrainingStep(Milestones):
         bad = [place for part in seen for place in _bad_places(part)]
         own = self.clip_names(bad)
         names = [name for part in self.from_all(own) for name in part]
+        count = self.num_processes * sum(len(part.places) for part in seen)
+        # where some have a finite loss it is these clips, else it may be the weights
+        self._is_diverged = len(names) in (0, count)
         if not names:
             mine = self.clip_names([place for part in seen for place in part.places])
             names = [name for part in self.from_all(mine) for name in part]
@@ -190,6 +195,8 @@ class TrainingStep(Milestones):
                 {"step": self.step, "time": time.time(), "event": "skipped step", "clips": names}
             )
         if self._skipped_in_row >= self.max_skipped_steps:
+            if self._signals is not None:
+                self._set_diverged_aside()
             raise FloatingPointError(
                 "Trainer: loss and gradients must be finite, got "
                 f"{self._skipped_in_row} steps in a row that are not; the weights are those before "

@@ -176,6 +176,9 @@ def _tell_once(accelerator: Any, name: str, path: Path) -> None:
 def end_trackers(accelerator: Any) -> None:
     """Ends the trackers, so that all they were told is written; they may be started again."""
     for tracker in accelerator.trackers:
-        tracker.finish()
+        try:
+            tracker.finish()
+        except Exception as error:
+            logger.warning("%s did not end well: %s", tracker.name, error)
     # accelerate's own end_training would end the processes' connection as well
     accelerator.trackers.clear()

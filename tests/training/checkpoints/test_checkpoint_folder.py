@@ -1,11 +1,15 @@
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
+    FolderLock,
     check_folder,
     check_room,
     find_checkpoint,
@@ -106,6 +110,47 @@ def test_a_disk_that_takes_no_file_is_named(tmp_path, monkeypatch, number, text)
     with pytest.raises(OSError, match=rf"can be written to, got {text}; make room"):
         check_folder(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+OWNER = """
+import os, sys, time
+from pathlib import Path
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import FolderLock
+lock = FolderLock(Path(sys.argv[1]))
+reader = os.fork()
+print(reader if reader else "", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="locks of POSIX")
+def test_a_lock_ends_with_its_owner_and_not_with_its_readers(tmp_path, caplog):
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    reader = None
+    try:
+        lines = [owner.stdout.readline().strip() for _ in range(2)]
+        reader = int("".join(lines))
+        with pytest.raises(BlockingIOError, match=rf"to which process {owner.pid} on .* is train"):
+            FolderLock(tmp_path)
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        os.kill(reader, 0)
+        lock = FolderLock(tmp_path)
+        with pytest.raises(BlockingIOError, match=rf"process {os.getpid()}, this one is"):
+            FolderLock(tmp_path)
+        lock.release()
+    finally:
+        owner.kill()
+        if reader is not None:
+            os.kill(reader, signal.SIGKILL)
+        owner.stdout.close()
+    assert not list(tmp_path.iterdir())
+    assert not caplog.records
+    (tmp_path / ".lock").write_text("process 7 on another-machine")
+    FolderLock(tmp_path).release()
+    assert "was left by process 7 on another-machine: if that still trains" in caplog.text
 
 
 def test_too_little_room_is_said(tmp_path, monkeypatch, caplog):

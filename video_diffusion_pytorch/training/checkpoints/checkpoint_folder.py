@@ -7,16 +7,26 @@ import logging
 import os
 import re
 import shutil
+import socket
 import tempfile
 from pathlib import Path
+from typing import IO, ClassVar
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
-_NAME = re.compile(r"model-(\d+(?:\.\d+)?)\.(pt|sharded)")
+# A step is in the name where another checkpoint had the number already
+_NAME = re.compile(r"model-(\d+(?:\.\d+)?)(?:-step\d+)?\.(pt|sharded)")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The files `model-N.pt` and folders `model-N.sharded` of a folder, by rising N.
+
+    A name may have a step besides, `model-N-stepS.pt`.
 
     Of a file and a folder with the same N, that which was written later comes last.
     """
@@ -101,6 +111,73 @@ def check_folder(folder: Path) -> None:
             f"{error.strerror or error}; make room, change the folder's permissions or choose "
             "another folder"
         ) from error
+
+
+class FolderLock:
+    """Keeps other runs out of a results folder, until it is released or this process ends.
+
+    A lock of the system on the file `.lock`, which names its owner. A process that was killed
+    leaves the file, but no lock, and neither does a process that reads clips inherit it. Windows,
+    and disks without locks, keep out runs of this process only.
+
+    Args:
+        folder: The results folder; it must be there.
+
+    Raises:
+        BlockingIOError: If another run trains there.
+    """
+
+    _held: ClassVar[set[Path]] = set()
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder.resolve() / ".lock"
+        if self._path in self._held:
+            raise _in_use(folder, f"process {os.getpid()}, this one")
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        self._file = self._locked(folder)
+        before = self._file.read()
+        if before and before.split(" on ")[-1] != socket.gethostname():
+            logger.warning(
+                "%s was left by %s: if that still trains, end one of the two", self._path, before
+            )
+        self._file.truncate(0)
+        self._file.write(owner)
+        self._file.flush()
+        self._held.add(self._path)
+
+    def _locked(self, folder: Path) -> IO[str]:
+        while True:
+            file = self._path.open("a+", encoding="utf-8", errors="replace")
+            file.seek(0)
+            try:
+                if fcntl is not None:
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                with file:
+                    raise _in_use(folder, file.read() or "another process") from None
+            except OSError as error:
+                logger.warning("%s can't be locked: let no other run use it (%s)", folder, error)
+                return file
+            with contextlib.suppress(OSError):
+                # else it was removed by its owner in between
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
+                    return file
+            file.close()
+
+    def release(self) -> None:
+        """Lets other runs in."""
+        self._held.discard(self._path)
+        with self._file, contextlib.suppress(OSError):
+            # a folder that was made again may have the lock of another run
+            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+                self._path.unlink()
+
+
+def _in_use(folder: Path, owner: str) -> BlockingIOError:
+    return BlockingIOError(
+        f"Trainer: a results folder must be that of one run at a time, got {folder}, to which "
+        f"{owner} is training; choose another results_folder, or end that run first"
+    )
 
 
 def check_room(folder: Path, needed_bytes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,18 +22,30 @@ from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
+# What is passed over is named once, not at every look
+_named: set[Path] = set()
+
+_SAMPLES = re.compile(r"\d+(-step\d+)?")
+
 
 def in_order(folder: Path) -> list[Path]:
     """The checkpoints by rising step; those that can't be read come last.
 
     Their names are no order: N counts milestones, whose distance may have changed.
     """
-    return sorted(list_checkpoints(folder), key=_step_of)
+    return sorted(list_checkpoints(folder), key=step_of)
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the highest step among those that can be read; None without any."""
-    readable = [path for path in in_order(folder) if _step_of(path) < math.inf]
+    """The checkpoint of the highest step among those that can be read; None without any.
+
+    A warning names what is passed over, once.
+    """
+    name_strangers(folder)
+    found = in_order(folder)
+    readable = [path for path in found if step_of(path) < math.inf]
+    for path in found[len(readable) :]:
+        _name(path, "it can't be read, or is no checkpoint of this library")
     return readable[-1] if readable else None
 
 
@@ -57,42 +70,79 @@ def checkpoint_at(path: str | os.PathLike[str]) -> Path:
 def set_aside(folder: Path, step: int) -> list[Path]:
     """Moves the checkpoints of later steps, which a run that begins at `step` leaves behind.
 
-    They go to a folder `earlier-1` in the same folder, or the next number that is free, as they
-    would else be taken for the run's own.
+    Their samples go with them, and where `step` is 0 all samples there are. They go to a folder
+    `earlier-1` in the same folder, or the next number that is free, as they would else be taken
+    for the run's own.
 
     Args:
         folder: Where the checkpoints are.
         step: Steps done.
 
     Returns:
-        Where they are now.
+        Where the checkpoints are now.
 
     Raises:
         OSError: If one can't be moved.
     """
-    later = [path for path in list_checkpoints(folder) if step < _step_of(path) < math.inf]
-    if not later:
+    later = [path for path in list_checkpoints(folder) if step < step_of(path) < math.inf]
+    numbers = {path.stem.removeprefix("model-") for path in later}
+    if step == 0:
+        # a user's own pictures have no values beside them
+        arrays = [path for path in folder.glob("*.npy") if _SAMPLES.fullmatch(path.stem)]
+        numbers |= {path.stem for path in arrays if path.with_suffix(".gif").is_file()}
+    samples = [folder / f"{n}{end}" for n in sorted(numbers) for end in (".gif", ".npy", ".txt")]
+    samples = [path for path in samples if path.is_file()]
+    if not later and not samples:
         return []
     number = 1
     while (place := folder / f"earlier-{number}").exists():
         number += 1
     place.mkdir()
-    logger.warning(
-        "%s of later steps than %d, at which this run begins, now in %s: %s",
-        "a checkpoint is" if len(later) == 1 else "checkpoints are",
-        step,
-        place,
-        ", ".join(path.name for path in later),
-    )
+    if later:
+        logger.warning(
+            "%s of later steps than %d, at which this run begins, now in %s: %s",
+            "a checkpoint is" if len(later) == 1 else "checkpoints are",
+            step,
+            place,
+            ", ".join(path.name for path in later),
+        )
+    for path in samples:
+        path.rename(place / path.name)
     return [path.rename(place / path.name) for path in later]
 
 
-def _step_of(path: Path) -> float:
-    """The steps that a checkpoint has done; infinity if it can't be read."""
+def step_of(path: Path) -> float:
+    """The steps that a checkpoint has done; infinity if it can't be read or has no such number."""
     try:
-        return float(glance(path)["step"])
-    except (ValueError, TypeError, OSError):
+        return checked_step(path, glance(path))["step"]
+    except (ValueError, OSError):
         return math.inf
+
+
+def checked_step(path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's state; raises a ValueError if its step is no number."""
+    step = state["step"]
+    if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+        raise ValueError(
+            f"expected a checkpoint with a number of steps in {path}, got step {step!r}; use "
+            "the checkpoint before it"
+        )
+    return state
+
+
+def name_strangers(folder: Path) -> None:
+    """Warns of what is named like a checkpoint and is none, once for each."""
+    named = {*folder.glob("model-*.pt"), *folder.glob("model-*.sharded")}
+    for path in sorted(named - {*list_checkpoints(folder)}):
+        # one that `save` was given a name for is whole, and found by that name
+        if path not in _named and step_of(path) == math.inf:
+            _name(path, "it is no checkpoint model-N.pt or model-N.sharded of this library")
+
+
+def _name(path: Path, reason: str) -> None:
+    if path not in _named:
+        _named.add(path)
+        logger.warning("%s is passed over: %s", path, reason)
 
 
 def read_newest(
@@ -116,6 +166,7 @@ def read_newest(
             that is newer than those that can be read.
     """
     find_checkpoint(folder, -1)  # raises where there is none
+    name_strangers(folder)
     found = in_order(folder)[::-1]
     for path, before in zip(found, [*found[1:], None], strict=True):
         try:
