@@ -19,7 +19,6 @@ from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
     list_checkpoints,
 )
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import (
-    checked_step,
     name_strangers,
     read_newest,
 )
@@ -110,9 +109,6 @@ class Resumable(Saving):
 
     def _read_state(self, path: Path, map_location: Any) -> dict[str, Any]:
         """A checkpoint's state; of a sharded model each process has its own part."""
-        return checked_step(path, self._read_parts(path, map_location))
-
-    def _read_parts(self, path: Path, map_location: Any) -> dict[str, Any]:
         is_folder = path.is_dir()
         if is_folder and not self.fsdp:
             return read_gathered(path)

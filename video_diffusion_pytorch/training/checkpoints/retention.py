@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checked_step, in_order
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import in_order
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -106,7 +106,7 @@ def _by_loss(losses: dict[Path, float | None]) -> list[Path]:
 def _validation_loss(path: Path) -> float | None:
     """The validation loss in a checkpoint, nan if it has none; None if it can't be read."""
     try:
-        losses: Any = checked_step(path, glance(path)).get("losses")
+        losses: Any = glance(path).get("losses")
     except (ValueError, OSError) as error:
         if path not in _told:
             _told.add(path)

@@ -150,6 +150,7 @@ _STATE: dict[str, Any] = {
             "seed": _Of("a whole number", _is_whole),
             "position": _COUNT,
             "clips": _Maybe(_COUNT, or_none=True),
+            "files": _Maybe({_KEY: _TEXT, _REST: [_COUNT]}, or_none=True),
             _REST: _ANYTHING,
         }
     ),
