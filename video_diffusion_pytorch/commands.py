@@ -42,7 +42,7 @@ def run_training(
 
     Args:
         folder: Where the clips are.
-        unet: Keywords of `Unet3D`; without `cond_dim`, columns of numbers as `cond` tell it.
+        unet: Keywords of `Unet3D`; `cond_dim` is by default the count of columns of numbers that are `cond`.
         diffusion: Keywords of `GaussianDiffusion`.
         data: Keywords of `data.dataset.Dataset`.
         trainer: Keywords of `Trainer`.
