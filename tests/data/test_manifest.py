@@ -317,9 +317,7 @@ def test_numbers(table, tmp_path):
 def test_decimal_commas_and_points_in_one_table(table, tmp_path, first, second, column):
     path = table(f"path;note;{column}\na.mp4;1,2.3;{first}\nb.mp4;x;{second}\n")
     numbers = [] if column == "end" else ["EF"]
-    message = (
-        r"line 3: decimal marks must be commas or points, .* got '.,5' and '1\.\d+'; write them"
-    )
+    message = r"line 3: decimal marks must be commas or points, .* got '.,5' and '1\.\d+'; write"
     with pytest.raises(ValueError, match=message):
         read_manifest(path, tmp_path, numbers=numbers)
     # in other columns, and in what is no number, they may be

@@ -131,8 +131,8 @@ class ClipConditions:
             self.class_names, self._labels = _classes(names)
             if len(names) == 1 and all_rows and not any(row.label for row in all_rows):
                 logger.warning(
-                    "the manifest has no column label, and all clips are in one sub-folder, %s, so "
-                    "that all have one class; name the column in manifest_columns={'label': ...}",
+                    "the manifest has no labels, and all clips are in one sub-folder, %s, so that all "
+                    "have one class; name the column of labels in manifest_columns={'label': ...}",
                     *names,
                 )
         if self.array_kind is not None:

@@ -287,7 +287,7 @@ def _find(
         ValueError: There are several.
     """
     name_here = name.replace("\\", "/")
-    for spelled in (name, name_here):
+    for spelled in dict.fromkeys((name, name_here)):
         if os.path.exists(folder / spelled):
             return folder / spelled
     *parents, last = Path(composed(name_here)).parts or (name,)
