@@ -131,7 +131,7 @@ class ClipConditions:
             self.class_names, self._labels = _classes(names)
             if len(names) == 1 and all_rows and not any(row.label for row in all_rows):
                 logger.warning(
-                    "the manifest has no labels, and all clips are in one sub-folder, %s, so that all "
+                    "the manifest has no labels, and all clips are in one sub-folder, %s, so all "
                     "have one class; name the column of labels in manifest_columns={'label': ...}",
                     *names,
                 )
@@ -274,8 +274,7 @@ def _folder_of(clip: Clip, folder: Path) -> str | None:
 
 def _names_in(rows: Sequence[Clip], folder: Path) -> set[str]:
     """Names of classes in a manifest; rows of other splits may have none."""
-    told = {row.label for row in rows} or {None}
-    names = told if told != {None} else {_folder_of(row, folder) for row in rows}
+    names = {row.label for row in rows} - {None} or {_folder_of(row, folder) for row in rows}
     return {name for name in names if name is not None}
 
 

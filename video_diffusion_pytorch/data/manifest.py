@@ -492,11 +492,12 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where}: expected a JSON object, got a line that is none ({error}); correct it"
+            f"{where}: expected a JSON object, got a line that is none ({error}); write one in "
+            "each line"
         ) from error
     if not isinstance(row, dict):
         raise ValueError(
-            f"{where}: expected a JSON object, got {type(row).__name__}; write "
-            '{"path": ..., "caption": ...}'
+            f"{where}: expected a JSON object, got {type(row).__name__}; write one in each line, "
+            'as {"path": ..., "caption": ...}'
         )
     return row
