@@ -42,7 +42,8 @@ def run_training(
 
     Args:
         folder: Where the clips are.
-        unet: Keywords of `Unet3D`; without `cond_dim`, columns of numbers as `cond` tell it.
+        unet: Keywords of `Unet3D`; `cond_dim` is the number of columns in a list as `cond`,
+            unless given.
         diffusion: Keywords of `GaussianDiffusion`.
         data: Keywords of `data.dataset.Dataset`.
         trainer: Keywords of `Trainer`.

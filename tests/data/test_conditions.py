@@ -112,6 +112,19 @@ def test_no_class(tmp_path):
         labels(tmp_path, "a.gif")
 
 
+def test_one_class_from_a_manifest_without_labels(clip, tmp_path, caplog):
+    def warnings(*rows):
+        caplog.clear()
+        ClipConditions(["label"]).complete(rows[:1], tmp_path, rows)
+        return caplog.text
+
+    assert "no labels, and all clips are in one sub-folder, cats," in warnings(clip, clip)
+    assert not warnings(replace(clip, label="cat"), replace(clip, label="cat"))
+    assert not warnings(clip, Clip(tmp_path / "dogs" / "b.mp4"))
+    ClipConditions(["label"]).complete([clip], tmp_path)  # no manifest
+    assert not caplog.text
+
+
 # Arrays
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import unicodedata
 
 import pytest
 
@@ -276,6 +277,25 @@ def test_usual_names_of_other_columns(table, tmp_path):
     assert read_manifest(table(text), tmp_path) == [Clip(tmp_path / "a.mp4", label="cat")]
 
 
+def test_the_list_of_kinetics(table, tmp_path):
+    path = table("label,youtube_id,time_start,time_end,split\nhula hooping,a,84,94,validate\n")
+    clips = read_manifest(path, tmp_path, "val", columns={"path": "youtube_id"})
+    assert clips == [Clip(tmp_path / "a.mp4", None, "hula hooping", 84.0, 94.0)]
+
+
+@pytest.mark.parametrize("name", ["clips.txt", "clips.csv"])
+@pytest.mark.parametrize("header", ["", "path label\n"])
+def test_cells_between_spaces(table, tmp_path, name, header):
+    # the lists of UCF101
+    path = table(header + "sub/c.gif 1\na.mp4 2\n", name)
+    message = (
+        r"must have a column path, got (sub/c.gif 1|path label); write the names of the columns "
+        r"into the first line .*, with commas, semicolons or tabs between"
+    )
+    with pytest.raises(ValueError, match=message):
+        read_manifest(path, tmp_path)
+
+
 def test_columns_that_are_chosen(table, tmp_path):
     path = table("ID,path,note,start,Set\na.mp4,x,a cat,8:30,A\nb.mp4,x,a dog,9:30,B\n")
     columns = {"path": "id", "caption": "note", "split": "Set", "start": None}
@@ -300,6 +320,22 @@ def test_numbers(table, tmp_path):
     text = '{"path": "a.mp4", "EF": 3}\n{"path": "b.mp4", "EF": true, "ESV": 1}\n'
     clips = read_manifest(table(text, "clips.jsonl"), tmp_path, numbers=["EF"])
     assert [clip.numbers for clip in clips] == [(3.0,), (1.0,)]
+
+
+@pytest.mark.parametrize(("first", "second"), [("1,5", "1.234"), ("1.5", "2,5")])
+@pytest.mark.parametrize("column", ["EF", "end"])
+def test_decimal_commas_and_points_in_one_table(table, tmp_path, first, second, column):
+    path = table(f"path;note;{column}\na.mp4;1,2.3;{first}\nb.mp4;x;{second}\n")
+    numbers = [] if column == "end" else ["EF"]
+    message = r"line 3: decimal marks must be commas or points, .* got '.,5' and '1\.\d+'; write"
+    with pytest.raises(ValueError, match=message):
+        read_manifest(path, tmp_path, numbers=numbers)
+    # in other columns, and in what is no number, they may be
+    path = table(f"path;note;{column}\na.mp4;1.2;0,5\nb.mp4;1,2;1,5\n")
+    assert len(read_manifest(path, tmp_path, numbers=numbers)) == 2
+    path = table("path;EF\na.mp4;1.5\nb.mp4;1.234\n")
+    clips = read_manifest(path, tmp_path, numbers=["EF"])
+    assert [clip.numbers for clip in clips] == [(1.5,), (1.234,)]
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "inf", "1e39", "x", "1_000", '"1,234"', "50%"])
@@ -339,6 +375,18 @@ def test_a_name_of_two_files(table, tmp_path):
     assert clips == [Clip(tmp_path / "a.mp4")]
 
 
+@pytest.mark.parametrize(("on_disk", "in_table"), [("NFD", "NFC"), ("NFC", "NFD")])
+@pytest.mark.parametrize("name", ["café.mp4", "café", "Zoë/café.mp4"])
+def test_accents_of_either_form(table, tmp_path, on_disk, in_table, name):
+    file = tmp_path / unicodedata.normalize(on_disk, "Zoë/café.mp4")
+    file.parent.mkdir()
+    file.touch()
+    (tmp_path / "cafe.mp4").touch()
+    path = table(unicodedata.normalize(in_table, f"Vidéo\n{name}\n"))
+    columns = {"path": unicodedata.normalize(on_disk, "Vidéo")}
+    assert read_manifest(path, tmp_path, columns=columns) == [Clip(file)]
+
+
 def test_a_table_in_the_folder_of_the_clips(table, tmp_path):
     table("path\na.mp4\n")
     assert len(read_manifest("clips.csv", tmp_path)) == 1
@@ -350,7 +398,8 @@ def test_a_table_in_the_folder_of_the_clips(table, tmp_path):
 @pytest.mark.parametrize(
     ("there", "split"),
     [("TRAIN", "train"), ("train", "TRAIN"), ("VAL", "val"), ("Validation", "val"),
-     ("val", "validation"), ("valid", "val"), ("Testing", "test"), ("1", 1)],
+     ("val", "validation"), ("valid", "val"), ("Testing", "test"), ("1", 1),
+     ("validate", "val")],
 )  # fmt: skip
 def test_splits_in_any_case(table, tmp_path, there, split):
     path = table(f"path,Split\na.mp4,{there}\nb.mp4,other\n")
@@ -360,6 +409,23 @@ def test_splits_in_any_case(table, tmp_path, there, split):
 def test_a_split_of_that_name_comes_before_another_word_for_it(table, tmp_path):
     path = table("path,split\na.mp4,validation\nb.mp4,VAL\n")
     assert read_manifest(path, tmp_path, "val") == [Clip(tmp_path / "b.mp4")]
+
+
+@pytest.mark.parametrize("cells", [("train", "test"), ("Training", "VAL"), ("", "train", "valid")])
+def test_splits_in_a_column_of_another_name(table, tmp_path, cells):
+    path = table("path,Set\n" + "".join(f"a.mp4,{cell}\n" for cell in cells))
+    message = r"splits in a column split, got what look like splits in Set; pass .*'split': 'Set'\}"
+    with pytest.raises(ValueError, match=message):
+        read_manifest(path, tmp_path)
+    assert len(read_manifest(path, tmp_path, columns={"split": "Set"})) == 1
+    assert len(read_manifest(path, tmp_path, columns={"split": None})) == len(cells)
+    assert len(read_manifest(path, tmp_path, None)) == len(cells)
+
+
+@pytest.mark.parametrize("cells", [("train", "bus"), ("test", "test"), ("", "")])
+def test_other_columns_are_no_splits(table, tmp_path, cells):
+    path = table("path,Set\n" + "".join(f"a.mp4,{cell}\n" for cell in cells))
+    assert len(read_manifest(path, tmp_path)) == 2
 
 
 def test_a_split_of_a_table_without_splits(table, tmp_path):

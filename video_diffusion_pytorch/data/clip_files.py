@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -114,7 +115,8 @@ def clips_by_name(
         exclude: As in `find_clips`.
 
     Returns:
-        Files and folders of frames. What belongs to another clip has its full name only.
+        Files and folders of frames, by `composed` names. What belongs to another clip has its full
+        name only.
     """
     endings = _endings(VIDEO_EXTS) + _endings(exts or ())
     found: dict[str, list[Path]] = {}
@@ -125,14 +127,21 @@ def clips_by_name(
             frame_folders.add(here)
             continue
         for name in names:
-            found.setdefault(name, []).append(here / name)
-        clips += [here / name for name in names if name.lower().endswith(endings)]
+            path = here / name
+            found.setdefault(composed(name), []).append(path)
+            clips += [path] if name.lower().endswith(endings) else []
     clips += frame_folders
     companions = set(_companions(clips, frame_folders))
-    for path in sorted(clips):
+    for path in sorted(clips, key=str):
         if path not in companions and not path.stem.endswith(".cond"):
-            found.setdefault(name_of(path, path in frame_folders), []).append(path)
+            name = composed(name_of(path, path in frame_folders))
+            found.setdefault(name, []).append(path)
     return found
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's form NFC: macOS writes an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _endings(exts: str | Sequence[str]) -> tuple[str, ...]:
@@ -167,8 +176,7 @@ def name_of(path: Path, is_folder: bool) -> str:
     """
     if is_folder:
         return path.name
-    inner = Path(path.stem)
-    return inner.stem if path.suffix.lower() in _COMPRESSED else inner.name
+    return Path(path.stem).stem if path.suffix.lower() in _COMPRESSED else path.stem
 
 
 def beside(clip: Path, endings: Sequence[str]) -> Path | None:

@@ -1,4 +1,4 @@
-"""Beside the path: how much of its files a dataset cuts away or fills up, said before training."""
+"""The report before training: how much of its files a dataset cuts away or pads."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ logger = logging.getLogger("video_diffusion_pytorch")
 _MOST_FILES, _MOST_SECONDS = 100, 3.0
 # Each costs a call of a function of the user's, which reads the whole file
 _MOST_CALLS = 8
-# Frames of a movie are counted by reading it; a larger one would take too long
+# The frames of a movie are counted by reading it, which takes too long for larger ones
 _MOST_BYTES = 2**26
-# What is said to be much: this share of pixels, or of frames
+# Larger shares of the pixels or frames are reported
 _MUCH = 0.25
 
 

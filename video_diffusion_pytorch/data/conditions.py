@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_error
 from video_diffusion_pytorch.data.finite import finite
 from video_diffusion_pytorch.data.formats.array_file import read_array
 from video_diffusion_pytorch.data.manifest import Clip
+
+logger = logging.getLogger("video_diffusion_pytorch")
 
 KINDS = ("caption", "label", "vector", "frame_vectors", "field")
 """What a clip may come with, beside what a function of the user's gives."""
@@ -126,6 +129,12 @@ class ClipConditions:
             clips = [_with_label(clip, folder) for clip in clips]
             names = {str(clip.label) for clip in clips} | _names_in(all_rows, folder)
             self.class_names, self._labels = _classes(names)
+            if len(names) == 1 and all_rows and not any(row.label for row in all_rows):
+                logger.warning(
+                    "the manifest has no labels, and all clips are in one sub-folder, %s, so all "
+                    "have one class; name the column of labels in manifest_columns={'label': ...}",
+                    *names,
+                )
         if self.array_kind is not None:
             for path in {clip.path: None for clip in clips}:
                 self._array_path(path)
@@ -265,8 +274,7 @@ def _folder_of(clip: Clip, folder: Path) -> str | None:
 
 def _names_in(rows: Sequence[Clip], folder: Path) -> set[str]:
     """Names of classes in a manifest; rows of other splits may have none."""
-    told = {row.label for row in rows} or {None}
-    names = told if told != {None} else {_folder_of(row, folder) for row in rows}
+    names = {row.label for row in rows} - {None} or {_folder_of(row, folder) for row in rows}
     return {name for name in names if name is not None}
 
 

@@ -220,8 +220,8 @@ class Dataset(data.Dataset[Any]):
         # which files, and what comes with them
         kinds, function, columns = split_conditions(conditions)
         self._conditions = ClipConditions(kinds, function, missing_captions, columns)
-        told = self._conditions, manifest_columns
-        clips = _list_clips(Path(folder), manifest, split, exts, exclude, *told)
+        options: dict[str, Any] = {"conditions": self._conditions, "columns": manifest_columns}
+        clips = _list_clips(Path(folder), manifest, split, exts, exclude, **options)
         self._split = None if manifest is None else split
         self.class_names = self._conditions.class_names
         check_channels(channels, [clip.path for clip in clips], read_fn is not None)

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from video_diffusion_pytorch.data.clip_files import clips_by_name
+from video_diffusion_pytorch.data.clip_files import clips_by_name, composed
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "path": ("file", "filename", "filepath", "video", "videopath", "clip"),
     "caption": ("text", "prompt", "description"),
     "label": ("class", "category"),
-    "start": ("starttime",),
-    "end": ("endtime",),
+    "start": ("starttime", "timestart"),
+    "end": ("endtime", "timeend"),
     "split": ("subset",),
 }
 """What a manifest may hold, and other usual names of each column, as `_plain` writes them."""
@@ -32,7 +32,11 @@ _MISSING = frozenset(
      "#NA", "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
 )  # fmt: skip
 _SEPARATORS = (",", "\t", ";")
-_SAME_SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
+_SAME_SPLITS = (
+    ("train", "training"),
+    ("val", "valid", "validation", "validate"),
+    ("test", "testing"),
+)
 _LARGEST = 3.4028234e38  # of float32
 
 
@@ -123,9 +127,11 @@ def read_manifest(
             f"{path} must have a column split to take the split {split!r}, got none, or an empty "
             "one; name it in manifest_columns, or pass split=None for all rows"
         )
+    if split is not None and "split" not in (columns or {}):
+        _check_no_other_splits(path, rows)
     wanted = _same_splits(split, splits) if split is not None and splits else None
-    is_told = bool((columns or {}).get("label")) or any(row.text("label") for row in rows)
-    has_labels = kinds is not None and "label" in kinds and is_told
+    is_labelled = bool((columns or {}).get("label")) or any(row.text("label") for row in rows)
+    has_labels = kinds is not None and "label" in kinds and is_labelled
     clips = [
         _clip(row, folder, below, has_labels)
         for row in rows
@@ -299,15 +305,15 @@ def _find(
         ValueError: There are several.
     """
     name_here = name.replace("\\", "/")
-    for spelled in (name, name_here):
+    for spelled in dict.fromkeys((name, name_here)):
         if os.path.exists(folder / spelled):
             return folder / spelled
-    *parents, last = Path(name_here).parts or (name,)
+    *parents, last = Path(composed(name_here)).parts or (name,)
     depth = len(parents)
     found = [
         path
         for path in below().get(last, ())
-        if not depth or list(path.parent.parts[-depth:]) == parents
+        if not depth or [composed(part) for part in path.parent.parts[-depth:]] == parents
     ]
     if len(found) > 1:
         raise ValueError(
@@ -315,6 +321,20 @@ def _find(
             f"{found[1]}; write the path from {folder}, and the ending"
         )
     return found[0] if found else None
+
+
+def _check_no_other_splits(table: str | os.PathLike[str], rows: Sequence[_Row]) -> None:
+    """Raises a ValueError if a column of another name holds splits: all would be trained on."""
+    known = {"", *(word for same in _SAME_SPLITS for word in same)}
+    if not rows or "split" in rows[0].columns:
+        return
+    for column in {name: None for row in rows for name in row.cells}:
+        words = [str(row.cells.get(column) or "").strip().casefold() for row in rows]
+        if known.issuperset(words) and len({*words} - {""}) > 1:
+            raise ValueError(
+                f"{table} must have its splits in a column split, got what look like splits in "
+                f"{column}; pass manifest_columns={{'split': {column!r}}}, or None to take all rows"
+            )
 
 
 def _same_splits(split: str, there: Collection[str | None]) -> set[str]:
@@ -366,6 +386,9 @@ def _read(
     of_numbers = [_column(table, header, name, name) or name for name in numbers]
     # where commas are decimal, a spreadsheet separates cells by semicolons
     rows = [_Row(where, cells, columns, of_numbers, separator == ";") for where, cells in lines]
+    if separator == ";":
+        of_times = [columns[role] for role in ("start", "end") if role in columns]
+        _check_decimals(rows, [*of_numbers, *of_times])
     _make_labels_whole(rows)
     return rows
 
@@ -389,14 +412,29 @@ def _column(table: Path, header: Sequence[str], role: str, name: str | None) -> 
         there = ", ".join(filter(None, header)) or "none"
         raise ValueError(
             f"{table} must have a column {wanted}, got {there}; write the names of the columns "
-            "into the first line, or choose among them"
+            "into the first line (in .jsonl into each object), with commas, semicolons or tabs "
+            "between, or choose among them"
             + (", as in manifest_columns={'path': 'FileName'}" if name is None else "")
         )
     return found[0] if found else None
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[\s_-]+", "", name).casefold()
+    return re.sub(r"[\s_-]+", "", composed(name)).casefold()
+
+
+def _check_decimals(rows: Sequence[_Row], columns: Sequence[str]) -> None:
+    """Raises a ValueError where 1,5 and 1.234 are both there, which may be 1234."""
+    found: dict[str, str] = {}
+    for row in rows:
+        for text in filter(None, map(row.cell, columns)):
+            if not math.isnan(_number(text, True)):
+                found.update({mark: text for mark in ",." if mark in text})
+        if len(found) > 1:
+            raise ValueError(
+                f"{row.where}: decimal marks must be commas or points, the same in all rows, got "
+                f"{found[',']!r} and {found['.']!r}; write them alike, and thousands without marks"
+            )
 
 
 def _make_labels_whole(rows: Sequence[_Row]) -> None:
@@ -473,11 +511,12 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     # too many digits, too many brackets
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{where}: expected a JSON object, got a line that is none ({error}); correct it"
+            f"{where}: expected a JSON object, got a line that is none ({error}); write one in "
+            "each line"
         ) from error
     if not isinstance(row, dict):
         raise ValueError(
-            f"{where}: expected a JSON object, got {type(row).__name__}; write "
-            '{"path": ..., "caption": ...}'
+            f"{where}: expected a JSON object, got {type(row).__name__}; write one in each line, "
+            'as {"path": ..., "caption": ...}'
         )
     return row

@@ -129,6 +129,14 @@ def test_two_keys_for_one_thing():
         unpack_batch({"video": 1, "text": 2, "caption": 3})
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_dicts_among_other_items(order):
+    clip = torch.rand(1, 2, 4, 4)
+    items = [{"video": clip, "frame_mask": torch.ones(2, dtype=torch.bool)}, clip]
+    with pytest.raises(TypeError, match="must be all dicts or none, got both; where some have a f"):
+        collate(items[::order])
+
+
 def test_collating():
     items = [{"video": torch.full((1, 2, 3, 3), float(i)), "cond": None, "n": i} for i in range(3)]
     items[1]["cond"] = "a cat"

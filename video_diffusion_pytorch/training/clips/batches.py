@@ -187,8 +187,16 @@ def collate(items: Sequence[Any]) -> Any:
 
     Args:
         items: Tensors, tuples, dicts, numbers or texts, all of one kind.
+
+    Raises:
+        TypeError: Some are dicts and some are not.
     """
     first = items[0]
+    if 0 < sum(isinstance(item, Mapping) for item in items) < len(items):
+        raise TypeError(
+            "Trainer: the items of a dataset must be all dicts or none, got both; where some have "
+            "a frame_mask or a condition, give it to all"
+        )
     if isinstance(first, (Tensor, np.ndarray)):
         return _stack([_as_tensor(item) for item in items])
     if isinstance(first, str) or any(item is None for item in items):
