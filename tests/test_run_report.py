@@ -34,7 +34,7 @@ def state_of(unet=None, num_processes=2, **diffusion):
             "class_names": (),
         },
         "version": __version__,
-        "random_states": [{"torch": torch.zeros(3)}] * num_processes,
+        "random_states": [{"torch": torch.zeros(3, dtype=torch.uint8)}] * num_processes,
         "data": {"seed": 5, "position": 250, "clips": 100},
         "ema_decays": [0.995, 0.9999],
         "losses": {"training": 0.123456, "validation": None},

@@ -25,11 +25,11 @@ def join_parts(clips: Sequence[tuple[Clip, range | None]]) -> list[tuple[Clip, r
     Example:
         >>> from pathlib import Path
         >>> join_parts([(Clip(Path("a"), "a cat"), range(4)), (Clip(Path("a")), range(4, 8))])
-        [(Clip(path=...('a'), caption=None, label=None, start=None, end=None), range(0, 8))]
+        [(Clip(path=...('a'), ..., start=None, end=None, numbers=()), range(0, 8))]
     """
     parts: dict[Clip, range | None] = {}
     for clip, span in clips:
-        part = replace(clip, caption=None, label=None)
+        part = replace(clip, caption=None, label=None, numbers=())
         before = parts.get(part, span)
         if span is not None and before is not None:
             span = range(min(before.start, span.start), max(before.stop, span.stop))
