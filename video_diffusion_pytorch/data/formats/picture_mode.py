@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 # Numbers of EXIF's and tif's tags, and of a signed sample format
 _ORIENTATION, _BITS, _COMPRESSION, _SAMPLE_FORMAT, _SIGNED = 274, 258, 259, 339, 2
+# Value of EXIF's orientation -> name of the member of Pillow's Transpose
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 _OPAQUE = 65535.0
 _LUMA = (0.299, 0.587, 0.114)
 _AS_NPY = "which are read only if they are stored as .npy"
@@ -84,21 +94,15 @@ def upright(image: Image, source: Image | None = None) -> Image:
 
 
 def _turn(image: Image) -> Transpose | None:
-    from PIL.Image import Transpose
-
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
     try:
-        return turns.get(image.getexif().get(_ORIENTATION, 1))
+        name = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow's parser raises almost every kind of error
         return None
+    if name is None:
+        return None
+    from PIL.Image import Transpose
+
+    return Transpose[name]
 
 
 def is_deep(image: Image, content: bytes) -> bool:
