@@ -183,8 +183,8 @@ class ClipReader:
             video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
             finite(video, file.path)
         else:
-            arrays = [self.size.read(picture) for picture in file.pictures(once)]
-            video = _stack(arrays, file.path)
+            # map: a comprehension keeps each picture until there is the next
+            video = _stack(list(map(self.size.read, file.pictures(once))), file.path)
         if not video.shape[1]:
             raise UnreadableVideoError(
                 f"cannot make a clip of {file.path}: expected a frame with the number "

@@ -175,6 +175,20 @@ def test_png_frames_are_composed(tmp_path, kind, seed):
     assert abs(read(tmp_path / "a.png", 3) - expected).max() <= 1
 
 
+def test_a_tall_frame_is_laid_over_another_one(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "SIZE", (5, 600))
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, 600, 4, 4), np.uint8)
+    pixels[..., 3] = rng.choice([0, 90, 255], pixels.shape[:3])
+    frames = [
+        (np.pad(pixels[0], [(0, 0), (1, 0), (0, 0)]), (0, 0), 0, 0),
+        (pixels[1], (1, 0), 0, 1),
+    ]
+    (tmp_path / "a.png").write_bytes(apng(frames, 6))
+    expected = np.stack(list(composed_by_hand(frames, np.asarray)))
+    assert abs(read(tmp_path / "a.png", 3) - expected).max() <= 1
+
+
 def test_webp_frames_are_composed(tmp_path):
     """Written with opacity; what one frame leaves open shows nothing of the one before."""
     frames = [Image.new("RGBA", (16, 16), (255, 255, 255, 0)) for _ in range(3)]

@@ -420,6 +420,15 @@ def test_limit_of_pixels(tmp_path, monkeypatch, ending):
         PictureReader(tmp_path / f"a.{ending}")
 
 
+def test_a_still_of_a_phone_is_within_the_limit(tmp_path):
+    Image.new("1", (8064, 6048)).save(tmp_path / "a.png")
+    with PictureReader(tmp_path / "a.png", 1) as reader:
+        assert next(reader.pictures([0])).size == (8064, 6048)
+    Image.new("1", (8064, 6201)).save(tmp_path / "a.png")
+    with pytest.raises(UnreadableVideoError, match="more than the limit of 50000000"):
+        PictureReader(tmp_path / "a.png")
+
+
 def test_the_second_picture_of_a_photo_is_no_frame(tmp_path):
     """Phones put previews, depths and gains of brightness there."""
     photo, gain = Image.new("RGB", (6, 4), "red"), Image.new("RGB", (6, 4), "blue")

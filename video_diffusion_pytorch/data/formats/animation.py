@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAX_PIXELS = 2**25
-"""Of one picture; to decode it may take 30 bytes per pixel, which is 1 GB for so many."""
+MAX_PIXELS = 50_000_000
+"""Of one picture, as of a phone of 48 megapixels; to decode 8 bits takes up to 1 GB of memory."""
 
 _CLEAR, _RESTORE = 2, 3
+_ROWS = 256  # composed at a time
 
 
 @dataclass(frozen=True)
@@ -88,29 +89,40 @@ def composed(content: bytes, patches: Iterable[Patch], size: tuple[int, int]) ->
         scale_transparency(drawn, still)
         drawn.load()
         if undo is not None:
-            canvas = canvas.convert("RGBA") if canvas.mode != "RGBA" else canvas
+            canvas = _with_opacity(canvas)
             canvas.paste(*undo)
         size = max(size[0], patch.box[2]), max(size[1], patch.box[3])
         if size != canvas.size:
             check_pixels(size)
-            canvas = canvas.convert("RGBA").crop((0, 0, *size))
+            canvas = _with_opacity(canvas).crop((0, 0, *size))
         undo = (patch.background, patch.box) if patch.disposal == _CLEAR else None
         if patch.disposal == _RESTORE:
-            undo = (canvas.convert("RGBA").crop(patch.box), patch.box)
+            undo = (canvas.crop(patch.box).convert("RGBA"), patch.box)
         if patch.box == (0, 0, *size) and not drawn.has_transparency_data:
             # Pillow's way from a palette to grey rounds otherwise than that from RGB
             canvas = drawn.convert("RGB") if index and drawn.format == "GIF" else drawn
         else:
-            canvas = canvas.convert("RGBA") if canvas.mode != "RGBA" else canvas
+            if drawn.format == "PNG":
+                canvas = _with_opacity(canvas)
+            elif canvas.mode != "RGBA":  # what is opaque stays so, and takes less time
+                canvas = canvas.convert("RGB")
             _draw(canvas, drawn, patch)
+        del drawn, still
         yield canvas
 
 
+def _with_opacity(image: Image) -> Image:
+    return image if image.mode == "RGBA" else image.convert("RGBA")
+
+
 def _draw(canvas: Image, drawn: Image, patch: Patch) -> None:
-    colours = drawn.convert("RGBA")
+    colours = _with_opacity(drawn)
     if not patch.is_over:
         canvas.paste(colours, patch.box)
     elif drawn.format == "GIF":  # on or off
         canvas.paste(colours, patch.box, colours)
     else:
-        canvas.alpha_composite(colours, patch.box[:2])
+        left, top, _, _ = patch.box
+        for row in range(0, colours.height, _ROWS):  # Pillow makes two copies
+            strip = (0, row, colours.width, min(row + _ROWS, colours.height))
+            canvas.alpha_composite(colours, (left, top + row), strip)

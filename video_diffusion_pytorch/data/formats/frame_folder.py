@@ -45,7 +45,7 @@ class FrameFolderReader(VideoReader):
 
     Raises:
         FileNotFoundError: There is no such folder.
-        UnreadableVideoError: It holds other files than numbered stills, or no number tells their
+        UnreadableVideoError: It holds other files than numbered stills, or no number gives their
             order, or the first is damaged.
         ValueError: `channels` is none of 1, 3, 4, None.
     """
@@ -130,7 +130,7 @@ def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
         name as a picture is its caption: then each picture is a clip.
 
     Raises:
-        UnreadableVideoError: They differ in several numbers, none of which tells their order.
+        UnreadableVideoError: They differ in several numbers, none of which gives their order.
 
     Example:
         >>> is_frame_folder(Path("clip"), ["f1.jpg", "f2.jpg", "f10.jpg"])
@@ -280,6 +280,6 @@ def _is_animation(file: Path) -> bool:
     try:
         content = regular_file(file).read_bytes()
     except (PermissionError, FileNotFoundError, UnreadableVideoError):
-        return False  # whoever reads the folder is told of it
+        return False  # reading the folder raises it
     durations_of = png_durations if file.suffix.lower() == ".png" else webp_durations
     return len(content) >= 12 and bool(durations_of(content))

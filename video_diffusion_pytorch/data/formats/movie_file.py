@@ -7,6 +7,7 @@ import contextlib
 import heapq
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ class MovieReader(VideoReader):
         self._frames: Iterator[Any]
         self._next: int
         self._began_midway: bool
+        self._pixel_shape: Fraction | None
         self._is_closed = False
         self.path = path
         self._square_pixels = square_pixels
@@ -155,9 +157,7 @@ class MovieReader(VideoReader):
             if frame is None:
                 return
             with decoding(self.path):
-                width = frame.width
-                if self._square_pixels:
-                    width = square_width(frame, self._movie.stream.sample_aspect_ratio, self.path)
+                width = square_width(frame, self._pixel_shape, self.path)
                 converted = convert(frame, self.channels, self.path, reformatter, width)
             yield converted
 
@@ -226,6 +226,7 @@ class MovieReader(VideoReader):
         self._frames = _decode(self.path, self._movie, packets_of(self.path, self._movie))
         self._next = 0
         self._began_midway = False
+        self._pixel_shape = self._movie.stream.sample_aspect_ratio if self._square_pixels else None
 
 
 def _seconds(index: MovieIndex, times: Iterable[int]) -> list[float]:

@@ -63,6 +63,14 @@ def is_measured(pixel_format: Any) -> bool:
     return is_known and is_deep and (is_grey or pixel_format.is_rgb)
 
 
+@functools.cache
+def _may_be_transparent(name: str) -> bool:
+    from av import VideoFormat
+
+    pixel_format = VideoFormat(name)
+    return pixel_format.has_palette or channels_of_format(pixel_format) == 4
+
+
 def square_width(frame: Any, shape: Fraction | None, path: Path) -> int:
     """Give the width of a frame once its pixels are squares, at the same height.
 
@@ -76,7 +84,7 @@ def square_width(frame: Any, shape: Fraction | None, path: Path) -> int:
     """
     from PIL import Image as pillow
 
-    if not shape or shape <= 0:
+    if shape is None or shape == 1 or shape <= 0:
         return int(frame.width)
     width = max(1, round(frame.width * shape))
     if width * frame.height > max(pillow.MAX_IMAGE_PIXELS or 2**31 - 1, frame.width * frame.height):
@@ -112,7 +120,7 @@ def picture_of(
 
     name = _FORMAT_OF_CHANNELS[channels]
     is_hdr = frame.color_trc in (_PQ, _HLG) or frame.color_primaries == _BT2020
-    if channels != 4 and (frame.format.has_palette or channels_of_format(frame.format) == 4):
+    if channels != 4 and _may_be_transparent(frame.format.name):
         name = "rgba"
     elif is_hdr and channels == 1:
         name = "rgb24"

@@ -51,7 +51,7 @@ def in_frames(packets: Iterable[Any], stream: Any) -> Iterator[Any]:
 
 
 def is_coded(packet: Any) -> bool:
-    """Tell whether a packet holds a frame, rather than the word that the one before stays.
+    """Tell whether a packet holds a frame, rather than a repeat of the one before.
 
     Args:
         packet: One of `in_frames`.

@@ -251,6 +251,7 @@ class PictureReader(VideoReader):
             except Exception as error:  # Pillow's decoders raise almost every kind of error
                 raise _undecodable(self.path, error) from error
             yield frame
+            del frame  # large ones may not fit into memory twice
 
     def _picture(self, index: int) -> Image:
         if self._patches_of is not None:

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 
 # Numbers of EXIF's and tif's tags, and of a signed sample format
 _ORIENTATION, _BITS, _COMPRESSION, _SAMPLE_FORMAT, _SIGNED = 274, 258, 259, 339, 2
+# Value of EXIF's orientation -> name of the member of Pillow's Transpose
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 _OPAQUE = 65535.0
 _LUMA = (0.299, 0.587, 0.114)
 _AS_NPY = "which are read only if they are stored as .npy"
@@ -60,9 +70,9 @@ def to_mode(image: Image, mode: str) -> Image:
     if not image.has_transparency_data:
         return image.convert(mode)
     image = image.convert("LA") if image.mode == "La" else image
-    image = image.convert("RGBA")
     if mode == "RGBA":
-        return image
+        return image.convert(mode)
+    image = image if image.mode == "RGBA" else image.convert("RGBA")
     from PIL import Image as pillow
 
     black = pillow.new("RGB", image.size)
@@ -84,21 +94,15 @@ def upright(image: Image, source: Image | None = None) -> Image:
 
 
 def _turn(image: Image) -> Transpose | None:
-    from PIL.Image import Transpose
-
-    turns = {
-        2: Transpose.FLIP_LEFT_RIGHT,
-        3: Transpose.ROTATE_180,
-        4: Transpose.FLIP_TOP_BOTTOM,
-        5: Transpose.TRANSPOSE,
-        6: Transpose.ROTATE_270,
-        7: Transpose.TRANSVERSE,
-        8: Transpose.ROTATE_90,
-    }
     try:
-        return turns.get(image.getexif().get(_ORIENTATION, 1))
+        name = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow's parser raises almost every kind of error
         return None
+    if name is None:
+        return None
+    from PIL.Image import Transpose
+
+    return Transpose[name]
 
 
 def is_deep(image: Image, content: bytes) -> bool:
@@ -186,19 +190,19 @@ def _sixteen_bit_colours(
     name, order = frame.format.name[:-2], ">u2" if frame.format.is_big_endian else "<u2"
     channels = {"ya16": 2, "rgb48": 3, "rgba64": 4}.get(name, 1)
     rows = np.frombuffer(memoryview(frame.planes[0]), order).reshape(frame.height, -1)
-    planes = [
-        pillow.fromarray(rows[:, first : frame.width * channels : channels].astype(np.uint16))
-        for first in ((0, 0, 0, 1) if channels == 2 else range(channels))
-    ]
-    if turn is not None:
-        planes = [plane.transpose(turn) for plane in planes]
-    bands = upright(image).split()
-    if planes[0].size != bands[0].size or channels == 1:
-        raise ValueError(f"16-bit colours that FFmpeg decodes to {frame.format.name}, {_AS_NPY}")
-    for plane, band in zip(planes, bands, strict=False):
-        if not np.array_equal(np.asarray(plane) >> 8, np.asarray(band)):
+    bands, places = upright(image), (0, 0, 0, 1) if channels == 2 else range(channels)
+    values = np.empty((len(places), bands.height, bands.width), np.uint16)
+    for number, place in enumerate(places):  # one by one: large ones take much memory
+        plane = pillow.fromarray(rows[:, place : frame.width * channels : channels].astype("u2"))
+        plane = plane if turn is None else plane.transpose(turn)
+        if plane.size != bands.size or channels == 1:
+            got = f"16-bit colours that FFmpeg decodes to {frame.format.name}"
+            raise ValueError(f"{got}, {_AS_NPY}")
+        values[number] = np.asarray(plane)
+        has_band = number < len(bands.getbands())  # but for the opacity of one transparent colour
+        if has_band and ((values[number] >> 8) != np.asarray(bands.getchannel(number))).any():
             raise ValueError(f"16-bit colours that its decoders disagree on, {_AS_NPY}")
-    return np.stack([np.asarray(plane) for plane in planes])
+    return values
 
 
 class ToTensor:
