@@ -145,7 +145,10 @@ _REPORTS: dict[str, Callable[..., None]] = {"info": _info, "plot": _plot, "gathe
 
 
 def _say(line: str, file: Any = None) -> None:
-    print(line, file=file, flush=True)
+    file = sys.stdout if file is None else file
+    # half an emoji of a caption, or a terminal without Unicode
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def _one_line(error: BaseException) -> str:
