@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, to_reference_state_dict
+from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.pretrained import load_diffusion
 
@@ -253,3 +254,13 @@ def test_settings_that_are_not_those_of_the_weights(trainer, tmp_path, part, cha
     torch.save(state, file)
     with pytest.raises(ValueError, match=f"^load_diffusion: the [^\n]*{got}"):
         load_diffusion(file)
+
+
+@pytest.mark.usefixtures("trainer")
+def test_a_class_named_by_half_an_emoji_is_shown(tmp_path, capsys):
+    file = tmp_path / "model-1.pt"
+    state = torch.load(file, weights_only=True)
+    state["config"]["class_names"] = ("cat \ud83d",)
+    torch.save(state, file)
+    assert main(["info", str(file)]) is None
+    assert "cat \\ud83d" in capsys.readouterr().out

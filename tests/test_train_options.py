@@ -142,7 +142,6 @@ def test_a_file_that_would_keep_the_parser_busy_is_refused(tmp_path, capsys, tex
         (["--config", "pipe"], "train: --config must be a regular file of options, got pipe"),
         (["--config", "latin.yaml"], "--config must be text in UTF-8, got latin.yaml"),
         (["--config", "unet: !!set {a}"], "expected options in the group unet, got "),
-        (["--config", 'preset: "\\ud83d"'], r"name must be one of .*\\ud83d"),
         (["--config", "preset: [1]"], r"name must be one of .*, got '\[1\]'"),
         (["--preset", "!!python/name:os.system"], "name must be one of .*, got '!!python/name:os."),
         (["--config", "&" + "a" * 200_000], r"video-diffusion: error: .{1,2200}\n$"),
