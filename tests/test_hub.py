@@ -506,12 +506,29 @@ def test_what_cannot_be_saved_makes_no_repository(monkeypatch):
     assert [call[0] for call in Api.last.calls] == ["token"]
 
 
-def test_settings_of_a_network_much_larger_than_the_weights(tmp_path):
-    Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["unet"]["dim"] = 10**6
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        ValueError, match=r"must build a Unet3D, got a network of \d+ parameters for"
-    ):
-        Unet3D.from_pretrained(tmp_path)
+@pytest.mark.parametrize(
+    ("part", "change", "got"),
+    [
+        ("unet", {"dim": 10**6}, r"a network of \d+ parameters or more for \d+ bytes of weights"),
+        ("unet", {"blocks_per_level": 10**9}, "a network of"),
+        ("unet", {"dim": 10**30}, "[^\n]*Overflow[^\n]*"),
+        ("diffusion", {"timesteps": 10**11}, r"a diffusion of 100000000000 steps for \d+ bytes"),
+    ],
+)
+def test_settings_of_a_model_much_larger_than_the_weights(shared, part, change, got):
+    config = json.loads((shared / "config.json").read_text())
+    config[part] |= change
+    (shared / "config.json").write_text(json.dumps(config))
+    message = f"^from_pretrained: the settings in [^\n]* must build a GaussianDiffusion, got {got}"
+    with pytest.raises(ValueError, match=message) as caught:
+        GaussianDiffusion.from_pretrained(shared)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "got"), [("[" * 100_000, "recursion"), (" " * 2_000_000, "more than 1048576 bytes")]
+)
+def test_settings_that_are_too_large(shared, text, got):
+    (shared / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.json must be JSON, got .*{got}.*; save or"):
+        GaussianDiffusion.from_pretrained(shared)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, to_reference_state_dict
+from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.pretrained import load_diffusion
 
@@ -229,3 +230,37 @@ def test_one_of_several_averages_is_chosen_by_its_decay(tmp_path):
 def test_a_results_folder_stands_for_its_newest_checkpoint(tmp_path):
     expected = seeded_sample(load_diffusion(tmp_path / "model-1.pt"))
     assert torch.equal(seeded_sample(load_diffusion(tmp_path)), expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "got"),
+    [
+        ("unet", {"blocks_per_level": 10**9}, "must build a Unet3D, got a network of"),
+        ("unet", {"dim": "8"}, "must build a Unet3D, got Unet3D: dim must be a whole number"),
+        (
+            "diffusion",
+            {"timesteps": 10**11},
+            "must build a Unet3D, got a diffusion of 100000000000",
+        ),
+        ("diffusion", {"min_snr_gamma": 10**400}, "must fit the model .* int too large"),
+    ],
+)
+def test_settings_that_are_not_those_of_the_weights(trainer, tmp_path, part, change, got):
+    file = tmp_path / "model-1.pt"
+    state = torch.load(file, weights_only=True)
+    state["config"][part] |= change
+    # one number that stands for many is no larger file
+    state["ema"] = {**state["ema"], "more": torch.zeros(1).expand(10**6, 10**6)}
+    torch.save(state, file)
+    with pytest.raises(ValueError, match=f"^load_diffusion: the [^\n]*{got}"):
+        load_diffusion(file)
+
+
+@pytest.mark.usefixtures("trainer")
+def test_a_class_named_by_half_an_emoji_is_shown(tmp_path, capsys):
+    file = tmp_path / "model-1.pt"
+    state = torch.load(file, weights_only=True)
+    state["config"]["class_names"] = ("cat \ud83d",)
+    torch.save(state, file)
+    assert main(["info", str(file)]) is None
+    assert "cat \\ud83d" in capsys.readouterr().out

@@ -445,3 +445,12 @@ def test_what_a_function_of_states_must_return(result, error, message):
     text.set_text_encoder(lambda captions: result)
     with pytest.raises(error, match=message):
         text.encode_captions(["a whale"])
+
+
+def test_half_an_emoji_is_a_question_mark():
+    for encode in (
+        text.tokenize,
+        text.embed_captions,
+        lambda texts: text.encode_captions(texts)[0],
+    ):
+        assert torch.equal(encode(["a \ud83d cat"]), encode(["a ? cat"]))

@@ -1,12 +1,13 @@
 """Parts of a text encoder come from a folder or the hub; test_text holds what becomes of them."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from video_diffusion_pytorch import text
+from video_diffusion_pytorch import cli, text
 from video_diffusion_pytorch.text_loading import load_part
 
 TINY_BERT = Path(__file__).parent / "golden" / "tiny_bert"
@@ -42,14 +43,21 @@ def test_code_of_an_encoder_is_run_only_if_it_is_trusted(tmp_path, monkeypatch):
     text.set_text_encoder(folder)
     message = (
         f"encoder's .* was expected in the folder {folder} without code of its own, got an .*"
-        r"call .*set_text_encoder\(..., trust_remote_code=True\), or choose another"
+        r"choose another encoder, or .* call .*set_text_encoder\('.*', trust_remote_code=True\), .*"
+        r"python -c \".*\" train FOLDER"
     )
     for load in (text.get_tokenizer, text.get_bert):
-        with pytest.raises(OSError, match=message):
+        with pytest.raises(OSError, match=message) as caught:
             load()
     assert not mark.exists()
     text.set_text_encoder(folder, trust_remote_code=True)
     assert text.get_tokenizer().model_max_length > 0
     assert mark.exists()
+    # what the message says to run
+    code = re.search(r'python -c "(.*)"', str(caught.value))[1]
+    monkeypatch.setattr(text, "_trust_remote_code", False)
+    monkeypatch.setattr(cli, "main", lambda: None)
+    exec(code)
+    assert text._trust_remote_code
     text.set_text_encoder()
     assert not text._trust_remote_code

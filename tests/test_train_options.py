@@ -1,5 +1,6 @@
 """What `train` takes from a preset, a file and the command line, and which of them wins."""
 
+import os
 import re
 import time
 from pathlib import Path
@@ -133,3 +134,24 @@ def test_a_file_that_would_keep_the_parser_busy_is_refused(tmp_path, capsys, tex
     assert time.monotonic() - began < 10
     [line] = capsys.readouterr().err.splitlines()
     assert re.search(f"train: --config must be a file of options with {told}; ", line)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--config", "pipe"], "train: --config must be a regular file of options, got pipe"),
+        (["--config", "latin.yaml"], "--config must be text in UTF-8, got latin.yaml"),
+        (["--config", "unet: !!set {a}"], "expected options in the group unet, got "),
+        (["--config", "preset: [1]"], r"name must be one of .*, got '\[1\]'"),
+        (["--preset", "!!python/name:os.system"], "name must be one of .*, got '!!python/name:os."),
+        (["--config", "&" + "a" * 200_000], r"video-diffusion: error: .{1,2200}\n$"),
+    ],
+)
+def test_odd_files_and_values_are_one_short_line(tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("latin.yaml").write_bytes(b"a: \xe4")
+    assert main(["train", ".", *options]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert said.count("\n") == 1

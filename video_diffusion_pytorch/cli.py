@@ -90,6 +90,12 @@ def _run(options: Namespace) -> None:
             "train: expected a folder of clips, got none; give it after train, or as folder in the "
             "file of --config"
         )
+    for group in GROUPS:
+        if not isinstance(chosen[group], Namespace):
+            raise ValueError(
+                f"train: expected options in the group {group}, got {chosen[group]!r:.60}; write "
+                "them as --print_config shows them"
+            )
     groups = {group: chosen[group].as_dict() for group in GROUPS}
     commands.run_training(
         chosen.folder,
@@ -139,11 +145,16 @@ _REPORTS: dict[str, Callable[..., None]] = {"info": _info, "plot": _plot, "gathe
 
 
 def _say(line: str, file: Any = None) -> None:
-    print(line, file=file, flush=True)
+    file = sys.stdout if file is None else file
+    # half an emoji of a caption, or a terminal without Unicode
+    encoding = getattr(file, "encoding", None) or "utf-8"
+    print(line.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split()) or type(error).__name__
+    # the parser repeats what it was given, however long
+    return text if len(text) <= 2000 else f"{text[:1500]} ... {text[-400:]}"
 
 
 def _explain(error: ArgumentError, argv: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from video_diffusion_pytorch.model_folder import (
     CARD_FILE,
@@ -178,12 +179,13 @@ class Shareable(nn.Module):
             own = (name for name in tensors if name.startswith(NETWORK_PREFIX))
             tensors = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in own}
         try:
-            _check_memory(cls._classes["unet"], config["unet"], tensors)
+            check_network_size(cls._classes["unet"], config, tensors)
             model = cls._build(config, overrides)
         except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"from_pretrained: the settings in {config_file}, and the arguments, must build a "
-                f"{cls.__name__}, got {error}; leave the arguments out, or use the version that "
+                f"{cls.__name__}, got {reason}; leave the arguments out, or use the version that "
                 f"wrote the file, {config.get('version', 'unknown')}, this being {__version__}"
             ) from error
         _take_types(model, tensors)
@@ -257,15 +259,41 @@ def _check_overrides(cls: type[Shareable], overrides: Mapping[str, Any]) -> None
         )
 
 
-def _check_memory(
-    network: type[nn.Module], settings: Mapping[str, Any], tensors: Mapping[str, Tensor]
+def check_network_size(
+    network: type[nn.Module], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Refuses settings of a network that is much larger than its weights, before it is built."""
-    with torch.device("meta"):
-        needed = sum(parameter.numel() for parameter in network(**settings).parameters())
-    held = sum(tensor.numel() for tensor in tensors.values())
-    if needed > 2 * held + 2**20:
-        raise ValueError(f"a network of {needed} parameters for a file of {held} numbers")
+    """Refuses settings of a model that is much larger than its weights, before it is built.
+
+    Args:
+        network: The class of the network.
+        config: Settings by part: `unet`, and for a diffusion `diffusion`.
+        tensors: The weights.
+
+    Raises:
+        ValueError: If the network has more parameters than the weights have bytes, or the
+            diffusion more steps.
+    """
+    storages = (tensor.untyped_storage() for tensor in tensors.values())
+    # not the numbers: a tensor may repeat a single one
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+    most, count = held + 2**20, 0
+
+    def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        # while it is built: one of a billion blocks would take hours even without memory
+        count += parameter.numel() if parameter is not None and parameter.is_meta else 0
+        if count > most:
+            raise ValueError(f"a network of {count} parameters or more for {held} bytes of weights")
+
+    steps = (config.get("diffusion") or {}).get("timesteps", 0)
+    if steps > most:
+        raise ValueError(f"a diffusion of {steps} steps for {held} bytes of weights")
+    hook = register_module_parameter_registration_hook(add)
+    try:
+        with torch.device("meta"):
+            network(**config["unet"])
+    finally:
+        hook.remove()
 
 
 def _take_types(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+# Of a config.json, which has about 2000
+_MOST_BYTES = 1 << 20
 
 
 def write_model(
@@ -98,6 +100,9 @@ def read_config(file: Path) -> dict[str, Any]:
         ValueError: If it is no such file.
     """
     try:
+        # or a large one takes the memory, many times its size
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes")
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(

@@ -11,6 +11,7 @@ import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.trained_for import training_of
+from video_diffusion_pytorch.hub import check_network_size
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
@@ -78,11 +79,11 @@ def load_diffusion(
     if config is None:
         unet, settings = _from_reference(weights, given, file)
     else:
-        unet, settings = _from_config(config, file)
-    diffusion = GaussianDiffusion(unet, **{**settings, **given})
+        unet, settings = _from_config(config, weights, file)
     try:
+        diffusion = GaussianDiffusion(unet, **{**settings, **given})
         diffusion.load_state_dict(weights)
-    except RuntimeError as error:
+    except (RuntimeError, OverflowError) as error:
         raise ValueError(
             f"load_diffusion: the tensors in {file} must fit the model that the file and the "
             f"arguments describe, got {_first_lines(error)}; leave out the arguments that change "
@@ -105,14 +106,23 @@ def _choose_weights(state: Mapping[str, Any], averaged: bool | float, file: Path
     return state["ema"] if first else state["emas"][repr(float(averaged))]
 
 
-def _from_config(config: Mapping[str, Any], file: Path) -> tuple[Unet3D, dict[str, Any]]:
-    if config["unet"] is None:
+def _from_config(
+    config: Mapping[str, Any], weights: Mapping[str, Any], file: Path
+) -> tuple[Unet3D, dict[str, Any]]:
+    if config.get("unet") is None:
         raise ValueError(
             f"load_diffusion: the network in {file} must be a Unet3D, got one of another class, "
             "which the file cannot rebuild; build it yourself, wrap it in a GaussianDiffusion, and "
             "load the file's 'ema' with load_state_dict"
         )
-    return Unet3D(**config["unet"]), dict(config["diffusion"])
+    try:
+        check_network_size(Unet3D, config, weights)
+        return Unet3D(**config["unet"]), dict(config["diffusion"])
+    except (TypeError, ValueError, LookupError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(
+            f"load_diffusion: the settings in {file} must build a Unet3D, got "
+            f"{_first_lines(error)}; use the version that wrote the file, or another file"
+        ) from error
 
 
 def _from_reference(

@@ -64,9 +64,13 @@ def load_part(encoder: str, part: str, auto_class: str, *, trust_remote_code: bo
         if isinstance(error, ValueError) and "trust_remote_code=True" in str(error):
             raise OSError(
                 f"the text encoder's {part} was expected {where} without code of its own, got an "
-                "encoder whose Python code would have to be run; read that code, and if you trust "
-                "it call video_diffusion_pytorch.text.set_text_encoder(..., "
-                "trust_remote_code=True), or choose another encoder"
+                "encoder whose Python code would have to be run; choose another encoder, or read "
+                "that code, and if you trust it call "
+                f"video_diffusion_pytorch.text.set_text_encoder({encoder!r}, "
+                'trust_remote_code=True), for a command by: python -c "from '
+                "video_diffusion_pytorch import cli, text; "
+                f'text.set_text_encoder({encoder!r}, trust_remote_code=True); cli.main()" train '
+                "FOLDER --text_encoder null"
             ) from error
         raise OSError(
             f"the text encoder's {part} was expected {where}, but loading it gave "

@@ -31,7 +31,8 @@ def as_captions(texts: str | Sequence[str]) -> list[str]:
         )
     if not captions:
         raise ValueError("texts must hold at least one caption, got none; pass '' for no text")
-    return list(captions)
+    # half an emoji, which JSON can hold, is no text to a tokenizer
+    return [text.encode(errors="replace").decode() for text in captions]
 
 
 def pad_states(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -160,23 +160,33 @@ def named_preset(argv: Sequence[str]) -> str | None:
         told = value if equals else following
         # files come before options, and the later of two wins
         if option == "--preset" and told is not None:
-            named = yaml.safe_load(told)
+            named = None if told == "null" else told
         elif option == "--config" and told is not None:
             named = _of_file(told).get("preset", named)
-    return named
+    return None if named is None else str(named)
 
 
 def _of_file(told: str) -> dict[str, Any]:
     """What a file of options says, or the options themselves, as the parser takes both."""
     try:
         is_file = os.path.isfile(told)
+        # a pipe or device may be read for ever; what a shell writes <(...) for ends
+        if os.path.exists(told) and not is_file and not told.startswith("/dev/fd/"):
+            raise ValueError(
+                f"train: --config must be a regular file of options, got {told}, which is none; "
+                "store the options in a file"
+            )
         size = os.path.getsize(told) if is_file else len(told)
         _check_size("bytes", size, _MOST_BYTES)
         text = Path(told).read_text() if is_file else told
         _check_expanded(text)
         found = yaml.safe_load(text)
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"train: --config must be text in UTF-8, got {told} ({error}); save it as UTF-8"
+        ) from error
     # the parser says what is wrong with it
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -148,7 +148,7 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         read_manifest(tmp_path, tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "clips.csv")
-        with pytest.raises(ValueError, match=r"must be a file .* got no plain file, .*clips.csv"):
+        with pytest.raises(ValueError, match=r"must be a file .* got no regular file, .*clips.csv"):
             read_manifest(tmp_path / "clips.csv", tmp_path)
 
 
@@ -446,3 +446,11 @@ def test_a_label_among_labels_must_be_there(table, tmp_path):
     assert len(read_manifest(path, tmp_path, kinds=["label"])) == 1
     with pytest.raises(ValueError, match="line 2: expected a label in the column label"):
         read_manifest(path, tmp_path, kinds=["label"], columns={"label": "label"})
+
+
+def test_names_too_long_for_the_file_system(table, tmp_path):
+    path = table(f"path\na.mp4\n{'x' * 5000}.mp4\n")
+    with pytest.raises(FileNotFoundError, match=r"line 3: expected a clip at .*, found none, nor"):
+        read_manifest(path, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"a manifest at .*, found none; check"):
+        read_manifest("x" * 5000 + ".csv", tmp_path)

@@ -363,14 +363,16 @@ def _read(
                 f"{role!r}: {column!r}; give for example {{'path': 'FileName'}}"
             )
     kind = table.suffix.lower()
-    table = table if table.exists() or not (folder / table).exists() else folder / table
-    if not table.exists():
+    # `Path.exists` raises for a name too long for the file system
+    is_below = not os.path.exists(table) and os.path.exists(folder / table)
+    table = folder / table if is_below else table
+    if not os.path.exists(table):
         raise FileNotFoundError(
             f"expected a manifest at {table}, found none; check the path (working folder: "
             f"{Path.cwd()})"
         )
     if not table.is_file() or kind not in (".csv", ".tsv", ".txt", ".jsonl"):
-        what = "a folder, " if table.is_dir() else "" if table.is_file() else "no plain file, "
+        what = "a folder, " if table.is_dir() else "" if table.is_file() else "no regular file, "
         raise ValueError(
             "a manifest must be a file that ends in .csv, .tsv, .txt or .jsonl, got "
             f"{what}{table}; write it as one of these"

@@ -653,3 +653,29 @@ def test_a_name_as_long_as_file_systems_allow(path):
     write_checkpoint(STATE, long)
     assert same(read_checkpoint(long), STATE)
     assert list(path.parent.iterdir()) == [long]
+
+
+@pytest.mark.parametrize("look", [read_checkpoint, glance])
+def test_lists_that_hold_each_other_many_times_end(path, look):
+    nested = [0]
+    for _ in range(60):
+        nested = [nested] * 10
+    rows = {f"r{i}": torch.zeros(1) for i in range(2000)}
+    state = {**STATE, "own": nested, "emas": {f"e{i}": rows for i in range(2000)}}
+    torch.save(state, path)
+    start = time.process_time()
+    found = look(path)
+    assert time.process_time() - start < 10
+    assert found["own"][3][4] is found["own"][0][0]
+
+
+class OfSize:
+    def __reduce__(self):
+        return bytearray, (1 << 40,)
+
+
+@pytest.mark.parametrize("look", [read_checkpoint, glance])
+def test_memory_that_a_few_bytes_ask_for_is_refused(path, look):
+    torch.save({**STATE, "own": OfSize()}, path)
+    with pytest.raises(ValueError, match=f"{DAMAGED}.*bytearray, which torch.save does not write"):
+        look(path)

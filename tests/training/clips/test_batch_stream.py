@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import signal
 import time
 from itertools import islice
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, _utils
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from video_diffusion_pytorch.training.clips import batch_stream
 from video_diffusion_pytorch.training.clips.batch_stream import Endless
 from video_diffusion_pytorch.training.clips.batches import EndlessShuffle
 
@@ -272,3 +274,30 @@ def test_a_connection_that_breaks_is_a_death(kind, caplog):
 
     assert next(Endless(Loader())) == "batch"
     assert len(caplog.records) == 2
+
+
+# waiting
+
+
+class Slow(Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        time.sleep(0.7 * index)
+        return index
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_long_wait_for_a_batch_is_logged_again_and_again(num_workers, monkeypatch, caplog):
+    monkeypatch.setattr(batch_stream, "_PATIENCE", 0.1)
+    batches = Endless(DataLoader(Slow(), batch_size=2, num_workers=num_workers))
+    assert next(batches).tolist() == [0, 1]
+    waits = [
+        re.search(r"has waited (\S+) s for clips: look for", r.message) for r in caplog.records
+    ]
+    assert [float(wait[1]) for wait in waits][:3] == [0.1, 0.2, 0.4]
+    caplog.clear()
+    monkeypatch.setattr(batch_stream, "_PATIENCE", 60)
+    next(batches)
+    assert not caplog.records

@@ -211,14 +211,20 @@ def glance(path: Path) -> dict[str, Any]:
     return _checked(state, file, {"step"} if is_folder else {"step", "model", "ema"})
 
 
-def _without_values(value: Any) -> Any:
+def _without_values(value: Any, done: dict[int, Any] | None = None) -> Any:
     if isinstance(value, Tensor):
         return torch.empty_like(value, device="meta")
-    if isinstance(value, dict):
-        return type(value)((key, _without_values(item)) for key, item in value.items())
-    if type(value) in (list, tuple):
-        return type(value)(map(_without_values, value))
-    return value
+    if not isinstance(value, dict) and type(value) not in (list, tuple):
+        return value
+    # a list that holds another one ten times, which holds another one ten times, has no end
+    done = {} if done is None else done
+    if id(value) not in done:
+        if isinstance(value, dict):
+            made = type(value)((key, _without_values(item, done)) for key, item in value.items())
+        else:
+            made = type(value)(_without_values(item, done) for item in value)
+        done[id(value)] = made
+    return done[id(value)]
 
 
 def _check_file(path: Path) -> None:

@@ -174,18 +174,25 @@ def check_types(state: Mapping[str, Any], path: Path) -> None:
     schema = _STATE
     if isinstance(state.get("random_states"), list):  # of each process
         schema = {**_STATE, "random_states": [_RANDOM]}
-    for name, what, value in _wrong(state, schema, ""):
+    for name, what, value in _wrong(state, schema, "", set()):
         raise ValueError(
             f"expected a checkpoint whose {name} is {what} in {path}, got {_shown(value)}; use "
             "the checkpoint before it"
         )
 
 
-def _wrong(value: Any, schema: Any, name: str) -> Iterator[tuple[str, str, Any]]:
+def _wrong(
+    value: Any, schema: Any, name: str, seen: set[tuple[int, int]]
+) -> Iterator[tuple[str, str, Any]]:
     """The values that are not as in the table: their names, what was expected, what they are."""
+    # a file may name one large dict many times
+    if (id(value), id(schema)) in seen:
+        return
+    if isinstance(value, (Mapping, list, tuple)):
+        seen.add((id(value), id(schema)))
     if isinstance(schema, _Maybe):
         if value is not ... and not (schema.or_none and value is None):
-            yield from _wrong(value, schema.schema, name)
+            yield from _wrong(value, schema.schema, name, seen)
     elif isinstance(schema, _Of):
         # a module may keep what it likes in its extra state
         if not schema.fits(value) and not name.endswith("_extra_state"):
@@ -195,16 +202,16 @@ def _wrong(value: Any, schema: Any, name: str) -> Iterator[tuple[str, str, Any]]
             yield name, "a list", value
             return
         for number, item in enumerate(value):
-            yield from _wrong(item, schema[0], f"{name}.{number}")
+            yield from _wrong(item, schema[0], f"{name}.{number}", seen)
     elif not isinstance(value, Mapping):
         yield name, "a dict", value
     else:
         for key in value if _KEY in schema else ():
-            yield from _wrong(key, schema[_KEY], f"key of {name}")
+            yield from _wrong(key, schema[_KEY], f"key of {name}", seen)
         for key in dict.fromkeys([*schema, *value]):
             if key not in (_KEY, _REST):
                 part = schema.get(key, schema.get(_REST, _ANYTHING))
-                yield from _wrong(value.get(key, ...), part, f"{name}.{key}".lstrip("."))
+                yield from _wrong(value.get(key, ...), part, f"{name}.{key}".lstrip("."), seen)
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
@@ -15,6 +16,9 @@ _TRIES = 3
 
 # What is raised when one dies: by torch, or by what it fetches a batch with
 _SIGNS = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
+
+# Seconds after which a wait for clips is logged, and again each time it has become twice as long
+_PATIENCE = 60.0
 
 # The module of torch's handler of SIGCHLD
 _OF_TORCH = "torch.utils.data._utils.signal_handling"
@@ -66,7 +70,8 @@ class Endless(Iterator[Any]):
             if self._batches is None:
                 self._batches = _iterate(self.loader)
             try:
-                return next(self._batches)
+                with long_waits_logged():
+                    return next(self._batches)
             except StopIteration:
                 self.restart()
             except BaseException:
@@ -77,6 +82,31 @@ class Endless(Iterator[Any]):
             "Trainer: the data loader must give at least one batch, got none; check that the "
             "dataset is not empty, and not smaller than a batch with drop_last"
         )
+
+
+@contextlib.contextmanager
+def long_waits_logged() -> Iterator[None]:
+    """Logs a warning when reading takes a minute, and again after two, four, eight and so on."""
+    is_read = threading.Event()
+
+    def watch() -> None:
+        waited, until = 0.0, _PATIENCE
+        while not is_read.wait(until - waited):
+            logger.warning(
+                "the training has waited %g s for clips: look for a disk that does not answer, or "
+                "a reader or dataset that does not return; Ctrl+C twice ends the training",
+                until,
+            )
+            waited, until = until, 2 * until
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_read.set()
+        # no thread may be left when the next epoch forks its workers
+        thread.join()
 
 
 def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
