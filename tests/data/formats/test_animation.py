@@ -61,11 +61,25 @@ def read(path, channels):
         return np.stack([np.asarray(frame) for frame in reader.pictures(range(99))])
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_gif_frames_are_those_of_ffmpeg(tmp_path, seed):
+def opaque(frames, rng, is_whole):
+    """Opaque frames of which the first, or each, covers the screen."""
+    for index, frame in enumerate(frames):
+        frame["clear"] = None
+        if is_whole or not index:
+            frame |= {"corner": (0, 0), "pixels": rng.integers(0, 4, SIZE[::-1])}
+        if not is_whole:
+            frame["disposal"] %= 2
+        yield frame
+
+
+@pytest.mark.parametrize("kind", ["any", "opaque", "whole"])
+@pytest.mark.parametrize("seed", range(30))
+def test_gif_frames_are_those_of_ffmpeg(tmp_path, seed, kind):
     """Every disposal after every other, with and without transparency, palettes, interlacing."""
     rng = np.random.default_rng(seed)
     frames = list(random_frames(rng))
+    if kind != "any":
+        frames = list(opaque(frames, rng, kind == "whole"))
     palette = rng.bytes(768) if seed % 4 else None
     for frame in frames:
         frame["palette"] = frame["palette"] or (None if palette else rng.bytes(768))

@@ -84,6 +84,25 @@ def gif_patches(content: bytes) -> Iterator[Patch]:
         )
 
 
+def is_opaque_gif(content: bytes) -> bool:
+    """Tell whether the frames of a gif are opaque, and the first, or each, covers the screen.
+
+    Pillow composes such a gif right, and faster than `animation.composed`, unless a frame that
+    covers a part only is to be cleared or undone.
+
+    Args:
+        content: The whole file, complete.
+    """
+    screen = struct.unpack_from("<2H", content, 6)
+    blocks = _frame_blocks(content) or []
+    cover = [
+        struct.unpack_from("<4H", content, start + 1) == (0, 0, *screen) for _, start, _ in blocks
+    ]
+    packed = [content[control] if control else 0 for control, _, _ in blocks]
+    is_kept = all(cover) or (cover[:1] == [True] and all(flags >> 2 & 7 < 2 for flags in packed))
+    return is_kept and not any(flags & 1 for flags in packed)
+
+
 def _frame_blocks(content: bytes) -> list[tuple[int | None, int, int]] | None:
     """Of each frame: where its control block's fields begin, and where the frame itself and ends.
 

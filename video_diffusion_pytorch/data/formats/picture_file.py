@@ -26,7 +26,11 @@ from video_diffusion_pytorch.data.formats.animation import (
     composed,
     scale_transparency,
 )
-from video_diffusion_pytorch.data.formats.gif_format import gif_durations, gif_patches
+from video_diffusion_pytorch.data.formats.gif_format import (
+    gif_durations,
+    gif_patches,
+    is_opaque_gif,
+)
 from video_diffusion_pytorch.data.formats.picture_mode import (
     ToTensor,
     is_deep,
@@ -182,7 +186,8 @@ class PictureReader(VideoReader):
         self._page_read = -1
         # A gif or an animated png is composed of patches, from the first to the one that is wanted
         patches_of = {"GIF": gif_patches, "PNG": png_patches}.get(self._image.format or "")
-        self._patches_of = patches_of if durations else None
+        is_simple = self._image.format == "GIF" and is_opaque_gif(self._content)
+        self._patches_of = patches_of if durations and not is_simple else None
         self._frames: Iterator[Image] = iter(())
         self._next = 0
 
@@ -240,13 +245,15 @@ class PictureReader(VideoReader):
     def _decode(
         self, indices: Sequence[int] | range, decode: Callable[[int], _Frame]
     ) -> Iterator[_Frame]:
+        # It takes as long as decoding a small frame, and of a gif Pillow warns of nothing
+        quiet = contextlib.nullcontext if self._image.format == "GIF" else _pillows_warnings
         for index in indices[: self.num_frames]:
             if index >= self.num_frames:
                 return
             if self._is_closed:
                 raise closed_reader(self.path)
             try:
-                with _pillows_warnings():
+                with quiet():
                     frame = decode(index)
             except Exception as error:  # Pillow's decoders raise almost every kind of error
                 raise _undecodable(self.path, error) from error
