@@ -201,6 +201,31 @@ def test_many_bad_steps_in_a_row_end_the_run(make_trainer, results, caplog):
     assert json.loads(learnt(resumed))["model"] == json.loads(good[2])["model"]
 
 
+class BadClips(Trainer):
+    """One clip of each batch has a loss that is not finite, from a step on."""
+
+    first = 2
+
+    def compute_loss(self, videos, **kwargs):
+        losses = super().compute_loss(videos, **kwargs)
+        return losses * torch.tensor([float("nan") if self.step >= self.first else 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("first", "kept"), [(2, {"model-1.pt": 2}), (3, {"model-1.pt": 2, "model-2.pt": 4})]
+)
+def test_bad_clips_put_no_checkpoint_aside(make_trainer, results, monkeypatch, first, kept):
+    # the other clips show that the weights are whole
+    monkeypatch.setattr(BadClips, "first", first)
+    trainer = make_trainer(BadClips, max_skipped_steps=1, keep_last=1)
+    with pytest.raises(FloatingPointError, match="got 1 steps in a row"):
+        trainer.train()
+    assert {p.name: read_checkpoint(p)["step"] for p in results.glob("model-*")} == kept
+    again = make_trainer(resume="auto")
+    # clips of a step that was counted don't come again
+    assert (again.step, again.order.position) == (max(kept.values()), max(kept.values()) * 2 * 2)
+
+
 def test_bad_steps_before_any_checkpoint(make_trainer):
     trainer = make_trainer(poisoned(*range(9)), max_skipped_steps=2)
     trainer.train_step()
@@ -275,7 +300,8 @@ def test_a_last_step_that_is_skipped_is_no_checkpoint_to_go_on_from(make_trainer
 
 def test_a_checkpoint_that_is_due_at_a_bad_step_is_written_after_it(make_trainer, results, caplog):
     make_trainer(poisoned(3), train_num_steps=6, save_and_sample_every=4).train()
-    assert "there is no checkpoint of step 4, as no loss was finite: it is written" in caplog.text
+    expected = "no checkpoint of step 4, whose loss or gradients are not finite: it is written"
+    assert expected in caplog.text
     found = {path.name: read_checkpoint(path)["step"] for path in list_checkpoints(results)}
     assert found == {"model-1.25.pt": 5, "model-1.5.pt": 6}
 
@@ -320,6 +346,31 @@ def test_an_error_of_the_clips_ends_with_a_checkpoint(
     assert resumed.step == step - 1
     resumed.train()
     assert learnt(resumed) == learnt(whole)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", [0, 2, 3])
+def test_after_an_error_the_same_trainer_goes_on_with_the_same_clips(
+    make_trainer, tmp_path, step, kind
+):
+    class Fails(Trainer):
+        left = 2
+
+        def compute_loss(self, videos, **kwargs):
+            if self.step == step:
+                self.left -= 1
+                if not self.left:
+                    raise kind("once")
+            return super().compute_loss(videos, **kwargs)
+
+    whole = make_trainer(results_folder=tmp_path / "whole", seed=3)
+    whole.train()
+    trainer = make_trainer(Fails, seed=3)
+    with pytest.raises(kind, match="once"):
+        trainer.train()
+    assert trainer.step == step
+    trainer.train()
+    assert learnt(trainer) == learnt(whole)
 
 
 def test_an_error_in_the_midst_of_an_update_is_not_saved(make_trainer, results):
@@ -402,6 +453,55 @@ def test_a_results_folder_that_is_deleted_is_made_again(make_trainer, results, c
     assert names(results) == ["2.gif", "2.npy", "metrics.jsonl", "model-2.5.pt", "model-2.pt"]
     assert caplog.text.count("is gone: it is made again") == 1
     assert [line["step"] for line in read_metrics(results / "metrics.jsonl")] == [4, 5]
+
+
+RUN = """
+import fcntl, sys, time
+file = open(sys.argv[1], "a+")
+file.write("process 7 on elsewhere")
+file.flush()
+fcntl.lockf(file, fcntl.LOCK_EX)
+print(flush=True)
+time.sleep(60)
+"""
+
+
+@needs_fork
+def test_a_deleted_results_folder_that_another_run_took_is_left_to_it(make_trainer, results):
+    runs = []
+
+    def replace(log):
+        shutil.rmtree(results)
+        results.mkdir()
+        command = [sys.executable, "-c", RUN, str(results / ".lock")]
+        runs.append(subprocess.Popen(command, stdout=subprocess.PIPE))
+        runs[0].stdout.readline()
+
+    trainer = make_trainer()
+    try:
+        with pytest.raises(BlockingIOError, match="results, to which process 7 on elsewhere is"):
+            trainer.train(log_fn=replace)
+        assert names(results) == [".lock"]
+        # nor does it write there when it is asked again
+        with pytest.raises(BlockingIOError, match="to which process 7 on elsewhere is"):
+            trainer.train()
+    finally:
+        for run in runs:
+            run.kill()
+            run.wait()
+            run.stdout.close()
+    trainer.train()
+    assert trainer.step == 4
+    assert "model-2.pt" in names(results)
+
+
+def test_a_results_folder_that_is_no_longer_one_is_said_before_training(make_trainer, results):
+    trainer = make_trainer()
+    results.rmdir()
+    results.write_text("no folder")
+    with pytest.raises(OSError, match="results must be one that checkpoints can be written to"):
+        trainer.train()
+    assert trainer.step == 0
 
 
 def test_samples_of_a_killed_milestone_are_drawn_when_the_run_goes_on(

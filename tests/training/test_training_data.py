@@ -806,6 +806,9 @@ def test_ranges_of_a_dataset_that_cannot_be_found(train):
         ValueError, match=r"'fit' must go with a dataset that has a length, got a s"
     ):
         train(dataset=Stream(array), value_range="fit")
+    integers = Clips(lambda video, index: torch.zeros(1, 3, 8, 8, dtype=torch.uint16))
+    with pytest.raises(ValueError, match=r"must be floating-point or uint8, got torch\.uint16"):
+        train(dataset=integers, value_range="fit")
     nan = Clips(lambda video, index: video / (index != 3))
     with pytest.raises(
         ValueError, match="must be finite, got NaN or infinite values in item 3; rep"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from decimal import Decimal
@@ -53,7 +52,7 @@ class Saving(Processes):
     _is_diverged: bool
     _is_owed: bool
     _may_save: bool
-    _unproven: Path | None
+    _is_unproven: bool
     _validated_step: int
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -114,16 +113,15 @@ class Saving(Processes):
         self._may_save = False
         state = self.checkpoint_state()
         path = self._path_of(milestone)
-        if self.is_main:
-            self._keep_folder()
+        with self.main_first():
+            if self.is_main:
+                self._keep_folder()
+                if not self.fsdp:
+                    write_checkpoint(state, path)
         if self.fsdp:
             write_sharded(state, path, self.is_main)
-        else:
-            with self.main_first():
-                if self.is_main:
-                    write_checkpoint(state, path)
         self._saved_step, self._saved_path, self._may_save = self.step, path, True
-        self._unproven = path
+        self._is_unproven = True
         if self._signals is None:
             self._forget_old()
 
@@ -141,24 +139,24 @@ class Saving(Processes):
         self.save(self.from_main(milestone))
 
     def _set_diverged_aside(self) -> None:
-        """Gives weights of which no loss is finite a name that no run goes on from by itself."""
+        """Gives weights that may have diverged a name that no run goes on from by itself."""
         try:
             if self._good_step > self._saved_step:
                 self.save(f"not-finite-step{self.step}")
-            elif self._unproven is not None:
+            elif self._is_unproven and self._saved_path is not None:
                 with self.main_first():
                     # an only one stays: it may be whole, and the clips damaged
                     others = [p for p in in_order(self.results_folder) if step_of(p) < math.inf]
                     if self.is_main and len(others) > 1:
                         path = self._path_of(f"not-finite-step{self._saved_step}")
-                        self._saved_path = self._unproven.rename(path)
+                        self._saved_path = self._saved_path.rename(path)
         # it is no reason to end, or to say less of the other
         except (OSError, RuntimeError) as error:
             logger.warning("the weights of step %d could not be kept: %s", self.step, error)
-        self._unproven = None
+        self._is_unproven = False
         if self.is_main and self._saved_path is not None:
             logger.warning(
-                "no loss was finite at step %d: its weights are in %s; %s",
+                "loss or gradients are not finite at step %d: its weights are in %s; %s",
                 self.step,
                 self._saved_path,
                 self._last_checkpoint(),
@@ -166,21 +164,31 @@ class Saving(Processes):
 
     def _forget_old(self) -> None:
         """Removes old checkpoints, once the step after the newest has a finite loss."""
-        if self.is_main and self._unproven is not None:
-            forget_old(self.results_folder, self.keep_last, self.keep_best, written=self._unproven)
-        self._unproven = None
+        if self.is_main and self._is_unproven:
+            written = self._saved_path
+            forget_old(self.results_folder, self.keep_last, self.keep_best, written=written)
+        self._is_unproven = False
 
     def _keep_folder(self) -> None:
-        """Makes the results folder again, if it was deleted during the run."""
-        if self._signals is None or self.results_folder.is_dir():
+        """Makes the results folder again, if it was deleted during the run.
+
+        Raises:
+            BlockingIOError: If another run trains there since.
+        """
+        if self._lock is None or self._lock.is_in(self.results_folder):
             return
-        logger.warning("the results folder %s is gone: it is made again", self.results_folder)
-        # or what is written to it says what is wrong
-        with contextlib.suppress(OSError):
+        is_gone = not self.results_folder.is_dir()
+        self._lock.release()
+        try:
             self.results_folder.mkdir(parents=True, exist_ok=True)
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = FolderLock(self.results_folder)
+            self._lock = FolderLock(self.results_folder)
+        except BlockingIOError:
+            raise
+        except OSError:
+            return  # what is written to it says what is wrong
+        if is_gone:
+            folder = self.results_folder.absolute()
+            logger.warning("the results folder %s is gone: it is made again", folder)
 
     @property
     def class_names(self) -> tuple[str, ...]:

@@ -10,7 +10,11 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import FolderLock, check_room
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
+    FolderLock,
+    check_folder,
+    check_room,
+)
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import set_aside
 from video_diffusion_pytorch.training.clips.batch_stream import Endless
 from video_diffusion_pytorch.training.engine import turns
@@ -32,8 +36,7 @@ class TrainingLoop(TrainingStep):
     """The part of a Trainer that goes from step to step; `Trainer` documents the attributes."""
 
     project: str
-    _turn: str
-    _position: int
+    _failure_key: str
     _signals: StopSignals | None
 
     def train(
@@ -108,11 +111,9 @@ class TrainingLoop(TrainingStep):
             is_whole = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
             if not is_whole or (self.fsdp and self.num_processes > 1):
                 return
-            if not self._is_first(self._turn):
+            if not self._is_first(self._failure_key):
                 return
             self._is_alone = self.num_processes > 1
-            # the clips of a step that was not done come again
-            self.order.position = self._position
             if not self._is_alone:
                 self.write_metrics()
             self._set_diverged_aside() if self._is_diverged else self._save_step()
@@ -139,13 +140,13 @@ class TrainingLoop(TrainingStep):
         self._measured_step, self._validated_step = 0, -1
         self._shall_stop, self._signals, self.metrics_file = False, None, None
         self._good_step, self._is_diverged, self._is_owed = 0, False, False
-        self._saved_path, self._unproven, self._lock = None, None, None
+        self._saved_path, self._is_unproven, self._lock = None, False, None
         self._may_save, self.resumed_from = False, None
 
     def _begin(self) -> None:
         self._shall_stop, self._first_step = False, self.step + 1
         self._measured_step = self.step
-        self._turn = f"failed/{next(turns)}"
+        self._failure_key = f"failed/{next(turns)}"
         if isinstance(self.scheduler, Schedule):
             # it may have been raised since
             self.scheduler.total_steps = self.train_num_steps
@@ -154,14 +155,14 @@ class TrainingLoop(TrainingStep):
             self._saved_step = self.step
         with self.main_first():
             if self.is_main:
-                self.results_folder.mkdir(parents=True, exist_ok=True)
+                check_folder(self.results_folder)
                 self._lock = FolderLock(self.results_folder)
                 set_aside(self.results_folder, self.step)
                 averages = len(self.averages.models)
                 check_room(self.results_folder, state_bytes(self.model, self.opt, averages))
                 self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
         start_trackers(self.accelerator, self.project, self.settings(), step=self.step)
-        self._position, self._may_save = self.order.position, True
+        self._may_save = True
 
     def _bar(self) -> Any:
         return tqdm(
@@ -180,9 +181,14 @@ class TrainingLoop(TrainingStep):
     def _step_and_milestone(self, **kwargs: Any) -> dict[str, Any]:
         """A step, and the files of the milestone if it ends one; gives what there is to log."""
         start, self.waited = time.perf_counter(), 0.0
-        self._position = self.order.position
-        loss = self.train_step(**kwargs)
-        self._position = self.order.position
+        step, position = self.step, self.order.position
+        try:
+            loss = self.train_step(**kwargs)
+        except BaseException:
+            if self.step == step:
+                # the clips of a step that was not done come again
+                self.order.position = position
+            raise
         seconds = time.perf_counter() - start
         clips = self.batch_size * self.gradient_accumulate_every
         norm = self.step_metrics["grad_norm"]

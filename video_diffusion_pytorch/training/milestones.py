@@ -275,8 +275,8 @@ class Milestones(TrainingData, Resumable):
             self._save_step()
         elif not self._is_owed and self.is_main:
             logger.warning(
-                "there is no checkpoint of step %d, as no loss was finite: it is written after "
-                "the next good step; %s",
+                "there is no checkpoint of step %d, whose loss or gradients are not finite: it is "
+                "written after the next good step; %s",
                 self.step,
                 self._last_checkpoint(),
             )

@@ -95,7 +95,7 @@ class Resumable(Saving):
         self._load_model(path, state, **kwargs)
         self.resumed_from = path
         self.step = self._saved_step = self._good_step = state["step"]
-        self._saved_path, self._unproven = path, None
+        self._saved_path, self._is_unproven = path, False
         self._is_diverged = self._is_owed = False
         self.skipped_steps = state.get("skipped_steps", 0)
         self.losses |= state.get("losses", {})

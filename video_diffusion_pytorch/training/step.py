@@ -195,7 +195,7 @@ class TrainingStep(Milestones):
                 {"step": self.step, "time": time.time(), "event": "skipped step", "clips": names}
             )
         if self._skipped_in_row >= self.max_skipped_steps:
-            if self._signals is not None:
+            if self._signals is not None and self._is_diverged:
                 self._set_diverged_aside()
             raise FloatingPointError(
                 "Trainer: loss and gradients must be finite, got "

@@ -19,6 +19,7 @@ from video_diffusion_pytorch.data.clip_report import report_clips
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.fitted_range import fit_value_range
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.value_range import check_type
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.training.clips.batch_stream import Endless, long_waits_logged
 from video_diffusion_pytorch.training.clips.batches import (
@@ -255,6 +256,7 @@ class TrainingData(ImageSource, Processes):
 
     def _values_of(self, index: int) -> Tensor:
         video = self.unpack_batch(collate([read_item(self.ds, index, seed=0)]))[0][0]
+        check_type("clips", video)
         if not video.isfinite().all():
             raise ValueError(
                 f"Trainer: clips must be finite, got NaN or infinite values in item {index}; "

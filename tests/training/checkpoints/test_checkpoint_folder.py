@@ -138,7 +138,7 @@ def test_a_lock_ends_with_its_owner_and_not_with_its_readers(tmp_path, caplog):
         owner.wait()
         os.kill(reader, 0)
         lock = FolderLock(tmp_path)
-        with pytest.raises(BlockingIOError, match=rf"process {os.getpid()}, this one is"):
+        with pytest.raises(BlockingIOError, match=rf"this process, {os.getpid()}, is"):
             FolderLock(tmp_path)
         lock.release()
     finally:

@@ -132,7 +132,7 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder.resolve() / ".lock"
         if self._path in self._held:
-            raise _in_use(folder, f"process {os.getpid()}, this one")
+            raise _in_use(folder, f"this process, {os.getpid()},")
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         self._file = self._locked(folder)
         before = self._file.read()
@@ -158,19 +158,31 @@ class FolderLock:
             except OSError as error:
                 logger.warning("%s can't be locked: let no other run use it (%s)", folder, error)
                 return file
-            with contextlib.suppress(OSError):
-                # else it was removed by its owner in between
-                if os.path.samestat(os.fstat(file.fileno()), os.stat(self._path)):
-                    return file
+            # else it was removed by its owner in between
+            if _is_same(file, self._path):
+                return file
             file.close()
 
+    def is_in(self, folder: Path) -> bool:
+        """Whether a folder is still the one that was locked, and was not made again since."""
+        return _is_same(self._file, folder / ".lock")
+
     def release(self) -> None:
-        """Lets other runs in."""
+        """Lets other runs in; a second time does nothing."""
+        if self._file.closed:
+            return
         self._held.discard(self._path)
         with self._file, contextlib.suppress(OSError):
             # a folder that was made again may have the lock of another run
-            if os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path)):
+            if _is_same(self._file, self._path):
                 self._path.unlink()
+
+
+def _is_same(file: IO[str], path: Path) -> bool:
+    try:
+        return not file.closed and os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except OSError:
+        return False
 
 
 def _in_use(folder: Path, owner: str) -> BlockingIOError:
