@@ -274,8 +274,9 @@ class PictureReader(VideoReader):
                 image = upright(image, self._image)
         else:
             image = self._page(index)
-            image.load()
-            image = upright(image)
+            if image.format != "GIF":  # which has no EXIF data
+                image.load()
+                image = upright(image)
         return to_mode(image, CHANNELS_TO_MODE[self.channels])
 
     def _numbers(self, index: int) -> torch.Tensor:
