@@ -21,7 +21,7 @@ from video_diffusion_pytorch.data.fitted_range import fit_value_range
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import check_type
 from video_diffusion_pytorch.host_memory import keep_freed_memory
-from video_diffusion_pytorch.training.clips.batch_stream import Endless, long_waits_logged
+from video_diffusion_pytorch.training.clips.batch_stream import Endless, LongWaits
 from video_diffusion_pytorch.training.clips.batches import (
     Draw,
     EndlessShuffle,
@@ -435,8 +435,10 @@ class TrainingData(ImageSource, Processes):
                 "Trainer: the dataset must hold clips, got none; check where it looks for them"
             )
         self._items = SeededItems(self.ds)
-        with long_waits_logged():
+        waits = LongWaits()
+        with waits:
             first = collate([self._items[Draw(0, self.order.seed)]])
+        waits.stop()
         videos, conditions = self._unpack_for_model(first)
         check_first_clip(self.model, clips_behind(self.ds), videos, conditions)
         self._check_no_images(conditions)

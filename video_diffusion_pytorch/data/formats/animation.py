@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 50_000_000
-"""Of one picture, as of a phone of 48 megapixels; to decode 8 bits takes up to 1 GB of memory."""
+"""Of one picture, as of a phone of 48 megapixels; to decode it takes 1 to 1.7 GB of memory."""
 
 _CLEAR, _RESTORE = 2, 3
 _ROWS = 256  # composed at a time

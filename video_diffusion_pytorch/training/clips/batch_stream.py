@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import threading
+import time
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -37,10 +38,13 @@ class Endless(Iterator[Any]):
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
         self._batches: Iterator[Any] | None = None
+        self._waits = LongWaits()
 
     def restart(self) -> None:
         """Lets the next batch be the first of the loader."""
         self._batches = None
+        # no thread may be left when the next epoch forks its workers
+        self._waits.stop()
 
     def __next__(self) -> Any:
         """Gives the next batch.
@@ -70,7 +74,7 @@ class Endless(Iterator[Any]):
             if self._batches is None:
                 self._batches = _iterate(self.loader)
             try:
-                with long_waits_logged():
+                with self._waits:
                     return next(self._batches)
             except StopIteration:
                 self.restart()
@@ -84,29 +88,54 @@ class Endless(Iterator[Any]):
         )
 
 
-@contextlib.contextmanager
-def long_waits_logged() -> Iterator[None]:
-    """Logs a warning when reading takes a minute, and again after two, four, eight and so on."""
-    is_read = threading.Event()
+class LongWaits:
+    """Logs a warning when a wait takes a minute, and again after two, four, eight and so on.
 
-    def watch() -> None:
-        waited, until = 0.0, _PATIENCE
-        while not is_read.wait(until - waited):
+    A context manager, around each wait. One thread watches them all: to start one for each batch
+    takes longer than to read some clips from a cache. It ends by `stop`, or with this object.
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+        if self._thread is None:
+            watched = weakref.ref(self)
+            self._ended = threading.Event()
+            self._thread = threading.Thread(target=_watch, args=(watched, self._ended), daemon=True)
+            self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.since = None
+
+    def stop(self) -> None:
+        """Ends the thread until the next wait."""
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+            self._thread = None
+
+
+def _watch(watched: weakref.ref[LongWaits], ended: threading.Event) -> None:
+    last, until = None, _PATIENCE
+    while not ended.wait(min(1.0, _PATIENCE / 10)):
+        waits = watched()
+        if waits is None:
+            return
+        since = waits.since
+        del waits
+        if since != last:
+            last, until = since, _PATIENCE
+        if since is not None and time.monotonic() - since >= until:
             logger.warning(
                 "the training has waited %g s for clips: look for a disk that does not answer, or "
                 "a reader or dataset that does not return; Ctrl+C twice ends the training",
                 until,
             )
-            waited, until = until, 2 * until
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_read.set()
-        # no thread may be left when the next epoch forks its workers
-        thread.join()
+            until *= 2
 
 
 def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
