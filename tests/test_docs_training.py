@@ -145,7 +145,7 @@ def test_checkpoints_and_going_on(ran):
 
 
 def test_the_table_of_entries_is_that_of_a_checkpoint(ran):
-    section = PAGE.sections["9. Checkpoints and going on"]
+    section = PAGE.sections["9. Checkpoints and resuming"]
     table = section[section.index("| entry") : section.index("A file is written")]
     entries = [name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row[:70])]
     state = torch.load(results(ran, "films/model-1.pt"), weights_only=True)
@@ -158,7 +158,7 @@ def test_what_a_run_tells(ran):
 
 
 def test_the_table_of_keys_is_that_of_the_metrics(ran):
-    section = PAGE.sections["10. What a run tells"]
+    section = PAGE.sections["10. Metrics and trackers"]
     rows = re.findall(r"^\| (`.*?) \|", section, re.M)
     keys = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     found = set()
