@@ -100,6 +100,6 @@ def test_the_page_knows_all_methods_and_their_options():
 
 
 def test_the_default_weight_is_the_one_that_the_page_gives():
-    assert "`weight`, 2 unless said otherwise" in PAGE.text
+    assert "`weight`, 2 by default" in PAGE.text
     for name in METHODS:
         assert inspect.signature(getattr(GaussianDiffusion, name)).parameters["weight"].default == 2

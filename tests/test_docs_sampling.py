@@ -167,7 +167,7 @@ def test_looking_at_them():
 
 
 def test_watching_it_happen():
-    assert len(run("While they are drawn")["trajectory"]) == STEPS["steps"]
+    assert len(run("During sampling")["trajectory"]) == STEPS["steps"]
 
 
 def test_the_pages_commands_run(capsys):
