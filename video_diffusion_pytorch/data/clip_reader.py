@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.cache.clip_cache import ClipCache
+from video_diffusion_pytorch.data.cache import CachedClip, ClipCache
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors
 from video_diffusion_pytorch.data.finite import finite
 from video_diffusion_pytorch.data.formats.array_file import ArrayReader
@@ -97,7 +97,7 @@ class ClipReader:
         """
         try:
             if self.cache is not None and clip.is_whole:
-                return range(len(self.cached(clip.path)))
+                return range(self.cache[clip.path].num_frames)
             with self.open(clip.path) as file:
                 return self.timeline.between(file, clip.start, clip.end)
         except UnreadableVideoError:
@@ -140,17 +140,17 @@ class ClipReader:
                     "a cache must hold what the dataset's own transform gives, got another one in "
                     f"Dataset.transform, {transform!r}; leave one of cache and transform out"
                 )
-            stored = self.cached(clip.path)
+            stored = self.cache[clip.path]
             if span is None and clip.is_whole:
-                span = range(len(stored))
+                span = range(stored.num_frames)
         if stored is not None and span is not None:
-            return _copy(stored, choose(span))
+            return _frames_of(stored, choose(span))
         with self.open(clip.path) as file:
             if span is None:
                 span = self.timeline.between(file, clip.start, clip.end)
             positions = choose(span)
             if stored is not None:
-                return _copy(stored, positions)
+                return _frames_of(stored, positions)
             video = self.decode(file, self.timeline.frames(file, positions), transform)
             return video, positions[: video.shape[1]]
 
@@ -248,24 +248,9 @@ class ClipReader:
             video = self.decode(file, self.timeline.frames(file, range(limit)))
         return np.ascontiguousarray(video.permute(1, 2, 3, 0).numpy())
 
-    def cached(self, path: Path) -> np.ndarray:
-        """All that the cache holds of a file, `(positions, h, w, c)`, not to be written to.
 
-        Raises:
-            UnreadableVideoError: The file could not be decoded.
-        """
-        assert self.cache is not None
-        if path in self.cache.failures:
-            raise UnreadableVideoError(self.cache.failures[path])
-        return self.cache[path]
-
-
-def _copy(stored: np.ndarray, positions: Sequence[int]) -> tuple[torch.Tensor, Sequence[int]]:
-    # what is done to a clip must not reach the cache
-    if isinstance(positions, range):
-        pixels = torch.from_numpy(stored[positions.start : positions.stop].copy())
-    else:
-        pixels = torch.from_numpy(stored[positions])
+def _frames_of(stored: CachedClip, positions: Sequence[int]) -> tuple[torch.Tensor, Sequence[int]]:
+    pixels = torch.from_numpy(stored.frames(positions))
     return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.data.cache.source_state import source_state
+from video_diffusion_pytorch.data.cache import source_state
 from video_diffusion_pytorch.text import embed_captions, encode_captions, encoder_name
 from video_diffusion_pytorch.text_states import pad_states
 

@@ -1,0 +1,303 @@
+"""A folder of decoded clips: one array file for each source, read without decoding."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.lib import format as npy
+from tqdm.auto import tqdm
+
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, unreadable
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+# Seconds after which a process that waits for another one's build says so
+_PATIENCE = 5.0
+# A header of this size holds any array of up to 20 axes (numpy pads it to a multiple of 64)
+_HEADER_BYTES = 128
+
+
+class CachedClip(NamedTuple):
+    """A decoded clip on the disk.
+
+    Attributes:
+        file: The array file.
+        shape: Shape of the array, `(f, ...)`.
+        dtype: Its type.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def num_frames(self) -> int:
+        """Its number of frames, `f`."""
+        return self.shape[0]
+
+    def frames(self, positions: Sequence[int]) -> np.ndarray:
+        """Reads frames into a new array.
+
+        Args:
+            positions: Indices of frames; those beyond the end are left out if they are contiguous.
+
+        Raises:
+            UnreadableVideoError: The file was removed or damaged since the build.
+        """
+        is_contiguous = isinstance(positions, range) and positions.step == 1
+        if is_contiguous:
+            first, stop = positions.start, min(positions.stop, self.num_frames)
+        else:
+            first, stop = min(positions), max(positions) + 1
+        array = np.empty((max(stop - first, 0), *self.shape[1:]), self.dtype)
+        with file_errors(self.file), self.file.open("rb", buffering=0) as file:
+            file.seek(_HEADER_BYTES + first * array[:1].nbytes)
+            if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
+                advice = "build the cache again"
+                raise unreadable(self.file, "a decoded clip", "a file cut short", advice)
+        return array if is_contiguous else array[np.subtract(positions, first)]
+
+
+class ClipCache:
+    """Decoded clips on the disk, shared by all processes and datasets that use the folder.
+
+    The file of a clip is named by the path, size and time of change of its source, and lies in a
+    sub-folder named by `settings`. It is written under another name and renamed, so that a build
+    may be killed at any moment. Clips of changed sources are replaced, those of removed sources
+    stay until the folder is removed.
+
+    Args:
+        folder: Where the clips are; made by `build` if need be. If it cannot be written to, the
+            clips in it are used.
+        settings: All that decides what `decode` makes of a source, in values that JSON knows.
+
+    Attributes:
+        failures: Source -> message, for sources that the last `build` could not decode. The next
+            build tries again.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     source = Path(folder, "clip.npy")
+        ...     np.save(source, np.arange(6, dtype=np.uint8).reshape(3, 2))
+        ...     cache = ClipCache(f"{folder}/cache", {"channels": 1})
+        ...     cache.build([source], np.load, progress=False)
+        ...     cache[source].num_frames, cache[source].frames([2, 0]).tolist()
+        (3, [[4, 5], [0, 1]])
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+        self.root, self.failures = Path(folder), dict[Path, str]()
+        self.folder = self.root / _hash(json.dumps(settings, sort_keys=True))
+        self._clips: dict[str, CachedClip] = {}
+
+    def build(
+        self,
+        sources: Sequence[Path],
+        decode: Callable[[Path], np.ndarray | torch.Tensor],
+        *,
+        progress: bool = True,
+    ) -> None:
+        """Decodes the sources whose clips are missing; of several processes one at a time.
+
+        Args:
+            sources: Files, or folders of frames.
+            decode: Makes an array `(f, ...)` of a source. An `UnreadableVideoError` says that it
+                cannot be decoded.
+            progress: Whether to show a progress bar.
+
+        Raises:
+            OSError: The folder cannot be written to, or the disk is full.
+            TypeError: `decode` gives something else than numbers that NumPy has.
+        """
+        self.failures = {}
+        if not (missing := self._missing(sources)):
+            return
+        lock = self._acquire()
+        try:
+            missing = self._missing(missing)  # those that another process decoded meanwhile
+            names = sorted(os.listdir(self.folder)) if missing else []
+            old = {name.partition("-")[0]: name for name in names if name.endswith(".npy")}
+            for source in tqdm(missing, desc="decoding clips", unit="", disable=not progress):
+                self._add(source, decode, old)
+        finally:
+            lock.release()
+
+    def _acquire(self) -> FileLock:
+        """Keeps other processes from building, and removes what a killed one left."""
+        lock = FileLock(self.folder / ".lock")
+        with _disk_errors(self.root):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=_PATIENCE)
+            except Timeout:
+                logger.warning(
+                    "waiting for another process, which decodes clips into %s", self.root
+                )
+                lock.acquire()
+            except OSError:
+                return lock  # only reading is allowed: if something must be written, that fails
+            for part in self.folder.glob("*.part"):
+                part.unlink()
+        return lock
+
+    def __getitem__(self, source: str | os.PathLike[str]) -> CachedClip:
+        """Returns the clip of a source.
+
+        Raises:
+            KeyError: The source was not part of a build.
+            UnreadableVideoError: It could not be decoded.
+        """
+        clip = self._clips.get(os.path.abspath(source))
+        if clip is not None:
+            return clip
+        if Path(source) in self.failures:
+            raise UnreadableVideoError(self.failures[Path(source)])
+        raise KeyError(
+            f"expected a source that is in the cache {self.root}, got {source}; pass it to "
+            "ClipCache.build first"
+        )
+
+    def _missing(self, sources: Sequence[Path]) -> list[Path]:
+        """Finds the clips of sources; returns the sources without."""
+        missing = []
+        for source in sources:
+            try:
+                with file_errors(source):
+                    file = self._file(source)
+            except UnreadableVideoError as error:
+                self._refuse(source, error)
+                continue
+            clip = _open_clip(file)
+            if clip is None:
+                missing.append(source)
+            else:
+                self._clips[os.path.abspath(source)] = clip
+        return missing
+
+    def _add(
+        self,
+        source: Path,
+        decode: Callable[[Path], np.ndarray | torch.Tensor],
+        old: Mapping[str, str],
+    ) -> None:
+        """Writes the clip of a source, in the place of that of an earlier state of it."""
+        path = os.path.abspath(source)
+        self._clips.pop(path, None)
+        try:
+            with file_errors(source):
+                file = self._file(source)
+                array = _to_array(decode(source), source)
+                if self._file(source) != file:
+                    got, advice = "one that changed meanwhile", "build again"
+                    raise unreadable(source, "a file that stays as it is", got, advice)
+        except UnreadableVideoError as error:
+            self._refuse(source, error)
+            return
+        part = file.with_suffix(".part")
+        with _disk_errors(self.root):
+            try:
+                with part.open("wb") as opened:
+                    np.save(opened, array)
+                part.replace(file)
+            finally:
+                part.unlink(missing_ok=True)
+        replaced = old.get(file.name.partition("-")[0], file.name)
+        if replaced != file.name:
+            (self.folder / replaced).unlink(missing_ok=True)
+        self._clips[path] = CachedClip(file, array.shape, array.dtype)
+
+    def _file(self, source: Path) -> Path:
+        path = os.path.abspath(source)
+        return self.folder / f"{_hash(path)}-{_hash(source_state(path))}.npy"
+
+    def _refuse(self, source: Path, error: UnreadableVideoError) -> None:
+        logger.warning("left out of the cache: %s", error)
+        self.failures[source] = str(error)
+
+
+def source_state(source: str | os.PathLike[str]) -> str:
+    """Size and time of change of a file; of a folder, those of all files in it.
+
+    Args:
+        source: A file, or a folder. Files whose names begin with a dot do not count.
+
+    Returns:
+        A short text, which changes with them.
+
+    Raises:
+        OSError: There is none, or it may not be looked at.
+    """
+    status = os.stat(source)
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{status.st_size} {status.st_mtime_ns}"
+    files = sorted(
+        os.path.join(folder, name)
+        for folder, _, names in os.walk(source)
+        for name in names
+        if not name.startswith(".")
+    )
+    states = [[os.path.relpath(file, source), source_state(file)] for file in files]
+    return f"folder {_hash(json.dumps(states))}"
+
+
+def _hash(text: str) -> str:
+    return blake2b(text.encode(errors="surrogateescape"), digest_size=10).hexdigest()
+
+
+def _open_clip(file: Path) -> CachedClip | None:
+    """A clip whose file is there and whole, which a power failure may have prevented."""
+    try:
+        with file.open("rb", buffering=0) as opened:
+            shape, dtype = _parse(opened.read(_HEADER_BYTES))
+            size = os.fstat(opened.fileno()).st_size
+    except (OSError, ValueError):
+        return None
+    is_whole = size == _HEADER_BYTES + int(np.prod(shape)) * dtype.itemsize
+    return CachedClip(file, shape, dtype) if is_whole else None
+
+
+@lru_cache(maxsize=1024)  # most clips of a cache have the same header
+def _parse(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    stream = io.BytesIO(header)
+    npy.read_magic(stream)
+    shape, _, dtype = npy.read_array_header_1_0(stream)
+    return shape, dtype
+
+
+def _to_array(clip: object, source: Path) -> np.ndarray:
+    if isinstance(clip, torch.Tensor) and clip.dtype != torch.bfloat16:
+        clip = clip.detach().cpu().numpy()
+    if not isinstance(clip, np.ndarray) or clip.dtype.kind not in "biuf":
+        raise TypeError(
+            f"decode must give an array or a tensor of numbers that NumPy has, got "
+            f"{getattr(clip, 'dtype', type(clip).__name__)} for {source}; convert it, for example "
+            "to uint8 or float32"
+        )
+    return np.ascontiguousarray(clip)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Lets an `OSError` say which folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"expected to write decoded clips into {folder}, got {error.strerror or error}; make "
+            "room there, allow writing, or choose another folder for the cache",
+        ) from error

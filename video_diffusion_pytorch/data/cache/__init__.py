@@ -1,1 +1,0 @@
-"""Clips decoded once, on the disk, shared by all processes that train on them."""
