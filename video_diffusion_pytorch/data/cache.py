@@ -57,8 +57,7 @@ class CachedClip(NamedTuple):
         Raises:
             UnreadableVideoError: The file was removed or damaged since the build.
         """
-        is_contiguous = isinstance(positions, range) and positions.step == 1
-        if is_contiguous:
+        if isinstance(positions, range) and positions.step == 1:
             first, stop = positions.start, min(positions.stop, self.num_frames)
         else:
             first, stop = min(positions), max(positions) + 1
@@ -68,7 +67,7 @@ class CachedClip(NamedTuple):
             if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
                 advice = "build the cache again"
                 raise unreadable(self.file, "a decoded clip", "a file cut short", advice)
-        return array if is_contiguous else array[np.subtract(positions, first)]
+        return array if len(array) == len(positions) else array[np.subtract(positions, first)]
 
 
 class ClipCache:
