@@ -1,4 +1,4 @@
-"""Second step of the path, for images beside the clips: single frames of clips, and pictures."""
+"""Single images for joint training: frames of clips, and folders of pictures."""
 
 from __future__ import annotations
 
