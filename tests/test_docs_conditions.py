@@ -20,7 +20,7 @@ from tests.docs_code import (
 )
 from video_diffusion_pytorch import GaussianDiffusion, text
 from video_diffusion_pytorch.cli import main
-from video_diffusion_pytorch.data.conditions import KINDS
+from video_diffusion_pytorch.data.condition_files import KINDS
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 

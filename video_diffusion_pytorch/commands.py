@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch import text
-from video_diffusion_pytorch.data.dataset_options import split_conditions
+from video_diffusion_pytorch.data.condition_files import split_conditions
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.data.clip_files import find_clips
-from video_diffusion_pytorch.data.clip_reader import ClipReader
+from video_diffusion_pytorch.data.clip_reader import ClipReader, Timeline
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
-from video_diffusion_pytorch.data.frame_size import FrameSize
 from video_diffusion_pytorch.data.manifest import Clip
-from video_diffusion_pytorch.data.timeline import Timeline
+from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
 from video_diffusion_pytorch.training.clips.batches import collate

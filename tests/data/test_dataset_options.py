@@ -6,13 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.data.dataset_options import (
-    as_value_range,
-    check_channels,
-    check_choices,
-    split_conditions,
-)
+from video_diffusion_pytorch.data.condition_files import split_conditions
+from video_diffusion_pytorch.data.dataset import Dataset, check_channels, check_choices
+from video_diffusion_pytorch.sizes import as_value_range
 
 
 @pytest.mark.parametrize(

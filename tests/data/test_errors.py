@@ -1,15 +1,23 @@
-"""What readers raise has four parts, and names the file."""
+"""Unreadable files: the errors, and the dataset that skips them."""
 
 import errno
+import logging
 import os
 import pickle
+import shutil
 import socket
+from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
+from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import (
+    SkipUnreadable,
     UnreadableVideoError,
     file_errors,
+    finite,
     missing_file,
     regular_file,
     unreadable,
@@ -98,3 +106,134 @@ def test_what_is_no_regular_file(tmp_path, monkeypatch, kind, is_link):
     assert regular_file(tmp_path / "a.gif") == tmp_path / "a.gif"
     with pytest.raises(FileNotFoundError):
         regular_file(tmp_path / "b.gif")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [torch.tensor([0, 255], dtype=torch.uint8), torch.tensor([-1e38, 0.0]), torch.empty(0)],
+)
+def test_numbers_pass(values):
+    assert finite(values, Path("a.npy")) is values
+
+
+def test_others_are_counted():
+    values = torch.tensor([[float("nan"), 1.0], [float("inf"), -float("inf")]])
+    message = (
+        r"cannot read a.npy: expected finite numbers in float32, got 3 NaN or infinite ones of 4; "
+        r"replace them, as with numpy.nan_to_num, or remove the file"
+    )
+    with pytest.raises(UnreadableVideoError, match=message):
+        finite(values, Path("a.npy"))
+
+
+GIFS = Path(__file__).parents[1] / "golden" / "gifs"
+
+
+class Counting(torch.utils.data.Dataset):
+    """Item `i` is the number `i`; some cannot be read."""
+
+    def __init__(self, total, broken):
+        self.total, self.broken, self.asked = total, broken, []
+
+    def __len__(self):
+        return self.total
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        if index in self.broken:
+            raise UnreadableVideoError(f"cannot read clip_{index}.gif")
+        return index
+
+
+def test_damaged_file_is_named_by_the_dataset(tmp_path):
+    (tmp_path / "broken.gif").write_bytes(b"GIF89a")
+    with pytest.raises(UnreadableVideoError, match=r"broken\.gif"):
+        Dataset(tmp_path, 8)[0]
+
+
+def test_next_readable_item_is_given():
+    dataset = SkipUnreadable(Counting(40, broken={3, 4, 39}))
+    assert len(dataset) == 40
+    expected = [5 if i in (3, 4) else 0 if i == 39 else i for i in range(40)]
+    assert [dataset[i] for i in range(40)] == expected
+    assert [dataset[i - 40] for i in range(40)] == expected
+    assert dataset.unreadable == {i: f"cannot read clip_{i}.gif" for i in (3, 4, 39)}
+
+
+def test_known_damage_is_neither_decoded_nor_logged_again(caplog):
+    counting = Counting(20, broken={7})
+    dataset = SkipUnreadable(counting)
+    with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
+        assert [dataset[7] for _ in range(3)] == [8, 8, 8]
+    assert counting.asked == [7, 8, 8, 8]
+    assert [record.getMessage() for record in caplog.records] == [
+        "left out item 7 of the dataset: cannot read clip_7.gif"
+    ]
+    assert caplog.records[0].name == "video_diffusion_pytorch"
+
+
+def test_more_than_a_tenth_is_an_error():
+    dataset = SkipUnreadable(Counting(20, broken={1, 2, 3}))
+    text = (
+        r"at most a tenth of the 20 files to be unreadable, got 3 so far; repair or remove them, "
+        r"the first being:\n  cannot read clip_1.gif\n  cannot read clip_2.gif\n  .*clip_3.gif$"
+    )
+    for _ in range(2):  # it stays an error, also where the item asked for could be read
+        with pytest.raises(UnreadableVideoError, match=text):
+            dataset[1]
+    with pytest.raises(UnreadableVideoError, match="got 3 so far"):
+        dataset[10]
+
+
+def test_a_tenth_is_not_yet_an_error():
+    dataset = SkipUnreadable(Counting(20, broken={1, 2}))
+    assert dataset[1] == 3
+    assert len(dataset.unreadable) == 2
+
+
+def test_at_most_five_files_are_named():
+    dataset = SkipUnreadable(Counting(100, broken=set(range(100))))
+    with pytest.raises(UnreadableVideoError, match="got 11 so far") as caught:
+        dataset[0]
+    assert str(caught.value).count("clip_") == 5
+
+
+def test_single_damaged_file_is_an_error():
+    dataset = SkipUnreadable(Counting(1, broken={0}))
+    for _ in range(2):
+        with pytest.raises(UnreadableVideoError, match="got 1 so far"):
+            dataset[0]
+
+
+def test_other_errors_pass_through():
+    class Fails(Counting):
+        def __getitem__(self, index):
+            raise ValueError("something else")
+
+    dataset = SkipUnreadable(Fails(10, set()))
+    with pytest.raises(ValueError, match="something else"):
+        dataset[0]
+    assert not dataset.unreadable
+
+
+def test_skipping_in_a_loader(tmp_path):
+    for number in range(12):
+        shutil.copy(GIFS / "rgb_10x24x24.gif", tmp_path / f"{number:02d}.gif")
+    (tmp_path / "05.gif").write_bytes((GIFS / "rgb_10x24x24.gif").read_bytes()[:-1])
+    dataset = SkipUnreadable(Dataset(tmp_path, 8, num_frames=2))
+    batches = list(DataLoader(dataset, batch_size=4))
+    assert [tuple(batch.shape) for batch in batches] == [(4, 3, 2, 8, 8)] * 3
+    assert "05.gif" in dataset.unreadable[5]
+
+
+@pytest.mark.parametrize("index", [5, -6])
+def test_index_out_of_range(index):
+    dataset = SkipUnreadable(Counting(5, broken=set()))
+    with pytest.raises(IndexError, match=rf"index must be in -5 to 4, got {index}; the dataset"):
+        dataset[index]
+    assert list(dataset) == [0, 1, 2, 3, 4]
+
+
+def test_items_may_be_read_in_another_way():
+    dataset = SkipUnreadable(Counting(20, broken={3}))
+    assert dataset.first_readable(3, lambda index: dataset.dataset[index] * 10) == 40

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from video_diffusion_pytorch.data.clip_reader import Timeline
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.timeline import Timeline
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""First step of the path: which files of a folder are clips, and which only belong to one."""
+"""Clip files: which files of a folder are clips, and which belong to another clip."""
 
 from __future__ import annotations
 

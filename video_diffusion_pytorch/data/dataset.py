@@ -1,9 +1,10 @@
-"""Second step of the path: a folder of video files becomes clips of one size and length."""
+"""`Dataset`: a folder of video files as clips of one size and length."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,31 +14,28 @@ from torch.utils import data
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.clip_files import find_clips
-from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform
-from video_diffusion_pytorch.data.clip_window import (
+from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform, Timeline
+from video_diffusion_pytorch.data.condition_files import (
+    ClipConditions,
+    ConditionFn,
+    split_conditions,
+)
+from video_diffusion_pytorch.data.formats.user_reader import ReadFn
+from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
+from video_diffusion_pytorch.data.manifest import Clip, read_labels, read_manifest
+from video_diffusion_pytorch.data.transforms import (
+    FrameSize,
     View,
     cast_num_frames,
     fill_up,
+    fit_value_range,
     frames_before,
     random_window,
     repeat_ends,
     stretched,
     windows,
 )
-from video_diffusion_pytorch.data.conditions import ClipConditions, ConditionFn
-from video_diffusion_pytorch.data.dataset_options import (
-    as_value_range,
-    check_channels,
-    check_choices,
-    check_image_size,
-    check_num_frames,
-    split_conditions,
-)
-from video_diffusion_pytorch.data.fitted_range import fit_value_range, join_parts
-from video_diffusion_pytorch.data.formats.user_reader import ReadFn
-from video_diffusion_pytorch.data.frame_size import FrameSize
-from video_diffusion_pytorch.data.manifest import Clip, read_labels, read_manifest
-from video_diffusion_pytorch.data.timeline import Timeline
+from video_diffusion_pytorch.sizes import as_image_size, as_value_range
 
 _DEFAULT_EXTS = ["gif"]
 # Of the manifest, by keyword of the diffusion
@@ -204,7 +202,7 @@ class Dataset(data.Dataset[Any]):
         square_pixels: bool = True,
     ) -> None:
         super().__init__()
-        size = FrameSize(check_image_size(image_size), fit, crop)
+        size = FrameSize(as_image_size(image_size), fit, crop)
         check_num_frames(num_frames)
         padding = {"pad": pad, "pad_position": pad_position}
         check_choices(force_num_frames, clip_start=clip_start, fit_frames=fit_frames, **padding)
@@ -365,3 +363,90 @@ class Dataset(data.Dataset[Any]):
         whole = field if field.ndim == 4 else field[:, None]
         whole = self._lengthen(view.of(size.read_array(whole), size), 1)
         return whole if field.ndim == 4 else whole[:, 0]
+
+
+_ARRAYS = (".npy", ".npz", ".pt")
+_CHOICES = {
+    "clip_start": ("first", "random", "all"),
+    "pad": ("black", "repeat", "mask", "error"),
+    "pad_position": ("end", "center"),
+    "fit_frames": (None, "short", "all"),
+}
+
+
+def check_num_frames(num_frames: object) -> None:
+    """Raises a ValueError unless it is a number of frames."""
+    if not _is_positive_int(num_frames):
+        raise ValueError(
+            f"num_frames must be a whole number of at least 1, got {num_frames!r}; for clips "
+            "of any length pass force_num_frames=False"
+        )
+
+
+def check_choices(force_num_frames: bool, **chosen: str | None) -> None:
+    """Raises a ValueError for a word that an option does not know, or that goes with no other."""
+    for name, value in chosen.items():
+        if value not in _CHOICES[name]:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(str, _CHOICES[name]))}, got {value!r}; "
+                "choose one of them"
+            )
+    if not force_num_frames and chosen["clip_start"] != "first":
+        raise ValueError(
+            "clip_start must be 'first' where clips are as long as their files, got "
+            f"{chosen['clip_start']!r}; leave force_num_frames=False out to cut clips"
+        )
+    if chosen.get("fit_frames") is None:
+        return
+    if not force_num_frames:
+        raise ValueError(
+            "fit_frames must be None where clips are as long as their files, got "
+            f"{chosen['fit_frames']!r}; leave force_num_frames=False out to resample them in time"
+        )
+    if chosen["fit_frames"] == "all" and chosen["clip_start"] != "first":
+        raise ValueError(
+            "fit_frames='all' makes one clip of each file, so clip_start must be 'first', got "
+            f"{chosen['clip_start']!r}; leave it out, or pass fit_frames='short' to cut long files"
+        )
+    if (chosen["pad"], chosen["pad_position"]) != ("black", "end"):
+        raise ValueError(
+            "pad and pad_position must be left out with fit_frames, which leaves no clip too "
+            f"short, got pad={chosen['pad']!r} and pad_position={chosen['pad_position']!r}; choose "
+            "whether short files are filled up or stretched"
+        )
+
+
+def check_channels(channels: object, paths: Sequence[Path], has_read_fn: bool) -> None:
+    """Raises a ValueError where pictures or films cannot have that many channels."""
+    has_pictures = not has_read_fn and any(path.suffix.lower() not in _ARRAYS for path in paths)
+    if not _is_positive_int(channels) or (has_pictures and channels not in CHANNELS_TO_MODE):
+        raise ValueError(
+            f"channels must be one of {list(CHANNELS_TO_MODE)}, got {channels!r}; choose 1 "
+            "for grey, 3 for colour, 4 for colour and opacity; only arrays (npy, npz, pt) have "
+            "any number"
+        )
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def join_parts(clips: Sequence[tuple[Clip, range | None]]) -> list[tuple[Clip, range | None]]:
+    """The parts of files that clips are cut from, each once.
+
+    Args:
+        clips: Each with its frames; None for all.
+
+    Example:
+        >>> from pathlib import Path
+        >>> join_parts([(Clip(Path("a"), "a cat"), range(4)), (Clip(Path("a")), range(4, 8))])
+        [(Clip(path=...('a'), ..., start=None, end=None, numbers=()), range(0, 8))]
+    """
+    parts: dict[Clip, range | None] = {}
+    for clip, span in clips:
+        part = replace(clip, caption=None, label=None, numbers=())
+        before = parts.get(part, span)
+        if span is not None and before is not None:
+            span = range(min(before.start, span.start), max(before.stop, span.stop))
+        parts[part] = span
+    return list(parts.items())

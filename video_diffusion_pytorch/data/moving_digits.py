@@ -1,4 +1,4 @@
-"""Step before the path: where no videos are at hand, real handwritten digits are set in motion."""
+"""Moving digits: short videos of real handwritten digits, to train on without data of your own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Second step of the path, for images beside the clips: single frames of clips, and pictures."""
+"""Single images for joint training: frames of clips, and folders of pictures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch.utils import data
 
 from video_diffusion_pytorch.data.clip_reader import ClipReader
-from video_diffusion_pytorch.data.clip_window import cast_num_frames, random_window
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
 from video_diffusion_pytorch.data.formats.picture_file import PictureReader
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader
+from video_diffusion_pytorch.data.transforms import cast_num_frames, random_window
 from video_diffusion_pytorch.data.video_file import VIDEO_EXTS
 
 # Endings of pictures that are no video, and Pillow's names of what is in them

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.data import IterableDataset
 
-from video_diffusion_pytorch.data.dataset_options import as_value_range
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.sizes import as_value_range
 from video_diffusion_pytorch.training.clips.clip_source import clips_behind, name_of
 from video_diffusion_pytorch.training.evaluation_options import Evaluation
 

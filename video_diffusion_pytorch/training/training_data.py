@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from video_diffusion_pytorch.data.clip_report import report_clips
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.data.fitted_range import fit_value_range
+from video_diffusion_pytorch.data.report import report_clips
+from video_diffusion_pytorch.data.transforms import fit_value_range
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import check_type
 from video_diffusion_pytorch.host_memory import keep_freed_memory

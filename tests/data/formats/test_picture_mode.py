@@ -305,7 +305,7 @@ def test_one_transparent_colour(tmp_path, mode, colours, clear):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_hidden_colours_do_not_show_after_scaling(tmp_path, channels):
-    from video_diffusion_pytorch.data.frame_size import FrameSize
+    from video_diffusion_pytorch.data.transforms import FrameSize
 
     frames = []
     for hidden in ("white", "black"):

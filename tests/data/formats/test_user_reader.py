@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.errors import SkipUnreadable, UnreadableVideoError
 from video_diffusion_pytorch.data.formats.user_reader import FunctionReader
-from video_diffusion_pytorch.data.skip_unreadable import SkipUnreadable
 
 FILE = Path("scan.nii")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from video_diffusion_pytorch.data.skip_unreadable import SkipUnreadable
+from video_diffusion_pytorch.data.errors import SkipUnreadable
 from video_diffusion_pytorch.text_states import pad_states
 
 

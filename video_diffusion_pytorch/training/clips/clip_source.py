@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.data.dataset_options import as_value_range
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
+from video_diffusion_pytorch.sizes import as_value_range
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.data.dataset_options import split_conditions
+from video_diffusion_pytorch.data.condition_files import split_conditions
 from video_diffusion_pytorch.data.single_frames import PictureFolder
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion

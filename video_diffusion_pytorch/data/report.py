@@ -1,4 +1,4 @@
-"""The report before training: how much of its files a dataset cuts away or pads."""
+"""A report before training: how much of its files a dataset cuts away or pads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import time
 from collections import Counter
 
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.data.frame_size import FrameSize
 from video_diffusion_pytorch.data.manifest import Clip
+from video_diffusion_pytorch.data.transforms import FrameSize
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from video_diffusion_pytorch.data.clip_report import report_clips
 from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.report import report_clips
 
 
 def write(folder, *shapes, start=0):

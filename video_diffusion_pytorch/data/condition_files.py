@@ -1,4 +1,4 @@
-"""Beside the path: what a model is told of a clip, from the files beside it."""
+"""The conditions of clips: captions, labels, numbers and arrays, from files or a manifest."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch.data.clip_files import beside
-from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors
-from video_diffusion_pytorch.data.finite import finite
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
 from video_diffusion_pytorch.data.formats.array_file import read_array
 from video_diffusion_pytorch.data.manifest import Clip
 
@@ -293,3 +292,37 @@ def _classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
         return tuple(str(number) for number in range(max(labels.values()) + 1)), labels
     ordered = tuple(sorted(names))
     return ordered, {name: number for number, name in enumerate(ordered)}
+
+
+def split_conditions(
+    conditions: Any,
+) -> tuple[list[str], Callable[[Path], Any] | None, dict[str, Any]]:
+    """Names of kinds, the function beside them, and columns of the manifest by keyword.
+
+    Raises:
+        TypeError: An item is none of these, or there are two functions.
+        ValueError: A keyword has no column, or one that cannot be had from a manifest.
+    """
+    if conditions is None:
+        return [], None, {}
+    is_single = isinstance(conditions, (str, Mapping)) or callable(conditions)
+    items = [conditions] if is_single else list(conditions)
+    functions = [item for item in items if callable(item)]
+    kinds = [item for item in items if isinstance(item, str)]
+    mappings = [item for item in items if isinstance(item, Mapping)]
+    if max(len(functions), len(mappings)) > 1 or len(items) > len([*functions, *kinds, *mappings]):
+        raise TypeError(
+            "conditions must be names of conditions, at most one function and one dict of columns, "
+            f"got {conditions!r}; let one function give the conditions of both"
+        )
+    columns = dict(mappings[0]) if mappings else {}
+    for name, column in columns.items():
+        is_list = name == "cond" and isinstance(column, (list, tuple)) and len(column) > 0
+        names = column if is_list else [column]
+        if name not in ("cond", "labels") or not all(isinstance(n, str) for n in names):
+            raise ValueError(
+                "conditions from columns of the manifest must be 'cond', a list of columns of "
+                "numbers or one column of texts, and 'labels', one column, got "
+                f"{name!r}: {column!r}; write for example {{'cond': ['EF'], 'labels': 'Class'}}"
+            )
+    return kinds, functions[0] if functions else None, columns

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from video_diffusion_pytorch.data.conditions import ClipConditions
+from video_diffusion_pytorch.data.condition_files import ClipConditions
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.manifest import Clip
 
