@@ -61,13 +61,14 @@ class CachedClip(NamedTuple):
             first, stop = positions.start, min(positions.stop, self.num_frames)
         else:
             first, stop = min(positions), max(positions) + 1
+            return self.frames(range(first, stop))[np.subtract(positions, first)]
         array = np.empty((max(stop - first, 0), *self.shape[1:]), self.dtype)
         with file_errors(self.file), self.file.open("rb", buffering=0) as file:
             file.seek(_HEADER_BYTES + first * array[:1].nbytes)
             if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
                 advice = "build the cache again"
                 raise unreadable(self.file, "a decoded clip", "a file cut short", advice)
-        return array if len(array) == len(positions) else array[np.subtract(positions, first)]
+        return array
 
 
 class ClipCache:
