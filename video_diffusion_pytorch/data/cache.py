@@ -57,11 +57,10 @@ class CachedClip(NamedTuple):
         Raises:
             UnreadableVideoError: The file was removed or damaged since the build.
         """
-        if isinstance(positions, range) and positions.step == 1:
-            first, stop = positions.start, min(positions.stop, self.num_frames)
-        else:
-            first, stop = min(positions), max(positions) + 1
-            return self.frames(range(first, stop))[np.subtract(positions, first)]
+        if not isinstance(positions, range) or positions.step != 1:
+            first = min(positions)
+            return self.frames(range(first, max(positions) + 1))[np.subtract(positions, first)]
+        first, stop = positions.start, min(positions.stop, self.num_frames)
         array = np.empty((max(stop - first, 0), *self.shape[1:]), self.dtype)
         with file_errors(self.file), self.file.open("rb", buffering=0) as file:
             file.seek(_HEADER_BYTES + first * array[:1].nbytes)
