@@ -25,10 +25,13 @@ from torch import Tensor
 
 from video_diffusion_pytorch import GaussianDiffusion
 from video_diffusion_pytorch.data.moving_digits import load_digits, moving_digit_clip
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.denoiser import Prediction
 from video_diffusion_pytorch.diffusion.guidance import KnownRegion
-from video_diffusion_pytorch.diffusion.noise_level import NoiseLevel, Prediction
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
+from video_diffusion_pytorch.diffusion.noise_schedule import (
+    ForwardProcess,
+    NoiseLevel,
+    cosine_beta_schedule,
+)
 from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral, DPMPlusPlus, Sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "diffusion"))

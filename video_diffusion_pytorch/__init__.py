@@ -5,10 +5,8 @@ from video_diffusion_pytorch import text, video_diffusion_pytorch
 from video_diffusion_pytorch.data.video_file import read_video
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion
-from video_diffusion_pytorch.diffusion.measurement import Measurement
-from video_diffusion_pytorch.diffusion.sampler import Sampler
-from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Ancestral, DPMPlusPlus
+from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion, Measurement
+from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Ancestral, DPMPlusPlus, Sampler
 from video_diffusion_pytorch.evaluate import evaluate_diffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.notebook import show

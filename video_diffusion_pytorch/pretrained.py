@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.trained_for import training_of
 from video_diffusion_pytorch.hub import check_network_size
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint

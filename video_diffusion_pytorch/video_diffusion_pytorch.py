@@ -29,13 +29,10 @@ from video_diffusion_pytorch.data.video_file import (
     seek_all_images,
     video_tensor_to_gif,
 )
+from video_diffusion_pytorch.diffusion.conditioning import is_list_str
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule, extract
-from video_diffusion_pytorch.diffusion.reverse_process import (
-    is_list_str,
-    normalize_img,
-    unnormalize_img,
-)
+from video_diffusion_pytorch.diffusion.value_range import normalize_img, unnormalize_img
 from video_diffusion_pytorch.model.attention import Attention, SpatialLinearAttention
 from video_diffusion_pytorch.model.blocks import (
     Block,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.filling import shrink
+from video_diffusion_pytorch.diffusion.completion import shrink
 
 UNITS = {
     "unit": {},
@@ -77,7 +77,7 @@ every_call = pytest.mark.parametrize("call", LENGTHS)
 def test_known_values_are_given_back(call, units):
     torch.manual_seed(0)
     diffusion = model(**UNITS[units])
-    video = diffusion._to_users_range(torch.rand(2, 2, 5, 4, 4) * 2 - 1)
+    video = diffusion.to_data_range(torch.rand(2, 2, 5, 4, 4) * 2 - 1)
     result, given_back, given = call(diffusion, video)
     assert result.shape == (2, 2, LENGTHS[call], 4, 4)
     assert result.dtype == torch.float32
@@ -85,7 +85,7 @@ def test_known_values_are_given_back(call, units):
     # the rest is drawn, in the range of the model
     assert result.isfinite().all()
     if diffusion.auto_normalize:
-        assert diffusion._to_model_range(result).abs().max() <= 1 + 1e-5
+        assert diffusion.to_model_range(result).abs().max() <= 1 + 1e-5
     assert not torch.equal(call(diffusion, video)[0], result)
 
 

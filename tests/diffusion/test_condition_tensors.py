@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
-from video_diffusion_pytorch.diffusion.condition_tensors import (
+from video_diffusion_pytorch.diffusion.conditioning import (
     captions_as_tensors,
     common_length,
     is_captions,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
-from video_diffusion_pytorch.diffusion.conditions import given, show_first_frames
+from video_diffusion_pytorch.diffusion.conditioning import given, show_first_frames
 
 TINY_BERT = Path(__file__).parents[1] / "golden" / "tiny_bert"
 

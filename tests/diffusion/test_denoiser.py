@@ -8,7 +8,7 @@ from torch import nn
 
 from video_diffusion_pytorch.diffusion.denoiser import Denoiser, times, without_weight_gradients
 from video_diffusion_pytorch.diffusion.guidance import Guidance
-from video_diffusion_pytorch.diffusion.noise_level import NoiseLevel
+from video_diffusion_pytorch.diffusion.noise_schedule import NoiseLevel
 
 LEVEL = NoiseLevel(t=3, alpha=0.6, sigma=0.8)
 SHAPE = (2, 1, 3, 4, 4)

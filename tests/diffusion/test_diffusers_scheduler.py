@@ -10,12 +10,20 @@ import torch
 
 from tests.diffusion.gaussian_data import GaussianVideos, PerfectNetwork, moments, relative_error
 from video_diffusion_pytorch import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.diffusers_scheduler import DiffusersScheduler, is_scheduler
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
-from video_diffusion_pytorch.diffusion.noise_level import CLEAN
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule, make_betas
+from video_diffusion_pytorch.diffusion.noise_schedule import (
+    CLEAN,
+    ForwardProcess,
+    cosine_beta_schedule,
+    make_betas,
+)
 from video_diffusion_pytorch.diffusion.random_streams import make_streams
-from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral, DPMPlusPlus
+from video_diffusion_pytorch.diffusion.samplers import (
+    DDIM,
+    Ancestral,
+    DiffusersScheduler,
+    DPMPlusPlus,
+    is_scheduler,
+)
 
 # what diffusers itself does with numpy
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")

@@ -7,11 +7,9 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, text
-from video_diffusion_pytorch.diffusion.conditions import show_first_frames
-from video_diffusion_pytorch.diffusion.filling import LowResolution, shrink
-from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion
-from video_diffusion_pytorch.diffusion.measurement import Measurement
-from video_diffusion_pytorch.diffusion.windows import Window
+from video_diffusion_pytorch.diffusion.completion import LowResolution, Window, shrink
+from video_diffusion_pytorch.diffusion.conditioning import show_first_frames
+from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion, Measurement
 
 
 class Recorder(nn.Module):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
-from video_diffusion_pytorch.diffusion.noise_level import CLEAN
 from video_diffusion_pytorch.diffusion.noise_schedule import (
+    CLEAN,
+    ForwardProcess,
     continuous_beta_schedule,
     cosine_beta_schedule,
 )

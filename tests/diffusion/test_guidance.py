@@ -9,16 +9,19 @@ from torch import nn
 
 from tests.diffusion.gaussian_data import GaussianVideos, PerfectNetwork, relative_error
 from video_diffusion_pytorch import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 from video_diffusion_pytorch.diffusion.guidance import (
     RECONSTRUCTION_WEIGHT,
     Guidance,
     KnownRegion,
+    Measurement,
     expand_mask,
 )
-from video_diffusion_pytorch.diffusion.measurement import Measurement
-from video_diffusion_pytorch.diffusion.noise_level import CLEAN, NoiseLevel
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
+from video_diffusion_pytorch.diffusion.noise_schedule import (
+    CLEAN,
+    ForwardProcess,
+    NoiseLevel,
+    cosine_beta_schedule,
+)
 
 SHAPE = (4, 2, 3, 5, 6)
 LEVEL = NoiseLevel(1.0, 0.8, 0.6)
@@ -49,7 +52,7 @@ def blind_model():
 
 def in_units(diffusion, shape=SHAPE):
     """Clips anywhere in the range of the model."""
-    return diffusion._to_users_range(torch.rand(shape) * 2 - 1)
+    return diffusion.to_data_range(torch.rand(shape) * 2 - 1)
 
 
 def exactly(message):
@@ -118,7 +121,7 @@ def test_what_is_known_is_put_in_place(units, rows, mask_shape):
     full = expand_mask("mask", mask, SHAPE).expand(SHAPE)
     known = KnownRegion(video, mask).prepare(diffusion, SHAPE)
     x, noise = torch.randn(2, *SHAPE)
-    inside = diffusion._to_model_range(video).expand(SHAPE)
+    inside = diffusion.to_model_range(video).expand(SHAPE)
     # the prediction
     settled = known.settle(x)
     assert torch.equal(settled[full], inside[full])
@@ -141,7 +144,7 @@ def test_bytes_are_what_the_model_takes_bytes_for(units):
     diffusion._range_is_known = True  # bytes need not be in the model's range
     video = torch.randint(0, 256, SHAPE, dtype=torch.uint8)
     known = KnownRegion(video, torch.ones(3, dtype=torch.bool)).prepare(diffusion, SHAPE)
-    torch.testing.assert_close(known.settle(torch.zeros(SHAPE)), diffusion._to_model_range(video))
+    torch.testing.assert_close(known.settle(torch.zeros(SHAPE)), diffusion.to_model_range(video))
 
 
 @pytest.mark.parametrize("units", UNITS)

@@ -9,10 +9,8 @@ from torch import nn
 
 from tests.diffusion.gaussian_data import GaussianVideos, PerfectNetwork, relative_error
 from video_diffusion_pytorch import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
-from video_diffusion_pytorch.diffusion.guidance import RECONSTRUCTION_WEIGHT
-from video_diffusion_pytorch.diffusion.measurement import Measurement
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
+from video_diffusion_pytorch.diffusion.guidance import RECONSTRUCTION_WEIGHT, Measurement
+from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess, cosine_beta_schedule
 
 SHAPE = (4, 2, 3, 5, 6)
 PER_CHANNEL = {"value_range": ((0.0, -1.0), (10.0, 1.0))}
@@ -43,7 +41,7 @@ def test_the_error_is_as_if_in_the_range_of_the_model(config, rows):
     torch.manual_seed(0)
     diffusion = model(**config)
     x, target = torch.randn(2, *SHAPE)
-    y = mean_over_time(diffusion._to_users_range(target))[:rows]
+    y = mean_over_time(diffusion.to_data_range(target))[:rows]
     measured = Measurement(y, mean_over_time).prepare(diffusion, SHAPE)
     error = mean_over_time(x) - mean_over_time(target)[:rows]
     expected = RECONSTRUCTION_WEIGHT * error.square().sum(dim=(1, 2, 3))
@@ -74,7 +72,7 @@ def test_a_scale_of_ones_own(scale):
     torch.manual_seed(0)
     diffusion, y, x = model(**PER_CHANNEL), torch.rand(4, 2), torch.randn(SHAPE)
     measured = Measurement(y, level, weight=1, scale=scale).prepare(diffusion, SHAPE)
-    error = (y - level(diffusion._to_users_range(x))) / scale
+    error = (y - level(diffusion.to_data_range(x))) / scale
     expected = error.square().sum(dim=1)
     torch.testing.assert_close(measured.squared_error(x), expected)
     split = [measured.rows(part).squared_error(x[part]) for part in (slice(0, 3), slice(3, 4))]

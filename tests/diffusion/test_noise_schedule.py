@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     SCHEDULES,
+    ForwardProcess,
     continuous_beta_schedule,
     continuous_log_snr,
     continuous_time_of,

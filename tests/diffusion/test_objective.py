@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
+from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess, cosine_beta_schedule
 from video_diffusion_pytorch.diffusion.objective import (
     LOSSES,
     OBJECTIVES,

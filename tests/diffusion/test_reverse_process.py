@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
-from video_diffusion_pytorch.diffusion.reverse_process import (
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import (
     is_list_str,
     normalize_img,
     unnormalize_img,
     unwrap,
 )
+from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = sorted(GOLDEN.glob("diffusion_*.pt"))

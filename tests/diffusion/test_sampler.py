@@ -5,10 +5,12 @@ import re
 import pytest
 import torch
 
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
-from video_diffusion_pytorch.diffusion.noise_level import CLEAN
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
-from video_diffusion_pytorch.diffusion.sampler import Sampler
+from video_diffusion_pytorch.diffusion.noise_schedule import (
+    CLEAN,
+    ForwardProcess,
+    cosine_beta_schedule,
+)
+from video_diffusion_pytorch.diffusion.samplers import Sampler
 
 
 def exactly(message):

@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from tests.diffusion.gaussian_data import GaussianVideos, moments, relative_error
-from video_diffusion_pytorch.diffusion.diffusers_scheduler import DiffusersScheduler
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
-from video_diffusion_pytorch.diffusion.noise_level import CLEAN, Prediction
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule, draw_noise
+from video_diffusion_pytorch.diffusion.denoiser import Prediction
+from video_diffusion_pytorch.diffusion.noise_schedule import (
+    CLEAN,
+    ForwardProcess,
+    cosine_beta_schedule,
+    draw_noise,
+)
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     DDPM,
     SAMPLERS,
     Ancestral,
+    DiffusersScheduler,
     DPMPlusPlus,
     Sampler,
     make_sampler,

@@ -10,10 +10,18 @@ import pytest
 import torch
 
 from tests.diffusion.gaussian_data import GaussianVideos, moments, relative_error
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
-from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule, make_betas
-from video_diffusion_pytorch.diffusion.samplers import DDIM, DPMPlusPlus
-from video_diffusion_pytorch.diffusion.spacing import SPACINGS, SPREAD, spaced_times
+from video_diffusion_pytorch.diffusion.noise_schedule import (
+    ForwardProcess,
+    cosine_beta_schedule,
+    make_betas,
+)
+from video_diffusion_pytorch.diffusion.samplers import (
+    DDIM,
+    SPACINGS,
+    SPREAD,
+    DPMPlusPlus,
+    spaced_times,
+)
 
 WHOLE = ("trailing", "leading", "linspace", "spectrum")
 NUMBERS = (2, 3, 7, 10, 16, 20, 27, 48, 50, 64, 99, 256, 501, 1000)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.noise_schedule import continuous_beta_schedule
-from video_diffusion_pytorch.diffusion.trained_for import training_of
 
 OWN = tuple(torch.linspace(0.01, 0.9, 10).tolist())
 KINDS = [

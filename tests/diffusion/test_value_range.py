@@ -257,7 +257,7 @@ def test_a_warning_points_at_the_users_line():
     calls = [
         lambda: diffusion_with(timesteps=2)(clips),
         lambda: diffusion_with(timesteps=2).interpolate(clips, clips, progress=False),
-        lambda: diffusion_with(timesteps=2)._to_model_range(clips),
+        lambda: diffusion_with(timesteps=2).to_model_range(clips),
     ]
     for call in calls:
         with pytest.warns(UserWarning, match="got values from") as told:

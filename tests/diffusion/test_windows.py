@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from video_diffusion_pytorch.diffusion.windows import (
+from video_diffusion_pytorch.diffusion.completion import (
     Window,
     checked_overlap,
     cut_condition,

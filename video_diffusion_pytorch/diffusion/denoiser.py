@@ -1,18 +1,42 @@
-"""A step of sampling asks here for the clean video: of the network, and of what else is known."""
+"""The denoiser that samplers call: it predicts clean video and noise at a noise level."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.diffusion.noise_level import Noise, NoiseLevel, Prediction
+from video_diffusion_pytorch.diffusion.noise_schedule import NoiseLevel
 
 if TYPE_CHECKING:
     from video_diffusion_pytorch.diffusion.guidance import Guidance
+
+
+class Prediction(NamedTuple):
+    """What the denoiser sees in a noisy video.
+
+    Attributes:
+        x_start: The clean video, `(b, c, f, h, w)`, in [-1, 1] where the model clips.
+        noise: The noise that, with it, gives the noisy video; of the same shape.
+        x_t: The noisy video it was seen in, where known parts were put into it: what a sampler goes
+            on from.
+    """
+
+    x_start: Tensor
+    noise: Tensor
+    x_t: Tensor
+
+
+Denoise = Callable[[Tensor, NoiseLevel], Prediction]
+"""Noisy videos and their level in, the prediction out."""
+
+
+Noise = Callable[[Tensor], Tensor]
+"""Gives a standard normal draw of the shape, type and device of its argument."""
+
 
 PredictStart = Callable[[Tensor, Tensor], Tensor]
 """Noisy videos `(b, c, f, h, w)` and time steps `(b,)` in, clean videos out."""

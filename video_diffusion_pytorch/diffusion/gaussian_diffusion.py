@@ -1,24 +1,88 @@
-"""A clip in, a loss out; noise in, a video out: the diffusion around a denoising network."""
+"""The diffusion: a clip in, a loss out; noise in, a video out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from numbers import Integral
+from types import MethodType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.diffusion.completion import Completion
-from video_diffusion_pytorch.diffusion.conditions import given, unwrap
-from video_diffusion_pytorch.diffusion.config import CONFIG, plain_config
-from video_diffusion_pytorch.diffusion.noise_schedule import CONTINUOUS, make_betas
-from video_diffusion_pytorch.diffusion.trained_for import remember_training
-from video_diffusion_pytorch.diffusion.training_loss import TrainingLoss
-from video_diffusion_pytorch.diffusion.value_range import Bound
+from video_diffusion_pytorch.conditions import given
+from video_diffusion_pytorch.diffusion import completion
+from video_diffusion_pytorch.diffusion.conditioning import (
+    CONDITION_NAMES,
+    as_tensor,
+    common_length,
+    encode_condition,
+    is_captions,
+    show_first_frames,
+    unwrap,
+)
+from video_diffusion_pytorch.diffusion.config import CONFIG, plain_config, remember_training
+from video_diffusion_pytorch.diffusion.denoiser import Denoiser, in_evaluation_mode
+from video_diffusion_pytorch.diffusion.guidance import RECONSTRUCTION_WEIGHT, Guidance
+from video_diffusion_pytorch.diffusion.noise_schedule import (
+    CONTINUOUS,
+    ForwardProcess,
+    NoiseLevel,
+    draw_noise,
+    make_betas,
+)
+from video_diffusion_pytorch.diffusion.objective import (
+    check_reduction,
+    distance,
+    min_snr_weight,
+    target_of,
+    x_start_of,
+)
+from video_diffusion_pytorch.diffusion.random_streams import make_streams
+from video_diffusion_pytorch.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    Callback,
+    Sampler,
+    follow,
+    make_sampler,
+)
+from video_diffusion_pytorch.diffusion.sampling import (
+    NEGATIVES,
+    SamplingRequest,
+    as_guidance,
+    as_height_and_width,
+    batches,
+    check_denoiser_takes,
+    check_numbers,
+    check_options,
+    check_rows,
+    rows_known,
+    takes_reference_chain,
+)
+from video_diffusion_pytorch.diffusion.shown import shown
+from video_diffusion_pytorch.diffusion.value_range import (
+    RANGE_TOLERANCE,
+    Bound,
+    check_ranges_of_file,
+    check_type,
+    level_of_user,
+    normalize_img,
+    per_channel,
+    plain_range,
+    to_unit_range,
+    unnormalize_img,
+)
 from video_diffusion_pytorch.hub import NETWORK_PREFIX, Shareable
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
-class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
+
+class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     """Trains a denoiser, and samples from it (Ho et al. 2020; for video Ho et al. 2022).
 
     Args:
@@ -92,6 +156,27 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
         True
     """
 
+    # arguments of the constructor, each an attribute
+    image_size: int | tuple[int, int]
+    num_frames: int
+    text_use_bert_cls: bool
+    channels: int
+    loss_type: str
+    use_dynamic_thres: bool
+    dynamic_thres_percentile: float
+    cond_drop_prob: float
+    auto_normalize: bool
+    given_frames: int
+    objective: str
+    min_snr_gamma: float | None
+    sampling_timesteps: int | None
+    ddim_sampling_eta: float
+    # the ranges of values, which weights remember
+    value_low: Tensor | None
+    value_high: Tensor | None
+    cond_value_low: Tensor | None
+    cond_value_high: Tensor | None
+
     def __init__(
         self,
         denoise_fn: nn.Module,
@@ -129,8 +214,18 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             if name not in ("timesteps", "beta_schedule"):
                 setattr(self, name, config[name])
         self._check_given_frames()
-        self._set_ranges(value_range, cond_value_range, self._field_channels())
+        for name in ("value_low", "value_high", "cond_value_low", "cond_value_high"):
+            self.register_buffer(name, None)
+        self.config |= {"value_range": None, "cond_value_range": None}
+        self._range_is_known = False
+        if value_range is not None:
+            self.set_value_range(value_range)
+        if cond_value_range is not None:
+            self._set_cond_value_range(cond_value_range)
+        self.register_load_state_dict_pre_hook(check_ranges_of_file)
         remember_training(self, self.objective)
+
+    # training
 
     def forward(
         self,
@@ -200,22 +295,24 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
         """
         self.check_clips(x)
         kwargs |= given(
-            labels=labels,
-            frame_cond=frame_cond,
-            cond_video=cond_video,
-            first_frames=first_frames,
-            null_cond_mask=null_cond_mask,
-            cond_mask=cond_mask,
-            drop_mask=drop_mask,
-            frame_mask=frame_mask,
+            {
+                "labels": labels,
+                "frame_cond": frame_cond,
+                "cond_video": cond_video,
+                "first_frames": first_frames,
+                "null_cond_mask": null_cond_mask,
+                "cond_mask": cond_mask,
+                "drop_mask": drop_mask,
+                "frame_mask": frame_mask,
+            }
         )
         if reduction != "mean":
             # a subclass that is written for the reference knows none
             kwargs["reduction"] = reduction
-        x_start = self._to_model_range(x)
+        x_start = self.to_model_range(x)
         if images is not None:
             self.check_images(images, x)
-            x_start = torch.cat((x_start, self._to_model_range(images)), dim=2)
+            x_start = torch.cat((x_start, self.to_model_range(images)), dim=2)
             kwargs |= {"image_frames": images.shape[2], "image_conditions": image_conditions}
         elif image_conditions:
             raise ValueError(
@@ -224,6 +321,1068 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
             )
         t = self.draw_times(x.shape[0]).to(x.device) if t is None else self._checked_times(t, x)
         return self.p_losses(x_start, t, *args, **kwargs)
+
+    def p_losses(
+        self,
+        x_start: Tensor,
+        t: Tensor,
+        cond: Any = None,
+        noise: Tensor | None = None,
+        *,
+        image_frames: int = 0,
+        image_conditions: Mapping[str, Any] | None = None,
+        drop_mask: Tensor | None = None,
+        reduction: str = "mean",
+        frame_mask: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """The loss of the prediction at given steps (Ho et al. 2020, eq. 14).
+
+        Args:
+            x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
+            t: Time steps, `(b,)`, whole or not.
+            cond: Conditions, as in `forward`.
+            noise: A standard normal draw of the shape of the clips; None to draw it.
+            image_frames: How many frames at the end of each clip are images of their own.
+            image_conditions: As in `forward`.
+            drop_mask: As in `forward`.
+            reduction: As in `forward`.
+            frame_mask: As in `forward`.
+            **kwargs: Further conditions, as in `forward`, and further arguments of the denoiser,
+                such as `null_cond_prob` and `prob_focus_present` of `Unet3D`.
+
+        Returns:
+            The mean loss, a scalar, or with `reduction="none"` that of each clip, `(b,)`.
+
+        Raises:
+            ValueError: If `noise` has another shape than the clips, `frame_mask` another one than
+                their frames, or `reduction` is unknown.
+        """
+        check_reduction(reduction)
+        if noise is None:
+            noise = draw_noise(x_start)
+        if noise.shape != x_start.shape:
+            raise ValueError(
+                f"GaussianDiffusion: noise must have the shape of the clips, "
+                f"{tuple(x_start.shape)}, got {tuple(noise.shape)}; draw it with "
+                "torch.randn_like, or leave it out"
+            )
+        frames = x_start.shape[2] - image_frames
+        if frame_mask is not None:
+            frame_mask = self.check_frame_mask(frame_mask, x_start[:, :, :frames])
+            # images are never padding
+            frame_mask = F.pad(frame_mask, (0, image_frames), value=True)
+        x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
+        named = {name: kwargs.pop(name) for name in CONDITION_NAMES if name in kwargs}
+        conditions = self.network_conditions(x_t[:, :, :frames], {"cond": cond, **named}, x_start)
+        if drop_mask is not None:
+            kwargs["drop_mask"] = torch.as_tensor(drop_mask, device=x_start.device)
+        elif conditions and self.denoiser_takes("null_cond_prob"):
+            kwargs.setdefault("null_cond_prob", self.cond_drop_prob)
+        if image_frames:
+            kwargs |= self._image_arguments(x_t[:, :, frames:], image_conditions or {})
+        # a denoiser written for the reference always gets cond
+        arguments = {"cond": None, **conditions, **kwargs}
+        output = self.denoise_fn(x_t, self._network_time(t), **arguments)
+        target = target_of(self.objective, self, x_start, t, noise)
+        weight = None
+        if self.min_snr_gamma is not None:
+            weight = min_snr_weight(self.objective, self.log_snr(t), self.min_snr_gamma)
+        return distance(self.loss_type, output, target, weight, reduction, frame_mask)
+
+    def check_batch(self, x: Tensor, **conditions: Any) -> None:
+        """Finds out whether a batch is what `forward` takes, as far as shapes and types tell.
+
+        Args:
+            x: As in `forward`.
+            **conditions: As in `forward`; captions can be left out.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        self.check_clips(x)
+        denoiser: Any = unwrap(self.denoise_fn)
+        if not hasattr(denoiser, "check_inputs"):
+            return
+        steps = torch.zeros(len(x), dtype=torch.long)
+        ready = self.network_conditions(x, conditions, clips=x.to(self.betas))
+        # with probability 1 of no condition, those that are left out are not missed
+        denoiser.check_inputs(x, self._network_time(steps.to(self.betas.device)), 1.0, **ready)
+
+    def check_clips(self, x: Tensor) -> None:
+        """Raises a ValueError for clips of another shape or type than `forward` takes."""
+        if x.ndim != 5 or tuple(x.shape[1:]) != self.clip_shape:
+            raise ValueError(
+                f"GaussianDiffusion: clips must have the shape (b, c, f, h, w) = (b, "
+                f"{', '.join(map(str, self.clip_shape))}), got {tuple(x.shape)}; resize or cut "
+                "them, or build GaussianDiffusion with their image_size, num_frames and channels"
+            )
+        check_type("clips", x)
+
+    def check_images(self, images: Any, x: Tensor) -> None:
+        """Raises a ValueError for images that don't go with clips `x`."""
+        c, _, h, w = self.clip_shape
+        shape = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
+        if (
+            not torch.is_tensor(images)
+            or images.ndim != 5
+            or images.shape[2] == 0
+            or (shape != (x.shape[0], c, images.shape[2], h, w))
+        ):
+            raise ValueError(
+                f"GaussianDiffusion: images must have the shape (b, c, k, h, w) = ({x.shape[0]}, "
+                f"{c}, k, {h}, {w}), k images for each clip, got {shape}; resize them, and stack "
+                "those of a clip along axis 2"
+            )
+        check_type("images", images)
+
+    def check_frame_mask(self, frame_mask: Any, x: Tensor) -> Tensor:
+        """Gives the mask of real frames on the device of clips `x`.
+
+        Raises:
+            ValueError: If it is not boolean with one element per frame.
+        """
+        mask = torch.as_tensor(frame_mask, device=x.device)
+        expected = x.shape[0], x.shape[2]
+        if mask.dtype != torch.bool or mask.shape != expected:
+            raise ValueError(
+                "GaussianDiffusion: frame_mask must be boolean with one element per frame, shape "
+                f"(b, f) = {tuple(expected)}, got {mask.dtype} of shape {tuple(mask.shape)}; give "
+                "True where a frame is real, and False where it is padding"
+            )
+        return mask
+
+    def _checked_times(self, t: Any, x: Tensor) -> Tensor:
+        """Time steps of a caller's own, on the device of clips `x`.
+
+        Raises:
+            ValueError: If they are not one per clip, or none that the model is trained at.
+        """
+        first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
+        kind = "real numbers" if self.is_continuous else "whole numbers"
+        got = f"{t.dtype} of shape {tuple(t.shape)}" if torch.is_tensor(t) else type(t).__name__
+        is_real = torch.is_tensor(t) and t.is_floating_point()
+        is_whole = torch.is_tensor(t) and t.dtype in _WHOLE
+        is_right = is_whole or (is_real and self.is_continuous)
+        if is_right and t.shape == x.shape[:1]:
+            outside: Tensor | None = None
+            # on a GPU a look would make the host wait
+            if t.is_cpu and not torch.compiler.is_compiling():
+                outside = t[~((t >= first) & (t <= last))]
+            if outside is None or not len(outside):
+                return (t if is_real else t.long()).to(x.device)
+            got = ", ".join(map(str, outside.tolist()[:3]))
+        raise ValueError(
+            f"GaussianDiffusion: t must be {kind} from {first} to {last}, one per clip, shape "
+            f"({x.shape[0]},), got {got}; leave t out to have them drawn, or draw them with "
+            "draw_times"
+        )
+
+    def denoiser_takes(self, keyword: str) -> bool:
+        """Whether the denoiser's `forward` has an argument of this name, such as `drop_mask`."""
+        return keyword in inspect.signature(unwrap(self.denoise_fn).forward).parameters
+
+    def _image_arguments(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """The denoiser's arguments for images at the end of the clips.
+
+        Raises:
+            ValueError: If it takes none.
+        """
+        if not self.denoiser_takes("image_frames"):
+            raise ValueError(
+                "GaussianDiffusion: images need a denoiser whose forward takes image_frames, as "
+                f"Unet3D's does, got {type(unwrap(self.denoise_fn)).__name__}; leave images out, "
+                "or add the argument"
+            )
+        return {
+            "image_frames": images.shape[2],
+            "image_conditions": self.image_conditions(images, conditions),
+        }
+
+    # conditions
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int, int]:
+        """Shape of one clip, `(c, f, h, w)`."""
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.channels, self.num_frames, height, width
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        """Keywords of the conditions that training data must give, as far as the network tells."""
+        names = getattr(unwrap(self.denoise_fn), "condition_names", ())
+        is_own = self._field_channels() != 0
+        return tuple(name for name in names if name != "cond_video" or is_own)
+
+    @property
+    def takes_text_states(self) -> bool:
+        """Whether the network takes captions as sequences of states instead of as vectors."""
+        return bool(getattr(unwrap(self.denoise_fn), "takes_text_states", False))
+
+    def prepare_conditions(self, conditions: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Conditions as tensors on the model's device, with captions encoded; idempotent.
+
+        Args:
+            conditions: By keyword of `sample`; those that are None are left out. `cond` may be
+                captions, of which some may be None.
+
+        Returns:
+            Those that are given, a row per video.
+
+        Raises:
+            TypeError: If one has an unknown name, or cannot become a tensor.
+            ValueError: If one is a single number, or the masks do not go with captions.
+        """
+        if unknown := [name for name in conditions if name not in CONDITION_NAMES]:
+            raise TypeError(
+                f"GaussianDiffusion: conditions must be among {', '.join(CONDITION_NAMES)}, got "
+                f"{', '.join(map(str, unknown))}; correct the name, or leave it out"
+            )
+        ready = given(conditions)
+        if is_captions(ready.get("cond")):
+            ready |= encode_condition(
+                ready,
+                states=self.takes_text_states,
+                use_cls=self.text_use_bert_cls,
+                device=self.betas.device,
+            )
+        return {name: as_tensor(name, value, self.betas) for name, value in ready.items()}
+
+    def network_conditions(
+        self, x: Tensor, conditions: Mapping[str, Any], clips: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The conditions with which the denoiser is called.
+
+        Args:
+            x: Noisy videos, of which only the shape counts.
+            conditions: As in `prepare_conditions`.
+            clips: Clips in [-1, 1] that known frames are taken from; None to need `first_frames`.
+        """
+        ready = self.prepare_conditions(conditions)
+        field, frames = ready.pop("cond_video", None), ready.pop("first_frames", None)
+        if field is not None:
+            field = self._field_to_model_range(field)
+        if frames is not None:
+            self._check_first_frames(frames, x)
+            frames = self.to_model_range(frames)
+        elif clips is not None:
+            frames = clips[:, :, : self.given_frames]
+        if self.given_frames:
+            if frames is None:
+                raise ValueError(
+                    "GaussianDiffusion: this model was built with given_frames, so first_frames "
+                    f"of {self.given_frames} frames is expected, got None; pass the beginning of "
+                    "each video"
+                )
+            field = self._join_fields(field, show_first_frames(frames, x.shape[2]))
+        return ready if field is None else {**ready, "cond_video": field}
+
+    def image_conditions(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Tensor]:
+        """As `network_conditions`, for images at the end of clips: a row per image.
+
+        Args:
+            images: `(b, c, k, h, w)`, of which only the shape counts.
+            conditions: `cond` `(b, k, d)` or `(b, k, n, d)`, or `b` lists of `k` captions;
+                `cond_mask` `(b, k, n)`, `labels` `(b, k)`, `frame_cond` `(b, k, d)`, `cond_video`
+                `(b, n, k, h, w)`, `null_cond_mask` `(b, k)`.
+        """
+        b, k = images.shape[0], images.shape[2]
+        named, rows = dict(conditions), conditions.get("cond")
+        if isinstance(rows, (list, tuple)) and rows and all(map(is_captions, rows)):
+            mask = named.pop("null_cond_mask", None)
+            flat = {
+                "cond": [caption for row in rows for caption in row],
+                "null_cond_mask": None if mask is None else torch.as_tensor(mask).flatten(),
+                "cond_mask": named.get("cond_mask"),
+            }
+            for name, value in self.prepare_conditions(flat).items():
+                named[name] = value.reshape(b, k, *value.shape[1:])
+        ready = self.prepare_conditions(named)
+        field = ready.pop("cond_video", None)
+        if field is None:
+            return ready
+        field = self._field_to_model_range(field)
+        if self.given_frames:
+            # no frame of an image is known
+            field = self._join_fields(field, show_first_frames(images[:, :, :0], k))
+        return {**ready, "cond_video": field}
+
+    def _network_time(self, t: Tensor) -> Tensor:
+        """Time steps as the network wants them: themselves, or their log-SNR."""
+        wanted = getattr(unwrap(self.denoise_fn), "time_input", "step")
+        return self.log_snr(t) if wanted == "log_snr" else t
+
+    def _field_channels(self) -> int | None:
+        """Channels that the user's own `cond_video` must have; None if the network doesn't tell."""
+        total = getattr(unwrap(self.denoise_fn), "cond_channels", None)
+        if total is None or not self.given_frames:
+            return total
+        return total - self.channels - 1
+
+    def _check_given_frames(self) -> None:
+        """Raises a ValueError unless the clips and the network have room for the known frames."""
+        k = self.given_frames
+        if not 0 <= k < self.num_frames:
+            raise ValueError(
+                f"GaussianDiffusion: given_frames must be from 0 to {self.num_frames - 1}, one "
+                f"less than num_frames, got {k}; leave frames to predict"
+            )
+        free = self._field_channels()
+        if k and free is not None and free < 0:
+            needed = self.channels + 1
+            raise ValueError(
+                f"GaussianDiffusion: with given_frames the network must have at least {needed} "
+                f"cond_channels, those of a frame and one, got {needed + free}; build it with "
+                f"cond_channels={needed}, and more for a cond_video of your own"
+            )
+
+    def _check_first_frames(self, frames: Tensor, x: Tensor) -> None:
+        if not self.given_frames:
+            raise ValueError(
+                "GaussianDiffusion: this model was built without given_frames, so first_frames "
+                f"must be None, got {tuple(frames.shape)}; build and train it with given_frames"
+            )
+        expected = (*x.shape[:2], self.given_frames, *x.shape[3:])
+        if tuple(frames.shape) != expected:
+            raise ValueError(
+                f"GaussianDiffusion: first_frames must have the shape (b, c, given_frames, h, w) = "
+                f"{expected}, got {tuple(frames.shape)}; cut or resize them"
+            )
+        check_type("first_frames", frames)
+
+    def _join_fields(self, field: Tensor | None, shown: Tensor) -> Tensor:
+        """Puts the known frames' channels behind those of the user's own field."""
+        b, _, f, h, w = shown.shape
+        channels = self._field_channels()
+        if channels is None:
+            channels = 0 if field is None else field.shape[1]
+        if field is None and channels == 0:
+            return shown
+        if field is not None and field.ndim == 4:
+            field = field.unsqueeze(2).expand(-1, -1, f, -1, -1)
+        expected = (b, channels, f, h, w)
+        if field is None or tuple(field.shape) != expected:
+            got = None if field is None else tuple(field.shape)
+            raise ValueError(
+                f"GaussianDiffusion: cond_video must have the shape {expected}, what the network's "
+                f"cond_channels leave beside the known frames, got {got}; give it so, or build the "
+                "network with other cond_channels"
+            )
+        return torch.cat((field.to(shown.dtype), shown), dim=1)
+
+    # the range of the data
+
+    def set_value_range(self, low_high: tuple[Bound, Bound]) -> None:
+        """Sets `value_range`, if it becomes known after the model is built; before training.
+
+        Args:
+            low_high: As `value_range` of the constructor.
+
+        Raises:
+            ValueError: If it is no range, or `auto_normalize` is False.
+        """
+        if not self.auto_normalize:
+            raise ValueError(
+                "GaussianDiffusion: value_range needs auto_normalize=True, got False; leave "
+                "auto_normalize out, or value_range"
+            )
+        self._store_range("value", low_high, self.channels)
+        self._range_is_known = False
+
+    def _set_cond_value_range(self, low_high: tuple[Bound, Bound]) -> None:
+        channels = self._field_channels()
+        if channels == 0:
+            raise ValueError(
+                "GaussianDiffusion: cond_value_range needs a network that takes a cond_video "
+                f"of your own, got {shown(low_high)} and none; build the network with more "
+                "cond_channels, or leave it out"
+            )
+        self._store_range("cond_value", low_high, channels)
+
+    def _store_range(self, kind: str, given: Any, channels: int | None) -> None:
+        limits = plain_range(f"{kind}_range", given, channels)
+        counts = [len(bound) for bound in limits if isinstance(bound, tuple)]
+        bounds = per_channel(limits, channels or max(counts, default=1))
+        for end, values in zip(("low", "high"), bounds, strict=True):
+            self.register_buffer(f"{kind}_{end}", self.betas.new_tensor(values))
+        self.config = {**self.config, f"{kind}_range": limits}
+
+    def to_model_range(self, x: Tensor) -> Tensor:
+        """Maps clips from the range of the data to that of the model."""
+        if self.value_low is None and x.dtype == torch.uint8:
+            x = x.float() / 255
+        # while a graph is traced, by torch or by JAX, the values are not there to look at
+        elif self.auto_normalize and not (torch.compiler.is_compiling() or x.device.type == "jax"):
+            self._check_range(x)
+        if self.value_low is not None and self.value_high is not None:
+            return to_unit_range(x, self.value_low, self.value_high)
+        x = x.to(self.betas.dtype)
+        return normalize_img(x) if self.auto_normalize else x
+
+    def to_data_range(self, x: Tensor) -> Tensor:
+        """Maps clips from the range of the model to that of the data."""
+        if self.value_low is not None and self.value_high is not None:
+            low, high = (bound.view(1, -1, 1, 1, 1) for bound in (self.value_low, self.value_high))
+            return low + (x + 1) * 0.5 * (high - low)
+        return unnormalize_img(x) if self.auto_normalize else x
+
+    def _field_to_model_range(self, field: Tensor) -> Tensor:
+        """Maps a `cond_video` to the range of the network."""
+        if self.cond_value_low is None or self.cond_value_high is None:
+            is_bytes = field.dtype == torch.uint8
+            return normalize_img(field.to(self.betas.dtype) / 255) if is_bytes else field
+        channels = len(self.cond_value_low)
+        if field.ndim not in (4, 5) or channels not in (1, field.shape[1]):
+            raise ValueError(
+                f"GaussianDiffusion: cond_video must have the {channels} channels of "
+                f"cond_value_range, shape (b, {channels}, f, h, w) or (b, {channels}, h, w), got "
+                f"{tuple(field.shape)}; move its axes, or change cond_value_range"
+            )
+        return to_unit_range(field, self.cond_value_low, self.cond_value_high)
+
+    def _check_range(self, x: Tensor) -> None:
+        """Warns once of clips outside their range; on a GPU only the first batch is checked."""
+        if self._range_is_known:
+            return
+        low, high = 0.0, 1.0
+        unit = x.detach()
+        if self.value_low is not None and self.value_high is not None:
+            low, high = self.value_low.min().item(), self.value_high.max().item()
+            unit = unnormalize_img(to_unit_range(unit, self.value_low, self.value_high))
+        least, most = (value.item() for value in torch.aminmax(unit))
+        # NaN is outside, too
+        outside = not (least >= -RANGE_TOLERANCE and most <= 1 + RANGE_TOLERANCE)
+        # on a GPU each check would synchronise
+        self._range_is_known = outside or not x.is_cpu
+        if outside:
+            found = " to ".join(f"{value.item():.3g}" for value in torch.aminmax(x.detach()))
+            cure = "give the value_range of all clips"
+            if self.value_low is None:
+                cure = (
+                    "rescale them ((x + 1) / 2 if they are in [-1, 1]), build GaussianDiffusion "
+                    "with value_range=(low, high) in their units, or with auto_normalize=False to "
+                    "keep a range of their own"
+                )
+            warnings.warn(
+                f"GaussianDiffusion: clips must be in [{low:g}, {high:g}], got values from "
+                f"{found}; {cure}",
+                stacklevel=level_of_user(),
+            )
+
+    # the reference's chain of all steps
+
+    def p_mean_variance(
+        self,
+        x: Tensor,
+        t: Tensor,
+        clip_denoised: bool,
+        cond: Any = None,
+        cond_scale: float = 1.0,
+        **conditions: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and log variance of p(x_{t-1} | x_t) (Ho et al. 2020, eq. 11).
+
+        Args:
+            x: Noisy videos, `(b, c, f, h, w)`.
+            t: Time steps, `(b,)`.
+            clip_denoised: Whether the predicted x_start is brought into [-1, 1].
+            cond: As in `sample`.
+            cond_scale: Strength of the guidance; 1 is without.
+            **conditions: The other conditions, by keyword of `sample`.
+        """
+        ready = self.network_conditions(x, {"cond": cond, **conditions})
+        pred_x_start = self._predict_x_start(x, t, cond_scale=cond_scale, conditions=ready)
+        if clip_denoised:
+            pred_x_start = self._clamp(pred_x_start)
+        return self.q_posterior(x_start=pred_x_start, x_t=x, t=t)
+
+    def _predict_x_start(
+        self,
+        x: Tensor,
+        t: Tensor,
+        *,
+        cond_scale: float,
+        conditions: Mapping[str, Tensor],
+        **guidance: Any,
+    ) -> Tensor:
+        """The clean video, as the network predicts it, not clamped.
+
+        Args:
+            x: Noisy videos, `(b, c, f, h, w)`.
+            t: Time steps, `(b,)`.
+            cond_scale: Strength of the guidance; 1 is without.
+            conditions: What `network_conditions` gives.
+            **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
+        """
+        arguments = {"cond": None, **conditions, **guidance}
+        with in_evaluation_mode(self.denoise_fn):
+            output = guided(self.denoise_fn)(
+                x, self._network_time(t), cond_scale=cond_scale, **arguments
+            )
+        return x_start_of(self.objective, self, output, x, t)
+
+    def _clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
+        """Brings videos into [-1, 1], at a percentile of their values if one is given."""
+        if percentile is None and not self.use_dynamic_thres:
+            return x_start.clamp(-1, 1)
+        percentile = self.dynamic_thres_percentile if percentile is None else percentile
+        values = x_start.flatten(1).abs()
+        limit = torch.quantile(values, percentile, dim=-1).clamp(min=1)
+        limit = limit.view(-1, *[1] * (x_start.ndim - 1))
+        return x_start.clamp(-limit, limit) / limit
+
+    @torch.no_grad()
+    def p_sample(
+        self,
+        x: Tensor,
+        t: Tensor,
+        cond: Any = None,
+        cond_scale: float = 1.0,
+        clip_denoised: bool = True,
+        **conditions: Any,
+    ) -> Tensor:
+        """Draws x_{t-1} from p(x_{t-1} | x_t); arguments as in `p_mean_variance`."""
+        mean, _, log_variance = self.p_mean_variance(
+            x, t, clip_denoised=clip_denoised, cond=cond, cond_scale=cond_scale, **conditions
+        )
+        noise = draw_noise(x)
+        # the last step is without noise
+        noisy = (t > 0).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+        return mean + noisy * (0.5 * log_variance).exp() * noise
+
+    @torch.no_grad()
+    def p_sample_loop(
+        self,
+        shape: Sequence[int],
+        cond: Any = None,
+        cond_scale: float = 1.0,
+        *,
+        progress: bool = True,
+        callback: Callback | None = None,
+        **conditions: Any,
+    ) -> Tensor:
+        """Draws videos of a shape `(b, c, f, h, w)`; arguments as in `sample`."""
+        noise = torch.randn(tuple(shape), device=self.betas.device, dtype=self.betas.dtype)
+        conditions = {"cond": cond, **conditions}
+        steps = self.num_timesteps
+        return self._denoise_from(noise, steps, cond_scale, conditions, progress, callback)
+
+    @torch.no_grad()
+    def interpolate(
+        self,
+        x1: Tensor,
+        x2: Tensor,
+        t: int | None = None,
+        lam: float = 0.5,
+        *,
+        cond: Any = None,
+        cond_scale: float = 1.0,
+        progress: bool = True,
+        **conditions: Any,
+    ) -> Tensor:
+        """Blends two batches of clips at a noise level, and denoises the blend.
+
+        Args:
+            x1: Clips, `(b, c, f, h, w)`, in the range of the training clips.
+            x2: As many others.
+            t: Step at which they are blended, in [0, num_timesteps); None for the last.
+            lam: Share of `x2`, in [0, 1].
+            cond: As in `sample`.
+            cond_scale: As in `sample`.
+            progress: Whether to show a progress bar.
+            **conditions: The other conditions, by keyword of `sample`.
+
+        Returns:
+            `(b, c, f, h, w)`.
+
+        Raises:
+            ValueError: If shapes differ, or `t` or `lam` is out of range.
+        """
+        t = self.num_timesteps - 1 if t is None else t
+        for name, x in (("x1", x1), ("x2", x2)):
+            check_type(name, x)
+        if x1.shape != x2.shape:
+            raise ValueError(
+                f"interpolate: x1 and x2 must have the same shape, got {tuple(x1.shape)} and "
+                f"{tuple(x2.shape)}; cut or resize one"
+            )
+        if not isinstance(t, Integral) or not 0 <= t < self.num_timesteps:
+            raise ValueError(
+                f"interpolate: t must be a step from 0 to {self.num_timesteps - 1}, got "
+                f"{shown(t)}; "
+                "leave it out to blend at the last"
+            )
+        if not 0 <= lam <= 1:
+            raise ValueError(
+                f"interpolate: lam must be in [0, 1], got {shown(lam)}; it is the share of x2"
+            )
+        steps = torch.full(x1.shape[:1], t, device=x1.device, dtype=torch.long)
+        x1, x2 = (self.q_sample(self.to_model_range(x), steps) for x in (x1, x2))
+        blend = (1 - lam) * x1 + lam * x2
+        conditions = {"cond": cond, **conditions}
+        return self._denoise_from(blend, t, cond_scale, conditions, progress)
+
+    def _denoise_from(
+        self,
+        x: Tensor,
+        steps: int,
+        cond_scale: float,
+        conditions: dict[str, Any],
+        progress: bool,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Takes `x` from step `steps - 1` to the end, and into the range of the clips."""
+        # captions go through their encoder once, not at every step
+        conditions = {"cond": None, **self.prepare_conditions(conditions)}
+        times = range(steps - 1, -1, -1)
+
+        def run(x: Tensor) -> Iterator[Tensor]:
+            for i in times:
+                t = torch.full(x.shape[:1], i, device=x.device, dtype=torch.long)
+                x = self.p_sample(
+                    x, t, cond_scale=cond_scale, clip_denoised=self.auto_normalize, **conditions
+                )
+                yield x
+
+        x = follow(x, run(x), self.noise_levels([*times, -1]), progress, callback)
+        return self.to_data_range(x)
+
+    # sampling
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Any = None,
+        cond_scale: float = 1.0,
+        batch_size: int = 16,
+        *,
+        labels: Any = None,
+        frame_cond: Any = None,
+        cond_video: Any = None,
+        first_frames: Any = None,
+        null_cond_mask: Any = None,
+        cond_mask: Any = None,
+        sampler: str | Sampler | Any = None,
+        steps: int | Sequence[float] | None = None,
+        guidance: Guidance | Sequence[Guidance] = (),
+        negative_cond: Any = None,
+        guidance_rescale: float = 0.0,
+        dynamic_thres_percentile: float | None = None,
+        num_frames: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        max_batch: int | None = None,
+        callback: Callback | None = None,
+        progress: bool = True,
+    ) -> Tensor:
+        """Draws videos from the model.
+
+        Conditions are tensors, arrays or lists of numbers, with one row per video; which of them
+        there must be is a matter of the network.
+
+        Args:
+            cond: Vectors, `(b, cond_dim)`, or states of text, `(b, n, cond_dim)`, as the network
+                takes; or a list of `b` captions, of which some may be None; None for none.
+            cond_scale: Strength of the guidance by conditions; 1 is without.
+            batch_size: Number of videos, where neither condition nor `guidance` tells it.
+            labels: Classes, integers `(b,)`, -1 for none.
+            frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
+            cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
+                or in `cond_value_range`, or without that range as the network takes it.
+            first_frames: The frames to go on from, `(b, c, given_frames, h, w)` in the range of
+                the clips; for a model with `given_frames`.
+            null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            cond_mask: Of states, boolean `(b, n)`, true where there is a token; None for all.
+            sampler: `"ddpm"` (the reference's, all steps), `"ancestral"`, `"ddim"`, `"dpm++"`,
+                `"dpm++sde"`, an object of `diffusion.samplers` with options of its own, or a
+                scheduler of the diffusers package. None for ddpm, or, where fewer steps are asked
+                for, ddim.
+            steps: Number of steps, or falling time steps to stop at; None for the model's
+                `sampling_timesteps`, or without these what suits the sampler.
+            guidance: What is known of the videos: a `Measurement`, a `KnownRegion`, or several.
+            negative_cond: What to guide away from, in the place of no condition: as `cond`, or a
+                dict of conditions by name; one row for all or one per video.
+            guidance_rescale: How far a guided prediction is brought back to the standard deviation
+                of the unguided one, in [0, 1] (Lin et al. 2023, section 3.4; theirs is 0.7).
+            dynamic_thres_percentile: Clips at this percentile, as `use_dynamic_thres` does for all
+                samples; None for what the model does.
+            num_frames: Frames of a video; None for the training clips'.
+            image_size: Height and width, an int or `(h, w)`; None for the training clips'.
+            seed: One for all, of which each video gets a stream of random numbers of its own, so
+                that it is the same in any batch; or one per video. None for torch's global stream.
+            generator: In the place of `seed`: a generator that draws a seed for all, or one per
+                video, from which its noise comes.
+            max_batch: The most videos to draw at a time, where memory is short; None for all.
+            callback: Called with a `SamplingStep` after each step.
+            progress: Whether to show a progress bar.
+
+        Returns:
+            `(b, c, f, h, w)` in [0, 1], or in `value_range`, or in the clips' range if
+            `auto_normalize` is False.
+
+        Raises:
+            TypeError: If a condition cannot become a tensor, or the sampler is none.
+            ValueError: If conditions differ in number, or don't fit the model, or an argument is
+                outside its range.
+        """
+        # mistakes first: captions may have to wait for their encoder
+        known = as_guidance(guidance)
+        check_numbers(batch_size=batch_size, num_frames=num_frames, max_batch=max_batch)
+        check_options(guidance_rescale, dynamic_thres_percentile, self.auto_normalize)
+        sampler, levels = self._choose_sampler(sampler, steps)
+        size = self.sample_shape(num_frames, image_size)
+        conditions = self.prepare_conditions(
+            {
+                "cond": cond,
+                "labels": labels,
+                "frame_cond": frame_cond,
+                "cond_video": cond_video,
+                "first_frames": first_frames,
+                "null_cond_mask": null_cond_mask,
+                "cond_mask": cond_mask,
+            }
+        )
+        count = common_length(conditions, rows_known(known) or batch_size)
+        check_rows(known, count)
+        request = SamplingRequest(
+            conditions,
+            self.prepare_negative(negative_cond, cond_scale, count),
+            tuple(one.prepare(self, (count, *size)) for one in known),
+            make_streams(seed, generator, count, self.betas.device),
+            cond_scale,
+            guidance_rescale,
+            dynamic_thres_percentile,
+        )
+        check_denoiser_takes(guided(self.denoise_fn), request)
+        follower: dict[str, Any] = {"progress": progress, **given({"callback": callback})}
+        videos = [
+            self._sample_batch(
+                (rows.stop - rows.start, *size), request.rows(rows), sampler, levels, follower
+            )
+            for rows in batches(count, max_batch)
+        ]
+        return torch.cat(videos)
+
+    def _sample_batch(
+        self,
+        shape: tuple[int, ...],
+        request: SamplingRequest,
+        sampler: Sampler,
+        levels: Sequence[NoiseLevel],
+        follower: Mapping[str, Any],
+    ) -> Tensor:
+        """Draws one batch of videos; `follower` are keywords of `follow`."""
+        if takes_reference_chain(sampler, request):
+            parameters = inspect.signature(self.p_sample_loop).parameters
+            # a method written for the reference has no progress
+            wanted = {k: v for k, v in follower.items() if k in parameters or k != "progress"}
+            conditions = {"cond_scale": request.cond_scale, **request.conditions}
+            return self.p_sample_loop(shape, **conditions, **wanted)
+        self._warn_of_replaced_methods()
+        x = request.noise(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
+        denoise = self._denoiser(x, request)
+        x = follow(x, sampler.run(x, levels, denoise, request.noise), levels, **follower)
+        return self.to_data_range(denoise.settle(x))
+
+    def _denoiser(self, x: Tensor, request: SamplingRequest) -> Denoiser:
+        """The function that a sampler calls, for videos of the shape of `x`."""
+        options: dict[str, Any] = given({"guidance_rescale": request.guidance_rescale or None})
+        if request.negative:
+            has_field = "cond_video" in request.negative
+            # without a field of their own, first frames are unknown as well
+            frames = request.conditions.get("first_frames") if has_field else None
+            own = {**request.negative, "first_frames": frames}
+            options["negative"] = self.network_conditions(x, own) if has_field else request.negative
+        predict = partial(
+            self._predict_x_start,
+            cond_scale=request.cond_scale,
+            conditions=self.network_conditions(x, request.conditions),
+            **options,
+        )
+        clamp = partial(self._clamp, percentile=request.dynamic_thres_percentile)
+        return Denoiser(
+            predict,
+            clamp if self.auto_normalize else None,
+            request.guidance,
+            request.noise,
+            self.denoise_fn,
+        )
+
+    def _choose_sampler(
+        self, sampler: Any, steps: int | Sequence[float] | None
+    ) -> tuple[Sampler, list[NoiseLevel]]:
+        """The sampler, and the noise levels that it goes through."""
+        if self.betas.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                "sample: the model must be in float32 or float64, which the schedule "
+                f"needs, got {self.betas.dtype}; convert it with .float(), and sample within "
+                "torch.autocast for half precision"
+            )
+        all_steps = self.num_timesteps
+        times: Any = self.sampling_timesteps if steps is None else steps
+        if sampler is None:
+            is_all = times is None or (isinstance(times, Integral) and times == all_steps)
+            sampler = "ddpm" if is_all else "ddim"
+        is_ddim = isinstance(sampler, str) and sampler == "ddim"
+        chosen = DDIM(eta=self.ddim_sampling_eta) if is_ddim else make_sampler(sampler)
+        if steps is None and (times is None or isinstance(chosen, DDPM)):
+            times = min(chosen.default_steps or all_steps, all_steps)
+        return chosen, chosen.levels(self, times)
+
+    def sample_shape(
+        self, num_frames: int | None, image_size: int | tuple[int, int] | None
+    ) -> tuple[int, int, int, int]:
+        """Shape of a sample, `(c, f, h, w)`; None for that of the training clips."""
+        c, f, h, w = self.clip_shape
+        if image_size is not None:
+            h, w = as_height_and_width(image_size)
+        return c, f if num_frames is None else int(num_frames), h, w
+
+    def prepare_negative(
+        self, negative_cond: Any, cond_scale: float, count: int
+    ) -> dict[str, Tensor]:
+        """Conditions to guide away from, `count` rows of each."""
+        if negative_cond is None:
+            return {}
+        if cond_scale == 1:
+            raise ValueError(
+                "sample: negative_cond needs a cond_scale other than 1, got 1, which is without "
+                "guidance; pass a larger one"
+            )
+        named = negative_cond if isinstance(negative_cond, Mapping) else {"cond": negative_cond}
+        is_known = hasattr(unwrap(self.denoise_fn), "condition_names")
+        known = self.condition_names if is_known else NEGATIVES
+        # captions, once they are tensors, say where there was none, and where tokens are
+        allowed = {*known, *(("null_cond_mask", "cond_mask") if "cond" in named else ())}
+        unknown = [str(name) for name in named if name not in allowed]
+        if unknown:
+            raise ValueError(
+                "sample: negative_cond must hold conditions that the network takes, "
+                f"{', '.join(known) or 'none'}, got {', '.join(unknown)}; give captions or "
+                "vectors, or a dict of those by name"
+            )
+        ready = self.prepare_conditions(named)
+        for name, value in ready.items():
+            if len(value) not in (1, count):
+                raise ValueError(
+                    f"sample: negative_cond must have 1 row or one per video, {count}, got "
+                    f"{len(value)} of {name}; give as many"
+                )
+        return {name: value.expand(count, *value.shape[1:]) for name, value in ready.items()}
+
+    @property
+    def replaced_methods(self) -> list[str]:
+        """Methods of the reference's chain that a subclass overrides."""
+        names = ("p_sample", "p_mean_variance", "p_sample_loop")
+        return [n for n in names if getattr(type(self), n) is not getattr(GaussianDiffusion, n)]
+
+    def _warn_of_replaced_methods(self) -> None:
+        """Warns that methods of a subclass are not called."""
+        replaced = self.replaced_methods
+        if replaced:
+            warnings.warn(
+                f"sample: {type(self).__name__} has a {' and '.join(replaced)} of its own, which "
+                "only the chain of all steps calls, without seed, generator, guidance and other "
+                "options; leave these out, or put the change into a Sampler or a Guidance",
+                stacklevel=4,
+            )
+
+    # videos of which a part is known
+
+    def predict(
+        self,
+        frames: Tensor,
+        num_frames: int | None = None,
+        *,
+        weight: float = RECONSTRUCTION_WEIGHT,
+        **sampling: Any,
+    ) -> Tensor:
+        """Goes on from the first frames of videos.
+
+        Args:
+            frames: `(b, c, k, h, w)`, in the range of the clips or uint8.
+            num_frames: Frames of the result; None for those of a training clip.
+            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone.
+            **sampling: As in `extend`.
+
+        Returns:
+            `(b, c, num_frames, h, w)`, beginning with `frames`, in the range of `sample`.
+
+        Raises:
+            TypeError: If the frames are no such tensor, or a keyword is unknown.
+            ValueError: If shapes don't fit the model, frames are not finite, or none is left to
+                predict.
+
+        Example:
+            >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+            >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+            >>> diffusion = GaussianDiffusion(unet, image_size=16, num_frames=4, timesteps=3)
+            >>> diffusion.predict(torch.rand(2, 3, 1, 16, 16), progress=False).shape
+            torch.Size([2, 3, 4, 16, 16])
+        """
+        return completion.predict(self, frames, num_frames, weight, sampling)
+
+    def extend(
+        self,
+        video: Tensor,
+        num_frames: int,
+        *,
+        overlap: int | None = None,
+        weight: float = RECONSTRUCTION_WEIGHT,
+        low_resolution: Tensor | None = None,
+        frame_factor: int = 1,
+        **sampling: Any,
+    ) -> Tensor:
+        """Continues videos to any length, window by window.
+
+        Args:
+            video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8.
+            num_frames: Frames of the result.
+            overlap: Frames of a window that are known from before it; None for half of them.
+            weight: Weight w_r of what is known in the guidance; 0 for replacement alone.
+            low_resolution: The whole result, small, which guides every window:
+                `(b, c, ceil(num_frames / frame_factor), h', w')`; None for none.
+            frame_factor: It has every `frame_factor`-th frame of the result, from the first on.
+            **sampling: As in `sample`, without `batch_size` and `first_frames`. Conditions have a
+                row per video; `frame_cond` and `cond_video` have all frames of the result, and are
+                cut. `guidance` of your own guides each window. A model with `given_frames` is
+                told those of each window. A seed's streams go on from window to window.
+
+        Returns:
+            `(b, c, num_frames, h, w)`, beginning with `video`, in the range of `sample`.
+
+        Raises:
+            TypeError: If the video is no such tensor, or a keyword is unknown.
+            ValueError: If shapes don't fit the model, known values are not finite, no frame is
+                left to draw, or the overlap does not leave any, or does not give what a model with
+                `given_frames` is told.
+            RuntimeError: If a window is to go on from frames that the model has drawn, and these
+                are not finite.
+
+        Example:
+            >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+            >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+            >>> diffusion = GaussianDiffusion(unet, image_size=16, num_frames=4, timesteps=3)
+            >>> first = diffusion.sample(batch_size=2, progress=False)
+            >>> diffusion.extend(first, num_frames=10, seed=0, progress=False).shape
+            torch.Size([2, 3, 10, 16, 16])
+        """
+        return completion.extend(
+            self, video, num_frames, overlap, weight, low_resolution, frame_factor, sampling
+        )
+
+    def interpolate_frames(
+        self,
+        video: Tensor,
+        factor: int,
+        *,
+        overlap: int | None = None,
+        weight: float = RECONSTRUCTION_WEIGHT,
+        **sampling: Any,
+    ) -> Tensor:
+        """Draws the frames between those of videos, for a model of clips at the higher rate.
+
+        Args:
+            video: `(b, c, f, h, w)`, at least two frames, in the range of the clips or uint8.
+            factor: How many times as many frames there are in the same time, at least 2.
+            overlap: As in `extend`; None for half a window, or what lets it reach the given frames
+                on both sides of those it draws.
+            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone.
+            **sampling: As in `extend`.
+
+        Returns:
+            `(b, c, (f - 1) * factor + 1, h, w)`, the given frames at every `factor`-th place, in
+            the range of `sample`.
+
+        Raises:
+            TypeError: If the video is no such tensor, or a keyword is unknown.
+            ValueError: If shapes don't fit the model, or no window has room for two given frames.
+        """
+        return completion.interpolate_frames(self, video, factor, overlap, weight, sampling)
+
+    def upsample(
+        self,
+        video: Tensor,
+        image_size: int | tuple[int, int] | None = None,
+        *,
+        frame_factor: int = 1,
+        overlap: int | None = None,
+        weight: float = RECONSTRUCTION_WEIGHT,
+        **sampling: Any,
+    ) -> Tensor:
+        """Draws videos at a higher resolution, for a model of clips at that resolution.
+
+        Args:
+            video: `(b, c, f, h', w')` of any length, in the range of the clips or uint8.
+            image_size: Height and width of the result, an int or `(h, w)`; None for those of the
+                training clips.
+            frame_factor: How many times as many frames there are in the same time.
+            overlap: As in `extend`.
+            weight: Weight w_r of the low resolution in the guidance, for each pixel of the result
+                that a small one is made of.
+            **sampling: As in `extend`.
+
+        Returns:
+            `(b, c, (f - 1) * frame_factor + 1, h, w)` in the range of `sample`, which, shrunk
+            bilinearly and with every `frame_factor`-th frame, is close to `video`.
+
+        Raises:
+            TypeError: If the video is no such tensor, or a keyword is unknown.
+            ValueError: If shapes don't fit the model, there is nothing to make larger, the weight
+                is not positive, or the model has `given_frames`: it takes `extend`, with
+                `low_resolution`.
+
+        Example:
+            >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+            >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+            >>> diffusion = GaussianDiffusion(unet, image_size=16, num_frames=4, timesteps=3)
+            >>> diffusion.upsample(torch.rand(1, 3, 4, 8, 8), frame_factor=2, progress=False).shape
+            torch.Size([1, 3, 7, 16, 16])
+        """
+        return completion.upsample(self, video, image_size, frame_factor, overlap, weight, sampling)
+
+    def inpaint(
+        self,
+        video: Tensor,
+        mask: Tensor,
+        *,
+        overlap: int | None = None,
+        weight: float = RECONSTRUCTION_WEIGHT,
+        **sampling: Any,
+    ) -> Tensor:
+        """Draws the missing part of videos anew.
+
+        Args:
+            video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8. What it
+                holds outside the known part does not matter, be it NaN.
+            mask: Boolean, **true where the video is known** and kept, false where it is made anew:
+                for each value `(b, c, f, h, w)`, with 1 for an axis along which it is the same; or
+                by frame and pixel `(f, h, w)`, by pixel `(h, w)`, or by frame `(f,)`.
+            overlap: As in `extend`.
+            weight: Weight w_r of the known part in the guidance; 0 for replacement alone.
+            **sampling: As in `extend`.
+
+        Returns:
+            `(b, c, f, h, w)`, equal to `video` where the mask is true, in the range of `sample`.
+
+        Raises:
+            TypeError: If video or mask are no such tensors, or a keyword is unknown.
+            ValueError: If shapes don't fit each other or the model.
+
+        Example:
+            >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+            >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+            >>> diffusion = GaussianDiffusion(unet, image_size=16, num_frames=4, timesteps=3)
+            >>> video, kept = torch.rand(1, 3, 4, 16, 16), torch.ones(16, 16, dtype=torch.bool)
+            >>> kept[4:8, 4:8] = False
+            >>> torch.equal(diffusion.inpaint(video, kept, progress=False)[..., 8:], video[..., 8:])
+            True
+        """
+        return completion.inpaint(self, video, mask, overlap, weight, sampling)
+
+    # files
 
     def _to_share(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         # without a wrapper, whose names a loaded model would not have
@@ -247,3 +1406,22 @@ class GaussianDiffusion(Completion, TrainingLoss, Shareable, part="diffusion"):
     def _build(cls, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> GaussianDiffusion:
         network = cls._classes["unet"](**config["unet"])
         return cls(network, **{**config["diffusion"], **overrides})
+
+
+def guided(denoise_fn: nn.Module) -> Any:
+    """The denoiser's `forward_with_cond_scale`, which runs compiled if the denoiser is.
+
+    Raises:
+        TypeError: If it has none.
+    """
+    inner = unwrap(denoise_fn)
+    method: Any = getattr(inner, "forward_with_cond_scale", None)
+    if method is None:
+        raise TypeError(
+            "GaussianDiffusion: to sample, the denoiser must have a method "
+            f"forward_with_cond_scale(x, t, cond=..., cond_scale=...), got {type(inner).__name__} "
+            "without; add one, which may call forward"
+        )
+    # a compiled module lends all attributes of its own, and its call is the compiled one
+    is_compiled = hasattr(denoise_fn, "_orig_mod") and hasattr(method, "__func__")
+    return MethodType(method.__func__, denoise_fn) if is_compiled else method

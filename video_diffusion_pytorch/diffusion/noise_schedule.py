@@ -1,12 +1,13 @@
-"""How much noise each step of the forward process adds: the schedules to choose from."""
+"""Noise schedules and the forward process: betas, log-SNR, q(x_t | x_start), and the posterior."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from video_diffusion_pytorch.diffusion.shown import shown
 
@@ -177,3 +178,259 @@ def extract(a: Tensor, t: Tensor, x_shape: tuple[int, ...]) -> Tensor:
 def draw_noise(like: Tensor) -> Tensor:
     """A standard normal draw of the shape of `like`, the same whatever its memory format."""
     return torch.randn(like.shape, device=like.device, dtype=like.dtype)
+
+
+class NoiseLevel(NamedTuple):
+    """How much of a noisy video is signal: `x_t = alpha * x_start + sigma * noise`.
+
+    Attributes:
+        t: The time step, as the network is told it: whole for the steps of training, from 0 to
+            `num_timesteps - 1`, or between two of them.
+        alpha: Factor of the clean video, in (0, 1].
+        sigma: Factor of the noise, in [0, 1), with `alpha**2 + sigma**2 = 1`.
+    """
+
+    t: float
+    alpha: float
+    sigma: float
+
+    @property
+    def log_snr(self) -> float:
+        """`log(alpha**2 / sigma**2)`, the paper's lambda; infinite without noise."""
+        return 2 * math.log(self.alpha / self.sigma) if self.sigma else math.inf
+
+
+CLEAN = NoiseLevel(t=-1.0, alpha=1.0, sigma=0.0)
+"""The end of sampling: no noise is left."""
+
+
+class ForwardProcess(nn.Module):
+    """The Markov chain that turns a clip into noise, and what follows from it in closed form.
+
+    Time is counted in steps. Whole steps `t` are those of the chain, from 0 to `num_timesteps - 1`;
+    between them the log-SNR is interpolated, or, with a continuous schedule, known.
+
+    Args:
+        betas: Variance of the noise that each step adds, float64 `(num_timesteps,)`.
+        is_continuous: Whether the chain is cut from `continuous_log_snr`, so that time is drawn
+            from all of (-1, num_timesteps - 1] and not from whole steps.
+
+    Attributes:
+        num_timesteps: Number of steps.
+        alphas_cumprod: Share of the clip in the variance after each step; the other buffers,
+            named as in every DDPM code, follow from it.
+    """
+
+    betas: Tensor
+    alphas_cumprod: Tensor
+    alphas_cumprod_prev: Tensor
+    sqrt_alphas_cumprod: Tensor
+    sqrt_one_minus_alphas_cumprod: Tensor
+    log_one_minus_alphas_cumprod: Tensor
+    sqrt_recip_alphas_cumprod: Tensor
+    sqrt_recipm1_alphas_cumprod: Tensor
+    posterior_variance: Tensor
+    posterior_log_variance_clipped: Tensor
+    posterior_mean_coef1: Tensor
+    posterior_mean_coef2: Tensor
+
+    def __init__(self, betas: Tensor, is_continuous: bool = False) -> None:
+        super().__init__()
+        self.num_timesteps = betas.shape[0]
+        self.is_continuous = is_continuous
+        alphas = 1 - betas
+        cumprod = alphas.cumprod(0)
+        before = torch.cat((cumprod.new_ones(1), cumprod[:-1]))
+        posterior_variance = betas * (1 - before) / (1 - cumprod)
+        buffers = {
+            "betas": betas,
+            "alphas_cumprod": cumprod,
+            "alphas_cumprod_prev": before,
+            # q(x_t | x_start)
+            "sqrt_alphas_cumprod": cumprod.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1 - cumprod).sqrt(),
+            "log_one_minus_alphas_cumprod": (1 - cumprod).log(),
+            # x_start from x_t and the noise
+            "sqrt_recip_alphas_cumprod": cumprod.rsqrt(),
+            "sqrt_recipm1_alphas_cumprod": (1 / cumprod - 1).sqrt(),
+            # q(x_{t-1} | x_t, x_start)
+            "posterior_variance": posterior_variance,
+            # the first is zero: x_start is then known
+            "posterior_log_variance_clipped": posterior_variance.clamp(min=1e-20).log(),
+            "posterior_mean_coef1": betas * before.sqrt() / (1 - cumprod),
+            "posterior_mean_coef2": (1 - before) * alphas.sqrt() / (1 - cumprod),
+        }
+        for name, values in buffers.items():
+            self.register_buffer(name, values.float())
+
+    # how noisy a step is
+
+    def draw_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Time steps to train at: whole ones, or real numbers in continuous time.
+
+        Args:
+            count: How many.
+            generator: Where the draw comes from, which may be on another device than the model;
+                None for torch's own generator of the model's device.
+
+        Returns:
+            `(count,)`, on the model's device.
+        """
+        n = self.num_timesteps
+        device = self.betas.device if generator is None else generator.device
+        if self.is_continuous:
+            times = torch.rand(count, device=device, generator=generator) * n - 1
+        else:
+            times = torch.randint(0, n, (count,), device=device, generator=generator)
+        return times.to(self.betas.device)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """Log of the signal-to-noise ratio, `log(alpha**2 / sigma**2)`, at time steps `t`.
+
+        Args:
+            t: Of any shape; whole, or between two steps. In a continuous schedule from -1, where
+                the clip is all but clean, else from 0.
+        """
+        if self.is_continuous:
+            return continuous_log_snr((t + 1) / self.num_timesteps)
+        return _interpolate(self._log_snr_table(self.betas.dtype), t)
+
+    def signal_and_noise(self, t: Tensor, x_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """The factors alpha and sigma of `x_t = alpha * x_start + sigma * noise`.
+
+        Args:
+            t: Time steps, `(b,)`, whole or not.
+            x_shape: The factors have as many axes, `(b, 1, ..., 1)`.
+        """
+        if not t.is_floating_point():
+            alpha = extract(self.sqrt_alphas_cumprod, t, x_shape)
+            return alpha, extract(self.sqrt_one_minus_alphas_cumprod, t, x_shape)
+        log_snr = self.log_snr(t).view(-1, *[1] * (len(x_shape) - 1))
+        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+    def noise_levels(self, times: Sequence[float]) -> list[NoiseLevel]:
+        """The noise levels of time steps in [0, num_timesteps - 1]; -1 stands for no noise.
+
+        Raises:
+            ValueError: If one is outside.
+        """
+        first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
+        for t in times:
+            if t != CLEAN.t and not first <= t <= last:
+                raise ValueError(
+                    f"noise_levels: time steps must be from {first} to {last}, or -1 for the end, "
+                    f"got {t}; choose steps of the model's schedule"
+                )
+        t_of_all = torch.tensor(list(times), dtype=torch.float64)
+        if self.is_continuous:
+            log_snr = self.log_snr(t_of_all)
+        else:
+            log_snr = _interpolate(self._log_snr_table(torch.float64), t_of_all)
+        return [
+            CLEAN if t == CLEAN.t else NoiseLevel(float(t), _sqrt_sigmoid(x), _sqrt_sigmoid(-x))
+            for t, x in zip(times, log_snr.tolist(), strict=True)
+        ]
+
+    def noise_level(self, t: float) -> NoiseLevel:
+        """The noise level of one time step, as `noise_levels`."""
+        return self.noise_levels([t])[0]
+
+    def time_of(self, log_snr: float) -> float:
+        """The time step, between two whole ones if need be, that has this log-SNR.
+
+        Beyond the first and the last step's it is that step.
+        """
+        if self.is_continuous:
+            return max(0.0, continuous_time_of(log_snr) * self.num_timesteps - 1)
+        table = self._log_snr_table(torch.float64)
+        if log_snr >= table[0]:
+            return 0.0
+        # log-SNR falls with t
+        above = int(torch.searchsorted(-table, torch.tensor(-log_snr, dtype=table.dtype)))
+        if above >= self.num_timesteps:
+            return float(self.num_timesteps - 1)
+        high, low = table[above - 1].item(), table[above].item()
+        return above - 1 + (high - log_snr) / (high - low)
+
+    def _log_snr_table(self, dtype: torch.dtype) -> Tensor:
+        """Log-SNR of every step: where the model is, or, in float64, on the CPU."""
+        signal, noise = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
+        if dtype == torch.float64:
+            # not every device has it
+            signal, noise = signal.cpu().double(), noise.cpu().double()
+        return 2 * (signal.log() - noise.log())
+
+    # from clean to noisy, and back
+
+    def q_mean_variance(self, x_start: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance and log variance of q(x_t | x_start) (Ho et al. 2020, eq. 4).
+
+        Args:
+            x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
+            t: Time steps, `(b,)`.
+        """
+        mean = extract(self.sqrt_alphas_cumprod, t, x_start.shape) * x_start
+        variance = extract(1.0 - self.alphas_cumprod, t, x_start.shape)
+        log_variance = extract(self.log_one_minus_alphas_cumprod, t, x_start.shape)
+        return mean, variance, log_variance
+
+    def q_sample(self, x_start: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Draws x_t from q(x_t | x_start) (Ho et al. 2020, eq. 4).
+
+        Args:
+            x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
+            t: Time steps, `(b,)`, whole or not.
+            noise: A standard normal draw of the same shape; None to draw it.
+        """
+        if noise is None:
+            noise = draw_noise(x_start)
+        alpha, sigma = self.signal_and_noise(t, x_start.shape)
+        return alpha * x_start + sigma * noise
+
+    def predict_start_from_noise(self, x_t: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """The x_start that, with this noise, gives x_t (Ho et al. 2020, eq. 15)."""
+        if t.is_floating_point():
+            alpha, sigma = self.signal_and_noise(t, x_t.shape)
+            return (x_t - sigma * noise) / alpha
+        return (
+            extract(self.sqrt_recip_alphas_cumprod, t, x_t.shape) * x_t
+            - extract(self.sqrt_recipm1_alphas_cumprod, t, x_t.shape) * noise
+        )
+
+    def predict_noise_from_start(self, x_t: Tensor, t: Tensor, x_start: Tensor) -> Tensor:
+        """The noise that, with this x_start, gives x_t."""
+        alpha, sigma = self.signal_and_noise(t, x_t.shape)
+        return (x_t - alpha * x_start) / sigma
+
+    def predict_v(self, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """`v = alpha * noise - sigma * x_start` (Salimans and Ho 2022, section 4)."""
+        alpha, sigma = self.signal_and_noise(t, x_start.shape)
+        return alpha * noise - sigma * x_start
+
+    def predict_start_from_v(self, x_t: Tensor, t: Tensor, v: Tensor) -> Tensor:
+        """The x_start that, with this v, gives x_t (Salimans and Ho 2022, appendix D)."""
+        alpha, sigma = self.signal_and_noise(t, x_t.shape)
+        return alpha * x_t - sigma * v
+
+    def q_posterior(self, x_start: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, variance, log variance of q(x_{t-1} | x_t, x_start) (Ho et al. 2020, eq. 6, 7)."""
+        mean = (
+            extract(self.posterior_mean_coef1, t, x_t.shape) * x_start
+            + extract(self.posterior_mean_coef2, t, x_t.shape) * x_t
+        )
+        variance = extract(self.posterior_variance, t, x_t.shape)
+        log_variance = extract(self.posterior_log_variance_clipped, t, x_t.shape)
+        return mean, variance, log_variance
+
+
+def _sqrt_sigmoid(x: float) -> float:
+    return math.exp(-0.5 * math.log1p(math.exp(-x)))
+
+
+def _interpolate(table: Tensor, t: Tensor) -> Tensor:
+    """`table[t]`, also between whole steps."""
+    if not t.is_floating_point():
+        return table[t]
+    below = t.floor().long().clamp(0, len(table) - 1)
+    above = (below + 1).clamp(max=len(table) - 1)
+    return torch.lerp(table[below], table[above], (t - below).to(table.dtype))

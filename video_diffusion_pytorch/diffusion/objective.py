@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess
 from video_diffusion_pytorch.diffusion.shown import shown
 
 OBJECTIVES = ("pred_noise", "pred_v", "pred_x_start")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.diffusion.noise_level import Noise
+from video_diffusion_pytorch.diffusion.denoiser import Noise
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
 from video_diffusion_pytorch.diffusion.shown import shown
 

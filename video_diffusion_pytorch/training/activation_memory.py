@@ -15,7 +15,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.shown import shown
 
 # What autocast computes in; matrix products of fp8 keep their inputs in bf16

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.diffusion.conditions import unwrap
-from video_diffusion_pytorch.diffusion.forward_process import ForwardProcess
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess
 
 # The fractional part of the golden ratio: its multiples fill an interval evenly, however many
 _GOLDEN = 0.6180339887498949

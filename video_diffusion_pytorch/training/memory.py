@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.training.activation_memory import activation_bytes
 
 # What the allocators say that raise a plain RuntimeError

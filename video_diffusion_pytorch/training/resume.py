@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.checkpoint import Saving
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, Subset
 
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE

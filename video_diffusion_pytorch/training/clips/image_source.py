@@ -13,7 +13,7 @@ from torch import Tensor
 
 from video_diffusion_pytorch.data.condition_files import split_conditions
 from video_diffusion_pytorch.data.single_frames import PictureFolder
-from video_diffusion_pytorch.diffusion.conditions import unwrap
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.clips.batches import EndlessShuffle, collate, unpack_batch
 from video_diffusion_pytorch.training.clips.clip_source import clips_behind, file_key, files_of

@@ -1,4 +1,4 @@
-"""Whatever is given as a condition, captions, arrays or lists of numbers, becomes a tensor."""
+"""Conditions of clips as tensors for the network: captions, arrays, and known frames."""
 
 from __future__ import annotations
 
@@ -7,9 +7,50 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from video_diffusion_pytorch.conditions import CONDITIONS
 from video_diffusion_pytorch.text import embed_captions, encode_captions
+
+# keywords of conditions in the public calls
+CONDITION_NAMES = (*CONDITIONS, "first_frames")
+
+
+def is_list_str(x: Any) -> bool:
+    """Whether `x` is a list or tuple of strings."""
+    return isinstance(x, (list, tuple)) and all(isinstance(item, str) for item in x)
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
+    wrapped = getattr(module, "_orig_mod", None)
+    if wrapped is None and isinstance(
+        module, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    ):
+        wrapped = module.module
+    return module if wrapped is None else unwrap(wrapped)
+
+
+def show_first_frames(first_frames: Tensor, num_frames: int) -> Tensor:
+    """The first frames of a clip as channels of a network's `cond_video`.
+
+    Args:
+        first_frames: In [-1, 1], `(b, c, k, h, w)`.
+        num_frames: Frames of the clip, at least `k`.
+
+    Returns:
+        `(b, c + 1, num_frames, h, w)`: the frames, and a channel of ones where they are known;
+        zeros where not.
+
+    Example:
+        >>> shown = show_first_frames(torch.full((1, 3, 2, 4, 4), 0.5), num_frames=6)
+        >>> shown[0, :, :, 0, 0].mean(dim=0)
+        tensor([0.6250, 0.6250, 0.0000, 0.0000, 0.0000, 0.0000])
+    """
+    known = torch.ones_like(first_frames[:, :1])
+    shown = torch.cat((first_frames, known), dim=1)
+    return F.pad(shown, (0, 0, 0, 0, 0, num_frames - first_frames.shape[2]))
 
 
 def is_captions(cond: Any) -> bool:
@@ -19,50 +60,45 @@ def is_captions(cond: Any) -> bool:
     )
 
 
-def captions_as_tensors(
-    captions: Sequence[str | None],
-    conditions: Mapping[str, Any],
-    *,
-    states: bool,
-    use_cls: bool,
-    device: torch.device,
+def encode_condition(
+    conditions: Mapping[str, Any], *, states: bool, use_cls: bool, device: torch.device
 ) -> dict[str, Any]:
-    """Captions as the keywords of a network.
+    """Encodes captions.
 
     Args:
-        captions: Of each video; None where there is none.
-        conditions: The others that are given, by keyword.
+        conditions: Those that are given, of which `cond` holds captions, some of them None.
         states: Whether the network takes sequences of states instead of vectors.
         use_cls: As in `text.embed_captions`.
-        device: Where the encoder runs and the result lies.
+        device: Where the encoder runs, and the device of the result.
 
     Returns:
-        `cond`; of states `cond_mask` as well; and `null_cond_mask` where captions are missing.
+        `cond`; for states also `cond_mask`; and `null_cond_mask` if captions are missing.
 
     Raises:
-        ValueError: If there is a `cond_mask` already, or `null_cond_mask` does not go with them.
+        ValueError: If there is a `cond_mask`, or `null_cond_mask` does not fit the captions.
     """
+    captions: Sequence[str | None] = conditions["cond"]
     if conditions.get("cond_mask") is not None:
         raise ValueError(
             "GaussianDiffusion: cond_mask must be None with captions, whose tokens the encoder "
             f"counts, got {type(conditions['cond_mask']).__name__}; leave it out, or give states "
             "as cond"
         )
-    told: dict[str, Any] = {}
+    encoded: dict[str, Any] = {}
     if None in captions:
         missing = torch.tensor([caption is None for caption in captions])
-        told["null_cond_mask"] = _join_masks(missing, conditions.get("null_cond_mask"))
+        encoded["null_cond_mask"] = _join_masks(missing, conditions.get("null_cond_mask"))
     # of a missing caption no more than its place is used
     texts = [caption or "" for caption in captions]
     if states:
-        told["cond"], told["cond_mask"] = encode_captions(texts, device=device)
+        encoded["cond"], encoded["cond_mask"] = encode_captions(texts, device=device)
     else:
-        told["cond"] = embed_captions(texts, use_cls=use_cls, device=device)
-    return told
+        encoded["cond"] = embed_captions(texts, use_cls=use_cls, device=device)
+    return encoded
 
 
 def _join_masks(missing: Tensor, mask: Any) -> Tensor:
-    """Where captions are missing, or a user's mask, if there is one, says to do without."""
+    """True where a caption is missing or the mask of a user is true."""
     if mask is None:
         return missing
     mask = as_tensor("null_cond_mask", mask, missing)
