@@ -29,6 +29,11 @@ DIFFERENT_DEFAULTS = {
 }
 # `**` arguments that are new here, all of which go to a function that refuses unknown names
 PASSED_ON = {("Trainer.__init__", "data_options")}
+# further conditions, whose names are checked
+PASSED_ON |= {
+    (f"GaussianDiffusion.{name}", "conditions")
+    for name in ("p_mean_variance", "p_sample", "p_sample_loop", "interpolate")
+}
 # `*args` of the reference, for which there are names here
 NAMED_ARGUMENTS = {"Unet3D.forward_with_cond_scale": ["x", "time", "cond"]}
 

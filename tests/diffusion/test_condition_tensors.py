@@ -6,8 +6,8 @@ from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
 from video_diffusion_pytorch.diffusion.conditioning import (
-    captions_as_tensors,
     common_length,
+    encode_condition,
     is_captions,
 )
 
@@ -104,7 +104,7 @@ def test_what_captions_are():
 
 
 def test_captions_become_states_and_their_mask():
-    told = captions_as_tensors(["ab", None, "c"], {}, states=True, use_cls=True, device=CPU)
+    told = encode_condition({"cond": ["ab", None, "c"]}, states=True, use_cls=True, device=CPU)
     assert told["cond"].shape == (3, 2, 2)
     assert told["cond_mask"].tolist() == [[True, True], [False, False], [True, False]]
     assert told["null_cond_mask"].tolist() == [False, True, False]

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
-from video_diffusion_pytorch.diffusion.conditioning import given, show_first_frames
+from video_diffusion_pytorch.conditions import given
+from video_diffusion_pytorch.diffusion.conditioning import show_first_frames
 
 TINY_BERT = Path(__file__).parents[1] / "golden" / "tiny_bert"
 
@@ -86,7 +87,7 @@ def test_what_is_not_given_is_not_passed_on():
         assert call.keys() - {"null_cond_prob", "cond_scale"} == {"cond"}
         assert call["cond"] is None
         assert call.get("null_cond_prob", 0.0) == 0.0
-    assert given(a=None, b=0) == {"b": 0}
+    assert given({"a": None, "b": 0}) == {"b": 0}
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist])

@@ -8,13 +8,9 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
-from video_diffusion_pytorch.diffusion.gaussian_diffusion import (
-    is_list_str,
-    normalize_img,
-    unnormalize_img,
-    unwrap,
-)
+from video_diffusion_pytorch.diffusion.conditioning import is_list_str, unwrap
 from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
+from video_diffusion_pytorch.diffusion.value_range import normalize_img, unnormalize_img
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = sorted(GOLDEN.glob("diffusion_*.pt"))
@@ -365,3 +361,18 @@ def test_unwrap_gives_the_network_inside():
 
     other = HasModule()
     assert unwrap(other) is other
+
+
+@pytest.mark.parametrize("call", ["p_mean_variance", "p_sample", "p_sample_loop", "interpolate"])
+def test_conditions_of_unknown_names(call):
+    diffusion = GaussianDiffusion(Toy(), image_size=8, num_frames=2, timesteps=2)
+    x, t = torch.zeros(1, 3, 2, 8, 8), torch.tensor([1])
+    arguments = {
+        "p_mean_variance": (x, t, True),
+        "p_sample": (x, t),
+        "p_sample_loop": (x.shape,),
+        "interpolate": (x, x),
+    }
+    text = "conditions must be among cond, labels, .*, first_frames, got label; correct the name"
+    with pytest.raises(TypeError, match=text):
+        getattr(diffusion, call)(*arguments[call], label=torch.tensor([1]))

@@ -369,7 +369,9 @@ def test_a_model_in_float64_samples_in_float64():
 
 def test_a_schedule_in_half_precision_is_refused():
     diffusion = knowing().bfloat16()
-    with pytest.raises(ValueError, match=r"must be in float32 or float64, whose schedule h"):
+    with pytest.raises(
+        ValueError, match=r"must be in float32 or float64, which the schedule needs, got torch.bf"
+    ):
         diffusion.sample(batch_size=1, progress=False)
 
 
