@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, __version__
-from video_diffusion_pytorch.run_report import describe_checkpoint
+from video_diffusion_pytorch.cli.info import describe_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import write_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.evaluation.exchange import in_turns
-from video_diffusion_pytorch import run_plot
+from video_diffusion_pytorch.cli import plot
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, random_features
 from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
 from video_diffusion_pytorch.evaluation.video_scores import (
@@ -62,7 +62,7 @@ def test_all_scores():
     assert found["is_first"] == pytest.approx(first.compute()[0])
     assert found["is_avg"] > 1
     # a picture of a run shows them all
-    assert found.keys() - run_plot._SCORES.keys() == {"inception_score_std"}
+    assert found.keys() - plot._SCORES.keys() == {"inception_score_std"}
 
 
 def test_those_only_that_there_are_networks_for():

@@ -295,6 +295,7 @@ class Evaluator:
     def _look_at_clips(self, device: torch.device) -> VideoStatistics:
         found, number = VideoStatistics(self.networks), self.clips.number
         for batch in self._shown(self.clips.batches(number), number, "looking at clips"):
+            assert batch.videos is not None
             videos = self.clips.to_unit_range(batch.videos.to(device))
             found.add(videos, batch.numbers, batch.counted)
         return found.over_processes(self.total)
