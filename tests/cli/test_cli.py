@@ -18,7 +18,7 @@ from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
 TINY_BERT = GOLDEN / "tiny_bert"
 TINY_BERT_DIM = 32
