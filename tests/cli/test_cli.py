@@ -220,7 +220,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.sample, "run_sampling", interrupted)
+    monkeypatch.setattr(cli.sample, "run", interrupted)
     assert main(["sample", "model-1.pt"]) == 130
     assert capsys.readouterr().err == "video-diffusion: interrupted\n"
 

@@ -110,54 +110,23 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         FileNotFoundError: If a file or folder is missing.
         ValueError: If an option is out of range, or does not fit the checkpoint.
     """
-    chosen = options.as_dict()
-    data_options = {n: chosen.pop(n) for n in _data_names()}
-    evaluation = {n: chosen.pop(n) for n in _SAMPLING | _MEASURES}
-    networks = {name: _take_network(name, chosen) for name in _NETWORKS}
-    run_evaluation(
-        **chosen, evaluation={**networks, **evaluation}, data_options=data_options, say=say
-    )
-
-
-def _take_network(name: str, chosen: dict[str, Any]) -> FeatureNetwork | None:
-    """The network that options give, which are removed from those that are chosen."""
-    file, prefix = chosen.pop(name), _prefix(name)
-    given = {n: chosen.pop(f"{prefix}_{n}") for n in _OF_NETWORKS}
-    if file is not None:
-        return FeatureNetwork(file, value_range=tuple(given.pop("range")), **given)
-    if given != _defaults(name):
-        raise ValueError(
-            f"evaluate: --{prefix}_... must go with a file of the network, got none; give --{name}"
-        )
-    return None
-
-
-def run_evaluation(
-    checkpoint: str,
-    *,
-    data: str,
-    output: str | None,
-    evaluation: dict[str, Any],
-    data_options: dict[str, Any],
-    image_size: int | tuple[int, int] | None,
-    num_frames: int | None,
-    device: str | None,
-    ema_decay: float | None,
-    text_encoder: str | None,
-    say: Callable[[str], None],
-) -> None:
-    """Measures a checkpoint's videos, and writes the result; arguments as the options say."""
-    file = checkpoint_at(checkpoint)
-    accelerator = None
+    file = checkpoint_at(options.checkpoint)
+    accelerator, device = None, options.device
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         accelerator = make_accelerator(False, device)
         device = str(accelerator.device)
-    averaged = True if ema_decay is None else ema_decay
-    sizes: dict[str, Any] = {"image_size": image_size, "num_frames": num_frames}
-    diffusion = load_diffusion(file, **sizes, device=device, averaged=averaged)
-    if text_encoder is not None:
-        text.set_text_encoder(text_encoder)
-    target = _free_name(file) if output is None else Path(output)
+    diffusion = load_diffusion(
+        file,
+        image_size=options.image_size,
+        num_frames=options.num_frames,
+        device=device,
+        averaged=True if options.ema_decay is None else options.ema_decay,
+    )
+    if options.text_encoder is not None:
+        text.set_text_encoder(options.text_encoder)
+    networks: dict[str, Any] = {name: _network(name, options) for name in _NETWORKS}
+    evaluation = {name: options[name] for name in _SAMPLING | _MEASURES}
+    target = _free_name(file) if options.output is None else Path(options.output)
     # found out now, not after minutes of drawing
     if not target.parent.is_dir():
         raise FileNotFoundError(
@@ -166,12 +135,16 @@ def run_evaluation(
         )
     result = evaluate_diffusion(
         diffusion,
-        data,
-        Evaluation(**evaluation),
+        options.data,
+        Evaluation(**networks, **evaluation),
         class_names=class_names(file),
-        about={"checkpoint": str(file), "step": glance(file)["step"], "ema_decay": ema_decay},
+        about={
+            "checkpoint": str(file),
+            "step": glance(file)["step"],
+            "ema_decay": options.ema_decay,
+        },
         accelerator=accelerator,
-        **data_options,
+        **{name: options[name] for name in _data_names()},
     )
     if accelerator is not None and not accelerator.is_main_process:
         return
@@ -184,6 +157,19 @@ def run_evaluation(
         f"clips, {samples['sampler']} with {samples['steps']} steps, {result['seconds']:.0f} s"
     )
     say(f"wrote {target}: the scores and their protocol")
+
+
+def _network(name: str, options: Namespace) -> FeatureNetwork | None:
+    """The network that options give; None without its file."""
+    file, prefix = options[name], _prefix(name)
+    given = {n: options[f"{prefix}_{n}"] for n in _OF_NETWORKS}
+    if file is not None:
+        return FeatureNetwork(file, value_range=tuple(given.pop("range")), **given)
+    if given != _defaults(name):
+        raise ValueError(
+            f"evaluate: --{prefix}_... must go with a file of the network, got none; give --{name}"
+        )
+    return None
 
 
 def _free_name(checkpoint: Path) -> Path:

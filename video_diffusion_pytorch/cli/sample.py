@@ -125,67 +125,48 @@ def _add_ways_to_sample(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
-    """Draws videos as options say."""
-    run_sampling(**options.as_dict(), say=say)
-
-
-def run_sampling(
-    checkpoint: str,
-    *,
-    count: int,
-    output: str,
-    cond_scale: float,
-    image_size: int | tuple[int, int] | None,
-    num_frames: int | None,
-    seed: int,
-    device: str | None,
-    text_encoder: str | None,
-    sampler: str | None,
-    steps: int | None,
-    preset: str | None,
-    negative_text: list[str] | None,
-    guidance_rescale: float,
-    max_batch: int,
-    extend_to: int | None,
-    ema_decay: float | None,
-    say: Callable[[str], None],
-    **conditions: Any,
-) -> None:
-    """Draws videos from a checkpoint and writes them to one file; arguments as the options say.
+    """Draws videos from a checkpoint as options say, and writes them to one file.
 
     Raises:
         ValueError: If an option is out of range, or conditions are missing or unexpected.
         FileNotFoundError: If a file, or the folder to write into, is missing.
     """
-    target = Path(output)
-    _check_output(target, count)
-    how, encoder = _as_in_paper(preset, sampler, steps, text_encoder)
-    averaged = True if ema_decay is None else ema_decay
-    sizes: dict[str, Any] = {"image_size": image_size, "num_frames": num_frames}
-    file = checkpoint_at(checkpoint)
-    diffusion = load_diffusion(file, **sizes, device=device, averaged=averaged)
+    target = Path(options.output)
+    _check_output(target, options.count)
+    how, encoder = _as_in_paper(
+        options.preset, options.sampler, options.steps, options.text_encoder
+    )
+    file = checkpoint_at(options.checkpoint)
+    diffusion = load_diffusion(
+        file,
+        image_size=options.image_size,
+        num_frames=options.num_frames,
+        device=options.device,
+        averaged=True if options.ema_decay is None else options.ema_decay,
+    )
     if encoder is not None:
         text.set_text_encoder(encoder)
-    conditions = read_conditions(diffusion, class_names(file), **conditions)
+    given = {name: options[name] for name in ("text", "labels", "first_frames", *_FILES)}
+    conditions = read_conditions(diffusion, class_names(file), **given)
 
-    if cond_scale != 1 and not conditions:
+    if options.cond_scale != 1 and not conditions:
         raise ValueError(
-            f"sample: --cond_scale must be 1 for a model without conditions, got {cond_scale}; "
-            "leave it out"
+            f"sample: --cond_scale must be 1 for a model without conditions, got "
+            f"{options.cond_scale}; leave it out"
         )
 
-    torch.manual_seed(seed)
+    torch.manual_seed(options.seed)
     kinds = max(map(len, conditions.values()), default=1)
-    rows = [row // count for row in range(kinds * count)]
+    rows = [row // options.count for row in range(kinds * options.count)]
     how |= {name: pick(values, rows) for name, values in conditions.items()}
-    how |= {"max_batch": max_batch, "cond_scale": cond_scale}
-    how |= _guiding(negative_text, guidance_rescale, kinds, rows)
+    how |= {"max_batch": options.max_batch, "cond_scale": options.cond_scale}
+    how |= _guiding(options.negative_text, options.guidance_rescale, kinds, rows)
     videos = diffusion.sample(**how, batch_size=len(rows))
-    if extend_to is not None:
+    if options.extend_to is not None:
         # the windows know their own first frames
         how.pop("first_frames", None)
-        videos = diffusion.extend(videos, extend_to, **how)
-    _write(videos.cpu(), target, kinds if kinds > 1 else _rows(count), diffusion)
+        videos = diffusion.extend(videos, options.extend_to, **how)
+    _write(videos.cpu(), target, kinds if kinds > 1 else _rows(options.count), diffusion)
     say(f"wrote {_size(videos)} to {target}")
 
 
