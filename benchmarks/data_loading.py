@@ -90,8 +90,8 @@ def reference_batches(case: dict[str, Any]) -> Any:
 def waiting(scratch: Path) -> float:
     """The share of its time that the demo's training waits for clips."""
     from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+    from video_diffusion_pytorch.cli.demo import CLIP, DIFFUSION, TRAINER, UNET
     from video_diffusion_pytorch.data.moving_digits import write_moving_digits
-    from video_diffusion_pytorch.demo import CLIP, DIFFUSION, TRAINER, UNET
 
     torch.set_num_threads(1)
     write_moving_digits(scratch / "demo", 200, **CLIP)

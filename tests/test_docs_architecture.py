@@ -8,9 +8,9 @@ import torch
 from tests.docs_code import NETWORK, TINY_BERT, TINY_BERT_DIM, TRAINING, Page
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.cli.train import option_names
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.presets import preset
-from video_diffusion_pytorch.train_options import option_names
 
 PAGE = Page("architecture.md")
 START = "Choose the network"

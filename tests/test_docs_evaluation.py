@@ -10,10 +10,8 @@ import torch
 
 from tests.docs_code import NETWORK, TRAINING, Page
 from video_diffusion_pytorch import Evaluation, GaussianDiffusion, Trainer, Unet3D
-from video_diffusion_pytorch.cli import main
-from video_diffusion_pytorch.cli_options import build_parser
+from video_diffusion_pytorch.cli import main, parse
 from video_diffusion_pytorch.data.write_video import write_video
-from video_diffusion_pytorch.train_options import rewrite
 
 PAGE = Page("evaluation.md")
 START = "Evaluate a model"
@@ -144,4 +142,4 @@ def test_the_other_commands_have_options_that_there_are():
     for words in (words for title in titles for words in PAGE.commands(title)):
         start = 1 + words.index("-m" if "-m" in words else "video-diffusion")
         start += words[start] == "video_diffusion_pytorch"
-        build_parser().parse_args(rewrite(words[start:]))
+        parse(words[start:])

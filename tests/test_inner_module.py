@@ -111,3 +111,12 @@ def test_public_names_are_those_of_the_inner_module():
     # the reference binds its inner module and `text` so
     assert package.video_diffusion_pytorch is inner
     assert package.text.bert_embed is inner.bert_embed
+
+
+def test_helpers_of_data_are_at_the_root_as_well():
+    import video_diffusion_pytorch as root
+
+    inner = root.video_diffusion_pytorch
+    for name in ("Dataset", "gif_to_tensor", "video_tensor_to_gif", "num_to_groups"):
+        assert getattr(root, name) is getattr(inner, name)
+        assert name in root.__all__

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch import demo
+from video_diffusion_pytorch.cli import demo
 from video_diffusion_pytorch.training import validation
 
 SMALL = ["--clips", "4", "--held-out", "4", "--count", "4"]

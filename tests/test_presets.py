@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, commands, load_diffusion
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.presets import PRESETS, preset
@@ -137,9 +137,8 @@ def test_presets_keywords_are_those_of_the_classes():
     """With the batch as it is, and nothing built."""
     import inspect
 
-    from video_diffusion_pytorch.train_options import option_names
+    from video_diffusion_pytorch.cli.train import option_names
 
     known = {*inspect.signature(Trainer).parameters, *option_names("data")}
     for of_paper in PRESETS.values():
         assert {*of_paper.trainer} <= known
-    assert commands.find_preset is preset

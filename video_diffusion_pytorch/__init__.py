@@ -2,17 +2,23 @@
 
 # `text` and `video_diffusion_pytorch` are the modules that the reference has, bound as it does
 from video_diffusion_pytorch import text, video_diffusion_pytorch
-from video_diffusion_pytorch.data.video_file import read_video
+from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.video_file import (
+    gif_to_tensor,
+    read_video,
+    video_tensor_to_gif,
+)
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion, Measurement
 from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Ancestral, DPMPlusPlus, Sampler
-from video_diffusion_pytorch.evaluate import evaluate_diffusion
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.notebook import show
 from video_diffusion_pytorch.pretrained import load_diffusion
+from video_diffusion_pytorch.reference.legacy import num_to_groups
 from video_diffusion_pytorch.reference.state_dict import to_reference_state_dict
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
+from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
 from video_diffusion_pytorch.training.trainer import Trainer
 from video_diffusion_pytorch.version import __version__
 
@@ -21,6 +27,7 @@ __all__ = [
     "DDPM",
     "Ancestral",
     "DPMPlusPlus",
+    "Dataset",
     "Evaluation",
     "GaussianDiffusion",
     "Guidance",
@@ -31,11 +38,14 @@ __all__ = [
     "Unet3D",
     "__version__",
     "evaluate_diffusion",
+    "gif_to_tensor",
     "load_diffusion",
+    "num_to_groups",
     "read_video",
     "show",
     "text",
     "to_reference_state_dict",
     "video_diffusion_pytorch",
+    "video_tensor_to_gif",
     "write_video",
 ]

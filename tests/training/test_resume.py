@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+from video_diffusion_pytorch.cli.info import describe_checkpoint
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.run_report import describe_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator
 from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.training.draws import ClipDraws
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
-from video_diffusion_pytorch.training.evaluator import Evaluator
+from video_diffusion_pytorch.training.evaluate import make_evaluator
 from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics
 from video_diffusion_pytorch.training.resume import Resumable
 from video_diffusion_pytorch.training.samples import (
@@ -210,7 +210,7 @@ class Milestones(TrainingData, Resumable):
         dataset, indices = self.ds, self.order.indices
         if self.validation is not None:
             dataset, indices = self.validation.dataset, self.validation.indices
-        return Evaluator(
+        return make_evaluator(
             self.model,
             dataset,
             self.evaluation,

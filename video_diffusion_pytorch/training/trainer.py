@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import check_folder
 from video_diffusion_pytorch.training.checks import (
     check_model,
@@ -21,7 +22,6 @@ from video_diffusion_pytorch.training.clips.clip_source import check_sample_cond
 from video_diffusion_pytorch.training.draws import ClipDraws
 from video_diffusion_pytorch.training.ema import EMA, Averages
 from video_diffusion_pytorch.training.engine import compile_network, make_accelerator, use_fsdp
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
 from video_diffusion_pytorch.training.learning_rate import make_schedule
 from video_diffusion_pytorch.training.loop import TrainingLoop
 from video_diffusion_pytorch.training.metrics import StepMetrics

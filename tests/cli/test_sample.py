@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
+from video_diffusion_pytorch.cli.sample import pick, read_conditions
 from video_diffusion_pytorch.data.write_video import write_video
-from video_diffusion_pytorch.sample_conditions import pick, read_conditions
 
 
 def diffusion(given_frames=0, **unet):

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, __version__
-from video_diffusion_pytorch.run_report import describe_checkpoint
+from video_diffusion_pytorch.cli.info import describe_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import write_checkpoint
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def state_of(unet=None, num_processes=2, **diffusion):

@@ -1,15 +1,18 @@
-"""The numbers of one run, or of several side by side, as a picture, for `video-diffusion plot`."""
+"""`video-diffusion plot`: the metrics of a run, or of several side by side, as a picture."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonargparse import ArgumentParser, Namespace
 
 from video_diffusion_pytorch.training.metrics import read_metrics
+
+HELP = "draw the numbers of a run, or of several"
 
 Lines = list[dict[str, Any]]
 
@@ -32,6 +35,27 @@ _SCORES = {
     "lpips": ("LPIPS of predicted frames", "distance", "linear"),
 }
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
+
+
+def make_parser() -> ArgumentParser:
+    """The options of `plot`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        usage="video-diffusion plot FOLDER [FOLDER ...] [-o OUTPUT]",
+        description="Draws the losses, learning rate, gradient norm and speed of a run, or of "
+        "several to compare.",
+    )
+    add = parser.add_argument
+    add("folders", type=str, nargs="+", help="Results folders, each with a metrics.jsonl.")
+    output = "A .png, .svg or .pdf; null for metrics.png, in the results folder if it is one run."
+    add("-o", "--output", type=str | None, help=output)
+    return parser
+
+
+def run(options: Namespace, say: Callable[[str], None]) -> None:
+    """Draws the metrics of runs."""
+    say(f"wrote {plot_run(options.folders, options.output)}")
 
 
 def plot_run(
@@ -128,7 +152,7 @@ def _draw(runs: dict[str, Lines], target: Path) -> None:
         loss: ("Loss", "loss", "log"),
         noise: ("Loss by noise level", "loss", "log"),
         rate: ("Learning rate", "learning rate", "linear"),
-        norm: ("Gradient norm, before it is cut", "norm", "log"),
+        norm: ("Gradient norm, before clipping", "norm", "log"),
         speed: ("Speed, all processes", "clips per second", "linear"),
         wait: ("Time spent waiting for clips", "share of a step (%)", "linear"),
         **{axes: _SCORES[score] for score, axes in of_score.items()},
@@ -222,7 +246,7 @@ def _bars(axes: Any, values: np.ndarray, colour: str, style: str, label: str) ->
 
 
 def _mean_of(rows: list[list[float | None]]) -> np.ndarray:
-    """Mean of each range, over the lines in which it has a number; not-a-number where none has."""
+    """Mean of each range, over the lines in which it has a number; NaN where none has."""
     values = np.array(rows, dtype=float)
     count = np.isfinite(values).sum(axis=0)
     return np.where(count, np.nansum(values, axis=0) / np.maximum(count, 1), np.nan)

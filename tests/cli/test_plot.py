@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch import run_plot
-from video_diffusion_pytorch.run_plot import plot_run
+from video_diffusion_pytorch.cli import plot
+from video_diffusion_pytorch.cli.plot import plot_run
 
 BY_NOISE = [2.0, 1.0, None, *[0.5] * 7]
 
@@ -148,8 +148,8 @@ def test_a_long_run_is_smoothed_and_thinned(run_with, figures):
     lines = [{"step": step, "loss": 1 + (-1) ** step / 2, "lr": 1.0} for step in steps]
     plot_run(run_with(*lines))
     thin, smooth = figures[0].axes[0].get_lines()
-    assert len(thin.get_xdata()) <= run_plot._DRAWN
-    assert len(smooth.get_xdata()) <= run_plot._DRAWN
+    assert len(thin.get_xdata()) <= plot._DRAWN
+    assert len(smooth.get_xdata()) <= plot._DRAWN
     np.testing.assert_allclose(smooth.get_ydata(), 1)
     assert smooth.get_xdata()[0] == 250
     assert smooth.get_xdata()[-1] > 9_990

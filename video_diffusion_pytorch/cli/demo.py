@@ -1,4 +1,4 @@
-"""The whole path in one command: clips are made, a model trains on them, and draws its own."""
+"""`video-diffusion demo`: makes clips, trains a small model on them, and draws samples."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
@@ -23,6 +24,8 @@ from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
 from video_diffusion_pytorch.training.clips.batches import repeat_to
 from video_diffusion_pytorch.training.samples import draw_samples
 from video_diffusion_pytorch.training.trainer import Trainer
+
+HELP = "train a small model on moving digits, with nothing to fetch"
 
 # What two CPU cores can learn in three minutes. The digits were scanned at 8 x 8 pixels, which is
 # what they have again in clips of 32 x 32 that are read at 16 x 16.
@@ -54,6 +57,23 @@ TIME_LIMIT = 200.0  # seconds of training, where no number of steps is asked for
 CHECKPOINT_EVERY = 250
 GRID = (4, 4)
 ZOOM = 4
+
+
+def make_parser() -> ArgumentParser:
+    """The options of `demo`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        description="Trains a small model on clips of moving digits, and shows what it has "
+        "learned. A second run in the same folder goes on where the last one ended.",
+    )
+    parser.add_function_arguments(run_demo, as_group=False, skip={"say"})
+    return parser
+
+
+def run(options: Namespace, say: Callable[[str], None]) -> None:
+    """Runs the demo as options say."""
+    run_demo(**options.as_dict(), say=say)
 
 
 def run_demo(

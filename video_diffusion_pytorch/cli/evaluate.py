@@ -1,15 +1,28 @@
-"""The options of `video-diffusion evaluate` and `compare`."""
+"""`video-diffusion evaluate`: its options, and a checkpoint's videos measured against clips."""
 
 from __future__ import annotations
 
 import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from video_diffusion_pytorch import text
+from video_diffusion_pytorch.cli.sample import class_names
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.evaluation_commands import NETWORKS
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
+from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
+from video_diffusion_pytorch.evaluation.results import write_result
+from video_diffusion_pytorch.pretrained import load_diffusion
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
+from video_diffusion_pytorch.training.engine import make_accelerator
+from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
+
+HELP = "measure how near a checkpoint's videos are to real ones"
 
 # What of a Dataset the model says, or only Python can
 _NOT_OF_DATA = {
@@ -25,7 +38,8 @@ _NOT_OF_DATA = {
     "exclude",
     "as_uint8",
 }
-_FILES = {
+# The networks that a user may give
+_NETWORKS = {
     "features": "A TorchScript file of a network that gives features of videos, such as I3D, for "
     "the Frechet video distance; null for fixed random convolutions, which need no file.",
     "classes": "One that classifies videos, for the inception score.",
@@ -59,18 +73,8 @@ _SAMPLING = {"clips", "count", "seed", "sampler", "steps", "cond_scale", "max_ba
 _MEASURES = {"given_frames", "similarities", "lpips", "class_outputs", "splits", "statistics"}
 
 
-def add_evaluation_commands(commands: Any) -> None:
-    """Adds `evaluate` and `compare` to the commands of a parser.
-
-    Args:
-        commands: What jsonargparse's `add_subcommands` gives.
-    """
-    evaluate = "measure how near a checkpoint's videos are to real ones"
-    commands.add_subcommand("evaluate", _evaluate_parser(), help=evaluate)
-    commands.add_subcommand("compare", _compare_parser(), help="compare results of evaluate")
-
-
-def _evaluate_parser() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
+    """The options of `evaluate`."""
     parser = ArgumentParser(
         exit_on_error=False,
         allow_abbrev=False,
@@ -94,61 +98,93 @@ def _evaluate_parser() -> ArgumentParser:
     add("-n", "--count", type=int | None, help=count)
     parser.add_class_arguments(Evaluation, None, skip={*_not_of_evaluation(), "count"})
     parser.add_class_arguments(Dataset, None, skip={*_NOT_OF_DATA}, default={"exts": None})
-    for network in NETWORKS:
+    for network in _NETWORKS:
         _add_network(parser, network)
     return parser
 
 
-def _compare_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
-        usage="video-diffusion compare RESULT RESULT [...] [--allow FIELD ...]",
-        description="Prints the scores of several results side by side, if they were measured by "
-        "one protocol.",
-    )
-    add = parser.add_argument
-    add("results", type=str, nargs="+", help="Files that evaluate has written.")
-    add(
-        "--allow",
-        type=str,
-        nargs="+",
-        default=[],
-        help="Fields of the protocol that may differ, as they are what is compared, such as "
-        "samples.steps.",
-    )
-    return parser
-
-
-def split_options(chosen: dict[str, Any]) -> dict[str, Any]:
-    """The options of `evaluate`, as `run_evaluation` takes them.
-
-    Args:
-        chosen: By name, as the parser gives them; emptied.
+def run(options: Namespace, say: Callable[[str], None]) -> None:
+    """Measures a checkpoint's videos as options say, and writes the result.
 
     Raises:
-        ValueError: If there are options of a network, and no file of it.
+        FileNotFoundError: If a file or folder is missing.
+        ValueError: If an option is out of range, or does not fit the checkpoint.
     """
-    of_data = {n: chosen.pop(n) for n in _data_names()}
-    evaluation = {n: chosen.pop(n) for n in _SAMPLING | _MEASURES}
-    networks: dict[str, dict[str, Any]] = {}
-    for network in NETWORKS:
-        file, prefix = chosen.pop(network), _prefix(network)
-        told = {n: chosen.pop(f"{prefix}_{n}") for n in _OF_NETWORKS}
-        if file is not None:
-            low, high = told.pop("range")
-            networks[network] = {"network": file, "value_range": (low, high), **told}
-        elif told != _defaults(network):
-            raise ValueError(
-                f"evaluate: --{prefix}_... must go with a file of the network, got none; give "
-                f"--{network}"
-            )
-    return {"networks": networks, "evaluation": evaluation, "data_options": of_data, **chosen}
+    file = checkpoint_at(options.checkpoint)
+    accelerator, device = None, options.device
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        accelerator = make_accelerator(False, device)
+        device = str(accelerator.device)
+    diffusion = load_diffusion(
+        file,
+        image_size=options.image_size,
+        num_frames=options.num_frames,
+        device=device,
+        averaged=True if options.ema_decay is None else options.ema_decay,
+    )
+    if options.text_encoder is not None:
+        text.set_text_encoder(options.text_encoder)
+    networks: dict[str, Any] = {name: _network(name, options) for name in _NETWORKS}
+    evaluation = {name: options[name] for name in _SAMPLING | _MEASURES}
+    target = _free_name(file) if options.output is None else Path(options.output)
+    # found out now, not after minutes of drawing
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"evaluate: expected a folder at {target.parent} to write {target.name} into, found "
+            "none; create it first"
+        )
+    result = evaluate_diffusion(
+        diffusion,
+        options.data,
+        Evaluation(**networks, **evaluation),
+        class_names=class_names(file),
+        about={
+            "checkpoint": str(file),
+            "step": glance(file)["step"],
+            "ema_decay": options.ema_decay,
+        },
+        accelerator=accelerator,
+        **{name: options[name] for name in _data_names()},
+    )
+    if accelerator is not None and not accelerator.is_main_process:
+        return
+    write_result(result, target)
+    for name, score in result["scores"].items():
+        say(f"{name}: {score:.4g}")
+    clips, samples = (result["protocol"][part] for part in ("clips", "samples"))
+    say(
+        f"step {result['model']['step']}, {samples['number']} videos against {clips['number']} "
+        f"clips, {samples['sampler']} with {samples['steps']} steps, {result['seconds']:.0f} s"
+    )
+    say(f"wrote {target}: the scores and their protocol")
+
+
+def _network(name: str, options: Namespace) -> FeatureNetwork | None:
+    """The network that options give; None without its file."""
+    file, prefix = options[name], _prefix(name)
+    given = {n: options[f"{prefix}_{n}"] for n in _OF_NETWORKS}
+    if file is not None:
+        return FeatureNetwork(file, value_range=tuple(given.pop("range")), **given)
+    if given != _defaults(name):
+        raise ValueError(
+            f"evaluate: --{prefix}_... must go with a file of the network, got none; give --{name}"
+        )
+    return None
+
+
+def _free_name(checkpoint: Path) -> Path:
+    """`evaluation-model-3.json`, or the next that is free: results are not replaced unasked."""
+    first = checkpoint.parent / f"evaluation-{checkpoint.stem}.json"
+    number, name = 1, first
+    while name.exists():
+        number += 1
+        name = first.with_stem(f"{first.stem}-{number}")
+    return name
 
 
 def _add_network(parser: ArgumentParser, network: str) -> None:
     group = parser.add_argument_group(f"Network of {network.replace('_', ' ')}")
-    group.add_argument(f"--{network}", type=str | None, help=_FILES[network])
+    group.add_argument(f"--{network}", type=str | None, help=_NETWORKS[network])
     defaults = _defaults(network)
     for name, option in _OF_NETWORKS.items():
         told = {**option, "default": defaults[name]}

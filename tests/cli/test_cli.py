@@ -10,17 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, __version__, commands, text
-from video_diffusion_pytorch.cli import main
-from video_diffusion_pytorch.cli_options import build_parser
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, __version__, cli, text
+from video_diffusion_pytorch.cli import main, parse
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import read_video
 from video_diffusion_pytorch.data.write_video import write_video
-from video_diffusion_pytorch.train_options import rewrite
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
 TINY_BERT = GOLDEN / "tiny_bert"
 TINY_BERT_DIM = 32
@@ -154,7 +152,7 @@ def test_printed_options_are_a_file_that_trains(workplace, capsys):
 def test_the_command_line_comes_before_the_file(workplace, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        commands, "run_training", lambda folder, **given: seen.update(given, folder=folder)
+        cli.train, "run_training", lambda folder, **given: seen.update(given, folder=folder)
     )
     before = ["--num-frames=5", "--train_lr", "2e-3", "--image_size", "[16, 32]", "--channels=3"]
     for argv in ([*before, "--config=small.yaml"], ["--config", "small.yaml", *before]):
@@ -165,12 +163,12 @@ def test_the_command_line_comes_before_the_file(workplace, monkeypatch):
         assert tuple(seen["diffusion"]["image_size"]) == (16, 32)
         assert seen["trainer"]["train_lr"] == 2e-3
         assert (seen["unet"]["channels"], seen["diffusion"]["channels"]) == (3, None)
-        assert seen["resume_from"] == "auto"
+        assert seen["resume"] == "auto"
 
 
 def test_without_options_there_are_defaults(monkeypatch):
     seen = {}
-    monkeypatch.setattr(commands, "run_training", lambda folder, **given: seen.update(given))
+    monkeypatch.setattr(cli.train, "run_training", lambda folder, **given: seen.update(given))
     assert main(["train", "clips"]) is None
     assert seen["unet"]["dim"] == seen["diffusion"]["image_size"] == 64
     assert seen["diffusion"]["num_frames"] == 16
@@ -222,7 +220,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "run_sampling", interrupted)
+    monkeypatch.setattr(cli.sample, "run", interrupted)
     assert main(["sample", "model-1.pt"]) == 130
     assert capsys.readouterr().err == "video-diffusion: interrupted\n"
 
@@ -251,7 +249,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "clips", "--conditions", "mood"], "conditions must be among caption, label"),
         (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, got"),
         (["train", "clips", "--trainer.device", "abacus"], "device must be 'cpu' or"),
-        (["train", "clips", "--config", "no.yaml"], "--config: File does not exist:"),
+        (["train", "clips", "--config", "no.yaml"], "File does not exist:"),
         (["train", "clips", "--config", "bad.yaml"], "Problems parsing config: while parsing"),
         (["train", "clips", "--config", "unknown.yaml"], "dimm'"),
         (["train", "clips", "--resume", "no.pt"], "expected a checkpoint at no.pt, found none"),
@@ -268,7 +266,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def broken(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(commands, "run_training", broken)
+    monkeypatch.setattr(cli.train, "run_training", broken)
     with pytest.raises(ZeroDivisionError):
         main(["train", "clips"])
 
@@ -501,5 +499,5 @@ def test_fields_in_units_of_their_own(capsys):
 @pytest.mark.parametrize(("given", "split"), [("0.05", 0.05), ("val", "val"), ("null", None)])
 def test_a_share_or_the_name_of_a_split(given, split):
     argv = ["train", "films", "--validation_split", given, "--validation_manifest", "clips.csv"]
-    trainer = build_parser().parse_args(rewrite(argv)).train.trainer
+    trainer = parse(argv).train.trainer
     assert (trainer.validation_split, trainer.validation_manifest) == (split, "clips.csv")

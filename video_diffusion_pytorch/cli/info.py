@@ -1,14 +1,15 @@
-"""A checkpoint in words, for `video-diffusion info`: what model it is of, and what made it."""
+"""`video-diffusion info`: what a checkpoint holds, in words."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from video_diffusion_pytorch.model.unet3d import Unet3D
@@ -16,6 +17,8 @@ from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import find_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+
+HELP = "say what a checkpoint holds"
 
 # What a network that takes a condition is told in each entry of its config
 _CONDITIONS = {
@@ -25,6 +28,29 @@ _CONDITIONS = {
     "cond_channels": "fields of {} channels",
 }
 _WIDTH = 12  # of the column of names
+
+
+def make_parser() -> ArgumentParser:
+    """The options of `info`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        usage="video-diffusion info CHECKPOINT",
+        description="Says what a checkpoint holds: the model, how far it is trained and on what.",
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=str,
+        help="A file model-N.pt of this library, or of version 0.6 or 0.7; a folder "
+        "model-N.sharded; or a results folder, for its newest checkpoint.",
+    )
+    return parser
+
+
+def run(options: Namespace, say: Callable[[str], None]) -> None:
+    """Prints what a checkpoint holds."""
+    for line in describe_checkpoint(options.checkpoint):
+        say(line)
 
 
 def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:

@@ -1,0 +1,33 @@
+"""`video-diffusion gather`: one file of a checkpoint that is a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+HELP = "make one file of a checkpoint that is a folder"
+
+
+def make_parser() -> ArgumentParser:
+    """The options of `gather`."""
+    parser = ArgumentParser(
+        exit_on_error=False,
+        allow_abbrev=False,
+        usage="video-diffusion gather FOLDER [-o OUTPUT]",
+        description="Makes one file of a sharded checkpoint, to sample from or to train on.",
+    )
+    add = parser.add_argument
+    add("folder", type=str, help="A folder model-N.sharded.")
+    add("-o", "--output", type=str | None, help="The file; null for model-N.pt beside the folder.")
+    return parser
+
+
+def run(options: Namespace, say: Callable[[str], None]) -> None:
+    """Writes a sharded checkpoint as one file."""
+    from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import gather_checkpoint
+
+    target = None if options.output is None else Path(options.output)
+    written = gather_checkpoint(Path(options.folder), target)
+    say(f"wrote {written}: the checkpoint {options.folder} as one file")
