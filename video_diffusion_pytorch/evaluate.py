@@ -11,7 +11,7 @@ from torch import Tensor
 
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.clips.clip_source import choose_workers
+from video_diffusion_pytorch.training.data_source import choose_workers
 from video_diffusion_pytorch.training.evaluation_options import Evaluation
 from video_diffusion_pytorch.training.evaluator import Evaluator
 

@@ -15,8 +15,8 @@ from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import class_names
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
-from video_diffusion_pytorch.training.engine import make_accelerator
 from video_diffusion_pytorch.training.evaluation_options import Evaluation
+from video_diffusion_pytorch.training.processes import make_accelerator
 
 NETWORKS = ("features", "classes", "frame_features", "frame_classes")
 """The networks that a user may give, by the option that takes the file of each."""

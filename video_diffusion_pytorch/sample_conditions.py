@@ -18,8 +18,8 @@ from video_diffusion_pytorch.data.frame_size import FrameSize
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.timeline import Timeline
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.training.batches import collate
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
-from video_diffusion_pytorch.training.clips.batches import collate
 
 
 def class_names(checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:

@@ -9,51 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
-from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import FORMAT, write_checkpoint
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import FolderLock
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import in_order, newest, step_of
 from video_diffusion_pytorch.training.checkpoints.random_states import random_states
 from video_diffusion_pytorch.training.checkpoints.retention import forget_old
 from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import write_sharded
-from video_diffusion_pytorch.training.clips.batches import EndlessShuffle
-from video_diffusion_pytorch.training.clips.clip_source import clips_behind
-from video_diffusion_pytorch.training.ema import Averages
-from video_diffusion_pytorch.training.engine import Processes
 from video_diffusion_pytorch.training.optimizer import optimizer_settings
-from video_diffusion_pytorch.training.validation import Sides
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
 
-class Saving(Processes):
+class Saving:
     """The part of a Trainer that goes to files; `Trainer` has the attributes."""
 
-    step: int
-    model: GaussianDiffusion
-    averages: Averages
-    opt: Any
-    scheduler: Any
-    results_folder: Path
-    ds: Any
-    order: EndlessShuffle
-    keep_last: int | None
-    keep_best: int
-    losses: dict[str, float | None]
-    skipped_steps: int
-    _sides: Sides | None
-    milestone: Any
-    _lock: FolderLock | None
-    _signals: Any
-    _saved_step: int
-    _saved_path: Path | None
-    _good_step: int
-    _is_diverged: bool
-    _is_owed: bool
-    _may_save: bool
-    _is_unproven: bool
-    _validated_step: int
+    run: Any
+    processes: Any
 
     def checkpoint_state(self) -> dict[str, Any]:
         """What a checkpoint holds: tensors and plain values. Every process calls it."""
@@ -80,24 +52,13 @@ class Saving(Processes):
             "losses": {
                 "training": self.losses["training"],
                 "validation": self.losses["validation"]
-                if self._validated_step == self.step
+                if self.run.validated_step == self.step
                 else None,
             },
             "skipped_steps": self.skipped_steps,
-            "random_states": self.from_all(random_states()),
-            "data": {
-                "seed": self.order.seed,
-                "position": self.order.position,
-                "clips": len(self.order.indices),
-                "files": self._sides
-                and {name: sorted(found) for name, found in self._sides._asdict().items()},
-            },
+            "random_states": self.processes.from_all(random_states()),
+            "data": self.data.state_dict(),
         }
-
-    @property
-    def scaler(self) -> Any:
-        """The loss scaler of float16 training; None in other precisions."""
-        return self.accelerator.scaler
 
     # to a file
 
@@ -110,19 +71,19 @@ class Saving(Processes):
         Raises:
             OSError: If it can't be written.
         """
-        self._may_save = False
+        self.run.weights_are_whole = False
         state = self.checkpoint_state()
         path = self._path_of(milestone)
-        with self.main_first():
+        with self.processes.main_first():
             if self.is_main:
                 self._keep_folder()
                 if not self.fsdp:
                     write_checkpoint(state, path)
         if self.fsdp:
             write_sharded(state, path, self.is_main)
-        self._saved_step, self._saved_path, self._may_save = self.step, path, True
+        self._saved_step, self._saved_path, self.run.weights_are_whole = self.step, path, True
         self._is_unproven = True
-        if self._signals is None:
+        if self.signals is None:
             self._forget_old()
 
     def _path_of(self, milestone: Any) -> Path:
@@ -136,15 +97,15 @@ class Saving(Processes):
         path = self._path_of(milestone)
         if self.is_main and path.exists() and step_of(path) != self.step:
             milestone = f"{path.stem.removeprefix('model-')}-step{self.step}"
-        self.save(self.from_main(milestone))
+        self.save(self.processes.from_main(milestone))
 
     def _set_diverged_aside(self) -> None:
         """Gives weights that may have diverged a name that no run goes on from by itself."""
         try:
-            if self._good_step > self._saved_step:
+            if self.run.good_step > self._saved_step:
                 self.save(f"not-finite-step{self.step}")
             elif self._is_unproven and self._saved_path is not None:
-                with self.main_first():
+                with self.processes.main_first():
                     # an only one stays: it may be whole, and the clips damaged
                     others = [p for p in in_order(self.results_folder) if step_of(p) < math.inf]
                     if self.is_main and len(others) > 1:
@@ -189,12 +150,6 @@ class Saving(Processes):
         if is_gone:
             folder = self.results_folder.absolute()
             logger.warning("the results folder %s is gone: it is made again", folder)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that labels stand for, where the clips' folder tells them."""
-        clips = clips_behind(self.ds)
-        return () if clips is None else clips.class_names
 
     def _last_checkpoint(self) -> str:
         """Where a run can go on from, in words."""

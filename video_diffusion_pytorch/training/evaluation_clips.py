@@ -11,8 +11,8 @@ from torch.utils.data import IterableDataset
 
 from video_diffusion_pytorch.data.dataset_options import as_value_range
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.clips.clip_source import clips_behind, name_of
 from video_diffusion_pytorch.training.evaluation_options import Evaluation
+from video_diffusion_pytorch.training.splits import clips_behind, name_of
 
 
 def checked_indices(

@@ -18,7 +18,7 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.diffusion.value_range import to_unit_range, unnormalize_img
 from video_diffusion_pytorch.evaluation.results import differences
 from video_diffusion_pytorch.evaluation.video_scores import VideoStatistics, scores
-from video_diffusion_pytorch.training.clips.batches import unpack_batch
+from video_diffusion_pytorch.training.batches import unpack_batch
 from video_diffusion_pytorch.training.evaluation_clips import (
     checked_indices,
     protocol_of_clips,

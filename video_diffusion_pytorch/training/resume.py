@@ -35,10 +35,10 @@ from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import (
     scattered,
     warm_optimizer,
 )
-from video_diffusion_pytorch.training.learning_rate import resume_schedule
 from video_diffusion_pytorch.training.optimizer import (
     check_shapes,
     optimizer_settings,
+    resume_schedule,
     take_new_settings,
 )
 
@@ -94,17 +94,15 @@ class Resumable(Saving):
         self._check_classes(path, (state.get("config") or {}).get("class_names"))
         self._load_model(path, state, **kwargs)
         self.resumed_from = path
-        self.step = self._saved_step = self._good_step = state["step"]
+        self.step = self._saved_step = self.run.good_step = state["step"]
         self._saved_path, self._is_unproven = path, False
-        self._is_diverged = self._is_owed = False
+        self.run.has_diverged = self.run.checkpoint_is_due = False
         self.skipped_steps = state.get("skipped_steps", 0)
         self.losses |= state.get("losses", {})
-        self._validated_step = self.step
+        self.run.validated_step = self.step
         self._load_optimizer(path, state)
-        self._recall_sides(path, state.get("data", {}))
-        if "data" in state:
-            self._go_to(path, state["data"])
-        self.restart_data()
+        self.data.load_state_dict(state.get("data", {}), path)
+        self._evaluator = None
         self._load_random_states(state.get("random_states"))
 
     def _read_state(self, path: Path, map_location: Any) -> dict[str, Any]:
@@ -218,26 +216,6 @@ class Resumable(Saving):
         if resume is None or resume == "never":
             return
         self.load(-1 if resume == "auto" else resume)
-
-    def restart_data(self) -> None:
-        """Goes to the batch at `order.position`; `TrainingData` knows how."""
-        raise NotImplementedError
-
-    def _recall_sides(self, path: Path, data: Mapping[str, Any]) -> None:
-        """Leaves files on the side of training or validation; `TrainingData` knows how."""
-        raise NotImplementedError
-
-    def _go_to(self, path: Path, data: dict[str, Any]) -> None:
-        self.order.seed, self.order.position = data["seed"], data["position"]
-        theirs, ours = data.get("clips"), len(self.order.indices)
-        if theirs not in (None, ours):
-            logger.warning(
-                "%s was trained on %d clips, and now there are %d (held_out not counted): their "
-                "order is another one",
-                path,
-                theirs,
-                ours,
-            )
 
     def _check_classes(self, path: Path, theirs: Any) -> None:
         ours = self.class_names

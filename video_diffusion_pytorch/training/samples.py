@@ -15,7 +15,7 @@ from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.video_grid import video_grid
 from video_diffusion_pytorch.data.write_video import replacing, write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.clips.batches import repeat_to
+from video_diffusion_pytorch.training.batches import repeat_to
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
-"""Before a batch is made: the images that each clip is trained with, out of other clips."""
+"""Images beside the clips: single frames of other clips, drawn by seed, with their conditions."""
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -15,13 +15,14 @@ from torch.utils.data import Dataset, Subset
 from video_diffusion_pytorch.data.dataset import Dataset as Clips
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.single_frames import SingleFrames
-from video_diffusion_pytorch.training.clips.batches import (
+from video_diffusion_pytorch.training.batches import (
     Draw,
     SeededItems,
     alike,
     collate,
     read_item,
 )
+from video_diffusion_pytorch.training.splits import file_key
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -181,6 +182,21 @@ def draws_from_clips(
     # a class of the user's own may give other items
     source = SingleFrames(dataset) if type(dataset) is Clips else dataset
     return ImageDraws(source, files, own, count, unpack)
+
+
+def draws_from_pictures(pictures: Any, apart: Set[Any], count: int, unpack: Unpack) -> ImageDraws:
+    """Images out of a dataset of pictures or clips.
+
+    Args:
+        pictures: The dataset; its `paths`, if it has some, say which file an item is of.
+        apart: Keys (`splits.file_key`) of files that are not trained on.
+        count: Number of images of a clip.
+        unpack: Splits a batch into videos and conditions.
+    """
+    paths = getattr(pictures, "paths", None)
+    items = range(len(pictures))
+    files = [[i] for i in items if paths is None or file_key(paths[i]) not in apart]
+    return ImageDraws(pictures, files, {}, count, unpack)
 
 
 def join_images(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

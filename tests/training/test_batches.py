@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.training.clips.batches import (
+from video_diffusion_pytorch.training.batches import (
     Draw,
     EndlessShuffle,
     SeededItems,
