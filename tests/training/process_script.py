@@ -13,8 +13,8 @@ import torch
 from torch.distributed import distributed_c10d as c10d
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
 
 STEPS = 6
 

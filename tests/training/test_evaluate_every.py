@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 from video_diffusion_pytorch.evaluation.results import read_result
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
 from video_diffusion_pytorch.training.metrics import read_metrics
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from video_diffusion_pytorch.data.skip_unreadable import SkipUnreadable
-from video_diffusion_pytorch.text_states import pad_states
+from video_diffusion_pytorch.text import pad_states
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -25,6 +25,7 @@ from video_diffusion_pytorch.data.dataset_options import split_conditions
 from video_diffusion_pytorch.data.single_frames import PictureFolder
 from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator
 from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle, collate, unpack_batch
@@ -48,8 +49,7 @@ from video_diffusion_pytorch.training.data_source import (
 )
 from video_diffusion_pytorch.training.draws import ClipDraws
 from video_diffusion_pytorch.training.ema import EMA, Averages
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
-from video_diffusion_pytorch.training.evaluator import Evaluator
+from video_diffusion_pytorch.training.evaluate import make_evaluator
 from video_diffusion_pytorch.training.memory import (
     explain_out_of_memory,
     out_of_memory,
@@ -1042,7 +1042,7 @@ class Trainer(Resumable):
         dataset, indices = self.ds, self.order.indices
         if self.validation is not None:
             dataset, indices = self.validation.dataset, self.validation.indices
-        return Evaluator(
+        return make_evaluator(
             self.model,
             dataset,
             self.evaluation,
