@@ -29,12 +29,10 @@ from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator
 from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle, collate, unpack_batch
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
-    FolderLock,
-    check_folder,
-    check_room,
-)
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import set_aside
+from video_diffusion_pytorch.training.checkpoint import Checkpoints
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import FORMAT
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import check_folder
+from video_diffusion_pytorch.training.checkpoints.random_states import random_states
 from video_diffusion_pytorch.training.checks import (
     check_arguments,
     check_model,
@@ -56,13 +54,25 @@ from video_diffusion_pytorch.training.memory import (
     state_bytes,
 )
 from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics, Trackers
-from video_diffusion_pytorch.training.optimizer import Schedule, make_optimizer, make_schedule
+from video_diffusion_pytorch.training.optimizer import (
+    Schedule,
+    make_optimizer,
+    make_schedule,
+    optimizer_settings,
+)
 from video_diffusion_pytorch.training.processes import (
     Processes,
     compile_network,
     make_accelerator,
 )
-from video_diffusion_pytorch.training.resume import Resumable
+from video_diffusion_pytorch.training.resume import (
+    check_classes,
+    checkpoint_to_resume,
+    load_model,
+    load_optimizer,
+    load_random_states,
+    read_state,
+)
 from video_diffusion_pytorch.training.samples import (
     describe,
     draw_samples,
@@ -72,6 +82,7 @@ from video_diffusion_pytorch.training.samples import (
 from video_diffusion_pytorch.training.sharding import clip_gradients
 from video_diffusion_pytorch.training.signals import StopSignals
 from video_diffusion_pytorch.training.validation import Validation, validation_losses
+from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -131,7 +142,7 @@ class RunState:
     shall_stop: bool = False
 
 
-class Trainer(Resumable):
+class Trainer:
     """Trains a `GaussianDiffusion` on a folder of clips, or on any dataset.
 
     Writes `model-N.pt`, and samples as `N.gif` (to look at), `N.npy` (their values) and, if they
@@ -326,20 +337,11 @@ class Trainer(Resumable):
         self.step, self.skipped_steps = 0, 0
         self.losses: dict[str, float | None] = {"training": None, "validation": None}
         self.run = RunState()
-        self._saved_step, self._saved_path, self._is_unproven = -1, None, False
-        self._lock, self.resumed_from = None, None
+        self.resumed_from: Path | None = None
         self.signals: StopSignals | None = None
         self._evaluator: Evaluator | None = None
 
-        self.accelerator = make_accelerator(
-            amp,
-            device,
-            mixed_precision=mixed_precision,
-            log_with=log_with,
-            folder=self.results_folder,
-        )
-        self.processes = Processes(self.accelerator, fsdp)
-        self.device, self.fsdp = self.accelerator.device, self.processes.fsdp
+        self._connect(fsdp, amp, device, mixed_precision, log_with)
         self.batch_size = train_batch_size
         if split_batches:
             self.batch_size = share_of_batch(train_batch_size, self.num_processes)
@@ -349,9 +351,32 @@ class Trainer(Resumable):
         with self.processes.main_first():
             self.data.captions.prepare(self.data.known_captions, self.device)
             check_folder(self.results_folder)
-        self._resume(resume)
+        found = checkpoint_to_resume(resume, self.results_folder)
+        if found is not None:
+            self.load(found)
         if evaluate_every is not None:
             self._evaluator = self._make_evaluator()
+
+    def _connect(
+        self,
+        fsdp: bool,
+        amp: bool,
+        device: str | None,
+        mixed_precision: str | None,
+        log_with: Any,
+    ) -> None:
+        self.accelerator = make_accelerator(
+            amp,
+            device,
+            mixed_precision=mixed_precision,
+            log_with=log_with,
+            folder=self.results_folder,
+        )
+        self.processes = Processes(self.accelerator, fsdp)
+        self.checkpoints = Checkpoints(
+            self.results_folder, self.processes, keep_last=keep_last, keep_best=keep_best
+        )
+        self.device, self.fsdp = self.accelerator.device, self.processes.fsdp
 
     def _make_data(
         self,
@@ -567,6 +592,39 @@ class Trainer(Resumable):
             captions=describe(self.data.sample_conditions or {}, self.class_names, len(videos)),
         )
 
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What a checkpoint holds: tensors and plain values. Every process calls it."""
+        denoiser = getattr(unwrap(self.model.denoise_fn), "config", None)
+        first, *others = self.averages.named().items()
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": first[1].state_dict(),
+            "emas": {name: average.state_dict() for name, average in others},
+            "ema_decays": [*self.averages.models],
+            "optimizer": self.opt.state_dict(),
+            "optimizer_settings": optimizer_settings(self.opt),
+            "scheduler": {} if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
+            "config": {
+                "unet": denoiser,
+                "diffusion": self.model.config,
+                "class_names": self.class_names,
+            },
+            # a validation of other weights says nothing of these
+            "losses": {
+                "training": self.losses["training"],
+                "validation": self.losses["validation"]
+                if self.run.validated_step == self.step
+                else None,
+            },
+            "skipped_steps": self.skipped_steps,
+            "random_states": self.processes.from_all(random_states()),
+            "data": self.data.state_dict(),
+        }
+
     def reset_parameters(self) -> None:
         """Makes the averages copies of the weights."""
         self.averages.copy(self.model)
@@ -758,9 +816,9 @@ class Trainer(Resumable):
             raise FloatingPointError(
                 "Trainer: loss and gradients must be finite, got "
                 f"{self.run.skipped_in_row} steps in a row that are not; the weights are those "
-                f"before them, and {self._last_checkpoint()}: train on with a smaller train_lr, "
-                "with max_grad_norm=1.0 or without half precision, and look at the clips that were "
-                "named"
+                f"before them, and {self.checkpoints.describe_newest()}: train on with a smaller "
+                "train_lr, with max_grad_norm=1.0 or without half precision, and look at the clips "
+                "that were named"
             )
 
     # the loop
@@ -806,11 +864,11 @@ class Trainer(Resumable):
             self.signals = None
             self.trackers.end()
             self.data.end_workers()
-            if self._lock is not None:
-                self._lock.release()
-                self._lock = None
+            self.checkpoints.release_folder()
         if signals.caught is not None and self.is_main:
-            logger.warning("told to stop at step %d: %s", self.step, self._last_checkpoint())
+            logger.warning(
+                "told to stop at step %d: %s", self.step, self.checkpoints.describe_newest()
+            )
         signals.leave()
 
     def _begin(self) -> str:
@@ -821,16 +879,13 @@ class Trainer(Resumable):
         if isinstance(self.scheduler, Schedule):
             # it may have been raised since
             self.scheduler.total_steps = self.train_num_steps
-        if self._saved_step < 0:
+        if self.checkpoints.saved_step < 0:
             # the first weights need no file
-            self._saved_step = self.step
+            self.checkpoints.saved_step = self.step
         with self.processes.main_first():
             if self.is_main:
-                check_folder(self.results_folder)
-                self._lock = FolderLock(self.results_folder)
-                set_aside(self.results_folder, self.step)
-                averages = len(self.averages.models)
-                check_room(self.results_folder, state_bytes(self.model, self.opt, averages))
+                size = state_bytes(self.model, self.opt, len(self.averages.models))
+                self.checkpoints.take_folder(self.step, size)
                 self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
         self.trackers.start(self.project, self.settings(), step=self.step)
         self.run.weights_are_whole = True
@@ -858,9 +913,9 @@ class Trainer(Resumable):
         self.write_metrics()
         if self.run.has_diverged:
             self._set_diverged_aside()
-        elif self._saved_step != self.step:
+        elif self.checkpoints.saved_step != self.step:
             self._save_step()
-        self._forget_old()
+        self.checkpoints.forget_old()
 
     def _timed_step(self, **kwargs: Any) -> dict[str, Any]:
         """A step; gives what there is to log of it."""
@@ -896,7 +951,7 @@ class Trainer(Resumable):
 
         Of several processes, which may wait for this one, the first that fails writes the file.
         """
-        if not self.run.weights_are_whole or self.run.good_step <= self._saved_step:
+        if not self.run.weights_are_whole or self.run.good_step <= self.checkpoints.saved_step:
             return
         try:
             is_finite = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
@@ -913,7 +968,8 @@ class Trainer(Resumable):
             return
         finally:
             self.processes.is_alone = False
-        note = f"training ended at step {self.step}, and its checkpoint is {self._saved_path}"
+        path = self.checkpoints.saved_path
+        note = f"training ended at step {self.step}, and its checkpoint is {path}"
         logger.warning("%s (%s: %s)", note, type(error).__name__, error)
         if hasattr(error, "add_note"):
             error.add_note(note)
@@ -939,7 +995,7 @@ class Trainer(Resumable):
         is_saved = is_milestone or (self.save_every and self.step % self.save_every == 0)
         is_saved = is_saved or self.run.checkpoint_is_due
         if not self.step_metrics["skipped"]:
-            self._forget_old()
+            self.checkpoints.forget_old()
         if self.validation is not None and self.step % self.validate_every == 0:
             found |= self.validate()
         if self.step % self.log_every == 0 or is_saved or self.step == self.run.first_step:
@@ -965,7 +1021,7 @@ class Trainer(Resumable):
                 "there is no checkpoint of step %d, whose loss or gradients are not finite: it is "
                 "written after the next good step; %s",
                 self.step,
-                self._last_checkpoint(),
+                self.checkpoints.describe_newest(),
             )
         self.run.checkpoint_is_due = self.run.has_diverged
 
@@ -1030,7 +1086,7 @@ class Trainer(Resumable):
         if found is None:
             return {}
         if self.is_main:
-            self._keep_folder()
+            self.checkpoints.keep_folder()
             about = {"step": self.step, "ema_decay": next(iter(self.averages.models))}
             with _not_fatal("the file of the evaluation"):
                 result = self._evaluator.result(found, about, self.device)
@@ -1055,6 +1111,90 @@ class Trainer(Resumable):
             num_workers=self.num_workers or 0,
         )
 
+    # checkpoints
+
+    def save(self, milestone: int | float | str) -> None:
+        """Writes `model-{milestone}.pt`, whole or not at all; every process calls it.
+
+        A sharded model's checkpoint is a folder, `model-{milestone}.sharded`. Afterwards those are
+        removed that `keep_last` and `keep_best` don't keep; in `train` after the next good step.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        self.run.weights_are_whole = False
+        self.checkpoints.write(self.checkpoint_state(), milestone)
+        self.run.weights_are_whole = True
+        if self.signals is None:
+            self.checkpoints.forget_old()
+
+    def load(
+        self,
+        milestone: int | float | str | os.PathLike[str],
+        *,
+        map_location: Any = "cpu",
+        **kwargs: Any,
+    ) -> None:
+        """Goes back to a checkpoint: weights, averages, optimizer and random states.
+
+        Checkpoints of any number of processes, sharded or not, go into any other number. A
+        learning rate that was changed since takes the place of the checkpoint's.
+
+        Args:
+            milestone: Number of the milestone; -1 for the last one, or, if that is damaged, the
+                last that is whole, with a warning; `"best"` for the one with the lowest validation
+                loss; or a path. The reference's files are read too; they hold no optimizer and no
+                random states.
+            map_location: As in `torch.load`; from there the tensors go to the training device.
+            **kwargs: As in `load_state_dict`, for the model and its averages.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a whole training file, or of a model with other parameters,
+                another objective, noise schedule or range of values, or of another optimizer.
+        """
+        path, state = self.checkpoints.read(
+            milestone,
+            lambda path: read_state(path, map_location, self.fsdp, self.opt, self.checkpoint_state),
+        )
+        check_classes(path, state, self.class_names)
+        load_model(self.model, self.averages, path, state, **kwargs)
+        self.resumed_from, self.step = path, state["step"]
+        self.checkpoints.go_back_to(path, self.step)
+        self.run.good_step = self.run.validated_step = self.step
+        self.run.has_diverged = self.run.checkpoint_is_due = False
+        self.skipped_steps = state.get("skipped_steps", 0)
+        self.losses |= state.get("losses", {})
+        load_optimizer(self.opt, self.scheduler, self.scaler, path, state)
+        self.data.load_state_dict(state.get("data", {}), path)
+        # it may have been of other clips
+        self._evaluator = None
+        seed = self.order.seed_at(self.order.position)
+        load_random_states(state.get("random_states"), self.processes, seed)
+
+    def _save_step(self) -> None:
+        """Saves under this step's number, and never over the checkpoint of another step."""
+        self.save(self.checkpoints.unused_name(self.milestone, self.step))
+
+    def _set_diverged_aside(self) -> None:
+        """Gives weights that may have diverged a name that no run goes on from by itself."""
+        try:
+            if self.run.good_step > self.checkpoints.saved_step:
+                self.save(f"not-finite-step{self.step}")
+            else:
+                self.checkpoints.set_newest_aside()
+        # it is no reason to end, or to say less of the other
+        except (OSError, RuntimeError) as error:
+            logger.warning("the weights of step %d could not be kept: %s", self.step, error)
+        self.checkpoints.is_unproven = False
+        if self.is_main and self.checkpoints.saved_path is not None:
+            logger.warning(
+                "loss or gradients are not finite at step %d: its weights are in %s; %s",
+                self.step,
+                self.checkpoints.saved_path,
+                self.checkpoints.describe_newest(),
+            )
+
     # samples
 
     def _write_milestone_samples(self) -> Path | None:
@@ -1064,7 +1204,7 @@ class Trainer(Resumable):
         videos, path = self.sample(), None
         with self.processes.main_first():
             if self.is_main:
-                self._keep_folder()
+                self.checkpoints.keep_folder()
                 with _not_fatal("a milestone's samples"):
                     path = self.save_sample(videos, self._sample_name(videos))
                     self.trackers.log_video(path, self.step)
@@ -1075,7 +1215,10 @@ class Trainer(Resumable):
         """The number of the milestone, with the step besides where other samples have it."""
         milestone = self.step // self.save_and_sample_every
         name = f"{milestone}-step{self.step}"
-        is_so_named = self._saved_path is not None and self._saved_path.stem == f"model-{name}"
+        is_so_named = (
+            self.checkpoints.saved_path is not None
+            and self.checkpoints.saved_path.stem == f"model-{name}"
+        )
         if is_so_named or is_of_others(videos, self.results_folder, str(milestone)):
             return name
         return milestone
@@ -1126,7 +1269,7 @@ class Trainer(Resumable):
     def _write_line(self, line: Mapping[str, Any]) -> None:
         """Writes a line to `metrics.jsonl` and the trackers."""
         if self.is_main and self.metrics_file is not None:
-            self._keep_folder()
+            self.checkpoints.keep_folder()
             with _not_fatal("a line of metrics.jsonl"):
                 self.metrics_file.write(dict(line))
             with _not_fatal("what the trackers show"):
