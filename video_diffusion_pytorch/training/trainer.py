@@ -374,7 +374,7 @@ class Trainer:
         )
         self.processes = Processes(self.accelerator, fsdp)
         self.checkpoints = Checkpoints(
-            self.results_folder, self.processes, keep_last=keep_last, keep_best=keep_best
+            self.results_folder, self.processes, keep_last=self.keep_last, keep_best=self.keep_best
         )
         self.device, self.fsdp = self.accelerator.device, self.processes.fsdp
 
