@@ -514,9 +514,3 @@ def _keyword(cond: Any) -> str:
     if cond.ndim == 1 and not cond.is_floating_point():
         return "labels"
     return {3: "frame_cond", 4: "cond_video", 5: "cond_video"}.get(cond.ndim, "cond")
-
-
-def repeat_to(cond: Any, count: int) -> Any:
-    """`count` conditions, a tensor's rows or a list's items, beginning again when they run out."""
-    indices = [i % len(cond) for i in range(count)]
-    return cond[indices] if isinstance(cond, Tensor) else [cond[i] for i in indices]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.conditions import CONDITIONS, VALUES
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.dataset_options import as_value_range
 from video_diffusion_pytorch.diffusion.conditions import unwrap
@@ -40,13 +41,6 @@ _OPTIONAL = {
     "keep_last": 1,
     "validate_every": 1,
     "evaluate_every": 1,
-}
-# What a network that takes a condition is built with
-_NETWORK_OPTIONS = {
-    "cond": "cond_dim",
-    "labels": "num_classes",
-    "frame_cond": "frame_cond_dim",
-    "cond_video": "cond_channels",
 }
 
 
@@ -212,12 +206,12 @@ def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) ->
         return
     own = inspect.signature(diffusion.forward).parameters
     used = {*diffusion.condition_names, *["cond_mask"] * diffusion.takes_text_states}
-    unused = {"cond", "cond_mask", "labels", "frame_cond", "cond_video"} - used
+    unused = {*VALUES, "cond_mask"} - used
     is_told = hasattr(unwrap(diffusion.denoise_fn), "condition_names")
     for name in conditions:
         if name not in {*own, *network, "cond"} or (is_told and name in unused):
             known = ", ".join(diffusion.condition_names) or "no condition"
-            option = _NETWORK_OPTIONS.get(name, "it")
+            option = CONDITIONS[name].width if name in VALUES else "it"
             raise ValueError(
                 f"Trainer: the network takes {known}, got {name!r} from the data; leave it out, "
                 f"rename it, or build the network with {option}"

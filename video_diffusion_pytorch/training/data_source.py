@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from video_diffusion_pytorch.conditions import to_device
 from video_diffusion_pytorch.data.clip_report import report_clips
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.fitted_range import fit_value_range
@@ -283,14 +284,10 @@ class DataSource:
 
     def to_device(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
         """Conditions with tensors on the training device and captions encoded for the network."""
-        ready: dict[str, Any] = {}
+        ready = to_device(conditions, self.processes.device)
         for name, value in conditions.items():
             if isinstance(value, Mapping):
                 ready[name] = self.to_device(value)
-            elif torch.is_tensor(value):
-                ready[name] = value.to(self.processes.device, non_blocking=True)
-            else:
-                ready[name] = value
         cond = ready.get("cond")
         if isinstance(cond, (list, tuple)) and all(c is None or isinstance(c, str) for c in cond):
             ready |= self.captions(cond, self.processes.device)
