@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from video_diffusion_pytorch.model.attention_layers import (
+from video_diffusion_pytorch.model.attention import (
     LinearAttentionLayer,
     SpatialAttention,
     TemporalAttention,

@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.model.attention_layers import LinearAttentionLayer, TemporalAttention
+from video_diffusion_pytorch.model.attention import LinearAttentionLayer, TemporalAttention
 from video_diffusion_pytorch.model.blocks import ResnetBlock
 from video_diffusion_pytorch.model.compile_blocks import LAYERS, compile_blocks
 from video_diffusion_pytorch.model.embeddings import rotary_tables

@@ -4,7 +4,7 @@ import pytest
 import torch
 from einops import rearrange
 
-from video_diffusion_pytorch.model import folds
+from video_diffusion_pytorch.model import blocks as folds
 
 
 @pytest.mark.parametrize(

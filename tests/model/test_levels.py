@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from video_diffusion_pytorch.model.attention_layers import LinearAttentionLayer, TemporalAttention
+from video_diffusion_pytorch.model.attention import LinearAttentionLayer, TemporalAttention
 from video_diffusion_pytorch.model.blocks import Downsample, ResnetBlock
 from video_diffusion_pytorch.model.embeddings import rotary_tables
 from video_diffusion_pytorch.model.levels import Level, LevelLayers, Temporal, call, call_again

@@ -2,7 +2,7 @@
 
 import torch
 
-from video_diffusion_pytorch.model.token_shift import shift_in_space, shift_in_time
+from video_diffusion_pytorch.model.attention import shift_in_space, shift_in_time
 
 
 def test_quarters_of_the_channels_come_from_the_frames_beside():

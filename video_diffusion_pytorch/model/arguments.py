@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from video_diffusion_pytorch.model.attention import TOKEN_SHIFTS
 from video_diffusion_pytorch.model.text_tokens import TEXT_POOLINGS
-from video_diffusion_pytorch.model.token_shift import TOKEN_SHIFTS
 
 _COUNTS: tuple[str, ...] = ("dim", "channels", "attn_dim_head", "spatial_attn_dim_head")
 _COUNTS += ("init_kernel_size", "blocks_per_level", "emb_layers")

@@ -1,12 +1,20 @@
-"""The attention half of the network: over the frames of a pixel, and over the pixels of a frame."""
+"""Attention over frames and over pixels, and the pre-norm residual layers around it."""
+
+from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.model.blocks import (
+    LayerNorm,
+    frames_as_rows,
+    pixels_as_rows,
+    rows_as_frames,
+    rows_as_pixels,
+)
 from video_diffusion_pytorch.model.embeddings import rotary_tables
-from video_diffusion_pytorch.model.folds import frames_as_rows, rows_as_frames
 from video_diffusion_pytorch.model.text_tokens import TextTokens
 
 RotaryTables = tuple[Tensor, Tensor]
@@ -297,3 +305,166 @@ class SpatialLinearAttention(nn.Module):
 
         assert self.to_out.bias is not None
         return torch.baddbmm(self.to_out.bias, q, mix.to(q.dtype))
+
+
+class TemporalAttention(nn.Module):
+    """Adds to each pixel what it finds at the other frames of the same pixel.
+
+    Args:
+        dim: Number of channels.
+        heads: Number of heads.
+        dim_head: Width of a head.
+        token_dim: Width of the tokens of captions that are seen besides; None for none.
+        shift: Whether channels are shifted between frames before.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dim_head: int,
+        token_dim: int | None = None,
+        shift: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm = LayerNorm(dim)
+        self.attn = Attention(dim, heads=heads, dim_head=dim_head, token_dim=token_dim)
+        self.shift = shift
+
+    def forward(
+        self,
+        x: Tensor,
+        pos_bias: Tensor,
+        rotary: RotaryTables,
+        focus_present_mask: Tensor | None = None,
+        image_frames: int = 0,
+        text: TextTokens | None = None,
+    ) -> Tensor:
+        """Maps `(b, c, f, h, w)` to the same; the other arguments as in `Attention`.
+
+        `pos_bias` may be of more heads than this layer has, which takes the first.
+        """
+        b, h = x.shape[0], x.shape[3]
+        pixels = pixels_as_rows(x)
+        mask = focus_present_mask
+        if mask is not None:
+            mask = mask.repeat_interleave(pixels.shape[0] // b)
+        inner = self.norm(pixels, dim=-1)
+        if self.shift:
+            inner = shift_in_time(inner, mask, image_frames)
+        bias = pos_bias[: self.attn.heads]
+        out = self.attn(inner, bias, mask, rotary, image_frames, text)
+        return x + rows_as_pixels(out, b, h)
+
+
+class SpatialAttention(nn.Module):
+    """Adds to each pixel what it finds at the other pixels of its frame, by softmax attention.
+
+    Args:
+        dim: Number of channels.
+        heads: Number of heads.
+        dim_head: Width of a head.
+        token_dim: As in `TemporalAttention`.
+        shift: Whether channels are shifted between pixels before.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dim_head: int = 32,
+        token_dim: int | None = None,
+        shift: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm = LayerNorm(dim)
+        self.attn = Attention(dim, heads=heads, dim_head=dim_head, token_dim=token_dim)
+        self.shift = shift
+
+    def forward(self, x: Tensor, text: TextTokens | None = None) -> Tensor:
+        """Maps `(b, c, f, h, w)` to the same; `text` is what each frame is told."""
+        inner = self.norm(x)
+        if self.shift:
+            inner = shift_in_space(inner)
+        frames = frames_as_rows(inner)
+        told = None if text is None else TextTokens(text.of_each_frame(x.shape[2]))
+        out = self.attn(frames, text=told)
+        return x + rows_as_frames(out, x.shape[0], x.shape[3])
+
+
+class LinearAttentionLayer(nn.Module):
+    """Adds to each pixel what it finds at the other pixels of its frame, at linear cost.
+
+    Args:
+        dim: Number of channels.
+        heads: Number of heads.
+        dim_head: Width of a head.
+        shift: As in `SpatialAttention`.
+    """
+
+    def __init__(self, dim: int, heads: int, dim_head: int = 32, shift: bool = False) -> None:
+        super().__init__()
+        self.norm = LayerNorm(dim)
+        self.attn = SpatialLinearAttention(dim, heads=heads, dim_head=dim_head)
+        self.shift = shift
+
+    def forward(self, x: Tensor, text: TextTokens | None = None) -> Tensor:
+        """Maps `(b, c, f, h, w)` to the same; `text` only softmax attention looks at."""
+        inner = self.norm(x)
+        if self.shift:
+            inner = shift_in_space(inner)
+        return x + self.attn(inner)
+
+
+TOKEN_SHIFTS = (None, "time", "space", "both")
+
+
+def shift_in_time(
+    x: Tensor, focus_present_mask: Tensor | None = None, image_frames: int = 0
+) -> Tensor:
+    """Takes a quarter of the channels from the frame before and a quarter from the one after.
+
+    Where there is no such frame they are zero: at both ends of a video, at images behind it, and
+    everywhere in a video whose frames see only themselves.
+
+    Args:
+        x: `(rows, f + image_frames, c)`.
+        focus_present_mask: Boolean `(rows,)`: where true, no frame sees another. None for nowhere.
+        image_frames: How many frames at the end are images of their own.
+
+    Example:
+        >>> x = torch.arange(1.0, 4).view(1, 3, 1).expand(1, 3, 4)
+        >>> shift_in_time(x)[0, :, 0].tolist(), shift_in_time(x)[0, :, 1].tolist()
+        ([0.0, 1.0, 2.0], [2.0, 3.0, 0.0])
+    """
+    n, quarter = x.shape[1] - image_frames, x.shape[2] // 4
+    before, after, kept = x.split((quarter, quarter, x.shape[2] - 2 * quarter), dim=-1)
+    before = F.pad(before[:, : n - 1], (0, 0, 1, image_frames))
+    after = F.pad(after[:, 1:n], (0, 0, 0, 1 + image_frames))
+    moved = torch.cat((before, after), dim=-1)
+    if focus_present_mask is not None:
+        moved = moved.masked_fill(focus_present_mask.view(-1, 1, 1), 0)
+    return torch.cat((moved, kept), dim=-1)
+
+
+def shift_in_space(x: Tensor) -> Tensor:
+    """Takes an eighth of the channels each from the pixel above, below, on the left and right.
+
+    At the edges of a frame, where there is no such pixel, they are zero.
+
+    Args:
+        x: `(b, c, f, h, w)`.
+
+    Example:
+        >>> x = torch.arange(1.0, 5).view(1, 1, 1, 2, 2).expand(1, 8, 1, 2, 2)
+        >>> shift_in_space(x)[0, 0, 0].tolist(), shift_in_space(x)[0, 3, 0].tolist()
+        ([[0.0, 0.0], [1.0, 2.0]], [[2.0, 0.0], [4.0, 0.0]])
+    """
+    eighth = x.shape[1] // 8
+    parts = x.movedim(1, -1).split((*[eighth] * 4, x.shape[1] - 4 * eighth), dim=-1)
+    above, below, left, right, kept = parts
+    above = F.pad(above[:, :, :-1], (0, 0, 0, 0, 1, 0))
+    below = F.pad(below[:, :, 1:], (0, 0, 0, 0, 0, 1))
+    left = F.pad(left[..., :-1, :], (0, 0, 1, 0))
+    right = F.pad(right[..., 1:, :], (0, 0, 0, 1))
+    return torch.cat((above, below, left, right, kept), dim=-1).movedim(-1, 1)

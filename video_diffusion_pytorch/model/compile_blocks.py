@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from video_diffusion_pytorch.model.attention_layers import (
+from video_diffusion_pytorch.model.attention import (
     LinearAttentionLayer,
     SpatialAttention,
     TemporalAttention,
