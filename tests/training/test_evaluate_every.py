@@ -80,7 +80,7 @@ def test_a_signal_is_not_kept_waiting(make_trainer, monkeypatch):
     draw = type(trainer._evaluator)._draw
 
     def draw_and_stop(evaluator, *args):
-        trainer._signals.caught = 15
+        trainer.signals.caught = 15
         return draw(evaluator, *args)
 
     monkeypatch.setattr(type(trainer._evaluator), "_draw", draw_and_stop)

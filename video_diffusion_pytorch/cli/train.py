@@ -22,7 +22,7 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.presets import PRESETS, preset
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
-from video_diffusion_pytorch.training.clips.clip_source import dataset_options
+from video_diffusion_pytorch.training.data_source import dataset_options
 from video_diffusion_pytorch.training.trainer import Trainer
 
 HELP = "train a model on a folder of clips"

@@ -19,12 +19,9 @@ from video_diffusion_pytorch.diffusion.samplers import make_sampler
 from video_diffusion_pytorch.diffusion.value_range import to_unit_range, unnormalize_img
 from video_diffusion_pytorch.evaluation.evaluator import ClipBatch, Evaluation, Evaluator
 from video_diffusion_pytorch.sizes import as_value_range
-from video_diffusion_pytorch.training.clips.batches import unpack_batch
-from video_diffusion_pytorch.training.clips.clip_source import (
-    choose_workers,
-    clips_behind,
-    name_of,
-)
+from video_diffusion_pytorch.training.batches import unpack_batch
+from video_diffusion_pytorch.training.data_source import choose_workers
+from video_diffusion_pytorch.training.splits import clips_behind, name_of
 from video_diffusion_pytorch.training.validation import Unpack, Validation
 from video_diffusion_pytorch.version import __version__
 
