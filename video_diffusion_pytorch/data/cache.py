@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import logging
 import os
+import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -24,6 +27,8 @@ from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_error
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
+# Seconds after which a file that a build has not finished belongs to none that still runs
+_ABANDONED = 24 * 3600.0
 # Seconds after which a process that waits for another one's build says so
 _PATIENCE = 5.0
 # A header of this size holds any array of up to 20 axes (numpy pads it to a multiple of 64)
@@ -64,9 +69,12 @@ class CachedClip(NamedTuple):
         array = np.empty((max(stop - first, 0), *self.shape[1:]), self.dtype)
         with file_errors(self.file), self.file.open("rb", buffering=0) as file:
             file.seek(_HEADER_BYTES + first * array[:1].nbytes)
-            if file.readinto(array.reshape(-1).view(np.uint8).data) != array.nbytes:
-                advice = "build the cache again"
-                raise unreadable(self.file, "a decoded clip", "a file cut short", advice)
+            rest = array.reshape(-1).view(np.uint8).data
+            while rest:  # one read may give less, at most 2 GiB
+                if not (count := file.readinto(rest)):
+                    advice = "build the cache again"
+                    raise unreadable(self.file, "a decoded clip", "a file cut short", advice)
+                rest = rest[count:]
         return array
 
 
@@ -147,10 +155,13 @@ class ClipCache:
                     "waiting for another process, which decodes clips into %s", self.root
                 )
                 lock.acquire()
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    raise
                 return lock  # only reading is allowed: if something must be written, that fails
             for part in self.folder.glob("*.part"):
-                part.unlink()
+                if time.time() - part.stat().st_mtime > _ABANDONED:
+                    part.unlink()
         return lock
 
     def __getitem__(self, source: str | os.PathLike[str]) -> CachedClip:
@@ -160,11 +171,12 @@ class ClipCache:
             KeyError: The source was not part of a build.
             UnreadableVideoError: It could not be decoded.
         """
-        clip = self._clips.get(os.path.abspath(source))
-        if clip is not None:
-            return clip
-        if Path(source) in self.failures:
-            raise UnreadableVideoError(self.failures[Path(source)])
+        path = os.path.abspath(source)
+        if path in self._clips:
+            return self._clips[path]
+        for failed, message in self.failures.items():
+            if os.path.abspath(failed) == path:
+                raise UnreadableVideoError(message)
         raise KeyError(
             f"expected a source that is in the cache {self.root}, got {source}; pass it to "
             "ClipCache.build first"
@@ -206,11 +218,13 @@ class ClipCache:
         except UnreadableVideoError as error:
             self._refuse(source, error)
             return
-        part = file.with_suffix(".part")
+        # a name of its own: on some network disks a lock holds on one machine only
+        part = file.with_suffix(f".{secrets.token_hex(8)}.part")
         with _disk_errors(self.root):
             try:
                 with part.open("wb") as opened:
-                    np.save(opened, array)
+                    npy.write_array_header_1_0(opened, npy.header_data_from_array_1_0(array))
+                    opened.write(array.reshape(-1).view(np.uint8).data)
                 part.replace(file)
             finally:
                 part.unlink(missing_ok=True)
