@@ -41,3 +41,11 @@ def test_sections_are_numbered_in_order(name):
     titles = "\n".join(Page(name).sections)
     numbers = [int(number) for number in re.findall(r"^(\d+)\. ", titles, re.M)]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_the_files_on_the_path_of_a_video_are_there():
+    section = Page("contributing.md").sections["3. The path of a video"]
+    names = {path.name for path in (ROOT / "video_diffusion_pytorch").rglob("*.py")}
+    listed = re.findall(r"(\w+\.py)`", section)
+    assert len(listed) > 30
+    assert names.issuperset(listed), set(listed) - names
