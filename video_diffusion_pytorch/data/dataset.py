@@ -22,7 +22,7 @@ from video_diffusion_pytorch.data.condition_files import (
 )
 from video_diffusion_pytorch.data.formats.user_reader import ReadFn
 from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
-from video_diffusion_pytorch.data.manifest import Clip, read_labels, read_manifest
+from video_diffusion_pytorch.data.manifest import Clip, Manifest
 from video_diffusion_pytorch.data.transforms import (
     FrameSize,
     View,
@@ -61,16 +61,20 @@ def _list_clips(
             )
         paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
         return conditions.complete([Clip(path) for path in paths], folder)
-    of_conditions = {"cond": "caption", "labels": "label"}
-    columns = {
-        **(columns or {}),
-        **{of_conditions[k]: c for k, c in conditions.columns.items() if isinstance(c, str)},
-    }
-    options: dict[str, Any] = {"columns": columns, "exts": exts, "exclude": exclude}
-    numbers, kinds = conditions.numbers, conditions.kinds
-    clips = read_manifest(manifest, folder, split, numbers=numbers, kinds=kinds, **options)
-    all_rows = read_labels(manifest, folder, **options) if "label" in kinds else []
-    return conditions.complete(clips, folder, all_rows)
+    kinds = conditions.kinds
+    ignored = {kind: None for kind in ("caption", "label") if kind not in kinds}
+    roles = {"cond": "caption", "labels": "label"}
+    named = {roles[key]: c for key, c in conditions.columns.items() if isinstance(c, str)}
+    table = Manifest(
+        manifest,
+        folder,
+        columns={**ignored, **(columns or {}), **named},
+        numbers=conditions.numbers,
+        exts=exts,
+        exclude=exclude,
+    )
+    clips = table.clips(split, needs_labels="label" in kinds)
+    return conditions.complete(clips, folder, table.labels() if "label" in kinds else ())
 
 
 def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
