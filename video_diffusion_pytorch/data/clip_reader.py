@@ -16,11 +16,13 @@ import torch
 from video_diffusion_pytorch.data.cache import CachedClip, ClipCache
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
 from video_diffusion_pytorch.data.formats.array_file import ArrayReader
+from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
+from video_diffusion_pytorch.data.formats.picture_file import PictureReader
 from video_diffusion_pytorch.data.formats.user_reader import FunctionReader, ReadFn
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize
-from video_diffusion_pytorch.data.video_file import open_video
+from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -124,6 +126,11 @@ class Timeline:
 # another number are not used
 _DECODER = 3
 
+STILL_EXTS = tuple(ext for ext in FRAME_EXTS if ext not in VIDEO_EXTS)
+"""Extensions of pictures that `open_video` does not take for clips."""
+# Their names in Pillow
+_STILL_FORMATS = ("JPEG", "BMP", "TIFF")
+
 FrameTransform = Callable[["Image"], torch.Tensor]
 
 
@@ -139,7 +146,8 @@ class ClipReader:
         square_pixels: As in `read_video`.
 
     Attributes:
-        cache: Where decoded files are; None for none. `fill_cache` sets it.
+        cache: Decoded files; None for none. `fill_cache` sets it.
+        opens_stills: Whether `open` takes pictures of `STILL_EXTS`.
     """
 
     def __init__(
@@ -154,7 +162,7 @@ class ClipReader:
         self.size, self.timeline, self.channels = size, timeline, channels
         self.axes, self.read_fn, self.square_pixels = axes, read_fn, square_pixels
         self.cache: ClipCache | None = None
-        self._limit: int | None = None
+        self.opens_stills = False
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -175,15 +183,17 @@ class ClipReader:
             UnreadableVideoError: It is damaged, or the system lets nobody read it; also where that
                 comes out within the statement.
         """
-        with file_errors(path), self._open(path) as file:
-            yield file
-
-    def _open(self, path: Path) -> VideoReader:
-        if self.read_fn is not None:
-            return FunctionReader(path, self.read_fn, self.channels)
-        return open_video(
-            path, channels=self.channels, axes=self.axes, square_pixels=self.square_pixels
-        )
+        with file_errors(path):
+            if self.opens_stills and path.suffix.lower().lstrip(".") in STILL_EXTS:
+                file: VideoReader = PictureReader(path, self.channels, _STILL_FORMATS)
+            elif self.read_fn is not None:
+                file = FunctionReader(path, self.read_fn, self.channels)
+            else:
+                file = open_video(
+                    path, channels=self.channels, axes=self.axes, square_pixels=self.square_pixels
+                )
+            with file:
+                yield file
 
     def span(self, clip: Clip) -> range | None:
         """The positions of the file's timeline that a clip may be cut from.
@@ -332,16 +342,16 @@ class ClipReader:
             "fps": self.timeline.fps,
             "limit": limit,
         }
-        self._limit = limit
-        cache = ClipCache(folder, settings)
-        cache.build(list(dict.fromkeys(paths)), self._decode_for_cache)
-        self.cache = cache
 
-    def _decode_for_cache(self, path: Path) -> np.ndarray:
-        with self.open(path) as file:
-            limit = self.timeline.length(file) if self._limit is None else self._limit
-            video = self.decode(file, self.timeline.frames(file, range(limit)))
-        return np.ascontiguousarray(video.permute(1, 2, 3, 0).numpy())
+        def decode(path: Path) -> np.ndarray:
+            with self.open(path) as file:
+                length = self.timeline.length(file) if limit is None else limit
+                video = self.decode(file, self.timeline.frames(file, range(length)))
+            return np.ascontiguousarray(video.permute(1, 2, 3, 0).numpy())
+
+        cache = ClipCache(folder, settings)
+        cache.build(list(dict.fromkeys(paths)), decode)
+        self.cache = cache
 
 
 def _frames_of(stored: CachedClip, positions: Sequence[int]) -> tuple[torch.Tensor, Sequence[int]]:
