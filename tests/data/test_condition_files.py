@@ -174,7 +174,7 @@ def test_what_is_no_number(clip, tmp_path, kind, shape, value):
 
 def test_arrays_that_may_be_used():
     assert ClipConditions(["vector"]).may_use_arrays
-    assert ClipConditions([], str).may_use_arrays
+    assert ClipConditions(str).may_use_arrays
     assert not ClipConditions(["caption", "label"]).may_use_arrays
 
 

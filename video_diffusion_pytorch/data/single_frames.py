@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +41,10 @@ class SingleFrames(Dataset):
         # the file may be shorter than its first part
         self._clips = [(clip, None if is_first else span) for clip, span in clips._clips]
         self.num_frames, self.clip_start, self.fit_frames = 1, "random", None
-        self.cast_num_frames_fn = _first_frame
+        self.cast_num_frames_fn = partial(cast_num_frames, frames=1)
 
-    def _cut(self, generator: torch.Generator | None, span: range) -> range:
+    def _choose(self, generator: torch.Generator | None, span: range) -> range:
         return random_window(span[: self._length], 1, generator)
-
-
-def _first_frame(t: torch.Tensor) -> torch.Tensor:
-    return cast_num_frames(t, frames=1)
 
 
 class PictureFolder(data.Dataset[Any]):

@@ -259,6 +259,12 @@ def frames_before(count: int, length: int, position: str) -> int:
     return max(0, length - count) // 2 if position == "center" else 0
 
 
+def real_frames(count: int, length: int, position: str) -> torch.Tensor:
+    """The mask `(length,)` of a padded clip: true for the `count` frames of its file."""
+    places = torch.arange(length) - frames_before(count, length, position)
+    return (places >= 0) & (places < count)
+
+
 def repeat_ends(
     values: torch.Tensor, length: int | None, dim: int, position: str = "end"
 ) -> torch.Tensor:
