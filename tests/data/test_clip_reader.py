@@ -1,16 +1,152 @@
-"""Files that cannot be opened, and options that files cannot fulfil."""
+"""The timeline of a file, files that cannot be opened, and options that files cannot fulfil."""
 
 import errno
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from video_diffusion_pytorch.data.clip_reader import Timeline
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+
+# The timeline
+
+
+@dataclass
+class File:
+    """A file of so many frames, shown at these seconds."""
+
+    num_frames: int
+    times: list[float] | None = None
+    path: Path = Path("clip.mp4")
+    end: float | None = None
+
+
+def at_rate(num_frames, fps):
+    return File(num_frames, [i / fps for i in range(num_frames)])
+
+
+@pytest.mark.parametrize(("skip", "length"), [(1, 10), (2, 5), (3, 4), (10, 1), (99, 1)])
+def test_every_nth_frame(skip, length):
+    timeline = Timeline(skip)
+    assert timeline.length(File(10)) == length
+    assert timeline.frames(File(10), range(length)) == list(range(0, 10, skip))
+
+
+def test_frames_by_number_may_run_past_the_end():
+    assert Timeline(3).frames(File(4), range(1, 4)) == [3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        (10, 10, [0, 1, 2, 3, 4, 5]),
+        (10, 5, [0, 2, 4]),
+        (5, 10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]),
+        (30, 12, [0, 2, 5]),  # at 0, 83 and 167 ms are shown the frames of 0, 67 and 167 ms
+        (30000 / 1001, 30000 / 1001, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_a_rate_takes_the_frame_that_is_shown(source, target, expected):
+    timeline, file = Timeline(fps=target), at_rate(6, source)
+    assert timeline.length(file) == len(expected)
+    assert timeline.frames(file, range(len(expected))) == expected
+    # beyond the end there is none
+    assert timeline.frames(file, range(1, 99)) == expected[1:]
+
+
+def test_a_rate_follows_the_files_own_clock():
+    slow_then_fast = File(5, [0.0, 1.0, 2.0, 2.25, 2.5])
+    assert Timeline(fps=2).frames(slow_then_fast, range(9)) == [0, 0, 1, 1, 2, 4]
+
+
+def test_the_last_frame_is_seen_for_as_long_as_it_is_shown():
+    timeline = Timeline(fps=10)
+    for times, end, expected in [
+        ([0.0, 0.1, 0.2], 1.2, [0, 1, *[2] * 10]),
+        ([0.0, 1.0], 1.1, [*[0] * 10, 1]),
+        ([0.0], 0.5, [0] * 5),
+        ([2.0, 2.5], 2.51, [0] * 5 + [1]),
+    ]:
+        file = File(len(times), times, end=end)
+        assert timeline.length(file) == len(expected)
+        assert timeline.frames(file, range(99)) == expected
+    with pytest.raises(UnreadableVideoError, match=r"the file is 1.200 seconds long"):
+        timeline.between(File(2, [0.0, 0.2], end=1.2), 2, None)
+
+
+def test_a_single_frame_is_seen_once():
+    assert Timeline(fps=7).length(File(1, [0.0])) == 1
+
+
+@pytest.mark.parametrize("timeline", [Timeline(), Timeline(2), Timeline(fps=5)])
+def test_parts_between_two_seconds(timeline):
+    file = at_rate(20, 10)  # two seconds
+    shown = 10 if timeline.frame_skip == 1 and timeline.fps is None else 5
+    assert timeline.between(file, None, None) == range(2 * shown)
+    assert timeline.between(file, 1.0, None) == range(shown, 2 * shown)
+    assert timeline.between(file, None, 1.0) == range(shown)
+    assert timeline.between(file, 0.4, 1.4).stop - timeline.between(file, 0.4, 1.4).start == shown
+
+
+def test_a_part_beyond_the_end():
+    message = (
+        r"cannot cut clip.mp4: expected frames from second 3 to None, got none, as the file is "
+        r"0.900 seconds long; correct start and end"
+    )
+    with pytest.raises(UnreadableVideoError, match=message):
+        Timeline().between(at_rate(10, 10), 3, None)
+
+
+@pytest.mark.parametrize(
+    ("cut", "option"),
+    [
+        (lambda: Timeline(fps=5).frames(File(9), range(3)), "fps"),
+        (lambda: Timeline(fps=5).length(File(9)), "fps"),
+        (lambda: Timeline().between(File(9), 1, 2), "start and end"),
+    ],
+)
+def test_a_file_without_clock_cannot_be_cut_by_it(cut, option):
+    message = (
+        rf"cannot cut clip.mp4 by {option}: expected a file that says when its frames are shown, "
+        rf"got one without a clock .*; leave {option} out and choose frames by number"
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        cut()
+    # of no other file could more be had
+    assert not isinstance(error.value, UnreadableVideoError)
+
+
+def test_a_single_picture_needs_no_clock():
+    assert Timeline(fps=5).frames(File(1), range(3)) == [0]
+    assert Timeline().between(File(1), None, 2) == range(1)
+
+
+@pytest.mark.parametrize("skip", [0, -1, 1.5, True, "2"])
+def test_wrong_frame_skip(skip):
+    with pytest.raises(ValueError, match=r"frame_skip must be a whole .* got .*; 1 takes every"):
+        Timeline(skip)
+
+
+@pytest.mark.parametrize("fps", [0, -1.0, float("inf"), float("nan")])
+def test_wrong_fps(fps):
+    with pytest.raises(ValueError, match=r"fps must be a positive number .* got .*; leave it out"):
+        Timeline(fps=fps)
+
+
+def test_two_ways_of_choosing():
+    message = "only one of fps and frame_skip .* got fps=5 and frame_skip=2; leave one of them out"
+    with pytest.raises(ValueError, match=message):
+        Timeline(2, fps=5)
+
+
+# Files
 
 MODULE = "video_diffusion_pytorch.data.clip_reader.open_video"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from video_diffusion_pytorch.data.condition_files import ClipConditions
+from video_diffusion_pytorch.data.condition_files import ClipConditions, split_conditions
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.manifest import Clip
 
@@ -19,8 +19,8 @@ def clip(tmp_path):
     return Clip(path)
 
 
-def read(clip, folder, *kinds, frames=(0, 1), **options):
-    conditions = ClipConditions(kinds, **options)
+def read(clip, folder, *wanted, frames=(0, 1), missing="error"):
+    conditions = ClipConditions(wanted, missing)
     [complete] = conditions.complete([clip], folder)
     return conditions.read(complete, list(frames))
 
@@ -174,7 +174,7 @@ def test_what_is_no_number(clip, tmp_path, kind, shape, value):
 
 def test_arrays_that_may_be_used():
     assert ClipConditions(["vector"]).may_use_arrays
-    assert ClipConditions([], str).may_use_arrays
+    assert ClipConditions(str).may_use_arrays
     assert not ClipConditions(["caption", "label"]).may_use_arrays
 
 
@@ -208,24 +208,24 @@ def test_an_array_that_would_run_code(clip, tmp_path):
 
 
 def test_columns_of_numbers(clip, tmp_path):
-    told = read(replace(clip, numbers=(0.1, 2)), tmp_path, columns={"cond": ["EF", "ESV"]})
+    told = read(replace(clip, numbers=(0.1, 2)), tmp_path, {"cond": ["EF", "ESV"]})
     assert told.keys() == {"cond"}
     assert told["cond"].dtype == torch.float32
     assert told["cond"].tolist() == [np.float32(0.1), 2]
     columns = {"cond": ["EF"], "labels": "Class"}
-    told = read(Clip(clip.path, None, "cat", numbers=(5,)), tmp_path, columns=columns)
+    told = read(Clip(clip.path, None, "cat", numbers=(5,)), tmp_path, columns)
     assert told == {"cond": torch.tensor([5.0]), "labels": 0}
 
 
 def test_a_column_of_texts(clip, tmp_path):
     columns = {"cond": "Report"}
-    assert read(replace(clip, caption="55 %"), tmp_path, columns=columns) == {"cond": "55 %"}
+    assert read(replace(clip, caption="55 %"), tmp_path, columns) == {"cond": "55 %"}
     message = (
         r"the column Report must hold texts to be a caption, got numbers only, such as 55,5; for .*"
         r" conditions=\{'cond': \['Report'\]\}, for captions manifest_columns=\{'caption': 'Repor"
     )
     with pytest.raises(ValueError, match=message):
-        read(replace(clip, caption="55,5"), tmp_path, columns=columns)
+        read(replace(clip, caption="55,5"), tmp_path, columns)
     # a kind was asked for by its name
     assert read(replace(clip, caption="7"), tmp_path, "caption") == {"cond": "7"}
 
@@ -237,18 +237,18 @@ def test_a_column_of_texts(clip, tmp_path):
 )  # fmt: skip
 def test_columns_that_cannot_go_with_other_kinds(kinds, columns):
     with pytest.raises(ValueError, match=r"conditions must differ in where .* got .*: give a func"):
-        ClipConditions(kinds, columns=columns)
+        ClipConditions([*kinds, columns])
 
 
 # Functions, and what goes together
 
 
 def test_a_function(clip, tmp_path):
-    given = read(clip, tmp_path, function=lambda path: {"cond": torch.ones(2), "id": path.name})
+    given = read(clip, tmp_path, lambda path: {"cond": torch.ones(2), "id": path.name})
     assert given["cond"].tolist() == [1, 1]
     assert given["id"] == "a.mp4"
     with pytest.raises(TypeError, match=r"must give a dict, got list for .*a.mp4; return for"):
-        read(clip, tmp_path, function=lambda path: [1])
+        read(clip, tmp_path, lambda path: [1])
 
 
 def test_several_together(clip, tmp_path):
@@ -272,3 +272,22 @@ def test_words_it_does_not_know():
         ClipConditions(["caption"], missing="x")
     assert not ClipConditions([])
     assert ClipConditions(["label"])
+
+
+def test_names_and_a_function():
+    function = str
+    assert split_conditions(None) == ([], None, {})
+    assert split_conditions("label") == (["label"], None, {})
+    assert split_conditions(function) == ([], function, {})
+    assert split_conditions(("label", function, "field")) == (["label", "field"], function, {})
+    columns = {"cond": ["EF"], "labels": "Class"}
+    assert split_conditions(columns) == ([], None, columns)
+    assert split_conditions(["field", columns, function]) == (["field"], function, columns)
+    for wrong in ([function, function], ["label", 3], [columns, columns]):
+        with pytest.raises(TypeError, match=r"names of conditions, at most one .* got .*; let"):
+            split_conditions(wrong)
+    for key, value in {"labels": ["Class"], "cond": [], "frame_cond": "EF", "EF": "cond"}.items():
+        with pytest.raises(
+            ValueError, match=rf"must be 'cond', .* got '{key}': .*; write for exam"
+        ):
+            split_conditions({key: value})

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from video_diffusion_pytorch.data.dataset import Dataset, cast_num_frames
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+from video_diffusion_pytorch.sizes import as_value_range
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GIFS = GOLDEN / "gifs"
@@ -189,9 +190,92 @@ def test_wrong_num_frames(num_frames):
         Dataset(GIFS, 8, num_frames=num_frames)
 
 
-def test_wrong_channels():
-    with pytest.raises(ValueError, match=r"channels must be one of \[1, 3, 4\], got 2; choose"):
-        Dataset(GIFS, 8, channels=2)
+@pytest.mark.parametrize("channels", [2, 0])
+def test_wrong_channels(channels):
+    with pytest.raises(ValueError, match=r"channels must be one of \[1, 3, 4\], got \d; choose"):
+        Dataset(GIFS, 8, channels=channels)
+
+
+def test_channels_of_arrays_beside_movies(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 1, 8, 8)))
+    assert Dataset(tmp_path, 8, channels=2, exts=None).channels == 2
+    with pytest.raises(ValueError, match=r"channels must be one of .* got 0; choose"):
+        Dataset(tmp_path, 8, channels=0, exts=None)
+    (tmp_path / "b.mp4").touch()
+    with pytest.raises(ValueError, match=r"channels must be one of .* got 2; .* only arrays"):
+        Dataset(tmp_path, 8, channels=2, exts=None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"clip_start": "last"}, "clip_start must be one of first, .* got 'last'; choose"),
+        ({"pad": "white"}, "pad must be one of black, .* got 'white'; choose one"),
+        (
+            {"clip_start": "random", "force_num_frames": False},
+            "clip_start must be 'first' where .* got 'random'; leave force_num_frames=False out",
+        ),
+        ({"fit_frames": "long"}, "one of None, short, all, got 'long'; choose"),
+        ({"pad_position": "start"}, "must be one of end, center, got 'start'; choose"),
+        (
+            {"fit_frames": "short", "force_num_frames": False},
+            "fit_frames must be None where .* got 'short'; leave for",
+        ),
+        (
+            {"fit_frames": "all", "clip_start": "random"},
+            "fit_frames='all' makes one clip of each file, .* got 'random'; leave it out, or pass",
+        ),
+        (
+            {"fit_frames": "short", "pad": "mask"},
+            "left out with fit_frames, .* got pad='mask' and pad_position='end'; choose whether",
+        ),
+        (
+            {"fit_frames": "all", "pad_position": "center"},
+            "left out with fit_frames, .* got pad='black' and pad_position='center'; choose whet",
+        ),
+    ],
+)
+def test_wrong_options(tmp_path, options, message):
+    # before files are searched
+    with pytest.raises(ValueError, match=message):
+        Dataset(tmp_path / "missing", 8, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((-5, 5), ((-5.0, -5.0), (5.0, 5.0))),
+        ([0, [1, 2]], ((0.0, 0.0), (1.0, 2.0))),
+        ((np.array([1.5, 2]), torch.tensor([3.0, 4.0])), ((1.5, 2.0), (3.0, 4.0))),
+        (None, None),
+    ],
+)
+def test_value_ranges(given, expected):
+    assert as_value_range(given, 2) == expected
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        5,
+        (1, 2, 3),
+        (5, -5),
+        (0, 0),
+        (0, float("inf")),
+        (float("nan"), 1),
+        ((1, 2, 3), 4),
+        "all",
+        # float32 cannot tell them apart, or hold them or their difference
+        (2**24, 2**24 + 1),
+        (0, 1e-50),
+        (0, 1e39),
+        (-3e38, 3e38),
+    ],
+)
+def test_no_value_range(given):
+    message = r"value_range must be 'fit' or \(low, high\) .* got .*; pass for example \(-5, 5\)"
+    with pytest.raises(ValueError, match=message):
+        as_value_range(given, 2)
 
 
 # Parts of a file

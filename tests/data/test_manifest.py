@@ -6,7 +6,11 @@ import unicodedata
 
 import pytest
 
-from video_diffusion_pytorch.data.manifest import Clip, read_labels, read_manifest
+from video_diffusion_pytorch.data.manifest import Clip, Manifest
+
+
+def read_manifest(path, folder, split="train", *, needs_labels=False, **options):
+    return Manifest(path, folder, **options).clips(split, needs_labels=needs_labels)
 
 
 @pytest.fixture
@@ -43,13 +47,13 @@ def test_csv(table, tmp_path):
 
 def test_labels_of_all_splits(table, tmp_path):
     path = table("path,label,split\na.mp4,cat,train\ngone.mp4,dog,test\nb.mp4,,val\n,bird,val\n")
-    assert read_labels(path, tmp_path) == [
+    assert Manifest(path, tmp_path).labels() == [
         Clip(tmp_path / "a.mp4", label="cat"),
         Clip(tmp_path / "gone.mp4", label="dog"),
         Clip(tmp_path / "b.mp4"),
     ]
     with pytest.raises(FileNotFoundError, match=r"a manifest at .*x.csv, found none; check the"):
-        read_labels(tmp_path / "x.csv", tmp_path)
+        Manifest(tmp_path / "x.csv", tmp_path)
 
 
 def test_rows_of_no_split(table, tmp_path):
@@ -94,8 +98,12 @@ def test_missing_table(tmp_path):
         ("name,x\na.mp4,1\n", "clips.csv", "must have a column path, got name, x; write the names"),
         ("a.mp4,a cat\nb.mp4,\n", "clips.csv", "must have a column path, got a.mp4, a cat; write"),
         ("", "clips.csv", "must have a column path, got none; write the names of the columns into"),
-        ("path,x\n,1\n", "clips.csv", "line 2: expected a path in the column path, got '';"),
-        ("path,x\nNaN,1\n", "clips.csv", "line 2: expected a path in the column path, got 'NaN';"),
+        ("path,x\n,1\n", "clips.csv", "line 2: expected a path in the column path, got '', which"),
+        (
+            "path,x\nNaN,1\n",
+            "clips.csv",
+            "line 2: expected a path in the column path, got 'NaN', which",
+        ),
         ("file,video\na.mp4,b.mp4\n", "clips.csv", "one column for path, got file and video; ch"),
         ("path,path\na.mp4,b.mp4\n", "clips.csv", "one column for path, got path and path; rename"),
         (
@@ -187,7 +195,7 @@ def test_the_same_table_in_many_forms(table, tmp_path, name, encoding):
         Clip(tmp_path / "b.mp4"),
         Clip(tmp_path / "sub/c.gif", "été", "10", None, 1e-7),
     ]
-    assert [clip.label for clip in read_labels(path, tmp_path)] == ["2", None, "10"]
+    assert [clip.label for clip in Manifest(path, tmp_path).labels()] == ["2", None, "10"]
 
 
 @pytest.mark.parametrize("missing", ["nan", "NaN", "None", "NULL", "null", "NA", "N/A", "<NA>"])
@@ -255,7 +263,7 @@ def test_one_text_where_a_text_belongs(table, tmp_path, role, value, kind):
     with pytest.raises(ValueError, match=message):
         read_manifest(path, tmp_path, None)
     if role in ("caption", "label"):  # of no concern where it is not wanted
-        assert len(read_manifest(path, tmp_path, kinds=())) == 2
+        assert len(read_manifest(path, tmp_path, columns={role: None})) == 2
 
 
 # Columns
@@ -438,14 +446,14 @@ def test_a_split_of_a_table_without_splits(table, tmp_path):
 
 def test_a_label_among_labels_must_be_there(table, tmp_path):
     path = table("path,label,split\na.mp4,cat,val\nsub/c.gif,None,train\n")
-    message = "line 3: expected a label in the column label, as in other rows, got 'None', which"
+    message = "line 3: expected a label in the column label, got 'None', which counts"
     with pytest.raises(ValueError, match=message):
-        read_manifest(path, tmp_path, kinds=["label"])
-    assert len(read_manifest(path, tmp_path, kinds=["caption"])) == 1
+        read_manifest(path, tmp_path, needs_labels=True)
+    assert len(read_manifest(path, tmp_path)) == 1
     path = table("path,label\nsub/c.gif,\n")  # then folders are the classes
-    assert len(read_manifest(path, tmp_path, kinds=["label"])) == 1
+    assert len(read_manifest(path, tmp_path, needs_labels=True)) == 1
     with pytest.raises(ValueError, match="line 2: expected a label in the column label"):
-        read_manifest(path, tmp_path, kinds=["label"], columns={"label": "label"})
+        read_manifest(path, tmp_path, needs_labels=True, columns={"label": "label"})
 
 
 def test_names_too_long_for_the_file_system(table, tmp_path):

@@ -1,4 +1,4 @@
-"""Clip files: which files of a folder are clips, and which belong to another clip."""
+"""Clip files: finds the clips in a folder, and the files that belong to a clip."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder, stills_among
@@ -15,12 +15,12 @@ from video_diffusion_pytorch.data.video_file import VIDEO_EXTS
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
-# Beside a film of the same name such a file is its condition, or its thumbnail
+# Beside a movie of the same name such a file is its condition or its thumbnail
 _BESIDE = (".npy", ".npz", ".pt", ".png")
-# `scan.nii.gz` is a scan that was compressed: both endings are left out of its name
+# The name of `scan.nii.gz` is `scan`
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-# What a Trainer leaves in its results folder, and what such a file begins with: in a checkpoint,
-# the keys as pickled texts
+# Files of a Trainer's results folder, and what they start with: a checkpoint, with its keys as
+# pickled texts
 _OF_A_RUN = {
     re.compile(r"model-\d+(\.\d+)?\.pt"): (b"\x04\0\0\0step", b"\x05\0\0\0model"),
     re.compile(r"metrics\.jsonl"): (b'"step"', b'"clips_per_second"'),
@@ -37,26 +37,26 @@ def find_clips(
 ) -> list[Path]:
     """Finds the clips in a folder and its subfolders.
 
-    Names that start with a dot are left out: they are half-written or a file system's own. Where
-    `clip.mp4` has a `clip.npy` beside it, that is no clip but belongs to it; and so does, of any
-    clip, `clip.cond.npy`.
+    Names that start with a dot are skipped: they are half-written or belong to the file system.
+    `clip.npy` beside `clip.mp4` is not a clip but belongs to it, as does `clip.cond.npy` beside any
+    clip.
 
-    The results folder of a run, in which there are checkpoints `model-N.pt` or a `metrics.jsonl`,
-    is left out, unless it is `folder` itself: samples are no clips to train on.
+    The results folder of a run, with checkpoints `model-N.pt` or a `metrics.jsonl`, is skipped
+    unless it is `folder` itself: samples are not training data.
 
     Args:
         folder: The folder.
-        exts: File name endings to look for, in upper or lower case; None for all that can be
-            read, folders of numbered pictures included.
-        exclude: Folders that are not looked into.
-        uses_arrays: Whether arrays beside clips are read as their conditions; if not, a warning
-            says that they are left out.
+        exts: File extensions to search, in upper or lower case; None for all supported formats,
+            folders of numbered pictures included.
+        exclude: Folders that are not searched.
+        uses_arrays: Whether arrays beside clips are their conditions; if not, a warning counts
+            them.
 
     Returns:
         Files and folders of frames, sorted.
 
     Raises:
-        FileNotFoundError: The folder is missing, or there is no clip in it.
+        FileNotFoundError: The folder is missing, or holds no clip.
         NotADirectoryError: `folder` is a file.
     """
     if not folder.exists():
@@ -71,35 +71,35 @@ def find_clips(
     endings = _endings(VIDEO_EXTS if exts is None else exts)
     found: list[Path] = []
     frame_folders: set[Path] = set()
-    apart: list[Path] = []
-    others: Counter[str] = Counter()
+    split_folders: list[Path] = []
+    counts: Counter[str] = Counter()
     for here, folders, names in _walk(folder, exclude):
         names = _without_results(here, here == folder, names, folders)
-        others.update(Path(name).suffix.lower() or "no extension" for name in names)
+        counts.update(Path(name).suffix.lower() or "no extension" for name in names)
         if exts is None and is_frame_folder(here, [*names, *folders]):
-            found.append(here)
             frame_folders.add(here)
             continue
         found += [here / name for name in names if name.lower().endswith(endings)]
         if exts is None and stills_among(here, names):
-            apart.append(here)
-    if apart:
+            split_folders.append(here)
+    if split_folders:
         logger.warning(
             "the numbered pictures of %d folders, such as %s, are not taken for frames of one "
             "clip, because of what else is there: move the other files, or those pictures, into a "
             "folder of their own",
-            len(apart),
-            apart[0],
+            len(split_folders),
+            split_folders[0],
         )
-    found = _without_company(sorted(found), frame_folders, uses_arrays)
-    if not found:
-        counts = ", ".join(f"{count} × {ext}" for ext, count in others.most_common(5))
-        listed = " or ".join(endings) or "(exts is empty)"
+    clips, companions = _without_companions([*found, *frame_folders], frame_folders)
+    _warn_of_companions(companions, uses_arrays)
+    if not clips:
+        there = ", ".join(f"{count} × {ext}" for ext, count in counts.most_common(5))
         raise FileNotFoundError(
-            f"expected files ending in {listed} in {folder} and its subfolders, got "
-            f"{counts or 'no file at all'}; check the folder, or say in exts what to look for"
+            f"expected files ending in {' or '.join(endings) or '(exts is empty)'} in {folder} and "
+            f"its subfolders, got {there or 'no file at all'}; check the folder, or say in exts "
+            "what to look for"
         )
-    return found
+    return clips
 
 
 def clips_by_name(
@@ -107,40 +107,37 @@ def clips_by_name(
     exts: str | Sequence[str] | None = None,
     exclude: Sequence[str | os.PathLike[str]] = (),
 ) -> dict[str, list[Path]]:
-    """All files below a folder by their names, and clips by their names without endings as well.
+    """All files below a folder by name, and clips also by their name without extension.
 
     Args:
         folder: The folder.
-        exts: As in `find_clips`; endings of clips besides those that can be read.
-        exclude: As in `find_clips`.
+        exts: Extensions of clips besides those of the supported formats.
+        exclude: As for `find_clips`.
 
     Returns:
-        Files and folders of frames, by `composed` names. What belongs to another clip has its full
-        name only.
+        Files and folders of frames, by `composed` names. Files that belong to a clip have their
+        full name only.
     """
     endings = _endings(VIDEO_EXTS) + _endings(exts or ())
-    found: dict[str, list[Path]] = {}
-    clips: list[Path] = []
+    files: list[Path] = []
     frame_folders: set[Path] = set()
     for here, folders, names in _walk(folder, exclude):
         if is_frame_folder(here, [*names, *folders]):
             frame_folders.add(here)
-            continue
-        for name in names:
-            path = here / name
-            found.setdefault(composed(name), []).append(path)
-            clips += [path] if name.lower().endswith(endings) else []
-    clips += frame_folders
-    companions = set(_companions(clips, frame_folders))
-    for path in sorted(clips, key=str):
-        if path not in companions and not path.stem.endswith(".cond"):
-            name = composed(name_of(path, path in frame_folders))
-            found.setdefault(name, []).append(path)
+        else:
+            files += [here / name for name in names]
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        found.setdefault(composed(path.name), []).append(path)
+    with_endings = [path for path in files if path.name.lower().endswith(endings)]
+    clips, _ = _without_companions([*with_endings, *frame_folders], frame_folders)
+    for path in clips:
+        found.setdefault(composed(name_of(path, path in frame_folders)), []).append(path)
     return found
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's form NFC: macOS writes an accent as a character of its own."""
+    """Normalises a name to NFC: macOS stores accents as combining characters."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -152,7 +149,7 @@ def _endings(exts: str | Sequence[str]) -> tuple[str, ...]:
 def _walk(
     folder: Path, exclude: Sequence[str | os.PathLike[str]]
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Folders with the names of their folders and files, hidden and excluded ones left out."""
+    """As `os.walk`, without hidden and excluded files and folders."""
     closed = {Path(path).resolve() for path in exclude}
     for parent, folders, names in os.walk(folder):
         here = Path(parent)
@@ -162,11 +159,11 @@ def _walk(
 
 
 def name_of(path: Path, is_folder: bool) -> str:
-    """The name of a clip without its ending, which what belongs to it shares.
+    """The name of a clip without extension, which the files that belong to it share.
 
     Args:
         path: The clip.
-        is_folder: Whether it is a folder of frames; it has no ending, whatever its name.
+        is_folder: Whether it is a folder of frames, which has no extension.
 
     Example:
         >>> name_of(Path("knee.nii.gz"), False), name_of(Path("a.b.mp4"), False)
@@ -180,7 +177,7 @@ def name_of(path: Path, is_folder: bool) -> str:
 
 
 def beside(clip: Path, endings: Sequence[str]) -> Path | None:
-    """The file that belongs to a clip: `clip.cond` with one of the endings, or `clip`."""
+    """The file of a clip's name with one of the extensions; `clip.cond.npy` before `clip.npy`."""
     stem = name_of(clip, clip.is_dir())
     for middle in (".cond", ""):
         for ending in endings:
@@ -192,7 +189,7 @@ def beside(clip: Path, endings: Sequence[str]) -> Path | None:
 
 
 def _without_results(here: Path, is_top: bool, names: list[str], folders: list[str]) -> list[str]:
-    """Leaves out what a training run has written; from `folders`, too, which is changed."""
+    """Drops the files of a training run; also from `folders`, in place, for `os.walk`."""
     of_a_run = [name for name in names if _of_a_run(here / name)]
     sharded = [name for name in folders if _SHARDED.fullmatch(name)]
     if (of_a_run or sharded) and not is_top:
@@ -204,7 +201,7 @@ def _without_results(here: Path, is_top: bool, names: list[str], folders: list[s
 
 
 def _of_a_run(file: Path) -> bool:
-    """Whether a file is a checkpoint or the numbers of a run, not only named like one."""
+    """Whether a file is a checkpoint or the metrics of a run, by its name and its content."""
     for name, words in _OF_A_RUN.items():
         if name.fullmatch(file.name) and file.is_file():
             try:
@@ -216,45 +213,36 @@ def _of_a_run(file: Path) -> bool:
     return False
 
 
-def _companions(found: list[Path], frame_folders: set[Path]) -> list[Path]:
-    """Files that belong to another clip by their names."""
-    names = {
-        path.with_name(name_of(path, path in frame_folders))
-        for path in found
-        if path in frame_folders or path.suffix.lower() not in _BESIDE
+def _without_companions(
+    found: Sequence[Path], frame_folders: Set[Path]
+) -> tuple[list[Path], list[Path]]:
+    """The clips, and the files that belong to one of them by their names, both sorted."""
+    beside = {
+        path for path in found if path not in frame_folders and path.suffix.lower() in _BESIDE
     }
-    return [
+    names = {path.with_name(name_of(path, path in frame_folders)) for path in {*found} - beside}
+    companions = {path for path in beside if path.with_name(path.stem) in names}
+    clips = [
         path
-        for path in found
-        if path not in frame_folders
-        and path.suffix.lower() in _BESIDE
-        and path.with_name(path.stem) in names
+        for path in sorted({*found} - companions)
+        if path in frame_folders or not path.stem.endswith(".cond")
     ]
+    return clips, sorted(companions)
 
 
-def _without_company(found: list[Path], frame_folders: set[Path], uses_arrays: bool) -> list[Path]:
-    """Leaves out files that belong to another clip."""
-    named = _companions(found, frame_folders)
-    thumbnails = [path for path in named if path.suffix.lower() == ".png"]
-    if thumbnails:
-        _warn_of("pictures", thumbnails, "rename those that are clips of their own")
-    arrays = [path for path in named if path.suffix.lower() != ".png"]
-    if arrays and not uses_arrays:
-        advice = "rename those that are clips of their own, or say in conditions what they are"
-        _warn_of("arrays", arrays, advice)
-    left_out = set(named)
-    return [
-        path
-        for path in found
-        if path not in left_out and (path in frame_folders or not path.stem.endswith(".cond"))
-    ]
-
-
-def _warn_of(kind: str, paths: list[Path], advice: str) -> None:
-    logger.warning(
-        "left out %d %s beside clips of the same name, such as %s: %s",
-        len(paths),
-        kind,
-        paths[0],
-        advice,
-    )
+def _warn_of_companions(companions: Sequence[Path], uses_arrays: bool) -> None:
+    pictures = [path for path in companions if path.suffix.lower() == ".png"]
+    arrays = [] if uses_arrays else [path for path in companions if path.suffix.lower() != ".png"]
+    advice = "rename those that are clips of their own"
+    for kind, paths, more in (
+        ("pictures", pictures, ""),
+        ("arrays", arrays, ", or say in conditions what they are"),
+    ):
+        if paths:
+            logger.warning(
+                "left out %d %s beside clips of the same name, such as %s: %s",
+                len(paths),
+                kind,
+                paths[0],
+                advice + more,
+            )

@@ -1,4 +1,4 @@
-"""From a file to the frames of a clip: which frames of its timeline, decoded or cached."""
+"""Clip reader: decodes the frames of a file, or reads them from the cache, by their positions."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ import torch
 from video_diffusion_pytorch.data.cache import CachedClip, ClipCache
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
 from video_diffusion_pytorch.data.formats.array_file import ArrayReader
+from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
+from video_diffusion_pytorch.data.formats.picture_file import PictureReader
 from video_diffusion_pytorch.data.formats.user_reader import FunctionReader, ReadFn
 from video_diffusion_pytorch.data.formats.video_reader import VideoReader
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize
-from video_diffusion_pytorch.data.video_file import open_video
+from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# A frame counts as shown at a time although rounding puts it this many seconds later.
+# Tolerance for the rounding of timestamps, in seconds
 _ROUNDING = 1e-4
 
 
 class Timeline:
-    """Every n-th frame of a file, or the frames that it shows at a rate of ours.
+    """Every n-th frame of a file, or its frames resampled to a frame rate.
 
-    Positions on the timeline count from the beginning of the file, so that clips cut from it at
-    different places share frames.
+    Positions count from the beginning of the file, so that all clips of a file share frames.
 
     Args:
-        frame_skip: Every `frame_skip`-th frame is seen.
-        fps: Frames per second that are seen: at each instant the frame that is shown then, which
-            may be one and the same for several instants. None to go by `frame_skip`.
+        frame_skip: Take every `frame_skip`-th frame.
+        fps: Frames per second: at each instant the frame displayed then, which may repeat. None to
+            use `frame_skip`.
 
     Raises:
         ValueError: An argument is out of range, or both are given.
@@ -73,9 +74,9 @@ class Timeline:
         return max(1, math.ceil((end - times[0] - _ROUNDING) * self.fps))
 
     def frames(self, file: VideoReader, positions: Sequence[int]) -> list[int]:
-        """The file's frames at these positions, as far as it is known to have them."""
+        """The file's frames at these positions; with `fps`, none past its end."""
         if self.fps is None:
-            # the file need not be counted: who reads on beyond its end gets fewer
+            # without counting the frames: reading past the end gives fewer
             return [position * self.frame_skip for position in positions]
         times = self._times(file, "fps")
         length = self.length(file)
@@ -83,11 +84,11 @@ class Timeline:
         return [max(0, bisect_right(times, instant + _ROUNDING) - 1) for instant in instants]
 
     def between(self, file: VideoReader, start: float | None, end: float | None) -> range:
-        """The positions shown from second `start` on and before second `end`.
+        """The positions from second `start` on and before second `end`.
 
         Raises:
             UnreadableVideoError: There is none.
-            ValueError: The file has no clock, which no repair of it would change.
+            ValueError: The file has no timestamps.
         """
         length = self.length(file)
         if start is None and end is None:
@@ -110,7 +111,7 @@ class Timeline:
     def _times(self, file: VideoReader, option: str) -> Sequence[float]:
         times = file.times
         if times is None and file.num_frames == 1:
-            return [0.0]  # a picture that does not move is shown from the beginning
+            return [0.0]  # a still picture
         if times is None:
             raise ValueError(
                 f"cannot cut {file.path} by {option}: expected a file that says when its frames "
@@ -120,26 +121,31 @@ class Timeline:
         return times
 
 
-# To be raised when the decoders give other pixels than before, or read more files: caches of
-# another number are not used
+# Increase when the decoders give other pixels or read more files: it invalidates caches
 _DECODER = 3
+
+STILL_EXTS = tuple(ext for ext in FRAME_EXTS if ext not in VIDEO_EXTS)
+"""Extensions of pictures that `open_video` does not take for clips."""
+# Their names in Pillow
+_STILL_FORMATS = ("JPEG", "BMP", "TIFF")
 
 FrameTransform = Callable[["Image"], torch.Tensor]
 
 
 class ClipReader:
-    """Decodes frames of files, at the size of the clips.
+    """Decodes frames of files at the size of the clips.
 
     Args:
-        size: Scales the frames.
-        timeline: Says which frames of a file are seen.
-        channels: Of the clips.
+        size: Scales and crops the frames.
+        timeline: Maps positions to frames.
+        channels: Number of channels of a clip.
         axes: Order of the axes in array files, as in `read_video`.
-        read_fn: Reads files in the place of `open_video`; None for none.
+        read_fn: Reads files instead of `open_video`; None for none.
         square_pixels: As in `read_video`.
 
     Attributes:
-        cache: Where decoded files are; None for none. `fill_cache` sets it.
+        cache: Decoded files; None for none. `fill_cache` sets it.
+        opens_stills: Whether `open` takes pictures of `STILL_EXTS`.
     """
 
     def __init__(
@@ -154,11 +160,11 @@ class ClipReader:
         self.size, self.timeline, self.channels = size, timeline, channels
         self.axes, self.read_fn, self.square_pixels = axes, read_fn, square_pixels
         self.cache: ClipCache | None = None
-        self._limit: int | None = None
+        self.opens_stills = False
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How frames are chosen and scaled, in plain values."""
+        """How frames are chosen and scaled, as JSON values."""
         size, timeline = self.size, self.timeline
         scaling: dict[str, Any] = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
         chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
@@ -169,27 +175,26 @@ class ClipReader:
 
     @contextmanager
     def open(self, path: Path) -> Iterator[VideoReader]:
-        """Opens a file or a folder of frames, for as long as a `with` statement lasts.
+        """Opens a file or a folder of frames in a `with` statement.
 
         Raises:
-            UnreadableVideoError: It is damaged, or the system lets nobody read it; also where that
-                comes out within the statement.
+            UnreadableVideoError: It is damaged or must not be read; also if that shows only within
+                the statement.
         """
-        with file_errors(path), self._open(path) as file:
-            yield file
-
-    def _open(self, path: Path) -> VideoReader:
-        if self.read_fn is not None:
-            return FunctionReader(path, self.read_fn, self.channels)
-        return open_video(
-            path, channels=self.channels, axes=self.axes, square_pixels=self.square_pixels
-        )
+        with file_errors(path):
+            if self.opens_stills and path.suffix.lower().lstrip(".") in STILL_EXTS:
+                file: VideoReader = PictureReader(path, self.channels, _STILL_FORMATS)
+            elif self.read_fn is not None:
+                file = FunctionReader(path, self.read_fn, self.channels)
+            else:
+                file = open_video(
+                    path, channels=self.channels, axes=self.axes, square_pixels=self.square_pixels
+                )
+            with file:
+                yield file
 
     def span(self, clip: Clip) -> range | None:
-        """The positions of the file's timeline that a clip may be cut from.
-
-        None for a file that cannot be read: reading a clip of it will say what is wrong.
-        """
+        """The positions of a clip on its file's timeline; None for an unreadable file."""
         try:
             if self.cache is not None and clip.is_whole:
                 return range(self.cache[clip.path].num_frames)
@@ -199,7 +204,7 @@ class ClipReader:
             return None
 
     def frame_numbers(self, path: Path, positions: Sequence[int]) -> list[int]:
-        """The frames of a file that are at these positions of its timeline."""
+        """The frames of a file at these positions of its timeline."""
         if self.timeline.fps is None:
             return [position * self.timeline.frame_skip for position in positions]
         with self.open(path) as file:
@@ -216,17 +221,17 @@ class ClipReader:
 
         Args:
             clip: The file.
-            span: Positions of the timeline to choose from, which may run past the file's end; None
-                for those of the clip.
-            choose: Gives those to read; one may follow on itself.
-            transform: As in `decode`.
+            span: Positions to choose from, which may exceed the file's end; None for those of the
+                clip, which are looked up in the opened file.
+            choose: Gives the positions to read, in ascending order; they may repeat.
+            transform: As for `decode`.
 
         Returns:
-            As `decode`, and the positions.
+            The frames, as from `decode`, and their positions.
 
         Raises:
             UnreadableVideoError: As `decode`.
-            ValueError: There is a transform as well as a cache.
+            ValueError: Both a transform and a cache are used.
         """
         stored = None
         if self.cache is not None:
@@ -256,17 +261,16 @@ class ClipReader:
 
         Args:
             file: The file.
-            frames: Their numbers; a number may follow on itself.
-            transform: What to make a frame's tensor with; None for the reader's own way.
+            frames: Their numbers in ascending order; they may repeat.
+            transform: Converts a Pillow picture to a tensor; None for `size`.
 
         Returns:
-            `(c, f, h, w)`, fewer frames where the file ends before. Uint8 for 8-bit files; `h` and
-            `w` are those of the clip, but larger before a random crop, and smaller where they will
-            be filled up.
+            `(c, f, h, w)`, with fewer frames if the file ends before. Uint8 for 8-bit files. `h`
+            and `w` are larger than the clip's before a random crop, smaller before padding.
 
         Raises:
-            UnreadableVideoError: The file is damaged, has not one frame, or holds what is no finite
-                number.
+            UnreadableVideoError: The file is damaged, has none of the frames, or holds NaN or
+                infinite values.
         """
         once = sorted(set(frames))
         if isinstance(file, (ArrayReader, FunctionReader)):
@@ -278,7 +282,7 @@ class ClipReader:
             video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
             finite(video, file.path)
         else:
-            # map: a comprehension keeps each picture until there is the next
+            # map: a comprehension would keep a picture until the next is decoded
             video = _stack(list(map(self.size.read, file.pictures(once))), file.path)
         if not video.shape[1]:
             raise UnreadableVideoError(
@@ -293,7 +297,7 @@ class ClipReader:
         return video
 
     def _numbers(self, file: VideoReader, frames: Sequence[int]) -> Iterator[np.ndarray]:
-        for frame in frames:  # one by one: whole frames of floats take much memory
+        for frame in frames:  # one by one, to save memory
             numbers = finite(file.array([frame]), file.path)
             if not numbers.shape[1]:
                 return
@@ -304,16 +308,15 @@ class ClipReader:
     def fill_cache(
         self, folder: str | os.PathLike[str], paths: Iterable[Path], limit: int | None
     ) -> None:
-        """Decodes all files into a cache, but for those that are there already.
+        """Decodes all files that the cache lacks.
 
         Args:
-            folder: Where the cache is; made if missing.
+            folder: The cache; made if missing.
             paths: The files.
-            limit: Number of positions of the timeline, from the first on, that are wanted of each
-                file; None for all.
+            limit: Number of positions to cache of each file; None for all.
 
         Raises:
-            ValueError: The clips are read by a function, whose results a cache cannot know.
+            ValueError: The clips are read by a `read_fn`.
         """
         if self.read_fn is not None:
             raise ValueError(
@@ -332,16 +335,16 @@ class ClipReader:
             "fps": self.timeline.fps,
             "limit": limit,
         }
-        self._limit = limit
-        cache = ClipCache(folder, settings)
-        cache.build(list(dict.fromkeys(paths)), self._decode_for_cache)
-        self.cache = cache
 
-    def _decode_for_cache(self, path: Path) -> np.ndarray:
-        with self.open(path) as file:
-            limit = self.timeline.length(file) if self._limit is None else self._limit
-            video = self.decode(file, self.timeline.frames(file, range(limit)))
-        return np.ascontiguousarray(video.permute(1, 2, 3, 0).numpy())
+        def decode(path: Path) -> np.ndarray:
+            with self.open(path) as file:
+                length = self.timeline.length(file) if limit is None else limit
+                video = self.decode(file, self.timeline.frames(file, range(length)))
+            return np.ascontiguousarray(video.permute(1, 2, 3, 0).numpy())
+
+        cache = ClipCache(folder, settings)
+        cache.build(list(dict.fromkeys(paths)), decode)
+        self.cache = cache
 
 
 def _frames_of(stored: CachedClip, positions: Sequence[int]) -> tuple[torch.Tensor, Sequence[int]]:

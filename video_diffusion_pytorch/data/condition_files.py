@@ -18,12 +18,16 @@ from video_diffusion_pytorch.data.manifest import Clip
 logger = logging.getLogger("video_diffusion_pytorch")
 
 KINDS = ("caption", "label", "vector", "frame_vectors", "field")
-"""What a clip may come with, beside what a function of the user's gives."""
+"""Names of the conditions that files and manifests hold."""
 
 ConditionFn = Callable[[Path], Mapping[str, Any]]
+# Columns of the manifest, by keyword of the diffusion
+Columns = Mapping[str, str | Sequence[str]]
+# Functions last: the command line tries the types in this order
+Conditions = str | Columns | Sequence[str | Columns | ConditionFn] | ConditionFn
 
 _ARRAYS = (".npy", ".pt", ".npz")
-# Whole numbers from here on are names: a label for each number up to them would be too many
+# Whole numbers from here on are names, not labels
 _LABELS = 10_000
 # The keyword of the diffusion that takes each kind
 _KEYS = {
@@ -41,43 +45,39 @@ class ClipConditions:
     """Finds and reads the conditions of clips.
 
     Args:
-        kinds: Any of `"caption"` (from the manifest, or `clip.txt`), `"label"` (from the manifest,
-            or the sub-folder's name), and, from `clip.npy` or `clip.pt`, one of `"vector"`,
-            `"frame_vectors"` (one for each frame of the file) and `"field"` (bytes stay uint8).
-        function: Called with a clip's path, gives a dict of further conditions.
-        missing: What to do about a clip without caption: `"error"`, or `"null"` for the condition
-            that stands for none.
-        columns: Of a manifest, by keyword of the diffusion: `"cond"` from one column of texts or a
-            list of columns of numbers, `"labels"` from one column.
+        conditions: As for `Dataset`: names, of `"caption"` (from the manifest, or `clip.txt`),
+            `"label"` (from the manifest, or the sub-folder's name), and one of `"vector"`,
+            `"frame_vectors"` (one per frame of the file) and `"field"` (uint8 stays uint8), from
+            `clip.npy` or `clip.pt`; a function; a dict of columns of the manifest.
+        missing: For a clip without caption, `"error"`, or `"null"` for the null condition.
 
     Attributes:
         numbers: The columns of numbers.
-        class_names: Names of the classes, sorted; the place of each is its label. Where all names
-            are whole numbers below 10000 they are the labels themselves.
+        class_names: Names of the classes, sorted; a class's label is its index. Names that are all
+            whole numbers below 10000 are the labels themselves.
 
     Raises:
-        ValueError: `kinds` or `missing` is not as said above.
+        TypeError: `conditions` has another type, or holds two functions.
+        ValueError: `conditions` or `missing` is none of the above.
     """
 
     def __init__(
         self,
-        kinds: Sequence[str],
-        function: ConditionFn | None = None,
+        conditions: Conditions | None,
         missing: str = "error",
-        columns: Mapping[str, Any] | None = None,
     ) -> None:
-        unknown = [kind for kind in kinds if kind not in KINDS]
+        names, function, self.columns = split_conditions(conditions)
+        unknown = [name for name in names if name not in KINDS]
         if unknown:
             raise ValueError(
                 f"conditions must be among {', '.join(KINDS)}, or be a function, or a dict of "
                 f"columns of the manifest as {{'cond': ['EF']}}, got {unknown[0]!r}; choose one of "
                 "them"
             )
-        self.columns = dict(columns or {})
         cond = self.columns.get("cond", ())
         self.numbers: tuple[str, ...] = () if isinstance(cond, str) else tuple(cond)
         kinds = [
-            *kinds,
+            *names,
             *["caption"] * isinstance(cond, str),
             *["label"] * ("labels" in self.columns),
         ]
@@ -103,23 +103,29 @@ class ClipConditions:
         return bool(self.kinds or self.numbers) or self.function is not None
 
     @property
+    def roles(self) -> dict[str, str | None]:
+        """The columns of a manifest that hold captions and labels, by role."""
+        roles = {"cond": "caption", "labels": "label"}
+        return {roles[k]: name for k, name in self.columns.items() if isinstance(name, str)}
+
+    @property
     def may_use_arrays(self) -> bool:
-        """Whether arrays beside the clips are conditions, as far as can be told."""
+        """Whether arrays beside the clips are conditions; a function may read them."""
         return self.array_kind is not None or self.function is not None
 
     def complete(
         self, clips: Sequence[Clip], folder: Path, all_rows: Sequence[Clip] = ()
     ) -> list[Clip]:
-        """Adds captions and class names to clips, and checks that each has what it needs.
+        """Adds captions and class names to clips, and checks that none is missing.
 
         Args:
             clips: The clips.
-            folder: Its sub-folders name classes.
-            all_rows: Of the manifest, whatever their split: all splits number classes alike.
+            folder: Sub-folders are class names.
+            all_rows: Rows of all splits of the manifest, which share their labels.
 
         Raises:
             FileNotFoundError: A caption or an array is missing.
-            ValueError: A clip has no class, or two classes have one number.
+            ValueError: A clip has no class, or two classes have the same number.
         """
         if "caption" in self.kinds:
             clips = [_with_caption(clip) for clip in clips]
@@ -140,15 +146,14 @@ class ClipConditions:
         return list(clips)
 
     def read(self, clip: Clip, frames: Sequence[int]) -> dict[str, Any]:
-        """The conditions of a clip that is made of these frames of its file.
+        """Reads the conditions of a clip with these frames of its file.
 
         Returns:
             Keywords of the diffusion: a caption is a string or None, a label an int, arrays are
             float32 tensors, or uint8 ones for a field of bytes.
 
         Raises:
-            UnreadableVideoError: An array is damaged, has another shape, or holds what is no
-                finite number.
+            UnreadableVideoError: An array is damaged, has another shape, or is not finite.
         """
         found: dict[str, Any] = {}
         if "caption" in self.kinds:
@@ -196,7 +201,7 @@ class ClipConditions:
         path = self._array_path(clip)
         with file_errors(path):
             values = read_array(path)
-        # the model knows what bytes of a field mean; elsewhere they are numbers like others
+        # the diffusion scales uint8 fields, as it does clips
         values = values if kind == "field" else values.float()
         if values.ndim not in _AXES[kind]:
             raise UnreadableVideoError(
@@ -263,7 +268,7 @@ def _with_label(clip: Clip, folder: Path) -> Clip:
 
 
 def _folder_of(clip: Clip, folder: Path) -> str | None:
-    """The first sub-folder that a clip is in; None if it is in none."""
+    """The first sub-folder on the path of a clip; None if there is none."""
     try:
         inside = clip.path.relative_to(folder).parts[:-1]
     except ValueError:
@@ -272,13 +277,13 @@ def _folder_of(clip: Clip, folder: Path) -> str | None:
 
 
 def _names_in(rows: Sequence[Clip], folder: Path) -> set[str]:
-    """Names of classes in a manifest; rows of other splits may have none."""
+    """Class names in a manifest; rows of other splits may have none."""
     names = {row.label for row in rows} - {None} or {_folder_of(row, folder) for row in rows}
     return {name for name in names if name is not None}
 
 
 def _classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
-    """Names of the classes in the order of their labels, and the label of each name."""
+    """Class names in the order of their labels, and the label of each name."""
     if all(name.isdecimal() and int(name) < _LABELS for name in names):
         labels = {name: int(name) for name in sorted(names)}
         written: dict[int, str] = {}
@@ -297,11 +302,11 @@ def _classes(names: set[str]) -> tuple[tuple[str, ...], dict[str, int]]:
 def split_conditions(
     conditions: Any,
 ) -> tuple[list[str], Callable[[Path], Any] | None, dict[str, Any]]:
-    """Names of kinds, the function beside them, and columns of the manifest by keyword.
+    """Splits `conditions` of `Dataset` into names, a function, and columns by keyword.
 
     Raises:
         TypeError: An item is none of these, or there are two functions.
-        ValueError: A keyword has no column, or one that cannot be had from a manifest.
+        ValueError: A keyword or its columns are not possible with a manifest.
     """
     if conditions is None:
         return [], None, {}

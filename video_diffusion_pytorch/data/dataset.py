@@ -15,22 +15,18 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.clip_files import find_clips
 from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform, Timeline
-from video_diffusion_pytorch.data.condition_files import (
-    ClipConditions,
-    ConditionFn,
-    split_conditions,
-)
+from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
 from video_diffusion_pytorch.data.formats.user_reader import ReadFn
 from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
-from video_diffusion_pytorch.data.manifest import Clip, read_labels, read_manifest
+from video_diffusion_pytorch.data.manifest import Clip, Manifest
 from video_diffusion_pytorch.data.transforms import (
     FrameSize,
     View,
     cast_num_frames,
     fill_up,
     fit_value_range,
-    frames_before,
     random_window,
+    real_frames,
     repeat_ends,
     stretched,
     windows,
@@ -38,43 +34,6 @@ from video_diffusion_pytorch.data.transforms import (
 from video_diffusion_pytorch.sizes import as_image_size, as_value_range
 
 _DEFAULT_EXTS = ["gif"]
-# Of the manifest, by keyword of the diffusion
-Columns = Mapping[str, str | Sequence[str]]
-# Functions last: as an option of the command, the others are written as they are
-Conditions = str | Columns | Sequence[str | Columns | ConditionFn] | ConditionFn
-
-
-def _list_clips(
-    folder: Path,
-    manifest: str | os.PathLike[str] | None,
-    split: str | None,
-    exts: str | Sequence[str] | None,
-    exclude: Sequence[str | os.PathLike[str]],
-    conditions: ClipConditions,
-    columns: Mapping[str, str | None] | None,
-) -> list[Clip]:
-    if manifest is None:
-        if conditions.columns or columns:
-            raise ValueError(
-                "columns must be those of a manifest, got "
-                f"{dict(columns or conditions.columns)} and no manifest; pass manifest='clips.csv'"
-            )
-        paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
-        return conditions.complete([Clip(path) for path in paths], folder)
-    of_conditions = {"cond": "caption", "labels": "label"}
-    columns = {
-        **(columns or {}),
-        **{of_conditions[k]: c for k, c in conditions.columns.items() if isinstance(c, str)},
-    }
-    options: dict[str, Any] = {"columns": columns, "exts": exts, "exclude": exclude}
-    numbers, kinds = conditions.numbers, conditions.kinds
-    clips = read_manifest(manifest, folder, split, numbers=numbers, kinds=kinds, **options)
-    all_rows = read_labels(manifest, folder, **options) if "label" in kinds else []
-    return conditions.complete(clips, folder, all_rows)
-
-
-def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
-    return t
 
 
 class Dataset(data.Dataset[Any]):
@@ -203,9 +162,8 @@ class Dataset(data.Dataset[Any]):
     ) -> None:
         super().__init__()
         size = FrameSize(as_image_size(image_size), fit, crop)
-        check_num_frames(num_frames)
-        padding = {"pad": pad, "pad_position": pad_position}
-        check_choices(force_num_frames, clip_start=clip_start, fit_frames=fit_frames, **padding)
+        choices = {"clip_start": clip_start, "pad": pad, "pad_position": pad_position}
+        _check_options(num_frames, force_num_frames, {**choices, "fit_frames": fit_frames})
         self.folder, self.image_size, self.channels = folder, image_size, channels
         self.num_frames = num_frames if force_num_frames else None
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
@@ -215,32 +173,32 @@ class Dataset(data.Dataset[Any]):
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
         self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
 
-        # which files, and what comes with them
-        kinds, function, columns = split_conditions(conditions)
-        self._conditions = ClipConditions(kinds, function, missing_captions, columns)
-        options: dict[str, Any] = {"conditions": self._conditions, "columns": manifest_columns}
-        clips = _list_clips(Path(folder), manifest, split, exts, exclude, **options)
+        # the files and their conditions
+        self._conditions = ClipConditions(conditions, missing_captions)
         self._split = None if manifest is None else split
+        if manifest is None:
+            clips = _clips_of_folder(
+                Path(folder), self._conditions, manifest_columns, exts, exclude
+            )
+        else:
+            clips = _clips_of_manifest(
+                manifest, Path(folder), split, self._conditions, manifest_columns, exts, exclude
+            )
         self.class_names = self._conditions.class_names
-        check_channels(channels, [clip.path for clip in clips], read_fn is not None)
+        _check_channels(channels, clips, read_fn is not None)
 
-        # which parts of them
+        # the part of each file that is a clip
         timeline = Timeline(frame_skip, fps)
         self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
-        paths = [clip.path for clip in clips]
         if cache is not None:
-            is_first = clip_start == "first" and all(clip.is_whole for clip in clips)
-            is_first = is_first and fit_frames != "all"
-            self._reader.fill_cache(cache, paths, self.num_frames if is_first else None)
-        self._clips = self._spans(clips)
+            is_first = clip_start == "first" and fit_frames != "all"
+            limit = self.num_frames if is_first and all(clip.is_whole for clip in clips) else None
+            self._reader.fill_cache(cache, [clip.path for clip in clips], limit)
+        self._clips = self._cut(clips)
         self.paths = [clip.path for clip, _ in self._clips]
-        is_fit = isinstance(value_range, str) and value_range == "fit"
-        found = fit_value_range(join_parts(self._clips), self._read_part) if is_fit else value_range
-        self.value_range = as_value_range(found, channels)
-
-    @property
-    def _black(self) -> torch.Tensor | None:
-        return None if self.value_range is None else torch.tensor(self.value_range[0])
+        if isinstance(value_range, str) and value_range == "fit":
+            value_range = fit_value_range(join_parts(self._clips), self._read_part)
+        self.value_range = as_value_range(value_range, channels)
 
     @property
     def is_cached(self) -> bool:
@@ -285,52 +243,42 @@ class Dataset(data.Dataset[Any]):
                 one.
         """
         clip, span = self._clips[index]
-        reader, conditions = self._reader, self._conditions
-        transform = None if self.transform is reader.size else self.transform
-        video, positions = reader.read(clip, span, partial(self._cut, generator), transform)
+        size = self._reader.size
+        transform = None if self.transform is size else self.transform
+        choose = partial(self._choose, generator)
+        video, positions = self._reader.read(clip, span, choose, transform)
+        view = View.draw(size.crop == "random", self.horizontal_flip, self.vertical_flip, generator)
+        black = None
         if self.value_range is not None:
-            video = video.float()  # bytes cannot be filled up with a low below 0
-        is_random_crop = reader.size.crop == "random"
-        view = View.draw(is_random_crop, self.horizontal_flip, self.vertical_flip, generator)
-        # a transform of the user's own gives frames as large as it likes
-        size = reader.size if transform is None else None
+            black = torch.tensor(self.value_range[0])
+            video = video.float()  # uint8 cannot hold a low below 0
+        # a transform of the user's own may give frames of any size
+        video = view.of(video, size if transform is None else None, black)
         count = video.shape[1]
-        video = self._finish(view.of(video, size, self._black), clip.path)
-        item = {"video": video}
+        item: dict[str, Any] = {"video": self._set_length(video, black, clip.path)}
         if self.pad == "mask":
-            item["frame_mask"] = self._mask(count)
-        if not conditions:
-            return item if len(item) > 1 else video
-        is_array = conditions.array_kind is not None
-        frames = reader.frame_numbers(clip.path, positions) if is_array else []
-        found = conditions.read(clip, frames)
-        if conditions.array_kind == "field":
-            found["cond_video"] = self._view_field(found["cond_video"], view)
-        elif conditions.array_kind == "frame_vectors":
-            found["frame_cond"] = self._lengthen(found["frame_cond"], 0)
-        return {**item, **found}
+            item["frame_mask"] = real_frames(count, self.num_frames or count, self.pad_position)
+        if self._conditions:
+            item.update(self._read_conditions(clip, positions, view))
+        return item if self._conditions or self.pad == "mask" else item["video"]
 
-    def _spans(self, clips: list[Clip]) -> list[tuple[Clip, range | None]]:
-        """The part of each file's timeline that clips are cut from; None if yet to be found out."""
-        if self.clip_start == "all":
-            assert self.num_frames is not None
-            parts: list[tuple[Clip, range | None]] = []
-            for clip in tqdm(clips, desc="counting frames", leave=False, disable=len(clips) < 100):
-                span = self._reader.span(clip)
-                cut: list[Any] = [None] if span is None else windows(span, self.num_frames)
-                parts += [(clip, part) for part in cut]
-            return parts
-        # the beginning of a file is known without counting its frames
-        is_first = self.clip_start == "first" and self.num_frames is not None
-        is_first = is_first and self.fit_frames is None
-        first = range(self.num_frames or 0) if is_first else None
-        return [(clip, first if clip.is_whole else None) for clip in clips]
+    def _cut(self, clips: Sequence[Clip]) -> list[tuple[Clip, range | None]]:
+        """The part of each file's timeline that a clip is taken from; None if not yet known."""
+        if self.clip_start != "all":
+            # the first frames need no counting
+            is_known = self.clip_start == "first" and self.fit_frames is None
+            first = range(self.num_frames) if is_known and self.num_frames is not None else None
+            return [(clip, first if clip.is_whole else None) for clip in clips]
+        assert self.num_frames is not None
+        parts: list[tuple[Clip, range | None]] = []
+        for clip in tqdm(clips, desc="counting frames", leave=False, disable=len(clips) < 100):
+            span = self._reader.span(clip)
+            cut = [None] if span is None else windows(span, self.num_frames)
+            parts += [(clip, part) for part in cut]
+        return parts
 
-    def _read_part(self, part: tuple[Clip, range | None]) -> torch.Tensor:
-        choose = partial(self._cut, None) if self.clip_start == "first" else (lambda span: span)
-        return self._reader.read(*part, choose)[0]
-
-    def _cut(self, generator: torch.Generator | None, span: range) -> Sequence[int]:
+    def _choose(self, generator: torch.Generator | None, span: range) -> Sequence[int]:
+        """The positions of a clip, out of those that it may be taken from."""
         if self.num_frames is None:
             return span
         is_short = self.fit_frames == "short" and len(span) < self.num_frames
@@ -340,29 +288,72 @@ class Dataset(data.Dataset[Any]):
             return random_window(span, self.num_frames, generator)
         return span[: self.num_frames]
 
-    def _finish(self, video: torch.Tensor, path: Path) -> torch.Tensor:
-        is_plain = self.pad == "black" and self._black is None and self.pad_position == "end"
+    def _read_part(self, part: tuple[Clip, range | None]) -> torch.Tensor:
+        """All frames that may be seen of a part of a file."""
+        choose = partial(self._choose, None) if self.clip_start == "first" else (lambda span: span)
+        return self._reader.read(*part, choose)[0]
+
+    def _set_length(
+        self, video: torch.Tensor, black: torch.Tensor | None, path: Path
+    ) -> torch.Tensor:
+        # `cast_num_frames_fn`, which may be replaced, pads with zeros at the end
+        is_plain = self.pad == "black" and black is None and self.pad_position == "end"
         if self.num_frames is not None and not is_plain:
-            length, position = self.num_frames, self.pad_position
-            video = fill_up(video, length, self.pad, self._black, path, position)
+            video = fill_up(video, self.num_frames, self.pad, black, path, self.pad_position)
         video = self.cast_num_frames_fn(video)
         return video if video.dtype != torch.uint8 or self.as_uint8 else video.float() / 255
 
-    def _mask(self, count: int) -> torch.Tensor:
-        """Which frames of a clip are among the `count` of its file."""
-        mask = torch.zeros(self.num_frames or count, dtype=torch.bool)
-        before = frames_before(count, len(mask), self.pad_position)
-        mask[before : before + count] = True
-        return mask
+    def _read_conditions(self, clip: Clip, positions: Sequence[int], view: View) -> dict[str, Any]:
+        kind, size = self._conditions.array_kind, self._reader.size
+        frames = [] if kind is None else self._reader.frame_numbers(clip.path, positions)
+        found = self._conditions.read(clip, frames)
+        lengthen = partial(repeat_ends, length=self.num_frames, position=self.pad_position)
+        if kind == "frame_vectors":
+            found["frame_cond"] = lengthen(found["frame_cond"], dim=0)
+        elif kind == "field":
+            field = found["cond_video"]
+            video = field if field.ndim == 4 else field[:, None]
+            video = lengthen(view.of(size.read_array(video), size), dim=1)
+            found["cond_video"] = video if field.ndim == 4 else video[:, 0]
+        return found
 
-    def _lengthen(self, values: torch.Tensor, dim: int) -> torch.Tensor:
-        return repeat_ends(values, self.num_frames, dim, self.pad_position)
 
-    def _view_field(self, field: torch.Tensor, view: View) -> torch.Tensor:
-        size = self._reader.size
-        whole = field if field.ndim == 4 else field[:, None]
-        whole = self._lengthen(view.of(size.read_array(whole), size), 1)
-        return whole if field.ndim == 4 else whole[:, 0]
+def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
+    return t
+
+
+def _clips_of_folder(
+    folder: Path,
+    conditions: ClipConditions,
+    columns: Mapping[str, str | None] | None,
+    exts: str | Sequence[str] | None,
+    exclude: Sequence[str | os.PathLike[str]],
+) -> list[Clip]:
+    if conditions.columns or columns:
+        raise ValueError(
+            f"columns must be those of a manifest, got {dict(columns or conditions.columns)} and "
+            "no manifest; pass manifest='clips.csv'"
+        )
+    paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
+    return conditions.complete([Clip(path) for path in paths], folder)
+
+
+def _clips_of_manifest(
+    path: str | os.PathLike[str],
+    folder: Path,
+    split: str | None,
+    conditions: ClipConditions,
+    columns: Mapping[str, str | None] | None,
+    exts: str | Sequence[str] | None,
+    exclude: Sequence[str | os.PathLike[str]],
+) -> list[Clip]:
+    has_labels = "label" in conditions.kinds
+    ignored = {kind: None for kind in ("caption", "label") if kind not in conditions.kinds}
+    columns = {**ignored, **(columns or {}), **conditions.roles}
+    options: dict[str, Any] = {"numbers": conditions.numbers, "exts": exts, "exclude": exclude}
+    table = Manifest(path, folder, columns=columns, **options)
+    clips = table.clips(split, needs_labels=has_labels)
+    return conditions.complete(clips, folder, table.labels() if has_labels else ())
 
 
 _ARRAYS = (".npy", ".npz", ".pt")
@@ -374,17 +365,14 @@ _CHOICES = {
 }
 
 
-def check_num_frames(num_frames: object) -> None:
-    """Raises a ValueError unless it is a number of frames."""
+def _check_options(
+    num_frames: object, force_num_frames: bool, chosen: Mapping[str, str | None]
+) -> None:
     if not _is_positive_int(num_frames):
         raise ValueError(
             f"num_frames must be a whole number of at least 1, got {num_frames!r}; for clips "
             "of any length pass force_num_frames=False"
         )
-
-
-def check_choices(force_num_frames: bool, **chosen: str | None) -> None:
-    """Raises a ValueError for a word that an option does not know, or that goes with no other."""
     for name, value in chosen.items():
         if value not in _CHOICES[name]:
             raise ValueError(
@@ -396,7 +384,7 @@ def check_choices(force_num_frames: bool, **chosen: str | None) -> None:
             "clip_start must be 'first' where clips are as long as their files, got "
             f"{chosen['clip_start']!r}; leave force_num_frames=False out to cut clips"
         )
-    if chosen.get("fit_frames") is None:
+    if chosen["fit_frames"] is None:
         return
     if not force_num_frames:
         raise ValueError(
@@ -416,10 +404,9 @@ def check_choices(force_num_frames: bool, **chosen: str | None) -> None:
         )
 
 
-def check_channels(channels: object, paths: Sequence[Path], has_read_fn: bool) -> None:
-    """Raises a ValueError where pictures or films cannot have that many channels."""
-    has_pictures = not has_read_fn and any(path.suffix.lower() not in _ARRAYS for path in paths)
-    if not _is_positive_int(channels) or (has_pictures and channels not in CHANNELS_TO_MODE):
+def _check_channels(channels: object, clips: Sequence[Clip], has_read_fn: bool) -> None:
+    are_arrays = has_read_fn or all(clip.path.suffix.lower() in _ARRAYS for clip in clips)
+    if not _is_positive_int(channels) or (not are_arrays and channels not in CHANNELS_TO_MODE):
         raise ValueError(
             f"channels must be one of {list(CHANNELS_TO_MODE)}, got {channels!r}; choose 1 "
             "for grey, 3 for colour, 4 for colour and opacity; only arrays (npy, npz, pt) have "

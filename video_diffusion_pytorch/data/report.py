@@ -1,4 +1,4 @@
-"""A report before training: how much of its files a dataset cuts away or pads."""
+"""A report before training: the shares of pixels and frames that are cropped or padding."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 
+from video_diffusion_pytorch.data.clip_reader import ClipReader
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize
@@ -14,40 +15,40 @@ from video_diffusion_pytorch.data.transforms import FrameSize
 logger = logging.getLogger("video_diffusion_pytorch")
 
 _MOST_FILES, _MOST_SECONDS = 100, 3.0
-# Each costs a call of a function of the user's, which reads the whole file
+# Each call of a `read_fn` reads the whole file
 _MOST_CALLS = 8
-# The frames of a movie are counted by reading it, which takes too long for larger ones
+# Counting the frames of a movie reads all of it
 _MOST_BYTES = 2**26
 # Larger shares of the pixels or frames are reported
 _MUCH = 0.25
 
 
 def report_clips(clips: Dataset) -> None:
-    """Warns, with numbers, where more than a quarter of pixels or frames is cut away or padding.
+    """Warns if more than a quarter of the pixels or frames is cropped or padding.
 
-    It decodes the first frame of at most 100 files, always the same ones of a folder, for at most a
-    few seconds: rotation and shape of pixels, which headers tell in many ways, are in its size.
+    It decodes the first frame of at most 100 files, the same ones on each run, for at most 3
+    seconds. A decoded frame has its true size: headers store rotation and pixel shape in many ways.
 
     Args:
         clips: The clips.
     """
+    reader = clips._reader
     parts = list({(clip.path, clip.start, clip.end): clip for clip, _ in clips._clips}.values())
-    most = _MOST_FILES if clips._reader.read_fn is None else _MOST_CALLS
-    sample = random.Random(0).sample(parts, min(most, len(parts)))
-    sizes: list[tuple[int, int]] = []
+    most = _MOST_FILES if reader.read_fn is None else _MOST_CALLS
+    sizes: Counter[tuple[int, int]] = Counter()
     lengths: list[int] = []
     end = time.monotonic() + _MOST_SECONDS
-    for clip in sample:
+    for clip in random.Random(0).sample(parts, min(most, len(parts))):
         if time.monotonic() > end:
             break
         try:
-            size, length = _look(clips, clip)
-        except Exception:  # what is wrong with a file is said when training comes to it
+            size, length = _measure(reader, clip)
+        except Exception:  # training reports what is wrong with a file
             continue
-        sizes.append(size)
+        sizes[size] += 1
         lengths += [] if length is None else [length]
-    if sizes and clips.transform is clips._reader.size:
-        _report_sizes(clips._reader.size, Counter(sizes), _files(len(sizes), len(parts)))
+    if sizes and clips.transform is reader.size:
+        _report_sizes(reader.size, sizes, _files(sizes.total(), len(parts)))
     if lengths and clips.num_frames is not None and clips.fit_frames != "all":
         _report_lengths(clips, clips.num_frames, lengths, _files(len(lengths), len(parts)))
 
@@ -57,18 +58,16 @@ def _files(count: int, total: int) -> str:
     return files if count == total else f"{files} (a sample of {total})"
 
 
-def _look(clips: Dataset, clip: Clip) -> tuple[tuple[int, int], int | None]:
-    """Height and width of a file's frames, and how many clips may be cut from; None if too long."""
-    with clips._reader.open(clip.path) as file:
+def _measure(reader: ClipReader, clip: Clip) -> tuple[tuple[int, int], int | None]:
+    """Height and width of a file's frames, and its number of frames; None for a large movie."""
+    with reader.open(clip.path) as file:
         if file.is_array:
             height, width = file.array(range(1)).shape[-2:]
         else:
             width, height = next(iter(file.pictures(range(1)))).size
-        is_large = clip.path.is_file() and clip.path.stat().st_size > _MOST_BYTES
-        if is_large and not file.is_array:
-            return (height, width), None
-        span = clips._reader.timeline.between(file, clip.start, clip.end)
-    return (height, width), len(span)
+            if clip.path.is_file() and clip.path.stat().st_size > _MOST_BYTES:
+                return (height, width), None
+        return (height, width), len(reader.timeline.between(file, clip.start, clip.end))
 
 
 def _report_sizes(target: FrameSize, sizes: Counter[tuple[int, int]], files: str) -> None:
@@ -84,11 +83,11 @@ def _report_sizes(target: FrameSize, sizes: Counter[tuple[int, int]], files: str
     if share <= _MUCH:
         return
     (height, width), (h, w) = max(lost, key=lost.__getitem__), target.size
+    advice = "an image_size, (height, width), of their shape keeps them whole"
+    if is_cut:
+        advice += ", and so does fit='contain', with padding"
     if height * h == width * w:
         advice = f"image_size=({w}, {h}), which is (height, width), keeps them whole"
-    else:
-        advice = "an image_size, (height, width), of their shape keeps them whole"
-        advice += ", and so does fit='contain', with padding" if is_cut else ""
     logger.warning(
         "%.0f %% of each frame is %s, on average over %s: frames of %dx%d (height x width) are "
         "scaled to %dx%d and %s %dx%d; %s",
@@ -106,7 +105,11 @@ def _report_sizes(target: FrameSize, sizes: Counter[tuple[int, int]], files: str
 
 
 def _report_lengths(clips: Dataset, num_frames: int, lengths: list[int], files: str) -> None:
-    is_all, unit = clips.clip_start == "all", _unit(clips)
+    is_all, timeline, unit = clips.clip_start == "all", clips._reader.timeline, ""
+    if timeline.fps is not None:
+        unit = f" at fps={timeline.fps}"
+    elif timeline.frame_skip > 1:
+        unit = f" at frame_skip={timeline.frame_skip}"
     # of each file: how many clips it makes, and how many of its frames they show
     made = [max(1, n // num_frames) if is_all else 1 for n in lengths]
     shown = [min(n, k * num_frames) for n, k in zip(lengths, made, strict=True)]
@@ -139,10 +142,3 @@ def _report_lengths(clips: Dataset, num_frames: int, lengths: list[int], files: 
             100 * unseen,
             "" if is_all else " or 'all'",
         )
-
-
-def _unit(clips: Dataset) -> str:
-    timeline = clips._reader.timeline
-    if timeline.fps is not None:
-        return f" at fps={timeline.fps}"
-    return f" at frame_skip={timeline.frame_skip}" if timeline.frame_skip > 1 else ""

@@ -1,4 +1,4 @@
-"""Transforms of clips: resize, crop, flip, padding in space and time, and the range of values."""
+"""Transforms of clips: resize, crop, flip, padding in space and time, and the value range."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ if TYPE_CHECKING:
 FITS = ("cover", "contain", "stretch")
 CROPS = ("center", "random")
 
-# A frame that would stick out of the target this many times is cut before it is scaled
+# A frame that exceeds the target by this factor is cropped before it is scaled
 _EXTREME = 8
 
-# Where in the part that sticks out a crop begins: 0 is the top and left end, 1 the other
+# Of a crop: 0 is the top and left end, 1 the bottom and right one
 Offset = tuple[float, float]
 
 
 class FrameSize:
-    """Brings frames to one height and width: scales them, then cuts or fills up.
+    """Brings frames to one height and width: scales, then crops or pads them.
 
     Pictures are scaled by Pillow, arrays by torch, both bilinear with antialiasing.
 
     Args:
         size: `(height, width)` in pixels.
-        fit: `"cover"` scales a frame until it covers the target, and the rest is cut off;
-            `"contain"` until it fits in, and the rest is black (the clip's least value);
-            `"stretch"` scales height and width apart from each other.
-        crop: What of a frame that covers the target is kept: its `"center"`, or a part drawn anew
-            for each clip, `"random"`.
+        fit: `"cover"` scales a frame until it covers the target, then crops; `"contain"` until it
+            fits in, then pads with black; `"stretch"` scales height and width independently.
+        crop: Keep the `"center"` of a frame that covers the target, or a `"random"` part, drawn for
+            each clip.
 
     Raises:
         ValueError: `fit` or `crop` is none of these.
@@ -62,7 +61,7 @@ class FrameSize:
         self._to_tensor = ToTensor()
 
     def __call__(self, frame: Image) -> torch.Tensor:
-        """Gives a picture's middle as `(c, height, width)` float32 in [0, 1]."""
+        """Converts a picture to `(c, height, width)` float32 in [0, 1]."""
         return self._to_tensor(self.finish(self.scale(frame)))
 
     def __repr__(self) -> str:
@@ -70,11 +69,11 @@ class FrameSize:
 
     @property
     def is_cut_at_once(self) -> bool:
-        """Whether `read` and `read_array` give frames of the target's size."""
+        """Whether `read` and `read_array` crop at once; otherwise `finish_array` does later."""
         return self.crop == "center" and self.fit != "contain"
 
     def scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that a frame is scaled to before it is cut or filled up."""
+        """Height and width that a frame is scaled to before it is cropped or padded."""
         target_h, target_w = self.size
         if self.fit == "stretch":
             return self.size
@@ -90,17 +89,17 @@ class FrameSize:
         return max(target, side) if self.fit == "cover" else min(target, max(1, side))
 
     def _needed(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of a frame to scale, of which the target is the middle.
+        """Rows and columns of a frame to scale, with the target at the center.
 
-        All, but of a frame that is longer than it is wide by far: next to nothing of it is kept,
-        and the whole of it, scaled, might not fit into memory.
+        All of them, except for an extreme aspect ratio, where the whole scaled frame might not fit
+        into memory.
         """
         rows, columns = slice(0, height), slice(0, width)
         target_h, target_w = self.size
         scaled_h, scaled_w = self.scaled_size(height, width)
         if self.fit != "cover" or self.crop != "center":
             return rows, columns
-        # Twice the target: what is cut off must not change what is kept
+        # Twice the target: the antialiasing filter reads beyond the crop
         if scaled_w > _EXTREME * target_w:
             columns = _middle(width, -(-2 * height * target_w // target_h))
         elif scaled_h > _EXTREME * target_h:
@@ -110,7 +109,7 @@ class FrameSize:
     # pictures
 
     def scale(self, frame: Image) -> Image:
-        """Scales a picture, without cutting off what may be kept."""
+        """Scales a picture, before the crop."""
         if frame.size == self.size[::-1]:
             return frame
         from PIL.Image import Resampling
@@ -122,17 +121,17 @@ class FrameSize:
         return frame if (w, h) == frame.size else frame.resize((w, h), Resampling.BILINEAR)
 
     def finish(self, frame: Image) -> Image:
-        """Cuts the middle out of a scaled picture, or puts it into the middle of a black one."""
+        """Crops a scaled picture to its center, or pads it with black on all sides."""
         if frame.size == self.size[::-1]:
             return frame
         top, left = self._corner(frame.height, frame.width, (0.5, 0.5))
-        # beyond its borders a picture is black
+        # Pillow pads with black
         return frame.crop((left, top, left + self.size[1], top + self.size[0]))
 
     def read(self, frame: Image) -> np.ndarray:
-        """The pixels that a cache holds: `(h, w, c)` uint8, scaled.
+        """Scales a picture to `(h, w, c)` uint8, as it is cached.
 
-        They are not yet cut if `crop` is random, nor filled up: black may be no 8-bit number.
+        Not yet cropped if `crop` is random, nor padded: the pad value may not fit uint8.
         """
         frame = self.scale(frame)
         if self.is_cut_at_once:
@@ -143,7 +142,7 @@ class FrameSize:
     # arrays
 
     def scale_array(self, video: torch.Tensor) -> torch.Tensor:
-        """Scales `(c, f, h, w)`, floats or uint8, without cutting off what may be kept."""
+        """Scales `(c, f, h, w)`, floats or uint8, before the crop."""
         rows, columns = self._needed(*video.shape[-2:])
         video = video[..., rows, columns]
         size = self.scaled_size(*video.shape[-2:])
@@ -158,7 +157,7 @@ class FrameSize:
         return scaled.movedim(0, 1)
 
     def read_array(self, video: torch.Tensor) -> torch.Tensor:
-        """What a cache holds of `(c, f, h, w)`: as `read` gives it for pictures."""
+        """Scales `(c, f, h, w)`, as `read` does pictures."""
         scaled = self.scale_array(video)
         return self.finish_array(scaled) if self.is_cut_at_once else scaled
 
@@ -168,12 +167,12 @@ class FrameSize:
         offset: Offset = (0.5, 0.5),
         black: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Cuts a scaled `(c, f, h, w)` to the target, or fills it up around it.
+        """Crops a scaled `(c, f, h, w)` to the target, or pads it on all sides.
 
         Args:
             video: The scaled clip.
-            offset: Which part to keep: 0 the upper or left end, 1 the lower or right one.
-            black: What to fill up with, one value per channel, `(c,)`; None for 0.
+            offset: The part to keep: 0 the upper or left end, 1 the lower or right one.
+            black: The pad value of each channel, `(c,)`; None for 0.
         """
         (target_h, target_w), (h, w) = self.size, video.shape[-2:]
         if (h, w) == (target_h, target_w):
@@ -195,20 +194,20 @@ class FrameSize:
 
 
 def _middle(length: int, wanted: int) -> slice:
-    """So much of the middle, or one more: as much is left out on either side."""
+    """The center of this length, or one more for the same margin on both sides."""
     kept = min(length, wanted + (length - wanted) % 2)
     return slice((length - kept) // 2, (length + kept) // 2)
 
 
 def cast_num_frames(t: torch.Tensor, *, frames: int) -> torch.Tensor:
-    """Cut a clip to its first frames, or lengthen it with black ones.
+    """Cuts a clip to its first frames, or pads it with black ones.
 
     Args:
         t: `(c, f, h, w)`.
-        frames: The number of frames wanted.
+        frames: The target length.
 
     Returns:
-        `(c, frames, h, w)`: `t` itself where it has that length, a view of it where it is longer.
+        `(c, frames, h, w)`; a view of `t` if it is long enough.
 
     Example:
         >>> cast_num_frames(torch.ones(1, 3, 2, 2), frames=5)[0, :, 0, 0]
@@ -221,7 +220,7 @@ def cast_num_frames(t: torch.Tensor, *, frames: int) -> torch.Tensor:
 
 
 def windows(span: range, length: int) -> list[range]:
-    """One clip after the other; what is left at the end makes a clip only if it is the only one.
+    """Consecutive clips of a span; the remainder is dropped unless it is the only clip.
 
     Example:
         >>> windows(range(10, 31), 10)
@@ -234,7 +233,7 @@ def windows(span: range, length: int) -> list[range]:
 
 
 def random_window(span: range, length: int, generator: torch.Generator | None) -> range:
-    """A part of `span`, each as likely as the other."""
+    """A part of `span`, drawn uniformly."""
     room = len(span) - length
     if room <= 0:
         return span
@@ -243,26 +242,32 @@ def random_window(span: range, length: int, generator: torch.Generator | None) -
 
 
 def stretched(span: range, length: int) -> Sequence[int]:
-    """`length` positions at even distances, from the first of `span` to its last, each the nearest.
+    """`length` evenly spaced positions from the first of `span` to its last, rounded to nearest.
 
     Example:
         >>> stretched(range(10, 14), 7), stretched(range(10), 4)
         ([10, 11, 11, 12, 12, 13, 13], [0, 3, 6, 9])
     """
     steps = max(length - 1, 1)
-    # in whole numbers, halves up: no rounding of floats moves a frame
+    # in integers, halves up: floats could round to another frame
     return [span[(2 * i * (len(span) - 1) + steps) // (2 * steps)] for i in range(length)]
 
 
 def frames_before(count: int, length: int, position: str) -> int:
-    """How many of the frames that lengthen a clip of `count` come first; see `pad_position`."""
+    """Number of padding frames before a clip of `count` frames; see `pad_position`."""
     return max(0, length - count) // 2 if position == "center" else 0
+
+
+def real_frames(count: int, length: int, position: str) -> torch.Tensor:
+    """The mask `(length,)` of a padded clip: true for the `count` frames of its file."""
+    places = torch.arange(length) - frames_before(count, length, position)
+    return (places >= 0) & (places < count)
 
 
 def repeat_ends(
     values: torch.Tensor, length: int | None, dim: int, position: str = "end"
 ) -> torch.Tensor:
-    """Lengthens `values` along `dim` with its last entry, or around them with the first, too."""
+    """Pads `values` along `dim` with its last entry and, before it, with its first one."""
     count = values.shape[dim]
     if length is None or count >= length:
         return values
@@ -278,18 +283,18 @@ def fill_up(
     path: Path,
     position: str = "end",
 ) -> torch.Tensor:
-    """Lengthens a clip that is too short, as `pad` of `Dataset` says.
+    """Pads a clip that is too short, as specified by `pad` of `Dataset`.
 
     Args:
         video: `(c, f, h, w)`.
-        length: Number of frames wanted.
+        length: Target number of frames.
         pad: `"black"`, `"repeat"`, `"mask"` or `"error"`.
         black: The value of black in each channel, `(c,)`; None for 0.
         path: The file, for the error.
         position: `pad_position` of `Dataset`.
 
     Raises:
-        ValueError: It is too short, and `pad` is `"error"`.
+        ValueError: The clip is too short, and `pad` is `"error"`.
     """
     missing = length - video.shape[1]
     if missing <= 0:
@@ -309,11 +314,11 @@ def fill_up(
 
 @dataclass(frozen=True)
 class View:
-    """How a clip, and a field that belongs to it, is cropped and mirrored.
+    """The crop and the flips of a clip and its field.
 
     Attributes:
-        offset: Which part of a larger frame is kept.
-        flips: Axes that are reversed.
+        offset: The part of a larger frame to keep.
+        flips: Axes to reverse.
     """
 
     offset: Offset = (0.5, 0.5)
@@ -327,7 +332,7 @@ class View:
         vertical_flip: bool,
         generator: torch.Generator | None,
     ) -> View:
-        """Draws what is to be random: the crop, and whether to flip left to right, upside down."""
+        """Draws the random crop and flips."""
 
         def uniform() -> float:
             return float(torch.rand((), generator=generator))
@@ -339,7 +344,7 @@ class View:
     def of(
         self, video: torch.Tensor, size: FrameSize | None, black: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Crops `(c, f, h, w)` to a size, None for no crop, and mirrors it."""
+        """Crops or pads `(c, f, h, w)` to a size, None to skip this, and flips it."""
         if size is not None:
             video = size.finish_array(video, self.offset, black)
         return video.flip(self.flips) if self.flips else video
@@ -352,15 +357,15 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
     """Finds the least and the largest value of each channel.
 
     Args:
-        parts: What to read, one after the other.
-        read: Gives the finite values of a part, `(c, f, h, w)`; a part for which it raises an
-            `UnreadableVideoError` is left out.
+        parts: Arguments of `read`.
+        read: Gives the finite values of a part, `(c, f, h, w)`; parts for which it raises an
+            `UnreadableVideoError` are skipped.
 
     Returns:
         Lows and highs, one per channel each.
 
     Raises:
-        ValueError: Nothing can be read, or a channel has one value everywhere.
+        ValueError: No part is readable, or a channel is constant.
 
     Example:
         >>> fit_value_range([1.0, 5.0], lambda top: torch.tensor([0.0, top]).view(1, 1, 1, 2))
@@ -374,7 +379,7 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
             values = read(part).flatten(1)
         except UnreadableVideoError as error:
             unread = unread or error
-            continue  # named and counted when training comes to it
+            continue  # training reports it
         lows.append(values.amin(1).double())
         highs.append(values.amax(1).double())
     if not lows:
