@@ -160,7 +160,7 @@ class Trainer:
             the samples.
         num_frames: Ignored: a clip has `diffusion_model.num_frames` frames.
         train_batch_size: Clips per micro-batch, on each process.
-        train_lr: Learning rate, above 0.
+        train_lr: Learning rate, at least 0.
         train_num_steps: Optimizer steps after which training is complete.
         gradient_accumulate_every: Micro-batches per optimizer step.
         amp: Whether to train in mixed precision: bfloat16 where the hardware supports it, otherwise
