@@ -163,7 +163,7 @@ def test_frames_with_their_channels_last_stay_so():
 
 
 def test_items_that_make_no_batch():
-    message = r"items of a batch must have one shape, got \[\(1, 2, 3, 3\), \(1, 2, 4, 3\)\]; cut"
+    message = r"items of a batch must have one shape, got \[\(1, 2, 3, 3\), \(1, 2, 4, 3\)\]; crop"
     with pytest.raises(ValueError, match=message):
         collate([torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 4, 3)])
     message = r"must have the same keys, got \['cond', 'video'\] and \['video'\]; give None for"

@@ -213,7 +213,7 @@ def test_a_diffusion_with_the_references_p_losses_trains(clips, tmp_path):
     )
     trainer.train()
     assert trainer.step == 2
-    assert not trainer.clip_draws.is_told
+    assert not trainer.clip_draws.is_supported
 
 
 def test_only_a_diffusion_can_be_trained(clips, tmp_path):

@@ -175,7 +175,7 @@ class LossOfTheReference(GaussianDiffusion):
 def test_a_model_of_ones_own_draws_for_itself(kind):
     diffusion = make_diffusion(kind)
     draws = ClipDraws(diffusion)
-    assert not draws.is_told
+    assert not draws.is_supported
     assert draws([1, 2], FRAMES, 0.5) == {}
     assert draws.fixed([1, 2], FRAMES) == {}
     assert diffusion(torch.rand(2, 1, FRAMES, 4, 4)).ndim == 0

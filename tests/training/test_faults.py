@@ -438,8 +438,8 @@ def test_names_that_are_no_text_and_other_trifles_end_no_training(clips, tmp_pat
     assert logs[3]["sample"] == str(results / "2.gif")
     assert "row 1, column 1" in (results / "2.txt").read_text(encoding="utf-8")
     assert "caf?" in (results / "2.txt").read_text(encoding="utf-8")
-    assert "training goes on without a milestone's samples: OSError: [Errno 28]" in caplog.text
-    assert "training goes on without a line of metrics.jsonl: OSError: the numbers" in caplog.text
+    assert "training continues without a milestone's samples: OSError: [Errno 28]" in caplog.text
+    assert "training continues without a line of metrics.jsonl: OSError: the numbers" in caplog.text
     assert read_checkpoint(results / "model-2.pt")["config"]["class_names"] == ("b", odd)
     assert Trainer(diffusion, clips, resume="auto", **options).step == 4
 
@@ -668,7 +668,7 @@ def test_a_signal_lets_the_step_end_and_is_saved(
     assert steps == [1, 2, 3]
     assert names(results) == ["1.gif", "1.npy", "metrics.jsonl", "model-1.5.pt", "model-1.pt"]
     assert read_metrics(results / "metrics.jsonl")[-1]["step"] == 3
-    assert "told to stop at step 3: the last checkpoint is" in caplog.text
+    assert "stopped by a signal at step 3: the last checkpoint is" in caplog.text
     assert handlers() == before
 
     resumed = make_trainer(resume="auto", **options)

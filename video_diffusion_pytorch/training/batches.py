@@ -133,15 +133,11 @@ def read_item(dataset: Any, index: int, seed: int) -> Any:
 
 
 def check_item(item: Any, where: str) -> None:
-    """Refuses what would be trained on otherwise than it is meant.
+    """Raises a ValueError if an item of a dataset contains masked values.
 
     Args:
-        item: Of a dataset; what it holds is looked at, too.
-        where: The place to name in an error.
-
-    Raises:
-        TypeError: It holds a picture, or an array of other things than numbers.
-        ValueError: It holds masked values.
+        item: The item; containers are searched.
+        where: Name of the item in the error.
     """
     if isinstance(item, Mapping):
         for key, value in item.items():
@@ -154,17 +150,6 @@ def check_item(item: Any, where: str) -> None:
             f"Trainer: the dataset must give a number for each value, got "
             f"{np.ma.count_masked(item)} masked ones of {item.size} in {where}; fill them, as by "
             "array.filled(0)"
-        )
-    elif isinstance(item, np.ndarray) and item.dtype.kind not in "biufc":
-        raise TypeError(
-            f"Trainer: the arrays of a dataset must hold numbers, got {item.dtype} of shape "
-            f"{item.shape} in {where}; convert it, as by array.astype('float32')"
-        )
-    elif type(item).__module__.partition(".")[0] == "PIL":
-        raise TypeError(
-            f"Trainer: the clips of a dataset must be tensors or arrays (c, f, h, w), got a "
-            f"{type(item).__name__} in {where}; convert pictures with numpy.asarray, stack them, "
-            "and move the axes"
         )
 
 
@@ -228,7 +213,6 @@ def collate(items: Sequence[Any]) -> Any:
     if isinstance(first, (tuple, list)):
         columns = map(collate, zip(*items, strict=True))
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
-    check_item(first, "an item")
     return default_collate(list(items))
 
 
@@ -286,11 +270,11 @@ def alike(tensors: list[Tensor]) -> list[Tensor]:
 
 def _stack(tensors: list[Tensor]) -> Tensor:
     tensors = alike(tensors)
-    if len({tensor.shape for tensor in tensors}) > 1:
-        shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1:
         raise ValueError(
-            f"Trainer: the items of a batch must have one shape, got {shapes}; cut or fill them up "
-            "in the dataset"
+            f"Trainer: the items of a batch must have one shape, got {shapes}; crop or pad them in "
+            "the dataset"
         )
     if tensors[0].ndim == 4 and all(t.movedim(0, -1).is_contiguous() for t in tensors):
         # decoded frames have their channels last, as the network wants them

@@ -1,4 +1,4 @@
-"""Beside the loop: captions are encoded once, not at each step."""
+"""Encoded captions: a cache in memory and on disk."""
 
 from __future__ import annotations
 
@@ -27,52 +27,52 @@ from video_diffusion_pytorch.text import (
 logger = logging.getLogger("video_diffusion_pytorch")
 
 _BATCH = 64
-# How long a run encodes before it writes what it has, so that one that is killed goes on there
+# Seconds between writes of the file, so that an interrupted run resumes there
 _SECONDS = 30.0
-# What is remembered of captions that no dataset announced, in bytes
+# Largest size of encoded captions that were not prepared, in bytes
 _MOST = 300_000_000
 
 
 class EncodedCaptions:
-    """What captions are for the network, kept in memory and, if known beforehand, in a file.
+    """Vectors or states of captions, cached in memory and, if prepared, in a file.
 
-    Vectors are kept in float32, 3 kB of BERT's for each caption. States are kept without padding
-    in float16, 1.5 kB for each token; that changes them by at most a 2000th, about what float16
-    training does. Those of a caption that exceed its range, 65504, stay in float32.
+    Vectors are float32, with BERT 3 kB per caption. States are stored without padding in float16,
+    with BERT 1.5 kB per token; the relative rounding error is at most 1/2000, as in float16
+    training. States above the range of float16, 65504, stay in float32.
 
     Args:
-        use_cls: As in `text.embed_captions`; without effect on states.
-        folder: Where the file is; None for none. Its name tells the encoder, and vectors from
-            states; of an encoder in a folder also the sizes and times of the files there. An
-            encoder without a name has no file.
+        use_cls: As in `text.embed_captions`; ignored for states.
+        folder: Folder of the file; None for no file. The file's name depends on the encoder, on
+            whether it holds vectors or states and, for an encoder in a local folder, on the sizes
+            and times of its files. An encoder without a name has no file.
         states: Whether the network takes sequences of states instead of vectors.
     """
 
     def __init__(self, use_cls: bool, folder: Path | None = None, *, states: bool = False) -> None:
         self.use_cls, self.folder, self.states = use_cls, folder, states
-        # those known beforehand stay, of the others only so many
+        # prepared captions stay, the others are limited in size
         self._kept: dict[str, Tensor] = {}
         self._others: dict[str, Tensor] = {}
         self._bytes_of_others = 0
 
     @property
     def file(self) -> Path | None:
-        """The file of the encoder that is set; None if it has none."""
+        """The file of the current encoder; None if it has none."""
         name = encoder_name()
         if self.folder is None or name is None:
             return None
-        # a folder may get another encoder: then it has other sizes and times
+        # a folder may get another encoder, with other sizes and times
         content = [source_state(name)] if os.path.isdir(name) else []
-        told = json.dumps([name, *[self.use_cls] * (not self.states), *content]).encode()
-        digest = hashlib.blake2b(told, digest_size=8).hexdigest()
+        key = json.dumps([name, *[self.use_cls] * (not self.states), *content]).encode()
+        digest = hashlib.blake2b(key, digest_size=8).hexdigest()
         return self.folder / f".caption_{'states' if self.states else 'vectors'}-{digest}.pt"
 
     def prepare(self, captions: Iterable[str], device: torch.device) -> None:
-        """Encodes what the file does not hold yet, and writes it there, also in between.
+        """Encodes captions that the file does not hold yet, and adds them to it.
 
         Args:
-            captions: All that training will meet.
-            device: Where the encoder runs.
+            captions: All captions of the training data.
+            device: Device of the encoder.
         """
         wanted = list(dict.fromkeys(captions))
         if not wanted:
@@ -90,20 +90,20 @@ class EncodedCaptions:
             began = time.monotonic()
             if file is not None and (start == starts[-1] or began >= due):
                 self._write(file)
-                # so that writing takes a small part of the time
+                # so that writing takes little of the time
                 due = time.monotonic() + max(_SECONDS, 20 * (time.monotonic() - began))
 
     def __call__(self, captions: Sequence[str | None], device: torch.device) -> dict[str, Tensor]:
-        """What a batch is told.
+        """Encodes the captions of a batch.
 
         Args:
-            captions: Of each clip; None where there is none.
-            device: Where the result, and an encoder that is still needed, shall be.
+            captions: One per clip; None for a missing caption.
+            device: Device of the result, and of the encoder if it is still needed.
 
         Returns:
             Keywords of the diffusion: `cond`, vectors `(b, d)` or states `(b, n, d)`, in float32;
-            of states `cond_mask` `(b, n)`, true where there is a token; and, if captions are
-            missing, `null_cond_mask` `(b,)`, true where.
+            with states `cond_mask` `(b, n)`, true for tokens; and, if captions are missing,
+            `null_cond_mask` `(b,)`, true for these.
         """
         wanted = ["" if caption is None else caption for caption in captions]
         known = {c: self._kept[c] for c in wanted if c in self._kept}
@@ -115,24 +115,26 @@ class EncodedCaptions:
         chosen = [known[caption].float() for caption in wanted]
         if self.states:
             states, mask = pad_states(chosen)
-            told = {"cond": states, "cond_mask": mask}
+            encoded_batch = {"cond": states, "cond_mask": mask}
         else:
-            told = {"cond": torch.stack(chosen)}
+            encoded_batch = {"cond": torch.stack(chosen)}
         if None in captions:
-            told["null_cond_mask"] = torch.tensor([caption is None for caption in captions])
-        return {name: value.to(device, non_blocking=True) for name, value in told.items()}
+            encoded_batch["null_cond_mask"] = torch.tensor(
+                [caption is None for caption in captions]
+            )
+        return {name: value.to(device, non_blocking=True) for name, value in encoded_batch.items()}
 
     def _encode(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
         if not self.states:
             vectors = embed_captions(captions, use_cls=self.use_cls, device=device).float().cpu()
             return dict(zip(captions, vectors, strict=True))
         states, mask = (value.cpu() for value in encode_captions(captions, device=device))
-        # each in memory of its own, as a part of the batch would keep the whole
+        # copies, as a view would keep the whole batch in memory
         rows = [_halved(one[there]) for one, there in zip(states, mask, strict=True)]
         return dict(zip(captions, rows, strict=True))
 
     def _remember(self, encoded: Mapping[str, Tensor], wanted: Sequence[str]) -> None:
-        """Keeps what no dataset announced, and lets older ones go where it is too much."""
+        """Caches captions that were not prepared, and drops older ones above the limit."""
         size = _bytes(encoded)
         if self._bytes_of_others + size > _MOST:
             self._others = {c: self._others[c] for c in wanted if c in self._others}
@@ -145,10 +147,10 @@ class EncodedCaptions:
             kept = torch.load(file, weights_only=True)
             values = kept["states"].split(kept["lengths"]) if self.states else kept["vectors"]
             self._kept.update(zip(kept["captions"], values, strict=True))
-        # whatever is wrong with it, captions can be encoded anew
+        # whatever is wrong with it, captions can be encoded again
         except Exception as error:
             kind = type(error).__name__
-            logger.warning("%s could not be read (%s): captions are encoded anew", file, kind)
+            logger.warning("%s could not be read (%s): captions are encoded again", file, kind)
 
     def _write(self, file: Path) -> None:
         unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")

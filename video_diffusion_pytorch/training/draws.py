@@ -1,4 +1,4 @@
-"""Before the loss: what is random about a clip in training, as a function of seed and position."""
+"""Random draws per clip: time steps, noise and masks from the clip's seed."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _GOLDEN = 0.6180339887498949
 
 
 class ClipDraws:
-    """Draws time steps, noise, and which clips lose their conditions or focus on the present.
+    """Draws time steps, noise, and which clips drop their conditions or focus on the present.
 
-    What a clip gets depends on its seed only: not on the batch, the number of processes or what
-    was drawn before. So runs on one and on eight devices learn from the same noisy clips, and a
-    resumed run repeats them.
+    A clip's draws depend on its seed only: not on the batch, the number of processes or earlier
+    draws. So runs on one and on eight devices train on the same noisy clips, and a resumed run
+    repeats them.
 
     Args:
-        diffusion: The model. One whose `forward` or `p_losses` is that of older versions, or whose
-            class draws time steps in a way of its own, draws for itself from the global generators.
+        diffusion: The model. If its class overrides `draw_times`, or has a `forward` or `p_losses`
+            with an older signature, it draws itself, from the global generators.
     """
 
     def __init__(self, diffusion: GaussianDiffusion) -> None:
         own = inspect.signature(type(diffusion).forward).parameters
         loss = inspect.signature(type(diffusion).p_losses).parameters
         network = inspect.signature(unwrap(diffusion.denoise_fn).forward).parameters
-        self.is_told = (
+        self.is_supported = (
             "t" in own
             and {"reduction", "drop_mask"} <= own.keys() & loss.keys()
             and type(diffusion).draw_times is ForwardProcess.draw_times
@@ -48,15 +48,15 @@ class ClipDraws:
         """Keywords of the diffusion's `forward` for clips with these seeds.
 
         Args:
-            seeds: Of each clip.
-            num_frames: Frames of a clip and the images beside it.
-            prob_focus_present: Probability that the frames of a clip do not see each other.
+            seeds: One per clip.
+            num_frames: Frames of a clip plus its images.
+            prob_focus_present: Probability that the frames of a clip do not attend to each other.
 
         Returns:
             `t` `(b,)`, `noise` `(b, c, num_frames, h, w)`, `reduction="none"`, and the boolean
-            masks `(b,)` that the network takes; empty for a model that draws for itself.
+            masks `(b,)` that the network takes; empty for a model that draws itself.
         """
-        if not self.is_told:
+        if not self.is_supported:
             return {}
         generator = torch.Generator()
         numbers = torch.empty(len(seeds), 3, dtype=torch.float64)
@@ -73,17 +73,17 @@ class ClipDraws:
         return drawn
 
     def fixed(self, numbers: Sequence[int], num_frames: int) -> dict[str, Any]:
-        """The same for validation: nothing is dropped, and time steps are spread evenly.
+        """Draws for validation: nothing is dropped, and time steps are spread evenly.
 
         Args:
-            numbers: Of the draws, from 0; each number has the same time step and noise in every
+            numbers: Numbers of the draws, from 0; each has the same time step and noise in every
                 run.
             num_frames: Frames of a clip.
 
         Returns:
-            As of a call; empty for a model that draws for itself.
+            As `__call__`; empty for a model that draws itself.
         """
-        if not self.is_told:
+        if not self.is_supported:
             return {}
         fractions = torch.tensor([(0.5 + n * _GOLDEN) % 1 for n in numbers], dtype=torch.float64)
         drawn = self._given(fractions, numbers, num_frames)
@@ -109,9 +109,9 @@ class ClipDraws:
 
 
 def _mixed(seed: int, stream: int) -> int:
-    """A seed far from those of neighbours and other streams (splitmix64, Steele et al. 2014).
+    """Mixes a seed and a stream into a well-distributed seed (splitmix64, Steele et al. 2014).
 
-    Generators on the CPU use the lower 32 bits only, and near seeds begin alike.
+    CPU generators use the lower 32 bits only, and similar seeds give similar first numbers.
     """
     z = (seed * 2 + stream + 1) * 0x9E3779B97F4A7C15 % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64

@@ -1,4 +1,4 @@
-"""The average over the last steps' weights, which samples better than the last weights."""
+"""Exponential moving averages of the weights."""
 
 from __future__ import annotations
 
@@ -58,16 +58,15 @@ class EMA:
 
 
 def decay_at(warmup: str, decay: float, update: int) -> float:
-    """The decay of an update, which grows from 0 at the first one to `decay`.
+    """The decay of an update, which with a warm-up grows from 0 at the first one to `decay`.
 
-    A long memory is of no use while there is little worth remembering: at first the average
-    follows the weights closely.
+    A short memory at first makes the average forget the initial weights soon.
 
     Args:
         warmup: `"copy"` for `decay` at all updates; `"power"` for `(1 - 1/n) ** 7.94` at the n-th
-            update, which averages over the last tenth or so of the training done so far, however
-            long that is (Karras et al. 2024, arXiv 2312.02696, eq. 127); `"inverse_gamma"` for
-            `1 - n ** (-2/3)`, whose memory grows more slowly than the training.
+            update, which averages over about the last tenth of the training done so far (Karras et
+            al. 2024, arXiv 2312.02696, eq. 127); `"inverse_gamma"` for `1 - n ** (-2/3)`, whose
+            memory grows more slowly than the training.
         decay: The largest decay, in [0, 1).
         update: Number of the update, from 1.
 
@@ -86,15 +85,15 @@ def decay_at(warmup: str, decay: float, update: int) -> float:
 
 
 class Averages:
-    """The averaged models of a run, one per decay; the first is the one that samples by default.
+    """Averaged models, one per decay; the first draws samples by default.
 
     Args:
-        model: The model to average; the averages begin as copies of it. A model that is to be
-            sharded is sharded afterwards, and each average in the same way.
+        model: The model to average; the averages start as copies of it. To shard a model, shard
+            it and each average afterwards, in the same way.
         decays: Share of the old average in the new one, in [0, 1): one number or several.
-        warmup: How the averages begin: `"copy"` for copies of the weights up to the step `start`,
-            `"power"` and `"inverse_gamma"` for a decay that grows as `decay_at` says.
-        start: Step up to which `"copy"` copies; without effect otherwise.
+        warmup: How the averages start: `"copy"` for copies of the weights before step `start`,
+            `"power"` and `"inverse_gamma"` for a decay that grows as in `decay_at`.
+        start: Step before which `"copy"` copies; ignored otherwise.
         every: Steps between updates.
 
     Raises:
@@ -130,17 +129,17 @@ class Averages:
     @torch.no_grad()
     def copy(self, model: nn.Module) -> None:
         """Makes every average a copy of the weights and buffers of `model`."""
-        # copied, not loaded, which would check a file's names and schedule at each update
+        # not load_state_dict, which checks names and noise schedule
         for average in self.models.values():
             for old, new in zip(_tensors(average), _tensors(model), strict=True):
                 old.copy_(new)
 
     def update(self, model: nn.Module, step: int) -> None:
-        """Does to the averages what belongs to a step: nothing, a copy or an update.
+        """Updates or copies the averages if the step is one of every `every`.
 
         Args:
-            model: The model that is averaged, after the step.
-            step: Number of the step, from 0: the steps done before it.
+            model: The model to average, after the step.
+            step: Number of the step, from 0.
         """
         if step % self.every:
             return
@@ -157,7 +156,7 @@ class Averages:
         return {repr(decay): model for decay, model in self.models.items()}
 
     def choose(self, decay: float | None) -> nn.Module:
-        """The average of a decay, the first one for None.
+        """The average with a decay; the first for None.
 
         Raises:
             ValueError: If there is no average of that decay.
@@ -193,9 +192,9 @@ def _check(decays: list[float], warmup: str, start: int, every: int) -> None:
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of a model; of sharded ones, what this process has of them."""
-    # The outermost unit of FSDP2 stays gathered after a forward without backward, and what is
-    # written to gathered parameters is lost. Known by its method, as to import it takes long.
+    """Parameters and buffers of a model; of sharded ones, this process's shards."""
+    # FSDP2's root module stays gathered after a forward without backward, and writes to gathered
+    # parameters are lost. Recognized by its method, as importing the class takes long.
     for part in model.modules():
         reshard: Any = getattr(part, "reshard", None)
         if reshard is not None:

@@ -1,4 +1,4 @@
-"""Evaluation of a model on clips: those of the Trainer, of a folder, or of any dataset."""
+"""Evaluation of a model on the clips of a folder or a dataset."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from video_diffusion_pytorch.training.splits import clips_behind, name_of
 from video_diffusion_pytorch.training.validation import Unpack, Validation
 from video_diffusion_pytorch.version import __version__
 
-# The kind of a folder's conditions, for each condition of a model
+# For each condition of a model, the kind of condition of a folder
 _KINDS = {
     "cond": "caption",
     "labels": "label",
@@ -48,25 +48,27 @@ def evaluate_diffusion(
     progress: bool = True,
     **data_options: Any,
 ) -> dict[str, Any]:
-    """Measures how near videos of a model are to real clips.
+    """Compares videos drawn from a model with real clips.
 
     Args:
         diffusion: The model; `load_diffusion` gives that of a checkpoint.
         data: A folder of clips, or a dataset with a length whose items are as in training. The
-            drawn videos get the clips' conditions, and first frames, where the model takes such.
+            drawn videos are conditioned on the clips' conditions and first frames, if the model
+            takes these.
         evaluation: What is measured, and how; None for `Evaluation()`.
-        class_names: Of the classes that the model was trained with; empty where they are those of
-            the clips.
-        about: What the result says of the model, in plain values.
-        accelerator: Of accelerate, in several processes, each of which calls this; None for one.
-        num_workers: Processes that read clips; None for as many as in training.
+        class_names: Names of the classes that the model was trained with; empty if they are those
+            of the clips.
+        about: Description of the model for the result, in plain values; None for none.
+        accelerator: An `accelerate.Accelerator`, if several processes call this together; None for
+            one process.
+        num_workers: Number of worker processes that read clips; None for as many as in training.
         progress: Whether to show progress bars.
         **data_options: Further keywords of `data.dataset.Dataset`, for a folder.
 
     Returns:
-        What `evaluation.results.write_result` takes: `scores`, the `protocol` by which they were
+        A result for `evaluation.results.write_result`: `scores`, the `protocol` by which they were
         measured, and `model`, `version`, `torch`, `device`, `time` (of the end, in seconds since
-        1970) and `seconds`.
+        1970) and `seconds` (the duration).
 
     Raises:
         FileNotFoundError: If the folder, a clip or a condition is missing.
@@ -128,51 +130,31 @@ def make_evaluator(
     dataset: Any,
     evaluation: Evaluation,
     *,
-    indices: Sequence[int] | None = None,
-    unpack: Unpack = unpack_batch,
-    ready: Ready = dict,
-    class_names: Sequence[str] = (),
     share: tuple[int, int] = (0, 1),
     total: Callable[[Tensor], Tensor] = lambda values: values,
-    num_workers: int = 0,
     progress: bool = False,
+    **clip_options: Any,
 ) -> Evaluator:
-    """An `Evaluator` of a model, on clips of a dataset.
+    """Makes the `Evaluator` of a model on the clips of a dataset.
 
     Args:
-        diffusion: The model, or one like those to come.
+        diffusion: The model to evaluate, or one with the same settings.
         dataset: The real clips, with their conditions; has a length.
         evaluation: What is measured.
-        indices: Of the clips to use; None for all.
-        unpack: Splits a batch into videos and conditions.
-        ready: Prepares conditions for the model, such as captions to vectors.
-        class_names: Of the classes that the model was trained with, where they are known.
         share: Rank and world size.
-        total: Gives the sum of a tensor over the processes.
-        num_workers: Processes that read clips.
+        total: Sums a tensor over the processes.
         progress: Whether to show progress bars.
+        **clip_options: Further keywords of `EvaluationClips`.
 
     Raises:
         ValueError: If the clips do not fit the model or the evaluation, the sampler is unknown, or
             the file of statistics is of other clips or networks.
     """
-    sampling = sampling_options(diffusion, evaluation)
-    clips = EvaluationClips(
-        diffusion,
-        dataset,
-        evaluation,
-        indices=indices,
-        unpack=unpack,
-        ready=ready,
-        class_names=class_names,
-        share=share,
-        num_workers=num_workers,
-    )
     return Evaluator(
         diffusion,
-        clips,
+        EvaluationClips(diffusion, dataset, evaluation, share=share, **clip_options),
         evaluation,
-        sampling,
+        sampling_options(diffusion, evaluation),
         version=__version__,
         share=share,
         total=total,
@@ -193,16 +175,27 @@ def sampling_options(diffusion: GaussianDiffusion, evaluation: Evaluation) -> di
 
 
 class EvaluationClips:
-    """Clips of a dataset, as an `Evaluator` reads them; arguments as in `make_evaluator`.
+    """Clips of a dataset, as an `Evaluator` reads them.
+
+    Args:
+        diffusion: The model to evaluate, or one with the same settings.
+        dataset: The real clips, with their conditions; has a length.
+        evaluation: What is measured.
+        indices: Indices of the clips to use; None for all.
+        unpack: Splits a batch into videos and conditions.
+        ready: Converts conditions to the model's inputs, for example captions to vectors.
+        class_names: Names of the classes that the model was trained with, if known.
+        share: Rank and world size.
+        num_workers: Number of worker processes that read clips.
 
     Attributes:
-        indices: Of the clips that are used, spread over all.
-        number: How many these are.
-        protocol: What a result must say of them, in plain values.
+        indices: Indices of the clips used, evenly spaced.
+        number: Number of these clips.
+        protocol: Their description in the result, in plain values.
 
     Raises:
-        ValueError: If the clips cannot be read in any order, are fewer than two, do not fit the
-            model, or are in units that the model does not know.
+        ValueError: If the clips have no random access, are fewer than two, do not fit the model, or
+            have a `value_range` and the model has none.
     """
 
     def __init__(
@@ -237,16 +230,16 @@ class EvaluationClips:
         }
 
     def batches(self, count: int) -> Iterator[ClipBatch]:
-        """This process's share of `count` clips, beginning again when they run out."""
+        """This process's share of `count` clips, which are repeated as often as needed."""
         for part in self._clips.parts(self._num_workers, count):
             yield ClipBatch(*self._unpack(part.batch), part.numbers, part.counted)
 
     def ready(self, conditions: dict[str, Any]) -> dict[str, Any]:
-        """Conditions as the model takes them, with the labels that classes have in training."""
+        """Conditions as the model takes them, with the labels that were trained with."""
         return self._ready(self._clips.with_trained_labels(conditions))
 
     def to_unit_range(self, videos: Tensor) -> Tensor:
-        """Videos in the units of the clips, float32 with 0 and 1 as networks of features expect."""
+        """Converts videos from the clips' units to float32 in [0, 1], for feature networks."""
         if self._limits is None:
             return videos.float() / 255 if videos.dtype == torch.uint8 else videos.float()
         low, high = (torch.tensor(bound, device=videos.device) for bound in self._limits)
@@ -258,7 +251,7 @@ def _check_clips(diffusion: GaussianDiffusion, dataset: Any, indices: Sequence[i
     if not is_list or len(dataset if indices is None else indices) < 2:
         found = "fewer" if is_list else f"a {type(dataset).__name__}"
         raise ValueError(
-            "Evaluation: there must be at least 2 clips that can be read in any order, got "
+            "Evaluation: there must be at least 2 clips with random access, got "
             f"{found}; give a folder, or a dataset with a length"
         )
     clips = clips_behind(dataset)
@@ -270,18 +263,18 @@ def _check_clips(diffusion: GaussianDiffusion, dataset: Any, indices: Sequence[i
 
 
 def _unit_limits(diffusion: GaussianDiffusion, evaluation: Evaluation) -> Any:
-    """The clips' values that are 0 and 1 to networks of features; None for clips in [0, 1]."""
+    """The clips' values that feature networks get as 0 and 1; None for clips in [0, 1]."""
     given = evaluation.value_range or diffusion.config["value_range"]
     if given is None and not diffusion.auto_normalize:
         raise ValueError(
-            "Evaluation: networks must know what is 0 and what is 1 to them, got a model with "
+            "Evaluation: the feature networks need a range of values, got a model with "
             "auto_normalize=False and no value_range; pass value_range=(low, high) of the clips"
         )
     return as_value_range(given, diffusion.channels)
 
 
 def _protocol_of_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
-    """Settings of a `Dataset` and a hash of its files' names and sizes; otherwise the class."""
+    """Settings of a `Dataset` and a hash of its files' names and sizes; else the class name."""
     clips = clips_behind(dataset)
     if clips is None:
         return {"dataset": type(dataset).__qualname__}
@@ -296,10 +289,10 @@ def _protocol_of_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
 def _read_folder(
     folder: str | os.PathLike[str], diffusion: GaussianDiffusion, options: dict[str, Any]
 ) -> Dataset:
-    """The clips of a folder, as the model takes them."""
+    """Opens the clips of a folder in the shape, units and conditions of the model."""
     names, units = diffusion.condition_names, diffusion.config["value_range"]
-    is_told = options.get("conditions") is None
-    if is_told:
+    is_default = options.get("conditions") is None
+    if is_default:
         options["conditions"] = [_KINDS[name] for name in names if name in _KINDS] or None
     own: dict[str, Any] = {"value_range": units} if units is not None else {"as_uint8": True}
     c, f, h, w = diffusion.clip_shape
@@ -307,7 +300,7 @@ def _read_folder(
     try:
         return Dataset(folder, **{"exts": None, **sizes, **own, **options})
     except FileNotFoundError as error:
-        if is_told and "cond" in names:
+        if is_default and "cond" in names:
             raise FileNotFoundError(
                 f"{error}; or, if the model was trained with vectors, conditions='vector'"
             ) from error

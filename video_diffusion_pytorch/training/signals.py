@@ -1,4 +1,4 @@
-"""Around the loop: a signal to stop lets the step in progress end, so that nothing is lost."""
+"""SIGINT and SIGTERM: recorded, so that training can stop after the current step."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# Ctrl+C, and what clusters send before they take the machine away
+# Ctrl+C, and what clusters send before they stop a job
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """While it is entered, SIGINT and SIGTERM are noted instead of ending the process.
+    """A context manager that records SIGINT and SIGTERM instead of ending the process.
 
-    A second one ends it at once. In a thread that is not the main one signals are left alone.
+    A second signal ends it at once. Outside the main thread signals are not handled.
 
     Attributes:
-        caught: The signal that came; None for none.
-        at_once: Whether the next signal ends the process at once: where nothing is left to save.
+        caught: The signal that was received; None for none.
+        at_once: Whether the next signal ends the process at once, as there is nothing to save.
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-            # what is ignored, as Ctrl+C is in the background of a shell, stays ignored
+            # ignored signals, such as Ctrl+C in a shell's background job, stay ignored
             self._before = {n: h for n, h in handlers.items() if h != signal.SIG_IGN}
             for number in self._before:
-                signal.signal(number, self._note)
+                signal.signal(number, self._record)
         return self
 
     def __exit__(
@@ -48,21 +48,21 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def leave(self) -> None:
-        """Ends the process as the signal wanted it, by an exception; does nothing without one.
+        """Raises the exception of the recorded signal; does nothing without one.
 
         Raises:
             KeyboardInterrupt: After SIGINT.
-            SystemExit: After SIGTERM, with the code 143 that shells have for it.
+            SystemExit: After SIGTERM, with exit code 143, as in shells.
         """
         if self.caught == signal.SIGINT:
             raise KeyboardInterrupt
         if self.caught is not None:
             sys.exit(128 + self.caught)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:
-            # a process that reads clips: Ctrl+C in a terminal reaches it as well, but the step in
-            # progress still needs its clips
+            # a worker: Ctrl+C in a terminal reaches it too, but the current step still needs its
+            # clips
             if number == signal.SIGTERM:
                 os._exit(128 + number)
             return

@@ -1,4 +1,4 @@
-"""Files behind the clips of a dataset: which are trained on, held out, or validated on."""
+"""Splits of a dataset's files: training, held out and validation."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ from video_diffusion_pytorch.diffusion.shown import shown
 
 
 def clips_behind(dataset: Any) -> Dataset | None:
-    """The `Dataset` of this library that another one is, or is a part of; None for others'."""
+    """The underlying `Dataset` of this library; None for any other dataset."""
     whole = whole_dataset(dataset)
     return whole if isinstance(whole, Dataset) else None
 
 
 def whole_dataset(dataset: Any) -> Any:
-    """The dataset that another one is a part (`Subset`) of."""
+    """The dataset without its `Subset` wrappers."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     return dataset
 
 
 def _file_of(dataset: Any, index: int) -> tuple[Path | None, int]:
-    """The file of a clip, None if it is of none, and its number in the whole dataset."""
+    """The file of a clip, None if there is none, and its index in the underlying dataset."""
     while isinstance(dataset, Subset):
         dataset, index = dataset.dataset, int(dataset.indices[index])
     return (dataset.paths[index] if isinstance(dataset, Dataset) else None), index
 
 
 def file_key(path: Path) -> Any:
-    """What all paths to a file have in common, through symbolic and hard links."""
+    """A key of a file that is the same for all symbolic and hard links to it."""
     try:
         status = path.stat()
-    except OSError:  # reading it will say what is wrong
+    except OSError:  # reading the clip will raise the error
         return str(path)
     is_linked = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
     return (status.st_dev, status.st_ino) if is_linked else os.path.realpath(path)
 
 
 def files_of(dataset: Any, among: Sequence[int] | None = None) -> dict[Any, list[int]]:
-    """The clips of each file, by index; of any other dataset each item is a file of its own.
+    """Indices of the clips of each file; in any other dataset each item counts as a file.
 
-    The keys tell files apart across datasets, whatever paths and links lead to them.
+    The keys are comparable across datasets, as by `file_key`.
 
     Args:
-        dataset: Has a length; a `Dataset`, a part of one, or any other.
-        among: Indices of the clips that count; None for all.
+        dataset: Has a length; a `Dataset`, a `Subset` of one, or any other.
+        among: Indices of the clips to include; None for all.
     """
     whole = whole_dataset(dataset)
     everything = range(len(dataset.paths if isinstance(dataset, Dataset) else dataset))
@@ -72,16 +72,16 @@ def files_of(dataset: Any, among: Sequence[int] | None = None) -> dict[Any, list
 
 
 def name_of(dataset: Any, index: int) -> str:
-    """What a person finds the clip of an index by: its file, or else its number."""
+    """A clip's name in messages: its file, or else its index."""
     path, number = _file_of(dataset, index)
     return f"item {number}" if path is None else str(path)
 
 
 def name_hashes(dataset: Any, indices: Sequence[int]) -> set[int]:
-    """56 bits for the name of each clip's file in its folder; of other datasets for its number."""
+    """56-bit hashes of the clips' file names, relative to the folder; else of their indices."""
     folder = getattr(whole_dataset(dataset), "folder", None)
     files = (_file_of(dataset, index) for index in indices)
-    # the windows of a file have one name
+    # all windows of a file have one name
     names = {
         os.fsencode(_name_in(folder, path))
         for path in {str(number) if path is None else path for path, number in files}
@@ -90,29 +90,31 @@ def name_hashes(dataset: Any, indices: Sequence[int]) -> set[int]:
 
 
 def _name_in(folder: Any, path: Path | str) -> str:
-    """The same on all systems, wherever the folder is."""
+    """The file's name relative to the folder, the same on all systems."""
     if isinstance(path, str):
         return path
-    # macOS writes accents as characters of their own
+    # macOS decomposes accented characters
     return unicodedata.normalize("NFC", Path(os.path.relpath(path, folder)).as_posix())
 
 
 def hold_out(
     dataset: Any, count: int | None, at_most: int = 0, among: Sequence[int] | None = None
 ) -> tuple[list[int], list[int]]:
-    """Indices to train on, and of clips of `count` files kept apart, spread over the dataset.
+    """Indices to train on, and the first clip of each of `count` held-out files.
+
+    Held-out files are spread evenly over the dataset; none of their clips is trained on.
 
     Args:
-        dataset: Has a length. Of a `Dataset`, all clips of a file are kept apart.
-        count: Number of files; of each the first clip is given. None for a twentieth of them.
-        at_most: The largest number that None stands for.
-        among: Indices of the clips that there are; None for all.
+        dataset: Has a length.
+        count: Number of files to hold out; None for 5 % of them.
+        at_most: Upper limit of the number that None stands for.
+        among: Indices of the clips to include; None for all.
 
     Raises:
-        ValueError: If there are not more files than that.
+        ValueError: If no file is left to train on.
     """
     if not count and not (count is None and at_most):
-        # no look at the files, which may be many and on a slow disk
+        # avoids looking at files, which may be many and on a slow disk
         return list(range(len(dataset)) if among is None else among), []
     clips_of = files_of(dataset, among)
     files = list(clips_of)
@@ -130,7 +132,7 @@ def hold_out(
 
 
 class Sides(NamedTuple):
-    """Hashes of the names of files: those on the side of training, and those validated on."""
+    """Hashes of the names of the files trained on and validated on."""
 
     trained: set[int]
     validated: set[int]
@@ -139,19 +141,19 @@ class Sides(NamedTuple):
 def split_off(
     dataset: Any, fraction: float, known: Sides | None = None
 ) -> tuple[list[int], list[int]]:
-    """Indices to train on and to validate on, all clips of a file on one side.
+    """Indices to train on and to validate on, with all clips of a file on one side.
 
-    Those files are validated on whose names have the smallest hashes, as many as the share says.
-    In a run that goes on, each file stays on its side, and a new one is validated on if its hash
-    is below the share of all hashes: files that are added or removed never move others.
+    The files whose names have the smallest hashes are validated on. In a resumed run each file
+    stays on its side, and a new file is validated on if its hash is below the fraction of the
+    range of hashes: adding or removing files never moves others.
 
     Args:
         dataset: Has a length.
-        fraction: Share of the files to validate on.
-        known: Where files were before; None for nowhere.
+        fraction: Fraction of the files to validate on, in (0, 1).
+        known: Sides of the files in the checkpoint; None for a new run.
 
     Raises:
-        ValueError: If the fraction is not in that range, or one side has no file.
+        ValueError: If the fraction is out of range, or one side has no file.
     """
     if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
         raise ValueError(
@@ -172,7 +174,7 @@ def split_off(
         )
     hashes = [name_hashes(dataset, clips) for clips in files]
     if known is None:
-        # of a file with several names the largest: a further name takes none out of training
+        # the largest hash of a file's names: one more name never moves it out of training
         by_hash = sorted(range(len(files)), key=lambda place: max(hashes[place]))
         chosen = {*by_hash[: _count(len(files), fraction)]}
     else:
@@ -186,7 +188,7 @@ def split_off(
             raise ValueError(
                 "Trainer: validation_split must leave files to train on and to validate on that "
                 f"were not trained on before, got {len(chosen)} of {len(files)} to validate on; "
-                "begin in another results_folder, or pass a validation_folder"
+                "start in another results_folder, or pass a validation_folder"
             )
     sides: tuple[list[int], list[int]] = [], []
     for place, clips in enumerate(files):
@@ -195,7 +197,7 @@ def split_off(
 
 
 def split_by_position(dataset: Any, fraction: float) -> tuple[list[int], list[int]]:
-    """The same as of versions up to 0.8, where it depended on the number of files only."""
+    """The split of versions up to 0.8, which depended on the number of files only."""
     files = list(files_of(dataset).values())
     count = _count(len(files), fraction)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
@@ -218,8 +220,8 @@ def split_of_rows(
 
     Args:
         table: The manifest.
-        name: Its name; None for one that is usual, or all rows of a table without splits.
-        folder: That of the clips.
+        name: Name of the split; None for a usual name, or for all rows of a table without splits.
+        folder: Folder of the clips.
         columns: `manifest_columns` of `Dataset`.
 
     Raises:

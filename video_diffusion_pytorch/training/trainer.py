@@ -91,15 +91,15 @@ _FOR_PICTURES = ("fit", "crop", "horizontal_flip", "vertical_flip", "axes", "squ
 
 
 def noop(*args: Any, **kwargs: Any) -> None:
-    """Logs nothing: the default of `Trainer.train`'s `log_fn`."""
+    """Does nothing: the default `log_fn` of `Trainer.train`."""
 
 
 class MicroBatch(NamedTuple):
-    """What a step keeps of a micro-batch.
+    """Result of the forward and backward pass of a micro-batch.
 
     Attributes:
         positions: Positions of its clips in the run.
-        losses: The loss of each clip, `(b,)`, or their mean from a `compute_loss` that gives it.
+        losses: The loss of each clip, `(b,)`, or a scalar if `compute_loss` returns their mean.
         t: Time steps, `(b,)`; None if the model draws them itself.
     """
 
@@ -109,26 +109,25 @@ class MicroBatch(NamedTuple):
 
     @property
     def bad_positions(self) -> list[int]:
-        """Positions of the clips whose loss is not finite; all, if only their mean is known."""
+        """Positions of the clips with a NaN or infinite loss; all, if only their mean is known."""
         is_bad = (~self.losses.isfinite()).expand(len(self.positions)).tolist()
         return [place for place, bad in zip(self.positions, is_bad, strict=True) if bad]
 
 
 @dataclass
 class RunState:
-    """What the loop knows of its last steps.
+    """State of the training loop.
 
     Attributes:
         good_step: The last step whose loss and gradients were finite.
         skipped_in_row: Number of steps skipped since then.
-        has_diverged: Whether no clip of the last step had a finite loss, so that the weights may
-            have diverged.
-        checkpoint_is_due: Whether a checkpoint was put off until the next good step.
-        weights_are_whole: False in the middle of an update of the weights or of a checkpoint.
+        has_diverged: Whether the last step was skipped and the weights may have diverged.
+        checkpoint_is_due: Whether a checkpoint is postponed until the next good step.
+        weights_are_whole: False during an update of the weights or while a checkpoint is written.
         first_step: Number of the first step of this call of `train`.
         logged_step: The step of the last line of metrics.
         validated_step: The step of the last validation.
-        shall_stop: Whether a process was sent a signal, and all of them know.
+        should_stop: Whether any process received a signal, as all processes agreed.
     """
 
     good_step: int = 0
@@ -139,102 +138,108 @@ class RunState:
     first_step: int = 1
     logged_step: int = 0
     validated_step: int = -1
-    shall_stop: bool = False
+    should_stop: bool = False
 
 
 class Trainer:
     """Trains a `GaussianDiffusion` on a folder of clips, or on any dataset.
 
-    Writes `model-N.pt`, and samples as `N.gif` (to look at), `N.npy` (their values) and, if they
-    have conditions, `N.txt`, to the results folder at every N-th milestone, and what it measures to
-    `metrics.jsonl`. Started by `torchrun` or `accelerate launch` it trains in several processes.
-    What it does is made of small methods, to be replaced in a subclass: `make_dataset`,
-    `make_image_dataset`, `make_dataloader`, `make_optimizer`, `make_schedule`, `unpack_batch`,
-    `compute_loss`, `sample`, `save_sample` and `checkpoint_state`.
+    Every `save_and_sample_every` steps, at milestone N, it writes a checkpoint `model-N.pt` and
+    samples to the results folder: `N.gif` (a grid that plays), `N.npy` (the values) and, with
+    conditions, `N.txt` (the conditions in words). Metrics go to `metrics.jsonl`. Started by
+    `torchrun` or `accelerate launch`, it trains on several processes. A subclass may override
+    `make_dataset`, `make_image_dataset`, `make_dataloader`, `make_optimizer`, `make_schedule`,
+    `unpack_batch`, `compute_loss`, `sample`, `save_sample` and `checkpoint_state`.
 
     Args:
         diffusion_model: The diffusion to train; it is moved to the training device.
-        folder: Where the clips are, at any depth and in any format that `Dataset` reads.
-        ema_decay: Share of the old average in the new one, at each update; several for as many
-            averages, of which the first draws the samples.
-        num_frames: Without effect: a clip has `diffusion_model.num_frames` frames.
-        train_batch_size: Clips of a micro-batch, on each process.
-        train_lr: Learning rate of Adam.
-        train_num_steps: Number of optimizer steps after which training is complete.
-        gradient_accumulate_every: Micro-batches of a step.
-        amp: Whether to compute in half precision: bfloat16 where the hardware has it, otherwise
+        folder: Folder of clips, searched recursively for every format that `Dataset` reads; None
+            with `dataset` or `dataloader`.
+        ema_decay: Decay of the exponential moving average of the weights, in [0, 1): the share of
+            the old average in each update. A sequence keeps one average per decay; the first draws
+            the samples.
+        num_frames: Ignored: a clip has `diffusion_model.num_frames` frames.
+        train_batch_size: Clips per micro-batch, on each process.
+        train_lr: Learning rate, at least 0.
+        train_num_steps: Optimizer steps after which training is complete.
+        gradient_accumulate_every: Micro-batches per optimizer step.
+        amp: Whether to train in mixed precision: bfloat16 where the hardware supports it, otherwise
             float16 with a loss scale.
-        step_start_ema: Up to this step the average is a copy of the weights, with `ema_warmup`
-            `"copy"`.
-        update_ema_every: Steps between updates of the average.
+        step_start_ema: With `ema_warmup="copy"`, the average is a copy of the weights before this
+            step.
+        update_ema_every: Steps between updates of the averages.
         save_and_sample_every: Steps between milestones.
-        results_folder: Where checkpoints and samples go; made if missing.
-        num_sample_rows: Rows, and columns, of a milestone's grid of samples.
-        max_grad_norm: Norm to which gradients are cut; None for no cut.
-        device: Where to train, such as `"cpu"`; None for the fastest there is.
-        num_workers: Processes that read clips; 0 to read between the steps. None for as many as
-            cores, at most 8, and none for a cache, or where processes cannot fork.
-        dataset: In the place of `folder`: any dataset of torch's, one that iterates included, whose
-            items `unpack_batch` understands once they are collated. If it has a `value_range`,
-            that is the model's as well.
-        dataloader: In the place of `folder`: anything that gives such batches when it is iterated
-            over. Its order is its own, also after `load`.
+        results_folder: Folder for checkpoints, samples and metrics; created if missing.
+        num_sample_rows: Rows and columns of a milestone's grid: `num_sample_rows ** 2` samples.
+        max_grad_norm: Largest norm of the gradients, above 0, to which larger ones are clipped;
+            None for no gradient clipping.
+        device: Training device, such as `"cpu"`; None for the fastest available.
+        num_workers: Worker processes that read clips; 0 to read in the main process. None for one
+            per core, at most 8, and none for a cache or where processes cannot fork.
+        dataset: Dataset to train on instead of `folder`, map-style or iterable, whose collated
+            items `unpack_batch` understands. Its attribute `value_range`, if any, becomes the
+            model's.
+        dataloader: Iterable of such batches, instead of `folder`. It keeps its own order, also
+            after `load`.
         held_out: Number of files that are not trained on, and whose conditions the samples get.
-            None for as many as there are samples, but at most a twentieth of the files, if they
-            come with conditions.
-        sample_conditions: What the samples are told instead: keywords of `diffusion.sample`, such
-            as `{"cond": ["a whale"]}`, repeated to the number of samples.
-        sample_cond_scale: Strength of the samples' guidance; 1 is without.
-        image_frames: Images that each clip is trained with (Ho et al. 2022, section 4.3.1): frames
-            drawn anew from other clips, with the conditions that they have there; 0 for none.
-        image_folder: Where images are drawn from instead: pictures of any size and clips, at any
-            depth. They are told the caption in `picture.txt` and the class whose name their
-            sub-folder has, where clips are told such; None to draw from the clips.
-        seed: Of the order and all that is random about the clips, such as their noise; None to draw
-            it from torch's generator.
-        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, to choose what `amp` chooses by itself; None
-            to leave it to `amp`, or to `accelerate launch`.
-        split_batches: Whether `train_batch_size` is that of all processes together.
-        fsdp: Whether each process keeps only its part of weights, averages and optimizer state
-            (torch's fully_shard, FSDP2); `accelerate launch --use_fsdp` says so as well.
-        compile: Whether to compile the network's blocks, which takes a while once.
+            None for as many as there are samples, but at most 5 % of the files, if the clips have
+            conditions; 0 for none.
+        sample_conditions: Conditions of the samples, as keywords of `diffusion.sample`, such as
+            `{"cond": ["a whale"]}`, repeated to the number of samples; None for those of clips.
+        sample_cond_scale: Guidance scale of the samples; 1 disables guidance.
+        image_frames: Independent images appended to each clip (Ho et al. 2022, section 4.3.1):
+            random frames of other clips, with the conditions of those frames; 0 for none.
+        image_folder: Folder from which these images are drawn: pictures of any size and clips,
+            searched recursively. Where clips have captions or classes, a picture's caption is in
+            `picture.txt` and its class is the name of its subfolder. None to draw from the clips.
+        seed: Seed of the order of the clips and of everything random about them, such as noise;
+            None to draw one from torch's generator.
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, to choose the precision explicitly; None for
+            that of `amp` or `accelerate launch`.
+        split_batches: Whether `train_batch_size` is the total over all processes.
+        fsdp: Whether each process keeps only a shard of weights, averages and optimizer state
+            (FSDP2, torch's `fully_shard`), as with `accelerate launch --use_fsdp`.
+        compile: Whether to compile the network's blocks, which takes some time once.
         optimizer: `"adam"`, `"adamw"`, or a function that makes one from the parameters.
-        betas: Of Adam.
-        weight_decay: Of kernels and matrices.
-        lr_schedule: `"constant"`, or `"cosine"` or `"linear"` down to 0 at `train_num_steps`, or
-            a function that makes a scheduler of torch's from the optimizer.
-        warmup_steps: Steps over which the learning rate rises to `train_lr`.
-        ema_warmup: How averages begin: `"copy"`, or with a decay that grows, `"power"` or
+        betas: Decays of Adam's moving averages of the gradient and of its square, each in [0, 1).
+        weight_decay: Weight decay of kernels and matrices, at least 0.
+        lr_schedule: `"constant"`; `"cosine"` or `"linear"` decay to 0 at `train_num_steps`; or a
+            function that makes a torch scheduler from the optimizer.
+        warmup_steps: Steps over which the learning rate rises linearly to `train_lr`.
+        ema_warmup: How averages start: `"copy"`, or, with a decay that grows, `"power"` or
             `"inverse_gamma"`, as in `training.ema.decay_at`.
-        save_every: Steps between checkpoints, besides those at milestones; None for no others.
-        keep_last: How many of the newest checkpoints are kept; None for all.
-        keep_best: How many of those with the lowest validation loss are kept besides.
-        resume: `"auto"` to go on from the last whole checkpoint in the results folder, if there is
-            one; `"never"` to refuse a folder that has one; a path to go on from; None for neither.
-        max_skipped_steps: How many steps in a row may have a loss that is not finite.
-        validation_folder: Clips to validate on.
-        validation_split: Share of the files that are validated on instead of trained on; or the
-            name of a split, to validate on the manifest's rows of that name. The files of clips
-            that are validated on are never trained on.
-        validation_manifest: The table of the clips to validate on, in `validation_folder` or else
-            in `folder`; None for `manifest`. Without `validation_split` its rows of the split
-            `"val"`, `"valid"` or `"validation"` are taken, or all if it has no splits.
-        validation_dataset: In the place of a folder: any dataset with a length, whose items are
-            as those of `dataset`.
+        save_every: Steps between checkpoints in addition to milestones; None for no more.
+        keep_last: Number of most recent checkpoints to keep; None for all.
+        keep_best: Number of checkpoints with the lowest validation loss to keep in addition.
+        resume: `"auto"` to resume from the last undamaged checkpoint in the results folder, if
+            there is one; `"never"` to refuse a folder that has one; a path to resume from that
+            checkpoint; None for neither.
+        max_skipped_steps: Consecutive steps with a NaN or infinite loss after which training fails.
+        validation_folder: Folder of clips to validate on; None for none.
+        validation_split: Share of the files to validate on, in (0, 1); or the name of a split, to
+            validate on the manifest's rows with that name. Files of validation clips are never
+            trained on. None for none.
+        validation_manifest: Table of the validation clips, which are in `validation_folder` or else
+            in `folder`; None for `manifest`. Without `validation_split`, its rows of the split
+            `"val"`, `"valid"` or `"validation"` are used, or all rows if it has no splits.
+        validation_dataset: Dataset with a length to validate on, whose items are as those of
+            `dataset`; None for none.
         validate_every: Steps between validations; None for `save_and_sample_every`.
-        validation_clips: The most clips to validate on.
-        evaluate_every: Steps between evaluations, which draw videos with the first average and
-            measure how near they are to clips; None for none.
-        evaluation: What they measure; None for `Evaluation(clips=256)`, which needs no file.
+        validation_clips: Largest number of clips to validate on.
+        evaluate_every: Steps between evaluations, which draw videos from the first average and
+            compare them with real clips; None for none.
+        evaluation: What they measure; None for `Evaluation(clips=256)`, which needs no files.
         log_every: Steps between lines of `metrics.jsonl`.
-        log_with: Trackers, such as `"tensorboard"`, `"wandb"` or several, as accelerate takes them.
-        project: What trackers file the run under.
+        log_with: Experiment tracker, such as `"tensorboard"` or `"wandb"`, or a list of several, as
+            in accelerate; None for none.
+        project: Project name for the trackers.
         **data_options: Further keywords of `data.dataset.Dataset`, such as `conditions`,
-            `clip_start`, `value_range` and `cache`; only with `folder`.
+            `clip_start`, `value_range` and `cache`; only with `folder` (`value_range` also with
+            `dataset`).
 
     Raises:
-        TypeError: If a keyword is neither the Trainer's nor the Dataset's.
-        ValueError: If an argument is outside its range, or the first clip does not fit the model.
+        TypeError: If a keyword belongs to neither Trainer nor Dataset.
+        ValueError: If an argument is out of range, or the first clip does not fit the model.
         FileNotFoundError: If the folder is missing or holds no clips.
 
     Attributes:
@@ -415,7 +420,7 @@ class Trainer:
             trainer = self if options is None else self._with(data_options=options)
             return trainer.make_dataset(folder, self.model)
 
-        # where it is not replaced, workers do without the Trainer
+        # unless it is overridden, workers need no copy of the Trainer
         is_own = type(self).unpack_batch is not Trainer.unpack_batch
         return DataHooks(
             make_dataset=make,
@@ -439,7 +444,7 @@ class Trainer:
         if compile:
             compile_network(self.model, *models)
         self.parallel_model = self.processes.share_model(self.model, models)
-        # the processes agree on the first one's weights when they share the model
+        # sharing the model broadcasts the main process's weights
         self.averages.copy(self.model)
         self.opt = self.accelerator.prepare(self.make_optimizer())
         self.scheduler = self.make_schedule()
@@ -449,15 +454,15 @@ class Trainer:
         self.trackers = Trackers(self.accelerator)
 
     def _with(self, **attributes: Any) -> Trainer:
-        """A shallow copy with other attributes, which methods of a subclass then see."""
+        """A shallow copy with other attributes, for methods that a subclass overrides."""
         other = copy.copy(self)
         vars(other).update(attributes)
         return other
 
-    # what a subclass may replace
+    # methods that a subclass may override
 
     def make_dataset(self, folder: str | os.PathLike[str], diffusion: GaussianDiffusion) -> Any:
-        """Makes the dataset of clips, whose items `unpack_batch` understands once collated."""
+        """Makes the dataset of clips; `unpack_batch` must understand its collated items."""
         apart = (self.results_folder, self.image_folder, self.validation_folder)
         return Dataset(
             folder,
@@ -465,7 +470,7 @@ class Trainer:
             channels=diffusion.channels,
             num_frames=diffusion.num_frames,
             exclude=[p for p in apart if p is not None],
-            # a quarter of the bytes to the device, which makes floats of them faster
+            # a quarter of the bytes to copy; the device converts to float faster
             as_uint8=True,
             **{"exts": None, **self.data_options},
         )
@@ -473,7 +478,7 @@ class Trainer:
     def make_image_dataset(
         self, folder: str | os.PathLike[str], diffusion: GaussianDiffusion
     ) -> Any:
-        """Makes the dataset of `image_folder`: clips, of each of which one frame is taken."""
+        """Makes the dataset of `image_folder`: clips, of which one frame each is used."""
         kinds, _, columns = split_conditions(self.data_options.get("conditions"))
         options = {k: v for k, v in self.data_options.items() if k in _FOR_PICTURES}
         return PictureFolder(
@@ -489,21 +494,21 @@ class Trainer:
         )
 
     def make_dataloader(self, dataset: Any) -> Any:
-        """Makes the loader of the batches: shuffled, without end, from `order.position` on."""
+        """Makes the loader of shuffled batches, endless, starting at `order.position`."""
         is_stream = isinstance(dataset, IterableDataset)
         if not self.num_workers:
-            # the batches' memory is the same from step to step
+            # batches need the same memory at every step
             keep_freed_memory()
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=None if is_stream else self.order,
             num_workers=self.num_workers or 0,
-            # a stream is exhausted after each epoch, and starts again
+            # a stream is exhausted after each epoch, and then restarted
             persistent_workers=bool(self.num_workers and is_stream),
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
-            # its own generator: making the loader draws, and a resumed run makes it once more
+            # its own generator: a loader draws a seed when it is made, and a resumed run makes two
             generator=torch.Generator().manual_seed(self.order.seed),
         )
 
@@ -522,7 +527,7 @@ class Trainer:
         )
 
     def make_schedule(self) -> Any:
-        """Makes the learning-rate schedule of `opt`; None for none."""
+        """Makes the learning-rate schedule of `opt`; returns None for a constant learning rate."""
         return make_schedule(
             self.opt,
             self.lr_schedule,
@@ -533,16 +538,16 @@ class Trainer:
     def compute_loss(self, videos: Tensor, **kwargs: Any) -> Tensor:
         """The loss of a micro-batch, in the training precision.
 
-        A validation calls it, too, on a copy of the trainer whose `model` and `parallel_model` are
+        Validation calls it as well, on a copy of the trainer whose `model` and `parallel_model` are
         the model to validate, in evaluation mode.
 
         Args:
             videos: `(b, c, f, h, w)`.
-            **kwargs: Keywords of the diffusion's forward: conditions, and what is drawn for each
-                clip (`t`, `noise` and masks, as of `ClipDraws`).
+            **kwargs: Keywords of the diffusion's forward: conditions, and the random draws of each
+                clip (`t`, `noise` and masks, from `ClipDraws`).
 
         Returns:
-            The loss of each clip, `(b,)`; of a subclass also the mean, a scalar.
+            The loss of each clip, `(b,)`; a subclass may return their mean, a scalar.
         """
         if "null_cond_prob" in kwargs:
             kwargs.pop("drop_mask", None)
@@ -552,21 +557,21 @@ class Trainer:
     def sample(self, ema_decay: float | None = None) -> Tensor:
         """Draws a milestone's samples, `(num_sample_rows ** 2, c, f, h, w)`, from an average.
 
-        Each process draws its part, and all get all of them. Noise and conditions are the same at
-        every milestone. Training's random numbers are not touched.
+        The processes share the work, and each returns all samples. Noise and conditions are the
+        same at every milestone. The random state of training is unchanged.
 
         Args:
-            ema_decay: Which average draws, by its decay; None for the first.
+            ema_decay: Decay of the average that draws; None for the first.
 
         Raises:
-            ValueError: If the model takes conditions, and no batch has given them yet.
+            ValueError: If the model takes conditions, and no batch has provided them yet.
         """
         conditions = self.data.sample_conditions
         if conditions is None:
             raise ValueError(
                 "Trainer.sample: the samples must be conditioned on "
-                f"{', '.join(self.model.condition_names)}, got none, as no batch has come from the "
-                "loader yet; train first, or pass sample_conditions"
+                f"{', '.join(self.model.condition_names)}, got none, as no batch has been loaded "
+                "yet; train first, or pass sample_conditions"
             )
         count = self.num_sample_rows**2
         videos = draw_samples(
@@ -581,7 +586,7 @@ class Trainer:
         return self.processes.gather(videos)[:count]
 
     def save_sample(self, videos: Tensor, milestone: int) -> Path:
-        """Writes samples: a grid `N.gif`, their values `N.npy`, their conditions `N.txt`."""
+        """Writes a grid `N.gif`, values `N.npy` and conditions `N.txt`; returns the grid's path."""
         return write_samples(
             videos,
             self.results_folder,
@@ -593,7 +598,7 @@ class Trainer:
         )
 
     def checkpoint_state(self) -> dict[str, Any]:
-        """What a checkpoint holds: tensors and plain values. Every process calls it."""
+        """The checkpoint: tensors and plain values. Every process must call it."""
         denoiser = getattr(unwrap(self.model.denoise_fn), "config", None)
         first, *others = self.averages.named().items()
         return {
@@ -613,7 +618,7 @@ class Trainer:
                 "diffusion": self.model.config,
                 "class_names": self.class_names,
             },
-            # a validation of other weights says nothing of these
+            # a validation loss counts only for the weights it was measured with
             "losses": {
                 "training": self.losses["training"],
                 "validation": self.losses["validation"]
@@ -633,7 +638,7 @@ class Trainer:
         """Updates the averages, or copies the weights up to `step_start_ema`."""
         self.averages.update(self.model, self.step)
 
-    # parts of the collaborators
+    # attributes of the collaborators
 
     @property
     def ds(self) -> Any:
@@ -642,7 +647,7 @@ class Trainer:
 
     @property
     def dl(self) -> Endless:
-        """The batches, without end."""
+        """The endless iterator of batches."""
         return self.data.loader
 
     @property
@@ -652,27 +657,27 @@ class Trainer:
 
     @property
     def num_workers(self) -> int | None:
-        """Workers that read clips."""
+        """Number of worker processes that read clips."""
         return self.data.num_workers
 
     @property
     def validation(self) -> Validation | None:
-        """The clips that are validated on."""
+        """The validation clips; None for none."""
         return self.data.validation
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that labels stand for, where the clips' folder tells them."""
+        """Names of the classes by label, if the clips' folder has classes."""
         return self.data.class_names
 
     @property
     def scaler(self) -> Any:
-        """The loss scaler of float16 training; None in other precisions."""
+        """The loss scaler of float16 training; None for other precisions."""
         return self.accelerator.scaler
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this is the main process, which writes the files."""
         return self.processes.is_main
 
     @property
@@ -682,27 +687,27 @@ class Trainer:
 
     @property
     def process(self) -> int:
-        """Number of this process (rank), from 0."""
+        """Rank of this process, from 0."""
         return self.processes.rank
 
     # a step
 
     def train_step(self, **kwargs: Any) -> float:
-        """One optimizer step over `gradient_accumulate_every` micro-batches; gives their mean loss.
+        """Runs one optimizer step of `gradient_accumulate_every` micro-batches; returns their loss.
 
-        A step whose loss, or whose gradients, are not finite leaves the weights as they are.
+        A step whose loss or gradients are NaN or infinite leaves the weights unchanged.
 
         Args:
             **kwargs: Further keywords of the diffusion's forward.
 
         Raises:
-            FloatingPointError: If that happens `max_skipped_steps` times in a row.
-            TrainingOutOfMemory: If the device's memory does not hold a micro-batch.
+            FloatingPointError: If that happens in `max_skipped_steps` consecutive steps.
+            TrainingOutOfMemory: If the device runs out of memory.
         """
         self.model.train()
         self.opt.zero_grad()
 
-        # gradients, summed over the micro-batches and exchanged with the last of them
+        # gradients accumulate over the micro-batches; the last one synchronizes the processes
         parts: list[MicroBatch] = []
         try:
             for i in range(self.gradient_accumulate_every):
@@ -725,13 +730,13 @@ class Trainer:
         # all processes agree whether to take the step
         mean = torch.stack([part.losses.mean() for part in parts]).mean()
         loss, grad_norm = self._agree(mean, norm)
-        # under a loss scale gradients overflow now and then, and the scale is lowered for it
+        # with a loss scale gradients overflow now and then, and the scaler lowers the scale
         is_good = math.isfinite(loss) and (self.scaler is not None or math.isfinite(grad_norm))
 
         # weights and averages
         self.run.weights_are_whole = False
         if is_good or self.scaler is not None:
-            # a loss scale leaves a bad step out by itself, and must learn of it
+            # a loss scaler skips a bad step itself, and updates its scale
             self.opt.step()
         self._step_schedule(was_skipped=not is_good or self.accelerator.optimizer_step_was_skipped)
         if is_good and self.step % self.update_ema_every == 0:
@@ -754,13 +759,13 @@ class Trainer:
         return self.data.next_batch()
 
     def _micro_batch(self, is_last: bool, **kwargs: Any) -> MicroBatch:
-        """Adds the gradients of the next micro-batch."""
+        """Accumulates the gradients of the next micro-batch."""
         batch = self.next_batch()
         images = batch.conditions.get("images")
         frames = batch.videos.shape[2] + (0 if images is None else images.shape[2])
         seeds = [self.order.seed_at(position) for position in batch.positions]
         drawn = self.clip_draws(seeds, frames, kwargs.get("prob_focus_present", 0.0))
-        # what is given takes the place of what was drawn
+        # given values replace drawn ones
         given = {**drawn, **batch.conditions, **kwargs}
         with self.processes.exchange(self.model, self.parallel_model, is_last):
             losses = self.compute_loss(batch.videos, **given)
@@ -769,12 +774,12 @@ class Trainer:
         return MicroBatch(batch.positions, losses.detach().float(), given.get("t"))
 
     def _agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
-        """Means over the processes; a signal that one of them was sent reaches all."""
+        """Means over the processes; also exchanges whether one of them received a signal."""
         is_caught = self.signals is not None and self.signals.caught is not None
         values = torch.stack([loss, norm.to(loss), torch.zeros_like(loss) + is_caught])
-        # the one moment of a step at which the device is waited for
+        # the only device synchronization of a step
         sums = self.processes.sum(values).tolist()
-        self.run.shall_stop = sums[2] > 0
+        self.run.should_stop = sums[2] > 0
         return sums[0] / self.num_processes, sums[1] / self.num_processes
 
     def _step_schedule(self, was_skipped: bool) -> None:
@@ -782,19 +787,19 @@ class Trainer:
             return
         with warnings.catch_warnings():
             if was_skipped:
-                # torch takes a first step that was skipped for one that comes too late
+                # torch warns if the optimizer's first step was skipped
                 warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
             self.scheduler.step()
 
     def _note_bad_step(self, parts: list[MicroBatch], loss: float) -> None:
-        """Counts a step that was skipped, and names its clips."""
+        """Counts and logs a skipped step and its clips."""
         self.run.skipped_in_row += 1
         self.skipped_steps += 1
-        # the clips to blame: those without a finite loss, or else all
+        # the clips without a finite loss, or else all
         bad = self.data.names(place for part in parts for place in part.bad_positions)
         names = [name for own in self.processes.from_all(bad) for name in own]
         count = self.num_processes * sum(len(part.positions) for part in parts)
-        # where some have a finite loss it is these clips, else it may be the weights
+        # if some clips have a finite loss, the others are at fault; otherwise the weights may be
         self.run.has_diverged = len(names) in (0, count)
         if not names:
             every = self.data.names(place for part in parts for place in part.positions)
@@ -831,19 +836,19 @@ class Trainer:
     ) -> None:
         """Trains up to `train_num_steps`, with a milestone every `save_and_sample_every` steps.
 
-        After SIGTERM and Ctrl+C the step in progress ends, a checkpoint is written, and the process
-        ends, with SystemExit(143) and KeyboardInterrupt; a second signal ends it at once. The last
-        step has a checkpoint as well.
+        After SIGTERM or Ctrl+C it finishes the current step, writes a checkpoint and raises
+        SystemExit(143) or KeyboardInterrupt; a second signal raises at once. The last step has a
+        checkpoint as well.
 
         Args:
-            prob_focus_present: Probability that the frames of a clip do not see each other.
-            focus_present_mask: Boolean `(train_batch_size,)`, the clips whose frames do not see
-                each other; None to draw them.
+            prob_focus_present: Probability, per clip, that its frames do not attend to each other.
+            focus_present_mask: Boolean `(train_batch_size,)`, true for clips whose frames do not
+                attend to each other; None to draw it.
             log_fn: Called after each step, on every process, with a dict: `step` (done so far),
                 `loss` (mean over the step's micro-batches and processes), `lr`, `grad_norm`,
-                `skipped` (whether the weights were left as they are), `data_wait` (share of the
-                step's time that was spent waiting for clips); where there was a validation or an
-                evaluation, its losses or scores; and at a milestone `sample`, the gif's path.
+                `skipped` (whether the weights were left unchanged), `data_wait` (share of the
+                step's time spent waiting for clips); after a validation or an evaluation its
+                losses or scores; and at a milestone `sample`, the path of the gif.
         """
         focus: dict[str, Any] = {}
         if prob_focus_present:
@@ -867,20 +872,20 @@ class Trainer:
             self.checkpoints.release_folder()
         if signals.caught is not None and self.is_main:
             logger.warning(
-                "told to stop at step %d: %s", self.step, self.checkpoints.describe_newest()
+                "stopped by a signal at step %d: %s", self.step, self.checkpoints.describe_newest()
             )
         signals.leave()
 
     def _begin(self) -> str:
-        """Takes the results folder; returns the key by which processes race to save an error."""
-        self.run.shall_stop, self.run.first_step = False, self.step + 1
+        """Claims the results folder; returns the key of the race to save after an error."""
+        self.run.should_stop, self.run.first_step = False, self.step + 1
         self.run.logged_step = self.step
         race = self.processes.new_race()
         if isinstance(self.scheduler, Schedule):
-            # it may have been raised since
+            # train_num_steps may have been raised meanwhile
             self.scheduler.total_steps = self.train_num_steps
         if self.checkpoints.saved_step < 0:
-            # the first weights need no file
+            # the initial weights need no checkpoint
             self.checkpoints.saved_step = self.step
         with self.processes.main_first():
             if self.is_main:
@@ -903,7 +908,7 @@ class Trainer:
         self, bar: Any, log_fn: Callable[[dict[str, Any]], Any], focus: dict[str, Any]
     ) -> None:
         self._draw_missing_samples()
-        while self.step < self.train_num_steps and not self.is_told_to_stop:
+        while self.step < self.train_num_steps and not self.is_stopping:
             log = self._timed_step(**focus)
             log |= self.after_step()
             log_fn(log)
@@ -918,14 +923,14 @@ class Trainer:
         self.checkpoints.forget_old()
 
     def _timed_step(self, **kwargs: Any) -> dict[str, Any]:
-        """A step; gives what there is to log of it."""
+        """Runs a step and measures it; returns its values to log."""
         start, waited = time.perf_counter(), self.data.waited
         step, position = self.step, self.order.position
         try:
             loss = self.train_step(**kwargs)
         except BaseException:
             if self.step == step:
-                # the clips of a step that was not done come again
+                # an unfinished step is repeated with the same clips
                 self.order.position = position
             raise
         seconds, waited = time.perf_counter() - start, self.data.waited - waited
@@ -947,9 +952,9 @@ class Trainer:
         }
 
     def _save_after(self, error: Exception, race: str) -> None:
-        """Saves what was learned before an error, if the weights are whole, without the others.
+        """Saves a checkpoint after an error, if the weights are consistent.
 
-        Of several processes, which may wait for this one, the first that fails writes the file.
+        Of several processes the first that fails saves, without waiting for the others.
         """
         if not self.run.weights_are_whole or self.run.good_step <= self.checkpoints.saved_step:
             return
@@ -975,13 +980,13 @@ class Trainer:
             error.add_note(note)
 
     @property
-    def is_told_to_stop(self) -> bool:
-        """Whether a signal came, and all processes know of it."""
+    def is_stopping(self) -> bool:
+        """Whether a signal arrived, as far as all processes know."""
         is_caught = self.signals is not None and self.signals.caught is not None
-        return self.run.shall_stop or (self.num_processes == 1 and is_caught)
+        return self.run.should_stop or (self.num_processes == 1 and is_caught)
 
     def _is_signalled(self) -> bool:
-        """Whether any of the processes was sent a signal; all of them ask."""
+        """Whether any process received a signal; every process must call it."""
         is_caught = self.signals is not None and self.signals.caught is not None
         flag = torch.tensor(float(is_caught), device=self.device)
         return bool(self.processes.sum(flag).item())
@@ -989,7 +994,7 @@ class Trainer:
     # between steps
 
     def after_step(self) -> dict[str, Any]:
-        """Validates, writes, evaluates and samples what is due; gives what there is to log."""
+        """Validates, saves, evaluates and samples when due; returns the values to log."""
         found: dict[str, Any] = {}
         is_milestone = self.step % self.save_and_sample_every == 0
         is_saved = is_milestone or (self.save_every and self.step % self.save_every == 0)
@@ -1004,38 +1009,38 @@ class Trainer:
             # before sampling, which takes long and may be interrupted
             self._save_if_good()
         is_evaluated = self.evaluate_every is not None and self.step % self.evaluate_every == 0
-        if is_evaluated and not self.is_told_to_stop:
+        if is_evaluated and not self.is_stopping:
             found |= self.evaluate()
-        if is_milestone and not self.is_told_to_stop:
+        if is_milestone and not self.is_stopping:
             path = self._write_milestone_samples()
             if path is not None:
                 found["sample"] = str(path)
         return found
 
     def _save_if_good(self) -> None:
-        """Saves, or, where the weights may have diverged, does so after the next good step."""
+        """Saves a checkpoint; if the weights may have diverged, only after the next good step."""
         if not self.run.has_diverged:
             self._save_step()
         elif not self.run.checkpoint_is_due and self.is_main:
             logger.warning(
-                "there is no checkpoint of step %d, whose loss or gradients are not finite: it is "
-                "written after the next good step; %s",
+                "no checkpoint is written at step %d, whose loss or gradients are not finite, but "
+                "after the next good step; %s",
                 self.step,
                 self.checkpoints.describe_newest(),
             )
         self.run.checkpoint_is_due = self.run.has_diverged
 
     def validate(self) -> dict[str, float]:
-        """The loss on clips that are not trained on, each time at the same time steps and noise.
+        """Measures the loss on the validation clips, always with the same time steps and noise.
 
-        Training's random numbers are not touched.
+        The random state of training is unchanged.
 
         Returns:
             `validation_loss`, of the weights, and `validation_loss_ema_D`, of the average with
             decay `D`.
 
         Raises:
-            ValueError: If the trainer was given no clips to validate on.
+            ValueError: If there are no validation clips.
         """
         if self.validation is None:
             raise ValueError(
@@ -1062,17 +1067,17 @@ class Trainer:
         return found
 
     def evaluate(self) -> dict[str, float]:
-        """Scores of the first average's videos, by the `evaluation` that the Trainer was given.
+        """Scores videos drawn from the first average, as `evaluation` says.
 
-        Real clips are those that are validated on, or else those that are trained on. Training's
-        random numbers are not touched. `evaluation-STEP.json` gets the scores and their protocol.
+        They are compared with the validation clips, or else with the training clips. The random
+        state of training is unchanged. `evaluation-STEP.json` gets the scores and their protocol.
 
         Returns:
-            As of an `Evaluator`; empty if a signal came meanwhile, or, with a warning, if the
-            average draws videos that are not finite.
+            Scores by name; empty if a signal arrived meanwhile, or, with a warning, if the average
+            draws NaN or infinite values.
 
         Raises:
-            ValueError: If the clips cannot be read in any order, or don't fit the evaluation.
+            ValueError: If the clips have no random access, or don't fit the evaluation.
         """
         if self._evaluator is None:
             self._evaluator = self._make_evaluator()
@@ -1080,7 +1085,7 @@ class Trainer:
         try:
             found = self._evaluator(average, self._is_signalled)
         except FloatingPointError as error:
-            # training may yet recover
+            # training may still recover
             logger.warning("step %d is not evaluated: %s", self.step, error)
             return {}
         if found is None:
@@ -1114,10 +1119,11 @@ class Trainer:
     # checkpoints
 
     def save(self, milestone: int | float | str) -> None:
-        """Writes `model-{milestone}.pt`, whole or not at all; every process calls it.
+        """Writes `model-{milestone}.pt` atomically; every process must call it.
 
-        A sharded model's checkpoint is a folder, `model-{milestone}.sharded`. Afterwards those are
-        removed that `keep_last` and `keep_best` don't keep; in `train` after the next good step.
+        A sharded model's checkpoint is a folder, `model-{milestone}.sharded`. Then it removes the
+        checkpoints that `keep_last` and `keep_best` don't keep; `train` does so after the next good
+        step.
 
         Raises:
             OSError: If it can't be written.
@@ -1135,23 +1141,23 @@ class Trainer:
         map_location: Any = "cpu",
         **kwargs: Any,
     ) -> None:
-        """Goes back to a checkpoint: weights, averages, optimizer and random states.
+        """Loads a checkpoint: weights, averages, optimizer and random states.
 
-        Checkpoints of any number of processes, sharded or not, go into any other number. A
-        learning rate that was changed since takes the place of the checkpoint's.
+        A checkpoint of any number of processes, sharded or not, loads into any other number.
+        Optimizer settings that changed meanwhile, such as the learning rate, replace those of the
+        checkpoint.
 
         Args:
-            milestone: Number of the milestone; -1 for the last one, or, if that is damaged, the
-                last that is whole, with a warning; `"best"` for the one with the lowest validation
-                loss; or a path. The reference's files are read too; they hold no optimizer and no
-                random states.
-            map_location: As in `torch.load`; from there the tensors go to the training device.
+            milestone: Number of the milestone; -1 for the last one, or, with a warning, the last
+                undamaged one; `"best"` for the one with the lowest validation loss; or a path. The
+                reference's files, which hold no optimizer and no random states, load as well.
+            map_location: As in `torch.load`; the tensors are then moved to the training device.
             **kwargs: As in `load_state_dict`, for the model and its averages.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not a whole training file, or of a model with other parameters,
-                another objective, noise schedule or range of values, or of another optimizer.
+            ValueError: If it is damaged, or of a model with other parameters, another objective,
+                noise schedule or value range, or of another optimizer.
         """
         path, state = self.checkpoints.read(
             milestone,
@@ -1167,23 +1173,23 @@ class Trainer:
         self.losses |= state.get("losses", {})
         load_optimizer(self.opt, self.scheduler, self.scaler, path, state)
         self.data.load_state_dict(state.get("data", {}), path)
-        # it may have been of other clips
+        # its clips may have changed
         self._evaluator = None
         seed = self.order.seed_at(self.order.position)
         load_random_states(state.get("random_states"), self.processes, seed)
 
     def _save_step(self) -> None:
-        """Saves under this step's number, and never over the checkpoint of another step."""
+        """Saves a checkpoint of this step; never replaces the checkpoint of another step."""
         self.save(self.checkpoints.unused_name(self.milestone, self.step))
 
     def _set_diverged_aside(self) -> None:
-        """Gives weights that may have diverged a name that no run goes on from by itself."""
+        """Saves weights that may have diverged under a name that no run resumes from by itself."""
         try:
             if self.run.good_step > self.checkpoints.saved_step:
                 self.save(f"not-finite-step{self.step}")
             else:
                 self.checkpoints.set_newest_aside()
-        # it is no reason to end, or to say less of the other
+        # the first error matters more
         except (OSError, RuntimeError) as error:
             logger.warning("the weights of step %d could not be kept: %s", self.step, error)
         self.checkpoints.is_unproven = False
@@ -1199,7 +1205,7 @@ class Trainer:
 
     def _write_milestone_samples(self) -> Path | None:
         signals = cast(StopSignals, self.signals)
-        # nothing is lost if it is ended in between: they are drawn when the run goes on
+        # an interruption loses nothing: a resumed run draws missing samples
         signals.at_once = True
         videos, path = self.sample(), None
         with self.processes.main_first():
@@ -1212,7 +1218,7 @@ class Trainer:
         return self.processes.from_main(path)
 
     def _sample_name(self, videos: Tensor) -> Any:
-        """The number of the milestone, with the step besides where other samples have it."""
+        """The number of the milestone, with the step if other samples have that name."""
         milestone = self.step // self.save_and_sample_every
         name = f"{milestone}-step{self.step}"
         is_so_named = (
@@ -1224,16 +1230,16 @@ class Trainer:
         return milestone
 
     def _draw_missing_samples(self) -> None:
-        """Draws those of the milestone that the run goes on from, if it was ended before."""
+        """Draws the samples of the milestone that is resumed from, if they are missing."""
         milestone, rest = divmod(self.step, self.save_and_sample_every)
         is_missing, path = False, self.resumed_from
         if path is not None and milestone and not rest and self.is_main:
             name = path.stem.removeprefix("model-")
             is_ours = name in (str(milestone), f"{milestone}-step{self.step}")
             is_here = path.resolve().parent == self.results_folder.resolve()
-            # the grid is the last that is written
+            # the grid is written last
             found = [p for p in path.parent.glob(f"{name}.*") if p.suffix not in (".npy", ".txt")]
-            # of a loader's own order the first batch is not known again
+            # with a user's loader the first batch, and so its conditions, is unknown
             is_known = self.data.sample_conditions is not None
             is_missing = is_ours and is_here and is_known and not found
         if self.processes.from_main(is_missing):
@@ -1243,13 +1249,13 @@ class Trainer:
 
     @property
     def milestone(self) -> int | float:
-        """The number in a checkpoint's name: of the milestone, between two of them a fraction."""
+        """The number in a checkpoint's name: the milestone, or a fraction between two of them."""
         whole, rest = divmod(self.step, self.save_and_sample_every)
         digits = max(6, len(str(self.save_and_sample_every)) + 1)
         return round(self.step / self.save_and_sample_every, digits) if rest else whole
 
     def settings(self) -> dict[str, Any]:
-        """Settings of the run in plain values, for trackers."""
+        """Settings of the run as plain values, for trackers."""
         network = getattr(unwrap(self.model.denoise_fn), "config", None) or {}
         values = {**vars(self), "num_workers": self.num_workers}
         plain = {n: v for n, v in values.items() if isinstance(v, (bool, int, float, str))}
@@ -1257,7 +1263,7 @@ class Trainer:
         return {"trainer": own, "diffusion": self.model.config, "unet": network}
 
     def write_metrics(self) -> None:
-        """Writes the line of the steps since the last one, if there are any."""
+        """Writes a line of metrics of the steps since the last one, if there are any."""
         if self.run.logged_step == self.step:
             return
         lr = self.opt.param_groups[0]["lr"]
@@ -1272,14 +1278,14 @@ class Trainer:
             self.checkpoints.keep_folder()
             with _not_fatal("a line of metrics.jsonl"):
                 self.metrics_file.write(dict(line))
-            with _not_fatal("what the trackers show"):
+            with _not_fatal("the trackers"):
                 self.trackers.log(line)
 
 
 @contextmanager
 def _not_fatal(what: str) -> Iterator[None]:
-    """Lets training go on without what is written for people."""
+    """Logs errors of output that training does not depend on, instead of raising them."""
     try:
         yield
     except Exception as error:
-        logger.warning("training goes on without %s: %s: %s", what, type(error).__name__, error)
+        logger.warning("training continues without %s: %s: %s", what, type(error).__name__, error)
