@@ -319,7 +319,7 @@ def test_a_field_that_does_not_fit_beside_known_frames(field):
     got = None if field is None else (*field.shape[:2], 4, *field.shape[2:])
     message = (
         "GaussianDiffusion: cond_video must have the shape (2, 2, 4, 8, 8), what the network's "
-        f"cond_channels leave beside the known frames, got {got}; give it so, or build the network "
+        f"cond_channels leave for it, got {got}; reshape it, or build the network "
         "with other cond_channels"
     )
     with pytest.raises(ValueError, match=exactly(message)):

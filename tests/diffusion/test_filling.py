@@ -355,7 +355,7 @@ def test_a_model_that_has_diverged():
     diffusion = watched()
     diffusion.__class__ = Diverged
     message = (
-        "extend: frames to go on from must be finite, got NaN or infinity that the model has drawn "
+        "extend: drawn frames must be finite, got NaN or infinity that the model has drawn "
         "from frame 1 on; the model has diverged, take earlier weights of it, or a smaller weight "
         "of the guidance"
     )
@@ -386,8 +386,8 @@ def test_clips_of_one_frame_cannot_go_on():
 @pytest.mark.parametrize(("known", "overlap", "ready", "start"), [(1, 3, 1, 0), (3, 1, 1, 2)])
 def test_too_few_frames_for_a_model_with_given_frames(known, overlap, ready, start):
     message = (
-        "extend: each window must begin with the 2 known frames that a model with given_frames is "
-        f"told, got {ready} at frame {start}; give more frames at the beginning, or a greater "
+        "extend: each window must begin with the 2 known frames that a model with given_frames "
+        f"needs, got {ready} at frame {start}; give more frames at the beginning, or a greater "
         "overlap"
     )
     with pytest.raises(ValueError, match=exactly(message)):
@@ -399,7 +399,7 @@ def test_too_few_frames_for_a_model_with_given_frames(known, overlap, ready, sta
 )
 def test_what_the_video_tells_by_itself(name, value):
     message = (
-        f"inpaint: {name} must be left out, since the given video tells it, got {value}; pass the "
+        f"inpaint: {name} must be left out, as the video determines it, got {value}; pass the "
         "video only"
     )
     with pytest.raises(TypeError, match=exactly(message)):

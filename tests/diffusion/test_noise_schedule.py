@@ -142,7 +142,7 @@ def test_what_is_no_schedule_at_all(betas):
 )
 def test_variances_that_leave_nothing_or_all(betas, message):
     text = (
-        "GaussianDiffusion: beta_schedule must leave a share of the clip that numbers can tell "
+        "GaussianDiffusion: beta_schedule must leave a share of the clip that float32 can tell "
         f"from all and from none, {message}"
     )
     with pytest.raises(ValueError, match=re.escape(text)):

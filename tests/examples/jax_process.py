@@ -50,7 +50,7 @@ def run_page(folder):
     # the page's loop takes the first batch, the others follow by its step
     first, *others = given["batches"]
     names = {"diffusion": diffusion, "batches": [first]}
-    for block in PAGE.blocks("3. In a script of your own"):
+    for block in PAGE.blocks("3. Your own script"):
         PAGE.run(block, names)
     take_step, share = names["take_step"], names["parallel"].share
     states, losses = [copies(names["state"])], [names["loss"].item()]

@@ -58,8 +58,8 @@ def windows(
         known: Of each frame, whether it is known; such frames are drawn only along with others.
         partly: Of each frame, whether anything at all is known of it, be it its low resolution.
         length: Frames of a window.
-        overlap: Frames, known or drawn, that each window begins with, so that it goes on from
-            them; more where the last one would not be full.
+        overlap: Known or drawn frames at the beginning of each window; more if the last
+            window would otherwise not be full.
 
     Example:
         Two known frames become seven, in windows of four:
@@ -103,7 +103,7 @@ def checked_overlap(call: str, overlap: int | None, num_frames: int, length: int
         length: Frames of a window.
 
     Raises:
-        ValueError: If it is no whole number, leaves no frame to draw, or none to go on from.
+        ValueError: If it is no whole number, leaves no frame to draw, or none before it.
     """
     if overlap is None and num_frames <= length:
         return 0
@@ -117,12 +117,12 @@ def checked_overlap(call: str, overlap: int | None, num_frames: int, length: int
 
 
 def check_beginnings(call: str, plan: Sequence[Window], given_frames: int) -> None:
-    """Raises a ValueError unless all windows begin with the frames that the network is told."""
+    """Raises a ValueError unless all windows begin with the frames that the network is given."""
     for window in plan:
         if window.ready < given_frames:
             raise ValueError(
                 f"{call}: each window must begin with the {given_frames} known frames that a model "
-                f"with given_frames is told, got {window.ready} at frame {window.start}; give more "
+                f"with given_frames needs, got {window.ready} at frame {window.start}; give more "
                 "frames at the beginning, or a greater overlap"
             )
 
@@ -193,7 +193,7 @@ class LowResolution:
     weight: float
 
     def measurement(self, window: Window) -> Measurement | None:
-        """What it tells of a window; None if nothing."""
+        """The measurement for a window; None if it has no frame in it."""
         step = self.frame_factor
         first, end = (-(-frame // step) for frame in (window.start, window.stop))
         if first == end:
@@ -210,7 +210,7 @@ def shrink(videos: Tensor, size: tuple[int, int], first: int = 0, step: int = 1)
         videos: `(b, c, f, h, w)`.
         size: `(h', w')`.
         first: The first frame to take.
-        step: How many frames to go on by.
+        step: Distance of the frames.
 
     Example:
         >>> shrink(torch.rand(1, 3, 7, 8, 8), size=(4, 4), step=2).shape
@@ -402,9 +402,9 @@ def fill(
         low: Small videos of the result; None for none.
 
     Raises:
-        TypeError: If a keyword is unknown, or the videos tell it.
+        TypeError: If a keyword is unknown, or determined by the videos.
         ValueError: If something does not fit the videos, or known values are not finite.
-        RuntimeError: If frames to go on from, which the model has drawn, are not finite.
+        RuntimeError: If drawn frames that the next window needs are not finite.
     """
     _check_keywords(diffusion, call, sampling)
     weight = checked_weight(call, weight)
@@ -441,7 +441,7 @@ def fill(
         )[:, :, : window.keep - window.start]
         if window is not plan[-1] and not drawn.isfinite().all():
             raise RuntimeError(
-                f"{call}: frames to go on from must be finite, got NaN or infinity that the "
+                f"{call}: drawn frames must be finite, got NaN or infinity that the "
                 f"model has drawn from frame {window.start} on; the model has diverged, take "
                 "earlier weights of it, or a smaller weight of the guidance"
             )
@@ -529,10 +529,10 @@ def _low(
 
 
 def _check_keywords(diffusion: GaussianDiffusion, call: str, sampling: Mapping[str, Any]) -> None:
-    """Raises a TypeError for keywords that `sample` does not take, or that the videos tell."""
+    """Raises a TypeError for keywords that `sample` does not take, or that the videos determine."""
     if taken := [name for name in _OWN if name in sampling]:
         raise TypeError(
-            f"{call}: {', '.join(taken)} must be left out, since the given video tells it, got "
+            f"{call}: {', '.join(taken)} must be left out, as the video determines it, got "
             f"{shown(sampling[taken[0]])}; pass the video only"
         )
     parameters = inspect.signature(diffusion.sample).parameters

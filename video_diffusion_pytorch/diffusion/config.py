@@ -36,7 +36,7 @@ CONFIG = (
     *_FRACTIONS,
     *_CHOICES,
 )
-"""The constructor arguments that a checkpoint holds, beside the ranges of values."""
+"""The constructor arguments that a checkpoint holds, in addition to the ranges of values."""
 
 
 def plain_config(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,12 +144,12 @@ def _plain_number(name: str, value: Any) -> float:
         ) from error
 
 
-# what weights were trained for that tell nothing, as the reference's do
+# of weights that do not say so, such as the reference's
 _USUAL_OBJECTIVE = "pred_noise"
 
 
 def remember_training(process: ForwardProcess, objective: str) -> None:
-    """Puts into the state dict what its numbers don't tell, and checks those that are loaded.
+    """Adds objective and schedule to the state dict, and checks those of loaded ones.
 
     Only what is unusual is stored, so that a usual model's state dict has the reference's keys:
     `objective_text`, its characters as bytes, and `continuous_time`, which is 1.
@@ -207,7 +207,7 @@ def _check_training_of_file(
     same_time = (own["beta_schedule"] == CONTINUOUS) == (theirs["beta_schedule"] == CONTINUOUS)
     wrong = {
         "objective": own["objective"] != theirs["objective"],
-        # of another number of steps torch tells, by the shapes
+        # for another number of steps torch reports the shapes
         "beta_schedule": not (same_betas and same_time),
     }
     for name in (name for name, is_wrong in wrong.items() if is_wrong):

@@ -101,7 +101,7 @@ class Denoiser:
     ) -> Tensor:
         """Reconstruction guidance (Ho et al. 2022, eq. 7 and 8).
 
-        The squared error is that of the clipped prediction, but its gradient passes the clip as if
+        The squared error is that of the clamped prediction, but its gradient passes the clamp as if
         there were none: at the highest noise levels, where the prediction is far outside its
         range and means nothing, the correction thus stays small, and is not lost.
         """

@@ -87,9 +87,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     Args:
         denoise_fn: The network: called with `(x_t, t, cond=...)` it predicts what `objective` says,
-            and so does its method `forward_with_cond_scale`, with `cond_scale` besides. Conditions
-            of other names reach it only where they are given. It may be wrapped (DataParallel,
-            DDP, torch.compile), and replaced later.
+            and so does its method `forward_with_cond_scale`, which also takes `cond_scale`. Other
+            conditions are passed only if they are given. It may be wrapped (DataParallel, DDP,
+            torch.compile), and replaced later.
         image_size: Height and width of the clips, an int or `(h, w)`.
         num_frames: Frames of a clip.
         text_use_bert_cls: Whether captions become BERT's [CLS] state instead of the mean state;
@@ -98,31 +98,31 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         timesteps: Number of steps of the schedule.
         loss_type: `"l1"`, `"l2"` or `"huber"` (square below 1, linear above), between the
             prediction and its target.
-        use_dynamic_thres: Whether samples are clipped at a percentile of their own values instead
+        use_dynamic_thres: Whether samples are clamped at a percentile of their own values instead
             of at 1 (Saharia et al. 2022, section 2.3).
         dynamic_thres_percentile: That percentile, as a fraction in [0, 1].
         cond_drop_prob: How often the conditions of a clip are replaced by the network's null values
             in training, as guided sampling needs; `null_cond_prob` in the call overrides it.
         auto_normalize: Whether clips are in [0, 1]. If False they are in a range of their own
             (latents, physical fields), best with mean 0 and variance 1, and samples are
-            neither clipped nor rescaled.
+            neither clamped nor rescaled.
         value_range: `(low, high)`, the range of the clips in units of their own, each a number or
             one per channel. Clips come in these units and samples go out in them; bytes are
             then numbers from 0 to 255 of these units. None for [0, 1]. Weights remember it.
         cond_value_range: The same for `cond_video`; None for bytes, or a field that is as the
             network takes it, best in [-1, 1].
-        given_frames: How many frames at the beginning of each clip the network is told, so that it
-            learns to go on from them; 0 for none. They reach the network's `cond_video`, behind
-            the channels of a field of your own, in as many channels as a frame has and one more,
-            which is 1 where a frame is known.
+        given_frames: Number of frames at the beginning of each clip that the network is conditioned
+            on, to learn to predict the rest; 0 for none. They are appended to the channels of
+            `cond_video`, as many channels as a frame has plus a mask, which is 1 for known
+            frames.
         objective: What the network predicts: `"pred_noise"`, `"pred_x_start"`, or `"pred_v"`, for
             `v = alpha * noise - sigma * x_start` (Salimans and Ho 2022).
         beta_schedule: `"cosine"` (Nichol and Dhariwal 2021), `"linear"` (Ho et al. 2020),
             `"sigmoid"` (Jabri et al. 2022), or `timesteps` variances of your own. With
             `"continuous_cosine"`, the schedule of Ho et al. 2022, times are real numbers in
             training, and the log-SNR is between -20 and 20.
-        min_snr_gamma: Weighs the loss of each clip by its noise level, so that low noise does not
-            rule training (Hang et al. 2023, whose value is 5); None for equal weights.
+        min_snr_gamma: Loss weighting by noise level, so that low noise does not dominate
+            training (Hang et al. 2023, whose value is 5); None for equal weights.
         sampling_timesteps: Number of steps that samples take; None for all, or what suits the
             sampler. With fewer than `timesteps`, `sample` uses ddim.
         ddim_sampling_eta: How much noise ddim adds in each step: 0 for none, 1 for as much as ddpm.
@@ -260,22 +260,22 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
                 or in `cond_value_range`, or without that range as the network takes it.
-            first_frames: What a model with `given_frames` is told instead of the clips' own first
-                frames, `(b, c, given_frames, h, w)` in the range of the clips; None for their own.
+            first_frames: For a model with `given_frames`, known frames instead of the clips' first
+                ones, `(b, c, given_frames, h, w)` in the range of the clips; None for their own.
             null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
             cond_mask: Of states of text, boolean `(b, n)`, true where there is a token; None for
                 all. Captions bring their own.
             images: `k` images for each clip, `(b, c, k, h, w)`, in the range of the clips, to be
-                learned from besides (Ho et al. 2022, section 4.3.1, where `k` is up to 8); None
-                for none. They share the clip's noise level, and see no other frame.
+                learned jointly (Ho et al. 2022, section 4.3.1, where `k` is up to 8); None
+                for none. They share the clip's noise level, and attend to no other frame.
             image_conditions: Conditions of the images, of those that the clips have: `cond`
                 `(b, k, cond_dim)`, states `(b, k, n, cond_dim)` with a `cond_mask` `(b, k, n)`, or
                 `b` lists of `k` captions, `labels` `(b, k)`, `frame_cond` `(b, k, d)`,
-                `cond_video` `(b, n, k, h, w)`. Images that are told nothing learn without
-                condition.
+                `cond_video` `(b, n, k, h, w)`. Images without conditions get the null
+                conditions.
             t: Time steps, `(b,)`: whole, from 0 to `num_timesteps - 1`, or, with a continuous
                 schedule, real, from -1. None to draw them. On a GPU their range is not checked.
-            drop_mask: Boolean `(b,)`: where true, a clip is told none of its conditions; for a
+            drop_mask: Boolean `(b,)`: where true, a clip's conditions are dropped; for a
                 denoiser whose `forward` takes it, as `Unet3D`'s does. None to draw it with
                 `cond_drop_prob`.
             reduction: `"mean"` for one number, `"none"` for one per clip.
@@ -391,7 +391,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return distance(self.loss_type, output, target, weight, reduction, frame_mask)
 
     def check_batch(self, x: Tensor, **conditions: Any) -> None:
-        """Finds out whether a batch is what `forward` takes, as far as shapes and types tell.
+        """Checks shapes and types of a batch for `forward`.
 
         Args:
             x: As in `forward`.
@@ -510,7 +510,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     @property
     def condition_names(self) -> tuple[str, ...]:
-        """Keywords of the conditions that training data must give, as far as the network tells."""
+        """Keywords of the conditions that training data must have, if the network names them."""
         names = getattr(unwrap(self.denoise_fn), "condition_names", ())
         is_own = self._field_channels() != 0
         return tuple(name for name in names if name != "cond_video" or is_own)
@@ -614,7 +614,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return self.log_snr(t) if wanted == "log_snr" else t
 
     def _field_channels(self) -> int | None:
-        """Channels that the user's own `cond_video` must have; None if the network doesn't tell."""
+        """Channels that the user's own `cond_video` must have; None if they are unknown."""
         total = getattr(unwrap(self.denoise_fn), "cond_channels", None)
         if total is None or not self.given_frames:
             return total
@@ -666,7 +666,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             got = None if field is None else tuple(field.shape)
             raise ValueError(
                 f"GaussianDiffusion: cond_video must have the shape {expected}, what the network's "
-                f"cond_channels leave beside the known frames, got {got}; give it so, or build the "
+                f"cond_channels leave for it, got {got}; reshape it, or build the "
                 "network with other cond_channels"
             )
         return torch.cat((field.to(shown.dtype), shown), dim=1)
@@ -986,12 +986,12 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             cond: Vectors, `(b, cond_dim)`, or states of text, `(b, n, cond_dim)`, as the network
                 takes; or a list of `b` captions, of which some may be None; None for none.
             cond_scale: Strength of the guidance by conditions; 1 is without.
-            batch_size: Number of videos, where neither condition nor `guidance` tells it.
+            batch_size: Number of videos, if neither conditions nor `guidance` determine it.
             labels: Classes, integers `(b,)`, -1 for none.
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
                 or in `cond_value_range`, or without that range as the network takes it.
-            first_frames: The frames to go on from, `(b, c, given_frames, h, w)` in the range of
+            first_frames: The known first frames, `(b, c, given_frames, h, w)` in the range of
                 the clips; for a model with `given_frames`.
             null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
             cond_mask: Of states, boolean `(b, n)`, true where there is a token; None for all.
@@ -1199,7 +1199,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         weight: float = RECONSTRUCTION_WEIGHT,
         **sampling: Any,
     ) -> Tensor:
-        """Goes on from the first frames of videos.
+        """Predicts the continuation of the first frames of videos.
 
         Args:
             frames: `(b, c, k, h, w)`, in the range of the clips or uint8.
@@ -1248,7 +1248,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             **sampling: As in `sample`, without `batch_size` and `first_frames`. Conditions have a
                 row per video; `frame_cond` and `cond_video` have all frames of the result, and are
                 cut. `guidance` of your own guides each window. A model with `given_frames` is
-                told those of each window. A seed's streams go on from window to window.
+                given those of each window. Random streams continue from window to window.
 
         Returns:
             `(b, c, num_frames, h, w)`, beginning with `video`, in the range of `sample`.
@@ -1257,9 +1257,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             TypeError: If the video is no such tensor, or a keyword is unknown.
             ValueError: If shapes don't fit the model, known values are not finite, no frame is
                 left to draw, or the overlap does not leave any, or does not give what a model with
-                `given_frames` is told.
-            RuntimeError: If a window is to go on from frames that the model has drawn, and these
-                are not finite.
+                `given_frames` needs.
+            RuntimeError: If drawn frames that the next window needs are not finite.
 
         Example:
             >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
@@ -1352,12 +1351,12 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         weight: float = RECONSTRUCTION_WEIGHT,
         **sampling: Any,
     ) -> Tensor:
-        """Draws the missing part of videos anew.
+        """Draws the missing part of videos.
 
         Args:
             video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8. What it
                 holds outside the known part does not matter, be it NaN.
-            mask: Boolean, **true where the video is known** and kept, false where it is made anew:
+            mask: Boolean, **true where the video is known** and kept, false where it is drawn:
                 for each value `(b, c, f, h, w)`, with 1 for an axis along which it is the same; or
                 by frame and pixel `(f, h, w)`, by pixel `(h, w)`, or by frame `(f,)`.
             overlap: As in `extend`.

@@ -23,7 +23,7 @@ RECONSTRUCTION_WEIGHT = 2.0
 
 
 class Guidance:
-    """What is known of the videos, as `sample` asks for it; a subclass redefines what it needs.
+    """Knowledge about the videos that `sample` draws; a subclass overrides the methods it needs.
 
     `sample` calls `prepare` once and `rows` once for each part of the batch, then in each step
     `replace` before the network, `squared_error` and `settle` after it.
@@ -68,7 +68,7 @@ class Guidance:
     def replace(self, x_t: Tensor, level: NoiseLevel, noise: Noise) -> Tensor:
         """Puts what is known into the noisy videos.
 
-        Called in each step: the network sees what it gives, and the sampler goes on from it.
+        Called in each step, before the network and the sampler see the videos.
 
         Args:
             x_t: Noisy videos, `(b, c, f, h, w)`.
@@ -183,7 +183,7 @@ class KnownRegion(Guidance):
         return part
 
     def replace(self, x_t: Tensor, level: NoiseLevel, noise: Noise) -> Tensor:
-        """Draws the known part anew from the forward process; see `Guidance.replace`."""
+        """Draws the known part from the forward process; see `Guidance.replace`."""
         # noise for all of it, so that a video's random numbers don't depend on the mask
         known = level.alpha * self.video + level.sigma * noise(x_t)
         return torch.where(self.mask, known, x_t)

@@ -109,7 +109,7 @@ def continuous_beta_schedule(timesteps: int) -> Tensor:
     """
     u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)[1:]
     signal = torch.sigmoid(continuous_log_snr(u))
-    # the signal left at the end, 2e-9, is far above what float64 can tell from none
+    # the remaining signal, 2e-9, is far above the precision of float64
     return 1 - signal / torch.cat((signal.new_ones(1), signal[:-1]))
 
 
@@ -142,7 +142,7 @@ def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) ->
 
     Raises:
         ValueError: If the name is unknown, or the variances are not as said, or leave nothing of
-            a clip or add nothing to it that numbers can tell.
+            a clip or add no noise, in float32.
     """
     if isinstance(beta_schedule, str) and beta_schedule in SCHEDULES:
         return SCHEDULES[beta_schedule](timesteps)
@@ -163,7 +163,7 @@ def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) ->
     least, most = kept[-1].item(), kept[0].item()
     if least < torch.finfo(torch.float32).tiny or most == 1:
         raise ValueError(
-            "GaussianDiffusion: beta_schedule must leave a share of the clip that numbers can tell "
+            "GaussianDiffusion: beta_schedule must leave a share of the clip that float32 can tell "
             f"from all and from none, got {most:.3g} after the first step and {least:.3g} after "
             f"the last; give {'smaller' if most < 1 else 'larger'} variances"
         )
@@ -184,7 +184,7 @@ class NoiseLevel(NamedTuple):
     """How much of a noisy video is signal: `x_t = alpha * x_start + sigma * noise`.
 
     Attributes:
-        t: The time step, as the network is told it: whole for the steps of training, from 0 to
+        t: The time step that the network gets: integer for the steps of training, from 0 to
             `num_timesteps - 1`, or between two of them.
         alpha: Factor of the clean video, in (0, 1].
         sigma: Factor of the noise, in [0, 1), with `alpha**2 + sigma**2 = 1`.

@@ -1,4 +1,4 @@
-"""What the network predicts, and how far it is off: targets, distances and weights of the loss."""
+"""Objectives and losses: targets, distances and loss weighting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REDUCTIONS = ("mean", "none")
 def target_of(
     objective: str, process: ForwardProcess, x_start: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
-    """What the network shall predict, of the shape of `x_start`."""
+    """The target of the network, of the shape of `x_start`."""
     if objective == "pred_v":
         return process.predict_v(x_start, t, noise)
     return noise if objective == "pred_noise" else x_start
@@ -35,7 +35,7 @@ def x_start_of(
 
 
 def min_snr_weight(objective: str, log_snr: Tensor, gamma: float) -> Tensor:
-    """Weights that keep easy noise levels from ruling training (Hang et al. 2023, eq. 8).
+    """Loss weighting that keeps low noise from dominating training (Hang et al. 2023, eq. 8).
 
     In the space of `x_start` they are `min(snr, gamma)`; a squared error of the noise is `snr`
     times, and one of v `snr + 1` times, that of `x_start`, by which they are divided.
@@ -52,7 +52,7 @@ def min_snr_weight(objective: str, log_snr: Tensor, gamma: float) -> Tensor:
     capped = snr.clamp(max=gamma)
     if objective == "pred_x_start":
         return capped
-    # gamma / snr where that is less than 1: an SNR may be so small that it divides to not-a-number
+    # gamma / snr where that is less than 1: a tiny SNR would give NaN
     if objective == "pred_noise":
         return (gamma * torch.exp(-log_snr)).clamp(max=1)
     return capped / (snr + 1)
@@ -66,7 +66,7 @@ def distance(
     reduction: str = "mean",
     frame_mask: Tensor | None = None,
 ) -> Tensor:
-    """How far predictions are off.
+    """The distance of predictions from their targets.
 
     Args:
         loss_type: One of `LOSSES`.

@@ -1,4 +1,4 @@
-"""The noise of sampling: a stream of random numbers for each video, whatever batch it is in."""
+"""Random streams of sampling: one per video, independent of its batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORD = 2**32
 class RandomStreams(Sequence[torch.Generator]):
     """Draws the noise of a batch, each video's from its own generator.
 
-    A slice is the streams of a part of the batch; they go on from where they are.
+    A slice holds the streams of a part of the batch, which continue.
 
     Args:
         generators: One per video. Draws happen on the device of each, and are moved.

@@ -272,7 +272,7 @@ class Sampler:
 
 
 class SamplingStep(NamedTuple):
-    """What a callback is told after each step of sampling.
+    """The state after a step of sampling, passed to a callback.
 
     Attributes:
         step: Number of steps done, from 1.
@@ -280,8 +280,7 @@ class SamplingStep(NamedTuple):
         level: The noise level that has been reached.
         x_t: The noisy videos, `(b, c, f, h, w)`, in the range of the model, [-1, 1] and noise.
 
-    Counting begins anew for each batch, where `max_batch` splits them, and for each window of a
-    longer video.
+    Counting starts again for each batch of `max_batch`, and for each window of a longer video.
     """
 
     step: int
@@ -325,8 +324,7 @@ def follow(
     return x
 
 
-# what a scheduler must be told, where its configuration knows the word; what is no matter of
-# taste is the model's here: its steps, its clipping, what it predicts, and that samples end clean
+# settings of a scheduler that the model determines, if its configuration has them
 _OVERRIDES = {
     "prediction_type": "v_prediction",
     "clip_sample": False,
@@ -350,7 +348,7 @@ class DiffusersScheduler(Sampler):
 
     Raises:
         TypeError: If it cannot take betas or predictions of v, as those of flow matching, or its
-            `step` needs to be told more than others.
+            `step` needs more arguments than others.
     """
 
     default_steps: int | None = 50

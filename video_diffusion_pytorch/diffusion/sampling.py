@@ -81,7 +81,7 @@ def as_guidance(guidance: Any) -> tuple[Guidance, ...]:
 
 
 def rows_known(guidance: Sequence[Guidance]) -> int | None:
-    """How many videos the guidance is for; None if it does not tell."""
+    """How many videos the guidance is for; None for any number."""
     return next((one.num_videos for one in guidance if one.num_videos is not None), None)
 
 
@@ -103,7 +103,7 @@ def check_options(
     Args:
         guidance_rescale: As in `sample`.
         dynamic_thres_percentile: As in `sample`.
-        is_clipped: Whether the model clips its samples.
+        is_clipped: Whether the model clamps its samples.
     """
     shares = {"guidance_rescale": guidance_rescale}
     if dynamic_thres_percentile is not None:

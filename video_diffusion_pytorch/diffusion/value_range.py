@@ -146,7 +146,7 @@ def check_ranges_of_file(
 
 
 def _in_words(bounds: Sequence[Tensor]) -> str:
-    # as short as tells the float32 from its neighbours
+    # the shortest text that identifies the float32
     plain = [tuple(float(str(value)) for value in bound.cpu().numpy()) for bound in bounds]
     alike = [values[0] if len(set(values)) == 1 else values for values in plain]
     return str(tuple(alike)) if alike else "None"
