@@ -15,11 +15,10 @@ import torch
 
 from video_diffusion_pytorch.data.cache import CachedClip, ClipCache
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
-from video_diffusion_pytorch.data.formats.array_file import ArrayReader
+from video_diffusion_pytorch.data.formats.arrays import ArrayReader
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
-from video_diffusion_pytorch.data.formats.picture_file import PictureReader
-from video_diffusion_pytorch.data.formats.user_reader import FunctionReader, ReadFn
-from video_diffusion_pytorch.data.formats.video_reader import VideoReader
+from video_diffusion_pytorch.data.formats.pictures import PictureReader
+from video_diffusion_pytorch.data.formats.readers import FunctionReader, ReadFn, VideoReader
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video

@@ -12,7 +12,7 @@ import torch
 
 from video_diffusion_pytorch.data.clip_files import beside
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
-from video_diffusion_pytorch.data.formats.array_file import read_array
+from video_diffusion_pytorch.data.formats.arrays import read_array
 from video_diffusion_pytorch.data.manifest import Clip
 
 logger = logging.getLogger("video_diffusion_pytorch")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.picture_file import ToTensor
+from video_diffusion_pytorch.data.formats.pictures import ToTensor
 from video_diffusion_pytorch.sizes import ValueRange
 
 if TYPE_CHECKING:

@@ -15,18 +15,22 @@ from video_diffusion_pytorch.data.errors import (
     regular_file,
     unreadable,
 )
-from video_diffusion_pytorch.data.formats.array_axes import check_axes
-from video_diffusion_pytorch.data.formats.array_file import MAX_BYTES, ArrayReader
-from video_diffusion_pytorch.data.formats.file_signature import FAMILY_OF_ENDING, check_signature
+from video_diffusion_pytorch.data.formats.arrays import MAX_BYTES, ArrayReader, check_axes
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS, FrameFolderReader
-from video_diffusion_pytorch.data.formats.movie_file import MovieReader
-from video_diffusion_pytorch.data.formats.picture_file import (
+from video_diffusion_pytorch.data.formats.movies import MovieReader
+from video_diffusion_pytorch.data.formats.pictures import (
     PictureReader,
     ToTensor,
     gif_to_tensor,
     seek_all_images,
 )
-from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE, VideoReader, mode_of
+from video_diffusion_pytorch.data.formats.readers import (
+    CHANNELS_TO_MODE,
+    FAMILY_OF_ENDING,
+    VideoReader,
+    check_signature,
+    mode_of,
+)
 from video_diffusion_pytorch.data.write_video import video_tensor_to_gif
 
 __all__ = [

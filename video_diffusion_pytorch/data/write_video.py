@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.formats.gif_format import encode_gif
-from video_diffusion_pytorch.data.formats.mp4_writer import encode_mp4
-from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
-from video_diffusion_pytorch.data.formats.webp_writer import encode_webp
+from video_diffusion_pytorch.data.formats.animations import encode_gif
+from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
+from video_diffusion_pytorch.data.formats.writers import encode_mp4, encode_webp
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch.data.formats.picture_file import PictureReader, gif_to_tensor
+from video_diffusion_pytorch.data.formats.pictures import PictureReader, gif_to_tensor
 
 SIZE = (9, 7)  # width, height
 

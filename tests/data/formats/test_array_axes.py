@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.array_axes import check_axes, resolve_axes
+from video_diffusion_pytorch.data.formats.arrays import check_axes, resolve_axes
 
 FILE = Path("scan.npy")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.array_file import ArrayReader, read_array
+from video_diffusion_pytorch.data.formats.arrays import ArrayReader, read_array
 
 LIMIT = 2**20
 VIDEO = torch.arange(2 * 9 * 4 * 5).reshape(2, 9, 4, 5)  # (c, f, h, w)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.array_storage import load_npy, load_npz, load_pt
+from video_diffusion_pytorch.data.formats.arrays import load_npy, load_npz, load_pt
 
 VIDEO = np.arange(2 * 3 * 4 * 5, dtype=np.int16).reshape(2, 3, 4, 5)
 LIMIT = 2**20

@@ -3,7 +3,7 @@
 import pytest
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.file_signature import (
+from video_diffusion_pytorch.data.formats.readers import (
     FAMILY_OF_ENDING,
     check_signature,
     family_of_bytes,

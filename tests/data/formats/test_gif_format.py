@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from video_diffusion_pytorch.data.formats.gif_format import gif_durations, gif_is_complete
+from video_diffusion_pytorch.data.formats.animations import gif_durations, gif_is_complete
 from video_diffusion_pytorch.data.video_file import (
     UnreadableVideoError,
     gif_to_tensor,

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from video_diffusion_pytorch.data.formats.movie_format import missing_bytes
+from video_diffusion_pytorch.data.formats.movies import missing_bytes
 
 
 @pytest.mark.parametrize("name", ["clip.mp4", "clip.mov", "clip.mkv", "clip.webm", "clip.avi"])

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats import movie_index as module
-from video_diffusion_pytorch.data.formats.movie_index import (
+from video_diffusion_pytorch.data.formats import movies as module
+from video_diffusion_pytorch.data.formats.movies import (
     is_shown,
     movie_index,
     open_movie,

@@ -13,8 +13,8 @@ from PIL import Image
 
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.movie_file import MovieReader
-from video_diffusion_pytorch.data.formats.movie_picture import (
+from video_diffusion_pytorch.data.formats.movies import (
+    MovieReader,
     channels_of_format,
     picture_of,
     values_of,

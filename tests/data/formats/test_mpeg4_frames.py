@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import av
 import pytest
 
-from video_diffusion_pytorch.data.formats.mpeg4_frames import is_coded
+from video_diffusion_pytorch.data.formats.movies import is_coded
 
 START = b"\0\0\1\xb6"
 

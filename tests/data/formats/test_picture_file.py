@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats import animation as animations
-from video_diffusion_pytorch.data.formats import picture_file
-from video_diffusion_pytorch.data.formats.picture_file import (
+from video_diffusion_pytorch.data.formats import animations
+from video_diffusion_pytorch.data.formats import pictures as picture_file
+from video_diffusion_pytorch.data.formats.pictures import (
     PictureReader,
     ToTensor,
     gif_to_tensor,

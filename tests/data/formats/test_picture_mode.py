@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.picture_file import (
+from video_diffusion_pytorch.data.formats.pictures import (
     PictureReader,
     gif_to_tensor,
     seek_all_images,
+    stored_channels,
+    to_mode,
 )
-from video_diffusion_pytorch.data.formats.picture_mode import stored_channels, to_mode
 from video_diffusion_pytorch.data.video_file import read_video
 
 GREY, COLOUR, GREY_OPACITY, COLOUR_OPACITY = 0, 2, 4, 6

@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch.data.formats.png_format import png_durations
+from video_diffusion_pytorch.data.formats.animations import png_durations
 
 
 def png(count, **options):

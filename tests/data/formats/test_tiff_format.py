@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch.data.formats.tiff_format import tiff_pages
+from video_diffusion_pytorch.data.formats.pictures import tiff_pages
 
 
 def tif(kinds, **options):

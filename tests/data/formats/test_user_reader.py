@@ -9,7 +9,7 @@ import torch
 
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import SkipUnreadable, UnreadableVideoError
-from video_diffusion_pytorch.data.formats.user_reader import FunctionReader
+from video_diffusion_pytorch.data.formats.readers import FunctionReader
 
 FILE = Path("scan.nii")
 

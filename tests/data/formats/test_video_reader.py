@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from video_diffusion_pytorch.data.formats.video_reader import (
+from video_diffusion_pytorch.data.formats.readers import (
     FrameTimes,
     VideoReader,
     check_indices,

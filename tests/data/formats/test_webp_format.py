@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch.data.formats.webp_format import webp_durations
+from video_diffusion_pytorch.data.formats.animations import webp_durations
 
 
 def webp(count, **options):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch.data.formats.webp_writer import encode_webp
+from video_diffusion_pytorch.data.formats.writers import encode_webp
 
 
 def test_the_file_is_as_long_as_it_says_and_repeats_for_ever():

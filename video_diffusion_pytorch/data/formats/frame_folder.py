@@ -14,10 +14,9 @@ from video_diffusion_pytorch.data.errors import (
     regular_file,
     unreadable,
 )
-from video_diffusion_pytorch.data.formats.picture_file import PictureReader, stack_frames
-from video_diffusion_pytorch.data.formats.png_format import png_durations
-from video_diffusion_pytorch.data.formats.video_reader import VideoReader, check_indices, mode_of
-from video_diffusion_pytorch.data.formats.webp_format import webp_durations
+from video_diffusion_pytorch.data.formats.animations import png_durations, webp_durations
+from video_diffusion_pytorch.data.formats.pictures import PictureReader, stack_frames
+from video_diffusion_pytorch.data.formats.readers import VideoReader, check_indices, mode_of
 
 if TYPE_CHECKING:
     import torch

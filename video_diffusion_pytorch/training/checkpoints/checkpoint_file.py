@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.data.formats.array_storage import stored_entries
+from video_diffusion_pytorch.data.formats.arrays import stored_entries
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 from video_diffusion_pytorch.training.checkpoints.state_types import check_types
 

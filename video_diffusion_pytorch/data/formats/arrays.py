@@ -1,4 +1,4 @@
-"""First step of the path, for arrays: what is inside an npy, npz or pt file, nothing unpickled."""
+"""Arrays: npy, npz and pt files, read frame by frame."""
 
 from __future__ import annotations
 
@@ -24,6 +24,93 @@ from video_diffusion_pytorch.data.errors import (
     regular_file,
     unreadable,
 )
+from video_diffusion_pytorch.data.formats.readers import (
+    FAMILY_OF_ENDING,
+    VideoReader,
+    check_indices,
+    check_signature,
+    closed_reader,
+)
+
+_COMMON_ORDERS = ("cfhw", "fchw", "fhwc")
+_MAX_CHANNELS = 4
+_EXPECTED = "an array whose axes can be told"
+
+
+def check_axes(axes: str | None) -> None:
+    """Refuse a statement of axes that no array can have.
+
+    Raises:
+        ValueError: `axes` does not consist of `h`, `w` and perhaps `c`, `f`, each once.
+
+    Example:
+        >>> check_axes("fhwc"), check_axes("hw"), check_axes(None)
+        (None, None, None)
+    """
+    if axes is None:
+        return
+    if not {"h", "w"} <= set(axes) <= set("cfhw") or len(set(axes)) < len(axes):
+        raise ValueError(
+            "axes must name the stored order in the letters c (channels), f (frames), h, w, each "
+            f"at most once and h and w always, got {axes!r}; pass for example 'fhwc' or 'fhw'"
+        )
+
+
+def resolve_axes(
+    shape: Sequence[int], axes: str | None, channels: int | None, path: Path
+) -> tuple[str, int]:
+    """Tell the order of an array's axes.
+
+    Args:
+        shape: Of the array.
+        axes: The order as somebody has stated it, such as "fhwc" or, of one channel, "fhw". None:
+            an array of four axes has the one of the orders cfhw, fchw, fhwc that fits.
+        channels: How many channels there must be; None for any number, or 1 to 4 where the order
+            has to be told from the shape.
+        path: The file, for the error's message.
+
+    Returns:
+        The order, and the number of channels.
+
+    Raises:
+        UnreadableVideoError: The shape does not fit, or fits more than one order.
+
+    Example:
+        >>> resolve_axes((10, 3, 64, 64), None, None, Path("a.npy"))
+        ('fchw', 3)
+    """
+    if axes is None:
+        axes = _tell(shape, channels, path)
+    stored = dict(zip(axes, shape, strict=False)).get("c", 1)
+    if len(axes) != len(shape):
+        got = f"the shape {tuple(shape)}"
+        raise unreadable(path, f"the axes {axes!r}", got, "state the axes that it has")
+    if channels is not None and stored != channels:
+        got = f"{stored} in the shape {tuple(shape)} with the axes {axes!r}"
+        raise unreadable(path, f"{channels} channels", got, "correct channels or axes")
+    return axes, stored
+
+
+def _tell(shape: Sequence[int], channels: int | None, path: Path) -> str:
+    allowed = range(1, _MAX_CHANNELS + 1) if channels is None else (channels,)
+    fitting = [
+        order
+        for order in _COMMON_ORDERS
+        if len(shape) == len(order) and shape[order.index("c")] in allowed
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    wanted = "1 to 4 channels" if channels is None else f"{channels} channels"
+    fits = f"which fits {' and '.join(fitting)}" if fitting else f"with no axis for {wanted} in it"
+    if len(shape) != 4:
+        fits = f"of {len(shape)} axes rather than four"
+    raise unreadable(
+        path,
+        f"{_EXPECTED}: one of {', '.join(_COMMON_ORDERS)} with {wanted}",
+        f"the shape {tuple(shape)}, {fits}",
+        'state the order, for example axes="fhw" for frames, height and width',
+    )
+
 
 _VIDEO_KEY = "video"
 _NOTES = ("axes", "fps")
@@ -455,3 +542,149 @@ def _check_notes(path: Path, notes: Mapping[str, Any]) -> tuple[str | None, floa
     if fps is not None and not (is_number and 0 < fps < math.inf):
         raise unreadable(path, "a number above 0 as fps", repr(fps), "store such a one")
     return axes, None if fps is None else float(fps)
+
+
+MAX_BYTES = 8 * 2**30
+"""How large a video may become in memory, where nothing else is said."""
+
+
+class ArrayReader(VideoReader):
+    """Frames of an array file.
+
+    Args:
+        path: The file, ending in .npy, .npz or .pt.
+        channels: How many there must be; None for any number.
+        axes: The stored order, as `read_video` takes it; None for what the file says, or else what
+            its shape allows.
+        max_bytes: How large an array an npz file may inflate to.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnreadableVideoError: The file is cut short or damaged, holds no array of real numbers, or
+            one whose axes are not clear.
+        ValueError: `axes` is no order of axes.
+    """
+
+    is_array = True
+
+    def __init__(self, path: Path, channels: int | None, axes: str | None, max_bytes: int) -> None:
+        check_axes(axes)
+        stored = _load(path, max_bytes)
+        self._data: np.ndarray | torch.Tensor | FileArray | None = stored.data
+        try:
+            if axes is None and stored.axes is not None:
+                axes = stored.axes
+                try:
+                    check_axes(axes)
+                except ValueError as error:
+                    expected = "axes such as 'fhwc'"
+                    raise unreadable(path, expected, repr(axes), "correct them") from error
+            self._axes, stored_channels = resolve_axes(stored.data.shape, axes, channels, path)
+        except ValueError:
+            self.close()
+            raise
+        self._num_frames = dict(zip(self._axes, stored.data.shape, strict=True)).get("f", 1)
+        self._fps = stored.fps
+        super().__init__(path, stored_channels)
+
+    @property
+    def num_frames(self) -> int:
+        """The length of the axis f, or 1."""
+        return self._num_frames
+
+    @property
+    def fps(self) -> float | None:
+        """What an npz or pt file states in its entry "fps"; else None."""
+        return self._fps
+
+    @property
+    def times(self) -> Sequence[float] | None:
+        """When each frame is shown, in seconds; None where there is no `fps`."""
+        if self._fps is None:
+            return None
+        return [number / self._fps for number in range(self._num_frames)]
+
+    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
+        """Read frames, as `VideoReader.array` says."""
+        check_indices(indices)
+        if self._data is None:
+            raise closed_reader(self.path)
+        wanted: range | list[int]
+        if isinstance(indices, range):
+            stop = min(indices.stop, self._num_frames)
+            wanted = range(indices.start, max(stop, indices.start), indices.step)
+        else:
+            wanted = [index for index in indices if index < self._num_frames]
+        order = self._axes
+        if "f" in order:
+            pixels = _to_tensor(self._data, order.index("f"), wanted)
+        else:
+            order, pixels = "f" + order, _to_tensor(self._data)[None][: len(wanted)]
+        if "c" not in order:
+            order, pixels = "c" + order, pixels[None]
+        return pixels.permute([order.index(letter) for letter in "cfhw"]).contiguous()
+
+    def close(self) -> None:
+        """Let go of the array, and so of the file."""
+        if isinstance(self._data, FileArray):
+            self._data.close()
+        self._data = None
+
+
+def read_array(path: Path) -> torch.Tensor:
+    """Read a whole array of any number of axes, as it is stored.
+
+    Args:
+        path: The file, ending in .npy, .npz or .pt.
+
+    Returns:
+        A tensor of the stored shape, uint8 where the file holds uint8, else float32.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        UnreadableVideoError: The file is damaged, or holds no array of real numbers.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/pose.npy", np.arange(3.0))
+        ...     read_array(Path(folder, "pose.npy"))
+        tensor([0., 1., 2.])
+    """
+    data = _load(path, MAX_BYTES).data
+    try:
+        return _to_tensor(data)
+    finally:
+        if isinstance(data, FileArray):
+            data.close()
+
+
+def _load(path: Path, max_bytes: int) -> StoredArray:
+    ending = path.suffix.lower()
+    check_signature(path, FAMILY_OF_ENDING[ending.lstrip(".")])
+    if ending == ".npz":
+        return load_npz(path, max_bytes)
+    return load_npy(path) if ending == ".npy" else load_pt(path, max_bytes)
+
+
+def _to_tensor(
+    data: np.ndarray | torch.Tensor | FileArray,
+    axis: int | None = None,
+    wanted: range | list[int] = range(0),
+) -> torch.Tensor:
+    """The array, or of one axis the entries that are wanted, in memory of its own."""
+    if isinstance(data, FileArray):
+        part = data.read(axis, wanted)
+    elif axis is None:
+        part = data
+    else:
+        some: Any = wanted
+        if isinstance(wanted, range):  # a slice copies nothing
+            some = slice(wanted.start, wanted.stop, wanted.step)
+        part = data[(slice(None),) * axis + (some,)]
+    if isinstance(part, torch.Tensor):
+        dtype = torch.uint8 if part.dtype == torch.uint8 else torch.float32
+        return part.to(dtype, copy=not isinstance(data, FileArray))
+    kind = np.uint8 if part.dtype == np.uint8 else np.float32
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
+        return torch.from_numpy(np.require(part, kind, "W"))
