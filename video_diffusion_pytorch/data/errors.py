@@ -44,7 +44,7 @@ def unreadable(
 
 
 def is_of_the_machine(error: Exception) -> bool:
-    """Whether an error concerns the machine, not the file: a full or lost disk, too many open files.
+    """Whether an error concerns the machine rather than the file, such as a full or lost disk.
 
     Example:
         >>> is_of_the_machine(OSError(errno.EMFILE, "Too many open files"))
