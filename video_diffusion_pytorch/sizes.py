@@ -58,8 +58,7 @@ def as_value_range(value_range: Any, channels: int, name: str = "value_range") -
         Lows and highs, one per channel each.
 
     Raises:
-        ValueError: It is no such pair, a low is not below its high, or float32 does not tell them
-            apart.
+        ValueError: It is no such pair, or a low is not below its high in float32.
 
     Example:
         >>> as_value_range((-5, 5), channels=2)
@@ -91,6 +90,6 @@ def _per_channel(bound: Any, channels: int) -> tuple[float, ...]:
 
 
 def _have_width(low: float, high: float) -> bool:
-    """Whether float32, the type of clips, tells two bounds apart and holds their difference."""
+    """Whether two bounds differ in float32, the type of clips, by a finite number."""
     first, last = torch.tensor([low, high], dtype=torch.float32, device="cpu").tolist()
     return _FLOAT32.tiny <= last - first <= _FLOAT32.max

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.cache import CachedClip, ClipCache
+from video_diffusion_pytorch.data.cache import ClipCache
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
 from video_diffusion_pytorch.data.formats.arrays import ArrayReader
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
@@ -192,15 +192,16 @@ class ClipReader:
             with file:
                 yield file
 
-    def span(self, clip: Clip) -> range | None:
-        """The positions of a clip on its file's timeline; None for an unreadable file."""
-        try:
-            if self.cache is not None and clip.is_whole:
-                return range(self.cache[clip.path].num_frames)
-            with self.open(clip.path) as file:
-                return self.timeline.between(file, clip.start, clip.end)
-        except UnreadableVideoError:
-            return None
+    def span(self, clip: Clip) -> range:
+        """The positions of a clip on its file's timeline.
+
+        Raises:
+            UnreadableVideoError: The file is damaged, or has no frame there.
+        """
+        if self.cache is not None and clip.is_whole:
+            return range(self.cache[clip.path].num_frames)
+        with self.open(clip.path) as file:
+            return self.timeline.between(file, clip.start, clip.end)
 
     def frame_numbers(self, path: Path, positions: Sequence[int]) -> list[int]:
         """The frames of a file at these positions of its timeline."""
@@ -232,26 +233,22 @@ class ClipReader:
             UnreadableVideoError: As `decode`.
             ValueError: Both a transform and a cache are used.
         """
-        stored = None
-        if self.cache is not None:
-            if transform is not None:
-                raise ValueError(
-                    "a cache must hold what the dataset's own transform gives, got another one in "
-                    f"Dataset.transform, {transform!r}; leave one of cache and transform out"
-                )
-            stored = self.cache[clip.path]
-            if span is None and clip.is_whole:
-                span = range(stored.num_frames)
-        if stored is not None and span is not None:
-            return _frames_of(stored, choose(span))
-        with self.open(clip.path) as file:
-            if span is None:
-                span = self.timeline.between(file, clip.start, clip.end)
-            positions = choose(span)
-            if stored is not None:
-                return _frames_of(stored, positions)
-            video = self.decode(file, self.timeline.frames(file, positions), transform)
+        if self.cache is None:
+            with self.open(clip.path) as file:
+                if span is None:
+                    span = self.timeline.between(file, clip.start, clip.end)
+                positions = choose(span)
+                video = self.decode(file, self.timeline.frames(file, positions), transform)
             return video, positions[: video.shape[1]]
+        if transform is not None:
+            raise ValueError(
+                "a cache must hold what the dataset's own transform gives, got another one in "
+                f"Dataset.transform, {transform!r}; leave one of cache and transform out"
+            )
+        stored = self.cache[clip.path]
+        positions = choose(self.span(clip) if span is None else span)
+        pixels = torch.from_numpy(stored.frames(positions))
+        return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
 
     def decode(
         self, file: VideoReader, frames: Sequence[int], transform: FrameTransform | None = None
@@ -346,13 +343,8 @@ class ClipReader:
         self.cache = cache
 
 
-def _frames_of(stored: CachedClip, positions: Sequence[int]) -> tuple[torch.Tensor, Sequence[int]]:
-    pixels = torch.from_numpy(stored.frames(positions))
-    return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
-
-
 def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:
-    """Frames `(h, w, c)` as `(c, f, h, w)`, channels last in memory."""
+    """Stacks frames `(h, w, c)` to `(c, f, h, w)`, channels last in memory."""
     if not arrays:
         return torch.empty(0, 0)
     if len({array.shape for array in arrays}) > 1:

@@ -1,4 +1,4 @@
-"""`Dataset`: a folder of video files as clips of one size and length."""
+"""`Dataset`: the video files of a folder as clips of one size and length."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from video_diffusion_pytorch.data.clip_files import find_clips
 from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform, Timeline
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
+from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE, ReadFn
 from video_diffusion_pytorch.data.manifest import Clip, Manifest
 from video_diffusion_pytorch.data.transforms import (
@@ -44,69 +45,69 @@ class Dataset(data.Dataset[Any]):
     Args:
         folder: Searched with all its subfolders.
         image_size: Height and width in pixels: one number for squares, or `(height, width)`.
-        channels: Of a clip. Pictures and films have 1 (grey), 3 (colour) or 4 (colour and opacity),
-            arrays any number.
-        num_frames: Frames of a clip: longer files are cut, shorter ones filled up.
-        horizontal_flip: Mirror half of the clips left to right.
-        force_num_frames: False leaves each clip as long as its file.
-        exts: File name endings to look for, in upper or lower case, one or several; None for all
-            that can be read, folders of numbered pictures included.
+        channels: Of a clip. Pictures and movies have 1 (grey), 3 (colour) or 4 (colour and
+            opacity), arrays any number.
+        num_frames: Frames of a clip: longer files are cut, shorter ones padded.
+        horizontal_flip: Flip each clip left to right with probability 1/2.
+        force_num_frames: False keeps the length of each file.
+        exts: File extensions to search, in upper or lower case, one or several; None for all
+            supported formats, folders of numbered pictures included.
         frame_skip: Take every `frame_skip`-th frame of a file.
-        fps: Frames per second to take instead, by the file's own clock, whatever its rate.
-        clip_start: Which part of a long file: its `"first"` frames; a `"random"` part, drawn on
-            each access; `"all"` parts, one clip after the other.
-        pad: What follows on a file that is too short: `"black"` frames (the least value, where
-            there is a `value_range`), its last one (`"repeat"`), or an `"error"`. With `"mask"`
-            its last one follows as well, but the loss leaves it out: an item's `frame_mask`, bool
-            `(f,)`, is true for the frames of the file.
-        fit: Scale a frame until it covers the size and cut the rest off (`"cover"`), until it fits
-            in and leave the rest black (`"contain"`; the least value, where there is a
-            `value_range`), or distort it (`"stretch"`).
+        fps: Frames per second to take instead, by the timestamps of the file.
+        clip_start: The part of a long file to use: its `"first"` frames; a `"random"` part, drawn
+            on each access; `"all"` parts, as consecutive clips.
+        pad: How to pad a file that is too short: with `"black"` frames (the low of `value_range`,
+            if given), by `"repeat"` of its last frame, or not: `"error"`. `"mask"` repeats the last
+            frame, too, and excludes padding from the loss: an item's `frame_mask`, bool `(f,)`, is
+            true for the frames of the file.
+        fit: Scale a frame until it covers the size, then crop it (`"cover"`); scale it until it
+            fits in, then pad it with black (`"contain"`; with the low of `value_range`, if given);
+            or scale height and width independently (`"stretch"`).
         crop: Keep the `"center"` of a frame that covers the size, or a `"random"` part, the same
             for all frames of a clip.
-        vertical_flip: Turn half of the clips upside down.
+        vertical_flip: Flip each clip upside down with probability 1/2.
         value_range: `(low, high)`, each a number or one per channel, in the files' own units, or
-            `"fit"` for the least and largest values of the clips, at their size and before they
-            are filled up. Clips keep their units: a `GaussianDiffusion` with this `value_range`
-            scales them. The attribute of this name holds lows and highs, one per channel each.
-        conditions: What comes with a clip; one or several of `"caption"` (the text in `clip.txt`
+            `"fit"` for the minimum and maximum of the clips, at their size and before padding.
+            Clips keep their units: a `GaussianDiffusion` with this `value_range` scales them. The
+            attribute of this name holds lows and highs, one per channel each.
+        conditions: The conditions of a clip; one or several of `"caption"` (the text in `clip.txt`
             or in the manifest), `"label"` (by sub-folder, or in the manifest), `"vector"`,
             `"frame_vectors"` or `"field"` (an array in `clip.npy` or `clip.pt`: `(d,)`, `(f, d)`,
             `(c, h, w)` or `(c, f, h, w)`), a function that is called with the file's path
-            and gives a dict of keywords, and a dict of the manifest's columns: `{"cond": ["EF",
+            and returns a dict of keywords, and a dict of the manifest's columns: `{"cond": ["EF",
             "ESV"]}` for a vector of numbers `(2,)`, float32, `{"cond": "Report", "labels":
             "Class"}` for a text and a label. Each clip must have a finite number and a label.
-        missing_captions: `"error"`, or `"null"`: a clip without caption is trained as if its
-            condition had been dropped.
+        missing_captions: `"error"`, or `"null"` to train clips without caption on the null
+            condition.
         manifest: A `.csv`, `.tsv`, `.txt` or `.jsonl` with the columns `path`, `caption`, `label`,
-            `start`, `end` (seconds) and `split`, of which all but `path` may be left out; only its
-            clips are taken. Paths are relative to `folder`, or names of files below, which may lack
-            their ending. Other usual names of columns, as in `data.manifest.COLUMNS`, are
-            understood, and cells such as `nan` count as missing.
-        split: Take the manifest's clips of this split, in upper or lower case; None for all.
-        read_fn: Reads a file in the place of `read_video`: called with its path, it gives an array
+            `start`, `end` (seconds) and `split`, of which only `path` is required; only its clips
+            are used. Paths are relative to `folder`, or names of files below, with or without
+            extension. Other usual names of columns, as in `data.manifest.COLUMNS`, are accepted,
+            and cells such as `nan` count as missing.
+        split: Use the manifest's clips of this split, in upper or lower case; None for all.
+        read_fn: Reads a file instead of `read_video`: called with its path, it returns an array
             `(c, f, h, w)`, or that and the frames per second.
-        axes: Order of the axes in array files, such as `"fhwc"`; None where it can be recognised.
+        axes: Order of the axes in array files, such as `"fhwc"`; None to infer it.
         cache: A folder for decoded clips, filled on first use and read from then on.
         exclude: Sub-folders not to search.
-        as_uint8: Leave 8-bit clips uint8, as `GaussianDiffusion` takes them as well; not with a
+        as_uint8: Keep 8-bit clips uint8, which `GaussianDiffusion` accepts, too; not with a
             `value_range`, in whose units they are floats from 0 to 255.
-        manifest_columns: Names of the manifest's columns where they are others, by what they hold:
-            `{"path": "FileName", "split": "Set"}`; None to leave a column of a usual name alone.
-        pad_position: Where a file that is too short is filled up: at its `"end"`, or on both sides
-            of it, `"center"`, an odd frame at the end. Before a file, its first frame is repeated.
-        fit_frames: Which files are resampled in time instead of cut or filled up: the `"short"`
-            ones, or `"all"`, into one clip each. Of the frames that `frame_skip` or `fps` leave,
-            `num_frames` are taken at even distances, the first and the last included, each the
-            nearest: frames are repeated or left out, not mixed. None for no file.
-        square_pixels: Scale the width of a film whose pixels are no squares, as players do; False
-            leaves frames as they are stored.
+        manifest_columns: Names of the manifest's columns by role: `{"path": "FileName", "split":
+            "Set"}`; None to ignore a column of a usual name.
+        pad_position: Where to pad a file that is too short: at its `"end"`, or on both sides,
+            `"center"`, an odd frame at the end. Before a file, its first frame is repeated.
+        fit_frames: Files to resample in time instead of cutting or padding them: the `"short"`
+            ones, or `"all"`, into one clip each. Of the frames selected by `frame_skip` or `fps`,
+            `num_frames` evenly spaced ones are taken, the first and the last included, each rounded
+            to the nearest: frames are repeated or dropped, not interpolated. None for no file.
+        square_pixels: Scale the width of a movie with non-square pixels, as players do; False
+            keeps frames as they are stored.
 
     Attributes:
         paths: The files in sorted order, one per clip.
-        transform: Called with each decoded frame, a Pillow picture; gives its `(c, h, w)` tensor.
-            Another one may be put in its place, but not with a cache.
-        cast_num_frames_fn: Called with each clip that is cut or filled up with black.
+        transform: Called with each decoded frame, a Pillow picture; returns its `(c, h, w)` tensor.
+            May be replaced, but not with a cache.
+        cast_num_frames_fn: Called with each clip to cut it or pad it with black.
         class_names: Of the labels: the sorted names, those of a manifest's other splits included,
             or, if all are whole numbers below 10000, these.
 
@@ -175,14 +176,10 @@ class Dataset(data.Dataset[Any]):
         # the files and their conditions
         self._conditions = ClipConditions(conditions, missing_captions)
         self._split = None if manifest is None else split
-        if manifest is None:
-            clips = _clips_of_folder(
-                Path(folder), self._conditions, manifest_columns, exts, exclude
-            )
-        else:
-            clips = _clips_of_manifest(
-                manifest, Path(folder), split, self._conditions, manifest_columns, exts, exclude
-            )
+        options: dict[str, Any] = {"exts": exts, "exclude": exclude}
+        clips = _list_clips(
+            Path(folder), self._conditions, manifest, split, manifest_columns, **options
+        )
         self.class_names = self._conditions.class_names
         _check_channels(channels, clips, read_fn is not None)
 
@@ -201,15 +198,15 @@ class Dataset(data.Dataset[Any]):
 
     @property
     def is_cached(self) -> bool:
-        """Whether clips are decoded already."""
+        """Whether clips are read from a cache."""
         return self._reader.cache is not None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How files become clips, in plain values."""
+        """How files become clips, as JSON values."""
         flips = [self.horizontal_flip, self.vertical_flip]
         own: dict[str, Any] = {"frames": self.num_frames, "split": self._split, "flips": flips}
-        # named where they are used, so that results from before there were such still compare
+        # only where they are used, so that settings of older versions compare equal
         if self.pad_position != "end":
             own["pad_position"] = self.pad_position
         if self.fit_frames is not None:
@@ -218,14 +215,14 @@ class Dataset(data.Dataset[Any]):
 
     @property
     def captions(self) -> list[str]:
-        """All captions, each once; empty where clips have none."""
+        """The distinct captions, in order."""
         return list(dict.fromkeys(clip.caption for clip, _ in self._clips if clip.caption))
 
     def __len__(self) -> int:
         return len(self._clips)
 
     def __getitem__(self, index: int) -> Any:
-        """Read the clip with this index, with draws from torch's global generator.
+        """Reads the clip with this index, with draws from torch's global generator.
 
         Raises:
             UnreadableVideoError: The file is damaged; the message names it.
@@ -234,11 +231,11 @@ class Dataset(data.Dataset[Any]):
         return self.draw_clip(index)
 
     def draw_clip(self, index: int, generator: torch.Generator | None = None) -> Any:
-        """As `dataset[index]`, with draws from a generator of the caller's.
+        """As `dataset[index]`, with draws from `generator`.
 
         Args:
             index: Of the clip.
-            generator: Draws the part of the file, the crop and the flips; None for torch's global
+            generator: For the part of the file, the crop and the flips; None for torch's global
                 one.
         """
         clip, span = self._clips[index]
@@ -271,9 +268,12 @@ class Dataset(data.Dataset[Any]):
         assert self.num_frames is not None
         parts: list[tuple[Clip, range | None]] = []
         for clip in tqdm(clips, desc="counting frames", leave=False, disable=len(clips) < 100):
-            span = self._reader.span(clip)
-            cut = [None] if span is None else windows(span, self.num_frames)
-            parts += [(clip, part) for part in cut]
+            try:
+                spans = windows(self._reader.span(clip), self.num_frames)
+            except UnreadableVideoError:  # reading the clip raises it again
+                parts.append((clip, None))
+            else:
+                parts += [(clip, span) for span in spans]
         return parts
 
     def _choose(self, generator: torch.Generator | None, span: range) -> Sequence[int]:
@@ -321,36 +321,29 @@ def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
     return t
 
 
-def _clips_of_folder(
+def _list_clips(
     folder: Path,
     conditions: ClipConditions,
-    columns: Mapping[str, str | None] | None,
-    exts: str | Sequence[str] | None,
-    exclude: Sequence[str | os.PathLike[str]],
-) -> list[Clip]:
-    if conditions.columns or columns:
-        raise ValueError(
-            f"columns must be those of a manifest, got {dict(columns or conditions.columns)} and "
-            "no manifest; pass manifest='clips.csv'"
-        )
-    paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
-    return conditions.complete([Clip(path) for path in paths], folder)
-
-
-def _clips_of_manifest(
-    path: str | os.PathLike[str],
-    folder: Path,
+    manifest: str | os.PathLike[str] | None,
     split: str | None,
-    conditions: ClipConditions,
     columns: Mapping[str, str | None] | None,
+    *,
     exts: str | Sequence[str] | None,
     exclude: Sequence[str | os.PathLike[str]],
 ) -> list[Clip]:
+    if manifest is None:
+        if conditions.columns or columns:
+            raise ValueError(
+                "columns must be those of a manifest, got "
+                f"{dict(columns or conditions.columns)} and no manifest; pass manifest='clips.csv'"
+            )
+        paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
+        return conditions.complete([Clip(path) for path in paths], folder)
     has_labels = "label" in conditions.kinds
     ignored = {kind: None for kind in ("caption", "label") if kind not in conditions.kinds}
     columns = {**ignored, **(columns or {}), **conditions.roles}
     options: dict[str, Any] = {"numbers": conditions.numbers, "exts": exts, "exclude": exclude}
-    table = Manifest(path, folder, columns=columns, **options)
+    table = Manifest(manifest, folder, columns=columns, **options)
     clips = table.clips(split, needs_labels=has_labels)
     return conditions.complete(clips, folder, table.labels() if has_labels else ())
 
@@ -418,10 +411,10 @@ def _is_positive_int(value: object) -> bool:
 
 
 def join_parts(clips: Sequence[tuple[Clip, range | None]]) -> list[tuple[Clip, range | None]]:
-    """The parts of files that clips are cut from, each once.
+    """Merges the parts of each file that clips are taken from.
 
     Args:
-        clips: Each with its frames; None for all.
+        clips: Each with its positions; None for all.
 
     Example:
         >>> from pathlib import Path

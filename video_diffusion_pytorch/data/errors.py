@@ -1,4 +1,4 @@
-"""Files that cannot be read: the error for them, checks, and a dataset that skips them."""
+"""Unreadable files: their error, checks, and a dataset that skips them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils import data
 REPLACE = "fetch or write the file again, or remove it"
 """What to do about a damaged file."""
 
-# They say of the machine that it has no room or lost its disk, and nothing of the file
+# Errors of the machine: out of space or handles, a lost disk
 _OF_THE_MACHINE = {
     getattr(errno, name, None)
     for name in (
@@ -34,7 +34,7 @@ class UnreadableVideoError(ValueError):
 def unreadable(
     path: str | os.PathLike[str], expected: str, got: str, what_to_do: str = REPLACE
 ) -> UnreadableVideoError:
-    """Put the four parts of the message together, for the caller to raise.
+    """Composes the error of an unreadable file, for the caller to raise.
 
     Example:
         >>> print(unreadable("a.gif", "a complete gif", "an empty file"))
@@ -44,7 +44,7 @@ def unreadable(
 
 
 def is_of_the_machine(error: Exception) -> bool:
-    """Tell whether an error says nothing of the file: a full or lost disk, too many open files.
+    """Whether an error concerns the machine rather than the file, such as a full or lost disk.
 
     Example:
         >>> is_of_the_machine(OSError(errno.EMFILE, "Too many open files"))
@@ -57,16 +57,16 @@ def is_of_the_machine(error: Exception) -> bool:
 
 @contextmanager
 def file_errors(path: Path) -> Iterator[None]:
-    """Make of an `OSError` that concerns one file what is raised for a damaged one.
+    """Converts an `OSError` that concerns one file to an `UnreadableVideoError`.
 
-    A disk that is full or gone, and too many open files, stay what they are: another file would
-    fare no better.
+    A full or lost disk, and too many open files, are raised unchanged: they would affect the next
+    file, too.
 
     Args:
         path: The file, or the folder of frames.
 
     Raises:
-        UnreadableVideoError: It may not be read, is gone, is a link to nothing, or the like.
+        UnreadableVideoError: The file is missing, a broken link, without permission, or the like.
 
     Example:
         >>> with file_errors(Path("a.gif")):
@@ -81,7 +81,7 @@ def file_errors(path: Path) -> Iterator[None]:
             raise
         got = f"{type(error).__name__}: {error.strerror or error}"
         if isinstance(error, FileNotFoundError):
-            # of a folder of frames it may be one that is missing
+            # it may be a frame of a folder
             name = error.filename
             inner = Path(name) if isinstance(name, (str, os.PathLike)) else path
             got = "a link to nothing" if inner.is_symlink() else "none, or none any more"
@@ -91,17 +91,17 @@ def file_errors(path: Path) -> Iterator[None]:
 
 
 def regular_file(path: Path) -> Path:
-    """Refuse what only looks like a file: a pipe, socket or device may be read for ever.
+    """Rejects pipes, sockets and devices, which could block forever.
 
     Args:
-        path: What is about to be opened.
+        path: The file to open.
 
     Returns:
-        The path as it is, so that it can be opened in the same expression.
+        The path, so that it can be opened in the same expression.
 
     Raises:
-        FileNotFoundError: There is none.
-        UnreadableVideoError: It is none, or a link to what is none.
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: It is not a regular file.
 
     Example:
         >>> regular_file(Path(os.devnull))
@@ -117,7 +117,7 @@ def regular_file(path: Path) -> Path:
 
 
 def missing_file(path: str | os.PathLike[str]) -> FileNotFoundError:
-    """Say that there is no file of that name, for the caller to raise.
+    """Composes the error of a missing file, for the caller to raise.
 
     Example:
         >>> print(missing_file("a.gif"))
@@ -130,17 +130,17 @@ def missing_file(path: str | os.PathLike[str]) -> FileNotFoundError:
 
 
 def finite(values: torch.Tensor, path: Path) -> torch.Tensor:
-    """Refuses NaN and infinity, of which one would spoil all that a training has learnt.
+    """Rejects NaN and infinity, of which one would destroy the model in training.
 
     Args:
-        values: What was read, of any shape and type.
+        values: Of any shape and type.
         path: The file, for the error.
 
     Returns:
-        `values` themselves.
+        `values`, unchanged.
 
     Raises:
-        UnreadableVideoError: They are not all finite.
+        UnreadableVideoError: A value is not finite.
 
     Example:
         >>> finite(torch.tensor([1.0, 2.0]), Path("wind.npy"))
@@ -163,11 +163,10 @@ logger = logging.getLogger("video_diffusion_pytorch")
 
 
 class SkipUnreadable(data.Dataset[Any]):
-    """Another dataset, with the next readable item in place of each unreadable one.
+    """A dataset with the next readable item in place of each unreadable one.
 
-    A long training run should not end at one damaged file, nor go on without its user's knowledge:
-    each such file is logged as a warning, and more than a tenth of them is an error. Which ones are
-    known is remembered per process: each worker of a `DataLoader` finds them for itself.
+    One damaged file does not end a long training run: it is logged as a warning. More than a tenth
+    of them is an error. Each process, and so each worker of a `DataLoader`, counts for itself.
 
     Args:
         dataset: Has a length, and raises `UnreadableVideoError` for an item it cannot decode.
@@ -192,7 +191,7 @@ class SkipUnreadable(data.Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: SupportsIndex) -> Any:
-        """Give the item, or the next readable one after it (after the last comes the first).
+        """The item, or the next readable one (after the last comes the first).
 
         Raises:
             IndexError: The index is out of range.
@@ -201,7 +200,7 @@ class SkipUnreadable(data.Dataset[Any]):
         return self.first_readable(index, self.dataset.__getitem__)
 
     def first_readable(self, index: SupportsIndex, read: Callable[[int], Any]) -> Any:
-        """The same, with a way of one's own to read the item of an index."""
+        """As `dataset[index]`, with another function to read the item of an index."""
         total = len(self)
         start = operator.index(index)
         if not -total <= start < total:

@@ -1,4 +1,4 @@
-"""Moving digits: short videos of real handwritten digits, to train on without data of your own."""
+"""Moving digits: short synthetic videos of handwritten digits, to try training without data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "e
 """The word for each label in the clips' file names."""
 
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
-"""The way a digit sets off -> its (vertical, horizontal) unit step; rows count downwards."""
+"""Initial direction of a digit -> its (vertical, horizontal) unit step; rows count downwards."""
 
 DIGIT_SIZE = 16
 """Height and width, in pixels, of a digit in a clip."""
@@ -27,11 +27,11 @@ _SPEEDS = (1, 3)  # odd, see `_bounce`
 
 @functools.cache
 def load_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """Give the handwritten digits that come with the package (source and licence: DIGITS.md).
+    """The handwritten digits included in the package (source and licence: DIGITS.md).
 
     Returns:
         Images `(1797, 8, 8)` uint8 from 0 (paper) to 16 (ink), and labels `(1797,)` int64 from 0 to
-        9. The same tensors are given on each call: clone them before changing them.
+        9. They are cached: clone them before you change them.
 
     Example:
         >>> images, labels = load_digits()
@@ -51,16 +51,16 @@ def moving_digit_clip(
     *,
     direction: str | None = None,
 ) -> torch.Tensor:
-    """Let a digit move at constant speed across a black square and bounce off its borders.
+    """A digit that moves at constant speed in a black square and bounces off its borders.
 
-    It sets off in `direction` at 1 or 3 pixels per frame, from the half of the square that lies
-    behind, and drifts sideways by up to half a pixel per frame. Each frame differs from the next.
+    It starts in `direction` at 1 or 3 pixels per frame, from the opposite half of the square, and
+    drifts sideways by up to half a pixel per frame. Consecutive frames differ.
 
     Args:
         digit_image: `(8, 8)` from 0 to 16, one of `load_digits()`.
         num_frames: The clip's length.
         image_size: The square's side in pixels, at least 24: the digit is 16 pixels large.
-        generator: Draws start and speed; None takes torch's global generator.
+        generator: For start and speed; None for torch's global generator.
         direction: "left", "right", "up" or "down"; None draws one.
 
     Returns:
@@ -89,7 +89,7 @@ def moving_digit_clip(
     ink = F.interpolate(ink, size=(DIGIT_SIZE, DIGIT_SIZE), mode="bilinear")
     ink = ink[0, 0].round().clamp(0, 255).to(torch.uint8)
 
-    # Its way
+    # Its path
     room = image_size - DIGIT_SIZE
     speed = _SPEEDS[_draw(len(_SPEEDS), generator)]
     start = _draw(room // 2 + 1, generator)
@@ -102,7 +102,7 @@ def moving_digit_clip(
     is_vertical = DIRECTIONS[direction][0] != 0
     tops, lefts = (along, across) if is_vertical else (across, along)
 
-    # The two together
+    # The clip
     clip = torch.zeros(1, num_frames, image_size, image_size, dtype=torch.uint8)
     for frame, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         clip[0, frame, top : top + DIGIT_SIZE, left : left + DIGIT_SIZE] = ink
@@ -116,17 +116,17 @@ def write_moving_digits(
     num_frames: int = 10,
     seed: int = 0,
 ) -> list[Path]:
-    """Write clips of moving digits, to train on where no videos are at hand.
+    """Writes clips of moving digits, as training data for a first try.
 
-    Each file's name says what it shows: `0007_three_left.gif` is the eighth clip, a three that sets
-    off to the left. A clip depends on the seed and its number only, not on `num_clips`.
+    File names describe the clips: `0007_three_left.gif` is the eighth clip, a three that starts to
+    the left. A clip depends on the seed and its number only, not on `num_clips`.
 
     Args:
         folder: Made if missing; files of the same names are replaced.
-        num_clips: How many clips to write.
+        num_clips: Number of clips.
         image_size: Height and width in pixels, at least 24.
         num_frames: The length of each clip.
-        seed: Of all draws.
+        seed: Of the random generator.
 
     Returns:
         The files written, in order.
@@ -162,7 +162,7 @@ def write_moving_digits(
 
 
 def _bounce(position: int, room: int) -> int:
-    """Fold a straight way into 0..room.
+    """Folds a straight path into 0..room.
 
     An odd step from a whole position never lands on the mirror image of where it started, so the
     folded positions of two successive frames always differ.
