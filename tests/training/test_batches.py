@@ -123,7 +123,7 @@ def test_named_tuples_stay_such():
 
 
 def test_two_keys_for_one_thing():
-    message = r"keys of a batch must differ in what they stand for, got \['caption', 'text', 'vid"
+    message = r"keys of a batch must differ in meaning, got \['caption', 'text', 'vid"
     with pytest.raises(ValueError, match=message):
         unpack_batch({"video": 1, "text": 2, "caption": 3})
 

@@ -343,7 +343,7 @@ def test_own_images_and_drawn_ones_are_refused(make, pictures, kind):
     items = [with_images(i) for i in range(4)]
     source = {"dataset": items} if kind == "dataset" else {"dataloader": DataLoader(items, 2)}
     message = (
-        "Trainer: image_frames must be 0 where the items bring images of their own, got 2; leave "
+        "Trainer: image_frames must be 0 if the items have images of their own, got 2; leave "
         "one of them out"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):

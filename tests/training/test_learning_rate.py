@@ -187,7 +187,7 @@ def test_ones_own_schedule_that_cannot_go_on_begins_anew_aloud(of_ours, caplog):
     schedule = LambdaLR(optimizer, lambda step: 1 / (step + 1))
     with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
         resume_schedule(schedule, optimizer, state, 3)
-    assert "no state of a LambdaLR: the schedule of the learning rate begins" in caplog.text
+    assert "no state of a LambdaLR: the schedule of the learning rate starts" in caplog.text
     assert schedule.last_epoch == 0
 
 

@@ -243,7 +243,7 @@ def test_lines_of_another_kind_are_dropped_with_a_word(path, caplog):
     path.write_bytes(b'\0\0\0\n[1]\n{"loss": 1}\n' + whole)
     with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
         MetricsFile(path, 20)
-    assert "lines that are no numbers of a run are dropped: [1, 2, 3]" in caplog.text
+    assert "lines that are not metrics are dropped: [1, 2, 3]" in caplog.text
     assert path.read_bytes() == whole
 
 

@@ -839,5 +839,6 @@ def test_copies_of_a_stream_are_named(train, caplog, kind, workers, warns, is_lo
     loader = {"dataloader": DataLoader(dataset, 2, num_workers=workers)}
     train(**(loader if is_loader else {"dataset": dataset, "num_workers": workers}))
     assert (
-        caplog.text.count("goes through the whole Stream, so that each clip comes 2 times") == warns
+        caplog.text.count("iterates over the whole Stream, so that each clip comes 2 times")
+        == warns
     )

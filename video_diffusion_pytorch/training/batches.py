@@ -1,4 +1,4 @@
-"""Batches of clips: their order, their random draws, collation, and how a batch is unpacked."""
+"""Batches of clips: sampling order, seeded items, collation, endless loading and unpacking."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from video_diffusion_pytorch.text import pad_states
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
-# How often workers may die at one batch before the run ends
+# Attempts to load a batch whose workers die
 _TRIES = 3
 
-# What is raised when a worker dies: by torch, or by the broken connection to it
+# Errors after the death of a worker, from torch or from the broken connection
 _SIGNS_OF_DEATH = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
 
 # Seconds after which a wait for a batch is logged, and again each time it has doubled
@@ -34,30 +34,30 @@ _PATIENCE = 60.0
 
 
 class Draw(NamedTuple):
-    """Number of a clip to read, and the seed of what is random about it, such as its crop."""
+    """Index of a clip to read, and the seed of its random draws, such as its crop."""
 
     clip: int
     seed: int
 
 
 class EndlessShuffle(Sampler[Draw]):
-    """Shuffled epochs without end, which begin at `position`.
+    """A sampler of endless shuffled epochs, starting at `position`.
 
-    Order and seeds are a function of `seed` and the position, so that a resumed run goes on with
-    the clip at which the interrupted one stopped, whatever the number of workers. Of several
-    processes each gets its own part of every batch; joined, they have the clips that one process
-    has with a batch as large as all of theirs.
+    Order and seeds are functions of `seed` and position, so that a resumed run continues with the
+    clip at which the interrupted one stopped, whatever the number of workers. Each process gets its
+    own part of every batch; together they draw the clips that one process would draw with a batch
+    as large as all of theirs.
 
     Args:
-        indices: Of the clips to train on.
+        indices: Indices of the clips to train on.
         seed: Seed of the order.
 
     Attributes:
-        position: Number of clips, over all epochs and processes, that training has had. The trainer
-            counts.
-        batch_size: Clips of a process's micro-batch.
-        process: Number of this process, from 0.
-        num_processes: How many there are.
+        position: Number of clips trained on so far, over all epochs and processes; counted by the
+            caller.
+        batch_size: Clips per micro-batch of a process.
+        process: Rank of this process, from 0.
+        num_processes: World size.
     """
 
     def __init__(self, indices: Sequence[int], seed: int) -> None:
@@ -66,7 +66,7 @@ class EndlessShuffle(Sampler[Draw]):
         self._epochs: dict[int, Tensor] = {}
 
     def __iter__(self) -> Iterator[Draw]:
-        """Yields clips."""
+        """Yields clips and seeds."""
         position = self.position
         while self.indices:
             for place in self.places(position):
@@ -74,23 +74,23 @@ class EndlessShuffle(Sampler[Draw]):
             position += self.batch_size * self.num_processes
 
     def places(self, position: int) -> range:
-        """Positions of this process's clips in the micro-batch of all that begins at `position`."""
+        """Positions of this process's clips in the global micro-batch that starts at `position`."""
         first = position + self.process * self.batch_size
         return range(first, first + self.batch_size)
 
     def clip_at(self, position: int) -> int:
-        """The clip at a position."""
+        """The index of the clip at a position."""
         epoch, offset = divmod(position, len(self.indices))
         return self.indices[int(self._order_of(epoch)[offset])]
 
     def seed_at(self, position: int) -> int:
-        """The seed of what is random about the clip at a position."""
-        # seeds of neighbouring runs lie far apart
+        """The seed of the random draws of the clip at a position."""
+        # runs with neighbouring seeds share no clip's seed
         return self.seed * 1_000_003 + position
 
     def _order_of(self, epoch: int) -> Tensor:
         if epoch not in self._epochs:
-            # a batch may end one epoch and begin the next
+            # a batch may span two epochs
             self._epochs = {e: order for e, order in self._epochs.items() if e == epoch - 1}
             seed = -1 - self.seed * 1_000_003 - epoch
             generator = torch.Generator().manual_seed(seed)
@@ -99,11 +99,11 @@ class EndlessShuffle(Sampler[Draw]):
 
 
 class SeededItems(Dataset[Any]):
-    """Another dataset, whose random draws follow from the seed that comes with the index.
+    """Wraps a dataset so that the random draws of an item depend only on the seed in its `Draw`.
 
-    One with a method `draw_clip(index, generator)`, as `data.dataset.Dataset` has, is given a
-    generator. Any other one finds the global generators of torch, numpy and Python seeded, and they
-    are put back afterwards.
+    A dataset with a method `draw_clip(index, generator)`, such as `data.dataset.Dataset`, gets a
+    generator. For any other one the global generators of torch, NumPy and Python are seeded, and
+    restored afterwards.
 
     Args:
         dataset: Has a length. Items that cannot be decoded are replaced as in `SkipUnreadable`.
@@ -116,14 +116,14 @@ class SeededItems(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, draw: Draw) -> Any:
-        """Gives the item of `draw.clip`."""
-        # seeded anew for each item: one that cannot be read must not change the next one's draws
+        """Returns the item `draw.clip`."""
+        # seeded for each item: an unreadable one must not change the draws of its replacement
         read = partial(read_item, self.dataset.dataset, seed=draw.seed)
         return self.dataset.first_readable(draw.clip, read)
 
 
 def read_item(dataset: Any, index: int, seed: int) -> Any:
-    """Reads an item of any dataset, whose random draws follow from the seed as in `SeededItems`."""
+    """Reads an item of any dataset with random draws from a seed, as in `SeededItems`."""
     if _draws_clips(type(dataset)):
         return dataset.draw_clip(index, torch.Generator().manual_seed(seed))
     with seeded(seed):
@@ -154,7 +154,7 @@ def check_item(item: Any, where: str) -> None:
 
 
 def _draws_clips(kind: type) -> bool:
-    """Whether `draw_clip` gives the items: a subclass may have replaced `__getitem__` only."""
+    """Whether items come from `draw_clip`: a subclass may override `__getitem__` only."""
     for owner in kind.__mro__:
         if "draw_clip" in owner.__dict__:
             return True
@@ -165,7 +165,7 @@ def _draws_clips(kind: type) -> bool:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds the global generators of torch, numpy and Python, and puts them back afterwards."""
+    """Seeds the global generators of torch, NumPy and Python, and restores them afterwards."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -179,18 +179,18 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def collate(items: Sequence[Any]) -> Any:
-    """Makes a batch of items, as torch does, but for four things.
+    """Collates items as torch does, with four differences.
 
-    Arrays may have any byte order and strides, but no masked values. Texts may be missing (None),
-    and stay a list. Clips of 8 bits and of floats in [0, 1] may be mixed, and become floats. States
-    of captions, `cond` `(n, d)`, may differ in `n`: the shorter ones are filled up, and a
-    `cond_mask` says where.
+    Arrays may have any byte order and strides, but no masked values. Strings may be missing (None),
+    and stay a list. Clips of uint8 and of floats in [0, 1] may be mixed, and become floats. States
+    of captions, `cond` `(n, d)`, may differ in `n`: shorter ones are padded, and `cond_mask` is
+    false there.
 
     Args:
-        items: Tensors, tuples, dicts, numbers or texts, all of one kind.
+        items: Tensors, tuples, dicts, numbers or strings, all of one kind.
 
     Raises:
-        TypeError: Some are dicts and some are not.
+        TypeError: If some are dicts and some are not.
     """
     first = items[0]
     if 0 < sum(isinstance(item, Mapping) for item in items) < len(items):
@@ -217,7 +217,7 @@ def collate(items: Sequence[Any]) -> Any:
 
 
 def check_items_of(loader: Any) -> None:
-    """Lets a loader with torch's own way to collate refuse masked arrays, as it drops the mask."""
+    """Makes a loader with torch's `default_collate`, which drops masks, refuse masked arrays."""
     if isinstance(loader, DataLoader) and loader.collate_fn is default_collate:
         loader.collate_fn = _collate_as_torch
 
@@ -232,7 +232,7 @@ def _as_tensor(item: Any) -> Tensor:
     if not isinstance(item, np.ndarray):
         return torch.as_tensor(item)
     check_item(item, "an item")
-    # torch knows few unsigned types, and only the machine's byte order
+    # torch has few unsigned types, and only the native byte order
     is_unsigned = item.dtype.kind == "u" and item.dtype.itemsize > 1
     kind = np.dtype(np.int64) if is_unsigned else item.dtype.newbyteorder("=")
     array = np.asarray(item).astype(kind, order="C", copy=not item.flags.writeable)
@@ -240,7 +240,7 @@ def _as_tensor(item: Any) -> Tensor:
 
 
 def _padded_states(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """`cond` and `cond_mask` of captions with states of several lengths; of others nothing."""
+    """`cond` and `cond_mask` of states of different lengths; empty for anything else."""
     found = [item.get("cond") for item in items]
     states = [one for one in found if isinstance(one, Tensor) and one.ndim == 2]
     if "cond_mask" in items[0] or len(states) < len(items):
@@ -252,10 +252,10 @@ def _padded_states(items: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
 
 
 def alike(tensors: list[Tensor]) -> list[Tensor]:
-    """Clips of one type: of bytes and floats in [0, 1] that are mixed, all become floats.
+    """Converts tensors to one type: mixed uint8 and floats in [0, 1] become floats.
 
     Raises:
-        ValueError: They are mixed with others, of which nobody knows what they mean.
+        ValueError: If they are mixed with other types, whose units are unknown.
     """
     kinds = {tensor.dtype for tensor in tensors}
     if len(kinds) > 1:
@@ -277,7 +277,7 @@ def _stack(tensors: list[Tensor]) -> Tensor:
             "the dataset"
         )
     if tensors[0].ndim == 4 and all(t.movedim(0, -1).is_contiguous() for t in tensors):
-        # decoded frames have their channels last, as the network wants them
+        # decoded frames are channels-last in memory, as the network needs them
         return torch.stack([tensor.movedim(0, -1) for tensor in tensors]).movedim(-1, 1)
     return torch.stack(tensors)
 
@@ -292,7 +292,7 @@ def _check_keys(items: Sequence[Mapping[str, Any]]) -> None:
 
 
 class Endless(Iterator[Any]):
-    """The batches of a loader without end: it starts again when it is exhausted or interrupted.
+    """Endless batches of a loader, which restarts when it is exhausted or interrupted.
 
     Dead workers of a torch loader are replaced.
 
@@ -307,9 +307,9 @@ class Endless(Iterator[Any]):
         self._waits = LongWaits()
 
     def restart(self) -> None:
-        """Makes the next batch the first of the loader, and ends its workers."""
+        """Ends the workers; the next batch is the first of the loader."""
         self._batches = None
-        # the next epoch forks workers: no thread may be running then
+        # the next epoch forks workers, which is unsafe while a thread runs
         self._waits.stop()
 
     def __next__(self) -> Any:
@@ -317,7 +317,7 @@ class Endless(Iterator[Any]):
 
         Raises:
             ValueError: If the loader is empty.
-            RuntimeError: If its workers died repeatedly.
+            RuntimeError: If its workers die repeatedly.
         """
         for _ in range(_TRIES):
             try:
@@ -363,14 +363,14 @@ class Endless(Iterator[Any]):
 def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
     """Starts an iteration without torch's handler of SIGCHLD.
 
-    The handler raises in the main thread wherever it is when a worker dies, for instance in the
-    middle of an optimizer step. Without it the death is noticed at the next batch.
+    The handler raises anywhere in the main thread when a worker dies, for example during an
+    optimizer step. Without it the death is noticed at the next batch.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
         return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    # an earlier iteration elsewhere may have left torch's
+    # torch's handler may be left from another loader
     if not callable(handler) or "torch" in getattr(handler, "__module__", ""):
         handler = signal.SIG_DFL
     signal.signal(signal.SIGCHLD, handler)
@@ -380,8 +380,8 @@ def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
 class LongWaits:
     """Logs a warning when a wait takes one minute, and again after two, four, eight and so on.
 
-    A context manager around each wait. One thread watches all of them, as starting one per batch
-    takes as long as reading a cached clip. It ends by `stop`, or with this object.
+    A context manager for each wait. One thread watches all of them, since starting one per batch
+    takes as long as reading a cached clip. It ends with `stop`, or with this object.
     """
 
     def __init__(self) -> None:
@@ -426,7 +426,7 @@ def _watch(watched: weakref.ref[LongWaits], ended: threading.Event) -> None:
             until *= 2
 
 
-# Names that other data sets have for a condition
+# Other usual keys for clips and conditions
 _ALIASES = {
     "caption": "cond",
     "captions": "cond",
@@ -437,19 +437,19 @@ _ALIASES = {
 
 
 def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
-    """Splits a batch into videos and the keywords that go with them to the diffusion.
+    """Splits a batch into videos and keywords of the diffusion's forward.
 
     Args:
         batch: The videos `(b, c, f, h, w)`; or a tuple or list of videos and conditions; or a dict
             with the key `video`, whose other keys are keywords of `GaussianDiffusion.forward`
             (`cond`, `cond_mask`, `labels`, `frame_cond`, `cond_video`, `images`; `caption`, `text`
-            and `label` count as `cond` and `labels`; keys that begin with two underscores are left
-            out). In a tuple, integers are labels, and other tensors a `cond`, a `frame_cond` or a
-            `cond_video` by their number of axes: 2, 3, or 4 and 5. States of text, which have 3
-            axes as well, need a dict.
+            and `label` are aliases of `cond` and `labels`; keys that start with two underscores
+            are ignored). In a tuple, integers are labels, and other tensors `cond`, `frame_cond`
+            or `cond_video` by their number of axes: 2, 3, or 4 and 5. States of text, which also
+            have 3 axes, need a dict.
 
     Raises:
-        TypeError: If it, or its video, is something else.
+        TypeError: If the batch, or its video, is of another type.
         ValueError: If a tuple has more than two items, or a dict no `video`.
     """
     if isinstance(batch, Tensor):
@@ -458,8 +458,8 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
         named = {_ALIASES.get(str(key), str(key)): value for key, value in batch.items()}
         if len(named) < len(batch):
             raise ValueError(
-                "Trainer: the keys of a batch must differ in what they stand for, got "
-                f"{sorted(batch)}; leave out those that say the same"
+                "Trainer: the keys of a batch must differ in meaning, got "
+                f"{sorted(batch)}; leave out duplicates"
             )
         if "video" not in named:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Checks before the first step: arguments of a Trainer, clips and conditions against the model."""
+"""Checks before the first step: arguments of `Trainer`, clips and conditions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from video_diffusion_pytorch.sizes import as_value_range
 from video_diffusion_pytorch.training.metrics import check_trackers
 from video_diffusion_pytorch.training.splits import whole_dataset
 
-# Counts that a Trainer takes, and the least that each may be
+# Integer arguments of Trainer, and their least values
 _COUNTS = {
     "train_batch_size": 1,
     "gradient_accumulate_every": 1,
@@ -45,7 +45,7 @@ _OPTIONAL = {
 
 
 def check_model(diffusion: object) -> None:
-    """Refuses what is no diffusion, such as its network alone, or is not in float32 or float64."""
+    """Raises unless the model is a `GaussianDiffusion` in float32 or float64."""
     if not isinstance(diffusion, GaussianDiffusion):
         raise TypeError(
             "Trainer: the model must be a GaussianDiffusion, got "
@@ -54,21 +54,21 @@ def check_model(diffusion: object) -> None:
         )
     if diffusion.betas.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            "Trainer: the model must be in float32 or float64, whose digits small steps and the "
+            "Trainer: the model must be in float32 or float64, whose precision small steps and the "
             f"schedule need, got {diffusion.betas.dtype}; convert it with .float(), and compute in "
             "half precision with amp=True"
         )
 
 
 def check_arguments(given: Mapping[str, Any], log_with: Any) -> None:
-    """Refuses arguments of a Trainer that contradict each other, or counts that are none.
+    """Checks arguments of `Trainer` that need no model.
 
     Args:
         given: Arguments by name.
         log_with: As in `Trainer`.
 
     Raises:
-        ValueError: If one does.
+        ValueError: If one is out of range or contradicts another.
     """
     for name, least in {**_COUNTS, **_OPTIONAL}.items():
         value = given[name]
@@ -94,7 +94,7 @@ def check_arguments(given: Mapping[str, Any], log_with: Any) -> None:
 
 
 def _check_validation(arguments: Mapping[str, Any]) -> None:
-    """Refuses clips to validate on that come from several places."""
+    """Checks that validation clips have one source, and exist for `keep_best`."""
     names = [f"validation_{name}" for name in ("dataset", "folder", "manifest", "split")]
     given = [name for name in names if arguments[name] is not None]
     # the name of a split says which rows of a manifest, wherever their files are
@@ -113,10 +113,10 @@ def _check_validation(arguments: Mapping[str, Any]) -> None:
 
 
 def share_of_batch(batch_size: int, num_processes: int) -> int:
-    """A process's part of a batch of all.
+    """The batch size of one process, for a total batch size.
 
     Raises:
-        ValueError: If it cannot be divided.
+        ValueError: If it is not divisible by the number of processes.
     """
     if batch_size % num_processes:
         raise ValueError(
@@ -127,15 +127,15 @@ def share_of_batch(batch_size: int, num_processes: int) -> int:
 
 
 def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = None) -> None:
-    """Tells the model the units of the clips.
+    """Sets the model's `value_range` to that of the clips.
 
     Args:
         diffusion: The model.
-        dataset: Its attribute `value_range`, if it has one, says the units.
-        given: Or this does.
+        dataset: The clips, whose attribute `value_range`, if any, is used.
+        given: Range to use instead; None for the dataset's.
 
     Raises:
-        ValueError: If the model has other units.
+        ValueError: If the model has another range.
     """
     given = getattr(whole_dataset(dataset), "value_range", None) if given is None else given
     found = as_value_range(given, diffusion.channels)
@@ -157,16 +157,16 @@ def check_first_clip(
     videos: Tensor,
     conditions: Mapping[str, Any],
 ) -> None:
-    """Finds out before the first step whether a batch is what the model takes.
+    """Checks a batch against the model.
 
     Args:
         diffusion: The model.
-        clips: Where the batch is from, if it is a folder.
-        videos: The clips of the batch.
+        clips: The `Dataset` of the batch; None for any other dataset.
+        videos: The clips of the batch, `(b, c, f, h, w)`.
         conditions: Its conditions.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If the clips or conditions do not fit the model.
     """
     names = diffusion.condition_names
     missing = [name for name in names if name not in conditions]
@@ -207,9 +207,9 @@ def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) ->
     own = inspect.signature(diffusion.forward).parameters
     used = {*diffusion.condition_names, *["cond_mask"] * diffusion.takes_text_states}
     unused = {*VALUES, "cond_mask"} - used
-    is_told = hasattr(unwrap(diffusion.denoise_fn), "condition_names")
+    has_names = hasattr(unwrap(diffusion.denoise_fn), "condition_names")
     for name in conditions:
-        if name not in {*own, *network, "cond"} or (is_told and name in unused):
+        if name not in {*own, *network, "cond"} or (has_names and name in unused):
             known = ", ".join(diffusion.condition_names) or "no condition"
             option = CONDITIONS[name].width if name in VALUES else "it"
             raise ValueError(
@@ -219,7 +219,7 @@ def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) ->
 
 
 def check_units(diffusion: GaussianDiffusion, videos: Tensor, where: str) -> None:
-    """Raises a ValueError for floats outside [0, 1] where no range says what they mean."""
+    """Raises a ValueError for floats outside [0, 1], unless the model has a value range."""
     config = diffusion.config
     has_units = not config["auto_normalize"] or config["value_range"] is not None
     if has_units or not videos.is_floating_point():
@@ -234,7 +234,7 @@ def check_units(diffusion: GaussianDiffusion, videos: Tensor, where: str) -> Non
 
 
 def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, Any]) -> None:
-    """Raises a ValueError for conditions of samples that the model does not take."""
+    """Raises a ValueError for `sample_conditions` that do not fit the model."""
     names = [*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames)]
     allowed = [*names, *["cond_mask"] * diffusion.takes_text_states]
     for name, value in given.items():
@@ -254,7 +254,7 @@ def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, An
 
 
 def check_network_for_images(diffusion: GaussianDiffusion, count: int) -> None:
-    """Raises a ValueError unless the network takes that many images beside a clip."""
+    """Raises a ValueError unless the network takes `count` images per clip."""
     network: Any = unwrap(diffusion.denoise_fn)
     if "image_frames" not in inspect.signature(network.forward).parameters:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The data of a run: clips, their split, order and batches, images, captions, sample conditions."""
+"""The data of a run: clips, splits, order, batches, images, captions and sample conditions."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ logger = logging.getLogger("video_diffusion_pytorch")
 # Conditions that sampling takes, too
 _FOR_SAMPLES = ("cond", "cond_mask", "labels", "frame_cond", "cond_video")
 
-# Packages whose streams share their clips between processes that read
+# Packages whose streams divide their clips among workers
 _SHARING = {"webdataset", "datasets", "torchdata", "streaming", "litdata"}
 
 
-# What a Trainer gives its Dataset by itself
+# Arguments of Dataset that Trainer sets itself
 _OWN = {"folder", "image_size", "channels", "num_frames", "exclude", "as_uint8"}
 
 
@@ -82,7 +82,7 @@ class Batch(NamedTuple):
     Attributes:
         videos: `(b, c, f, h, w)`.
         conditions: Keywords of the diffusion's forward, images included.
-        positions: Positions of the clips in the run, from which their draws follow.
+        positions: Positions of the clips in the run, which determine their random draws.
     """
 
     videos: Tensor
@@ -91,7 +91,7 @@ class Batch(NamedTuple):
 
 
 class DataHooks(NamedTuple):
-    """What a subclass of Trainer may replace about its data.
+    """Methods of `Trainer` for its data that a subclass may override.
 
     Attributes:
         make_dataset: Makes a dataset from a folder and the options of `Dataset`.
@@ -107,36 +107,37 @@ class DataHooks(NamedTuple):
 
 
 class DataSource:
-    """Gives batches to train on and conditions to sample with.
+    """Provides training batches, validation clips and sample conditions.
 
-    `open` reads the first clip and starts the loader; all arguments are as of `Trainer`.
+    `open` reads the first clip and starts the loader. Arguments are as in `Trainer` unless
+    described otherwise.
 
     Args:
         diffusion: The model.
-        processes: Of the run.
-        hooks: What makes datasets and loaders.
+        processes: Processes of the run.
+        hooks: Make datasets and loaders, and unpack batches.
         sources: `folder`, `dataset` and `dataloader`, of which one is not None.
         options: Keywords of `Dataset`.
-        batch_size: Clips of a micro-batch of this process.
-        seed: Seed of order and draws; None to draw it.
-        num_workers: Workers that read clips; None to choose.
+        batch_size: Clips per micro-batch of this process.
+        seed: Seed of order and draws; None to draw one.
+        num_workers: Number of worker processes that read clips; None to choose it.
         held_out: Number of files that are not trained on.
-        num_samples: Number of a milestone's samples.
+        num_samples: Number of samples of a milestone.
         sample_conditions: Conditions of the samples; None for those of clips.
         own_conditions: Names of conditions that only `compute_loss` of a subclass understands.
-        image_frames: Images beside each clip.
-        image_folder: Where they are from; None for other clips.
+        image_frames: Images per clip.
+        image_folder: Folder of the images; None to take them from other clips.
         validation: `folder`, `split`, `manifest`, `dataset` and `clips`, as `validation_folder`
-            and so on of `Trainer`.
+            and so on in `Trainer`.
 
     Attributes:
         dataset: The clips.
-        order: The order of the clips that are trained on.
-        loader: The batches without end.
-        images: Draws the images beside clips; None for none.
-        validation: The clips to validate on; None for none.
+        order: The order of the training clips.
+        loader: The endless iterator of batches.
+        images: Draws the images of clips; None for none.
+        validation: The validation clips; None for none.
         captions: Encodes captions.
-        num_workers: Workers that read clips.
+        num_workers: Number of worker processes that read clips.
         waited: Seconds spent waiting for batches so far.
     """
 
@@ -178,7 +179,7 @@ class DataSource:
         self._own_conditions, self._validation = own_conditions, validation
         self._sides: Sides | None = None
         self._validated: Set[Any] = set()
-        self._shown: Sequence[int] = ()
+        self._sample_clips: Sequence[int] = ()
         self._is_unchecked = False
 
     def open(self, source: str) -> None:
@@ -192,7 +193,7 @@ class DataSource:
         """
         if source == "dataset" and self.options.get("value_range") is not None:
             take_value_range(self.diffusion, None, self._range_of_items())
-        # caches and the like are made once, and found by the other processes
+        # the main process builds caches, the others find them
         with self.processes.main_first():
             if source == "folder":
                 self.dataset = self.hooks.make_dataset(self.sources["folder"], self.options)
@@ -204,7 +205,7 @@ class DataSource:
             check_network_for_images(self.diffusion, self.image_frames)
         is_stream = isinstance(self.dataset, IterableDataset)
         if source == "dataloader" or is_stream:
-            # they have an order of their own: here clips are only counted
+            # these have their own order: clips are only counted
             self._is_unchecked = True
             self.images = self._draw_from(None)
             loader = self.sources["dataloader"]
@@ -215,23 +216,23 @@ class DataSource:
             self.loader = Endless(self.processes.share_loader(loader))
         else:
             self._check_first_clip()
-            self._deal(kept)
+            self._train_on(kept)
             self.restart()
         clips = clips_behind(self.dataset)
         if source == "folder" and clips is not None and self.processes.is_main:
             with seeded(0):
                 report_clips(clips)
-        beside = self.options.get("cache") or self.sources["folder"]
+        cache_folder = self.options.get("cache") or self.sources["folder"]
         self.captions = EncodedCaptions(
             self.diffusion.text_use_bert_cls,
-            None if beside is None else Path(beside),
+            None if cache_folder is None else Path(cache_folder),
             states=self.diffusion.takes_text_states,
         )
 
     # batches
 
     def next_batch(self) -> Batch:
-        """The next micro-batch; `waited` grows by the seconds it took."""
+        """Returns the next micro-batch, and adds the seconds it took to `waited`."""
         start = time.perf_counter()
         batch = next(self.loader)
         clips, images = batch if isinstance(batch, ClipAndImages) else (batch, [])
@@ -242,11 +243,11 @@ class DataSource:
             self._is_unchecked = False
         order = self.order
         if self.images is not None and not images:
-            # beside clips of a stream
+            # a stream's items have no images
             seeds = (order.seed_at(order.position + i) for i in range(len(videos)))
             images = collate([self.images.draw(None, seed) for seed in seeds])
         self.waited += time.perf_counter() - start
-        # a loader of the user's own may give batches of any size
+        # a user's loader may return batches of any size
         first = order.position + order.process * len(videos)
         order.position += len(videos) * order.num_processes
         if self._sample_conditions is None:
@@ -259,23 +260,23 @@ class DataSource:
         return Batch(videos.to(device, non_blocking=True), ready, positions)
 
     def restart(self) -> None:
-        """Makes the next batch the one at `order.position`; `order.seed` draws the samples' clips.
+        """Restarts the loader at `order.position` and redraws the sample conditions.
 
         It ends the workers.
         """
         self.loader.restart()
-        if self._shown and self._chosen is None:
-            clips = [self._items[Draw(clip, self.order.seed)] for clip in self._shown]
+        if self._sample_clips and self._chosen is None:
+            clips = [self._items[Draw(clip, self.order.seed)] for clip in self._sample_clips]
             self._sample_conditions = self._conditions_of(*self.hooks.unpack(collate(clips)))
 
     def end_workers(self) -> None:
-        """Ends the workers, if the order is ours: a loader of the user's own would start again."""
-        # left to the garbage collector, each would be waited for
+        """Ends the workers, unless the loader is the user's, which would start over."""
+        # the garbage collector would wait for each
         if self.order.indices:
             self.loader.restart()
 
     def names(self, positions: Iterable[int]) -> list[str]:
-        """What a person finds the clips at these positions by: their files, where there are any."""
+        """Names of the clips at these positions for messages: their files, if they have any."""
         if not self.order.indices:
             return [f"clip number {position} of the stream" for position in positions]
         return [name_of(self.dataset, self.order.clip_at(position)) for position in positions]
@@ -283,7 +284,7 @@ class DataSource:
     # conditions
 
     def to_device(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """Conditions with tensors on the training device and captions encoded for the network."""
+        """Moves conditions to the training device and encodes captions."""
         ready = to_device(conditions, self.processes.device)
         for name, value in conditions.items():
             if isinstance(value, Mapping):
@@ -295,7 +296,7 @@ class DataSource:
 
     @property
     def known_captions(self) -> list[str]:
-        """Captions that training will meet, as far as they are known beforehand."""
+        """All captions of the datasets that list theirs."""
         known = [clips_behind(self.dataset), None if self.images is None else self.images.dataset]
         if self.validation is not None:
             known.append(clips_behind(self.validation.dataset))
@@ -303,25 +304,25 @@ class DataSource:
 
     @property
     def sample_conditions(self) -> dict[str, Any] | None:
-        """Conditions of a milestone's samples as they come from the data; None if not known yet."""
+        """Conditions of a milestone's samples, captions as text; None before the first batch."""
         if self._sample_conditions is None and not self.diffusion.condition_names:
             return {}
         return self._sample_conditions
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that labels stand for, where the clips' folder tells them."""
+        """Names of the classes by label, if the clips' folder has classes."""
         clips = clips_behind(self.dataset)
         return () if clips is None else clips.class_names
 
     def unpack_for_model(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
-        """A batch without the conditions that only `compute_loss` of a subclass understands."""
+        """Unpacks a batch without the conditions that only an overridden `compute_loss` takes."""
         videos, conditions = self.hooks.unpack(batch)
         own = self._own_conditions - {*_FOR_SAMPLES}
         return videos, {name: value for name, value in conditions.items() if name not in own}
 
     def _conditions_of(self, videos: Tensor, conditions: dict[str, Any]) -> dict[str, Any]:
-        """What a sample is conditioned on to resemble these clips."""
+        """The conditions, given frames included, to sample videos like these clips."""
         kept = {name: value for name, value in conditions.items() if name in _FOR_SAMPLES}
         if self.diffusion.given_frames:
             kept["first_frames"] = videos[:, :, : self.diffusion.given_frames]
@@ -330,14 +331,14 @@ class DataSource:
     def _check_no_images(self, conditions: Mapping[str, Any]) -> None:
         if self.image_frames and "images" in conditions:
             raise ValueError(
-                "Trainer: image_frames must be 0 where the items bring images of their own, got "
+                "Trainer: image_frames must be 0 if the items have images of their own, got "
                 f"{self.image_frames}; leave one of them out"
             )
 
-    # which clips are trained on
+    # training clips
 
     def _check_first_clip(self) -> None:
-        """Checks the first clip against the model, and whether samples can show clips."""
+        """Checks the first clip, and decides whether clips provide the sample conditions."""
         if not len(self.dataset):
             raise ValueError(
                 "Trainer: the dataset must hold clips, got none; check where it looks for them"
@@ -350,26 +351,26 @@ class DataSource:
         videos, conditions = self.unpack_for_model(first)
         check_first_clip(self.diffusion, clips_behind(self.dataset), videos, conditions)
         self._check_no_images(conditions)
-        # as many files as there are samples are held out by default
+        # without conditions, held-out clips would be of no use to the samples
         at_most = self._num_samples if conditions else 0
         self._hold_out = partial(hold_out, self.dataset, self._held_out, at_most)
-        self._shows_clips = bool(conditions or self.diffusion.given_frames)
+        self._has_conditions = bool(conditions or self.diffusion.given_frames)
 
-    def _deal(self, among: Sequence[int] | None) -> None:
-        """Makes batches of the clips with these indices; None for all."""
+    def _train_on(self, among: Sequence[int] | None) -> None:
+        """Holds out files of the clips with these indices, None for all, and makes the loader."""
         self.order.indices, apart = self._hold_out(among)
         self.images = self._draw_from(self.order.indices)
         items: Any = self._items
         if self.images is not None:
             items = ClipsWithImages(self._items, self.images)
         self.loader = Endless(self.hooks.make_dataloader(items))
-        if self._shows_clips:
-            # spread over the clips, which are sorted by folder
+        if self._has_conditions:
+            # evenly spaced, as clips are sorted by folder
             step = max(1, len(self.order.indices) // self._num_samples)
-            self._shown = (apart or self.order.indices[::step])[: self._num_samples]
+            self._sample_clips = (apart or self.order.indices[::step])[: self._num_samples]
 
     def _draw_from(self, indices: Sequence[int] | None) -> ImageDraws | None:
-        """What draws images beside the clips with these indices; None for clips of a stream."""
+        """Makes the drawing of images for the clips with these indices, None for a stream."""
         if not self.image_frames:
             return None
         if self.image_folder is not None:
@@ -387,10 +388,10 @@ class DataSource:
             )
         return draws_from_clips(self.dataset, indices, self.image_frames, self.hooks.unpack)
 
-    # which clips are validated on
+    # validation clips
 
     def _open_validation(self) -> Sequence[int] | None:
-        """Sets up validation; returns the clips of `dataset` that are left, None for all."""
+        """Opens the validation clips; returns indices left to train on, None for all."""
         split, dataset = self._validation["split"], self._validation["dataset"]
         if split is not None and not isinstance(split, str):
             left, indices = split_off(self.dataset, split)
@@ -424,7 +425,7 @@ class DataSource:
         self.validation.check(self.diffusion, self.unpack_for_model, self.class_names)
 
     def _make_validation_dataset(self) -> Any:
-        """The clips of a folder or of a manifest's rows, in the units of those trained on."""
+        """Opens a validation folder or split, in the units of the training clips."""
         chosen = self._validation
         table = chosen["manifest"] or self.options.get("manifest")
         folder = chosen["folder"] or self.sources["folder"]
@@ -440,17 +441,17 @@ class DataSource:
             columns = self.options.get("manifest_columns")
             split = split_of_rows(table, chosen["split"], folder, columns)
             options |= {"manifest": table, "split": split}
-        # which "fit" may have found
+        # value_range="fit" may have found them
         units = self.diffusion.config["value_range"]
         if units is not None:
             options["value_range"] = units
         return self.hooks.make_dataset(folder, options)
 
     def _never_validated(self) -> list[int] | None:
-        """The clips of files that are not validated on; None for all.
+        """Indices of the clips whose files are not validated on; None for all.
 
         Raises:
-            ValueError: If there are none, or a loader of the user's own has others.
+            ValueError: If there are none, or a user's loader has clips that are validated on.
         """
         trained = self.dataset
         if trained is None:
@@ -478,10 +479,10 @@ class DataSource:
         )
         return left
 
-    # in a checkpoint
+    # checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Seed, position and number of clips, and the files on each side of validation."""
+        """Seed, position, number of clips, and hashes of the files trained and validated on."""
         sides = self._sides
         return {
             "seed": self.order.seed,
@@ -491,10 +492,10 @@ class DataSource:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], path: Path) -> None:
-        """Continues at the clip after a checkpoint's last; each file stays on its side.
+        """Continues after the last clip of a checkpoint; each file stays on its side of a split.
 
         Args:
-            state: As of `state_dict`; empty for a file of the reference.
+            state: As from `state_dict`; empty for a file of the reference.
             path: The checkpoint, for warnings.
         """
         self._recall_sides(path, state)
@@ -504,7 +505,7 @@ class DataSource:
             if theirs not in (None, ours):
                 logger.warning(
                     "%s was trained on %d clips, and now there are %d (held_out not counted): "
-                    "their order is another one",
+                    "their order changes",
                     path,
                     theirs,
                     ours,
@@ -512,7 +513,7 @@ class DataSource:
         self.restart()
 
     def _recall_sides(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Keeps each file on its side in the run whose checkpoint this is."""
+        """Keeps each file on the side it has in the checkpoint."""
         split, found = self._validation["split"], state.get("files")
         known = None if found is None else Sides(*({*found[name]} for name in Sides._fields))
         if isinstance(split, str):
@@ -527,7 +528,7 @@ class DataSource:
             self._sides = Sides(now.trained | known.trained, now.validated)
 
     def _sides_by_position(self, share: float, clips: int | None) -> Sides | None:
-        """The sides of versions up to 0.8, if so many clips are trained on by them."""
+        """The sides by the rule of versions up to 0.8, if it gives the same number of clips."""
         left, apart = split_by_position(self.dataset, share)
         if len(self._hold_out(left)[0]) != clips:
             return None
@@ -555,7 +556,7 @@ class DataSource:
         if sides != self._sides:
             self._sides = sides
             self._validate_on(self.dataset, indices)
-            self._deal(left)
+            self._train_on(left)
 
     def _warn_of_trained(self, path: Path, known: Sides) -> None:
         assert self.validation is not None
@@ -572,7 +573,7 @@ class DataSource:
     # units
 
     def _range_of_items(self) -> Any:
-        """The option `value_range` beside a `dataset`; with "fit" all items are read once."""
+        """The option `value_range` of a `dataset`; with "fit" it reads all items once."""
         given = self.options["value_range"]
         if not isinstance(given, str) or given != "fit":
             return given
@@ -599,31 +600,31 @@ class DataSource:
 
 
 def dataset_options(trainer_class: type) -> dict[str, Any]:
-    """Keywords of `Dataset` that a Trainer passes on, and their defaults."""
+    """Keywords of `Dataset` that `Trainer` passes on, and their defaults."""
     own = inspect.signature(trainer_class).parameters
     parameters = inspect.signature(Dataset).parameters.values()
     options = {p.name: p.default for p in parameters if p.name not in own and p.name not in _OWN}
-    # a Trainer takes whatever can be read
+    # Trainer reads files of every format
     return {**options, "exts": None}
 
 
 def check_source(
     given: Mapping[str, Any], options: Mapping[str, Any], trainer_class: type, results: Path
 ) -> str:
-    """Finds out where the clips come from.
+    """Checks the source of the clips.
 
     Args:
         given: `folder`, `dataset` and `dataloader`.
-        options: What else was given, for the Dataset.
-        trainer_class: Whose keywords there are besides.
+        options: Keywords for `Dataset`.
+        trainer_class: `Trainer` or a subclass, whose keywords are suggested as well.
         results: The results folder.
 
     Returns:
-        The name of the one that is given.
+        The name of the source that is not None.
 
     Raises:
         TypeError: If a keyword is unknown, or does not go with the source.
-        ValueError: If there is not one source, or it is the results folder.
+        ValueError: If there is not exactly one source, or it is the results folder.
     """
     known = dataset_options(trainer_class)
     for name in options:
@@ -666,12 +667,12 @@ def _check_folder(folder: Any, results: Path) -> None:
 
 
 def choose_workers(dataset: Any) -> int:
-    """Number of processes that read clips: as many as this process's share of cores, at most 8.
+    """Number of workers: this process's share of the cores, at most 8.
 
-    None with a single core, where clips need no decoding, and where a new process would run the
+    0 with a single core, for cached clips and streams, and where a new process would import the
     user's script again (Windows, macOS).
     """
-    # asking for the method in use would settle it, and a script may yet want to
+    # without allow_none the call would fix the method, which the script may still set
     method = multiprocessing.get_start_method(allow_none=True)
     can_fork = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
     clips = clips_behind(dataset)
@@ -679,13 +680,13 @@ def choose_workers(dataset: Any) -> int:
     if not can_fork or is_cached or isinstance(dataset, IterableDataset):
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # launchers say how many processes train on this machine
+    # set by launchers
     own = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return 0 if own <= 1 else min(8, own)
 
 
 def warn_of_copies(dataset: Any, num_workers: int) -> None:
-    """Says that each of several processes goes through the whole stream, unless it is shared."""
+    """Warns that each worker iterates over the whole stream, unless the stream divides itself."""
     kind = type(dataset)
     if not isinstance(dataset, IterableDataset) or num_workers < 2:
         return
@@ -694,7 +695,7 @@ def warn_of_copies(dataset: Any, num_workers: int) -> None:
     if known or "get_worker_info" in getattr(code, "co_names", ()):
         return
     logger.warning(
-        "num_workers=%d: each process goes through the whole %s, so that each clip comes %d times, "
+        "num_workers=%d: each worker iterates over the whole %s, so that each clip comes %d times, "
         "unless its clips are drawn at random or its __iter__ takes a part by "
         "torch.utils.data.get_worker_info()",
         num_workers,

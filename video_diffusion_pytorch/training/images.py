@@ -1,4 +1,4 @@
-"""Images beside the clips: single frames of other clips, drawn by seed, with their conditions."""
+"""Images trained with each clip: single frames of other clips, with their conditions."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Unpack = Callable[[Any], tuple[Tensor, dict[str, Any]]]
 
 
 class ClipAndImages(NamedTuple):
-    """An item, or a batch of them: a clip as its dataset gives it, and the images that go with it.
+    """An item, or a batch of items: a clip and its images.
 
     Attributes:
         clip: The item of the dataset.
-        images: For each image a dict: `video` `(c, 1, h, w)`, and its conditions by keyword.
+        images: One dict per image: `video` `(c, 1, h, w)`, and its conditions by keyword.
     """
 
     clip: Any
@@ -43,19 +43,19 @@ class ClipAndImages(NamedTuple):
 
 
 class ImageDraws:
-    """Draws images for clips: single frames out of a dataset, each of another file.
+    """Draws images for clips: random single frames of a dataset, each from another file.
 
-    Which files and which frames is a function of a seed alone.
+    Files and frames depend on the seed only.
 
     Args:
         dataset: Has a length; its items are read as those of `SeededItems`.
-        files: For each file the indices of its items.
-        own: By number of a clip, which of the files it is from; missing for clips from elsewhere.
-        count: Number of images of a clip; where there are fewer files, they are gone through again.
+        files: The indices of the items of each file.
+        own: The file of each clip, by the clip's index; empty if the images are not of clips.
+        count: Number of images per clip; with fewer files, files repeat.
         unpack: Splits a batch into videos and conditions.
 
     Raises:
-        ValueError: If there is no file that a clip is not from.
+        ValueError: If no file is left for the images of a clip.
     """
 
     def __init__(
@@ -76,41 +76,46 @@ class ImageDraws:
         self._unreadable: dict[int, str] = {}
 
     def draw(self, clip: int | None, seed: int) -> list[dict[str, Any]]:
-        """The images of a clip.
+        """Draws the images of a clip.
 
         Args:
-            clip: Its number, to leave its file out; None for one from elsewhere.
-            seed: Of all that is random about them.
+            clip: Index of the clip, whose file is excluded; None to exclude none.
+            seed: Seed of the draws.
 
         Raises:
-            UnreadableVideoError: More than a tenth of the files are known to be unreadable.
+            UnreadableVideoError: If more than a tenth of the files were found unreadable.
         """
         own = None if clip is None else self.own.get(clip)
         images: list[dict[str, Any]] = []
-        # a text as the seed, so that these draws have nothing to do with those of the clip
-        for file in _shuffled_for_ever(len(self.files), random.Random(f"files {seed}")):
+        # a string as the seed, so that these draws are independent of the clip's
+        for file in _endless_shuffle(len(self.files), random.Random(f"files {seed}")):
             if len(images) == self.count:
                 break
             if file == own or file in self._unreadable:
                 continue
-            # anew for each image: a file that cannot be read must not change the next one's draws
+            # one generator per image: an unreadable file must not change the next image's draws
             rng = random.Random(f"image {len(images)} of {seed}")
             try:
                 images.append(self._read(rng.choice(self.files[file]), rng))
             except UnreadableVideoError as error:
-                self._leave_out(file, error)
+                self._exclude(file, error)
         return images
 
     def _read(self, index: int, rng: random.Random) -> dict[str, Any]:
         batch = collate([read_item(self.dataset, index, rng.randrange(2**48))])
-        videos, told = self.unpack(batch)
-        # padding is no image
-        real = told["frame_mask"][0].nonzero().flatten().tolist() if "frame_mask" in told else None
+        videos, conditions = self.unpack(batch)
+        # padding frames are not used as images
+        mask = conditions.get("frame_mask")
+        real = None if mask is None else mask[0].nonzero().flatten().tolist()
         frame = rng.choice(real) if real else rng.randrange(videos.shape[2])
-        known = {name: _of_frame(name, told[name], frame) for name in CONDITIONS if name in told}
-        return {"video": videos[0, :, frame : frame + 1], **known}
+        of_frame = {
+            name: _of_frame(name, conditions[name], frame)
+            for name in CONDITIONS
+            if name in conditions
+        }
+        return {"video": videos[0, :, frame : frame + 1], **of_frame}
 
-    def _leave_out(self, file: int, error: UnreadableVideoError) -> None:
+    def _exclude(self, file: int, error: UnreadableVideoError) -> None:
         self._unreadable[file] = str(error)
         count, total = len(self._unreadable), len(self.files)
         if count > total / 10:
@@ -122,7 +127,7 @@ class ImageDraws:
 
 
 class ClipsWithImages(Dataset[Any]):
-    """Clips with the images that are trained with each.
+    """A dataset of clips with their images.
 
     Args:
         clips: The clips.
@@ -136,24 +141,23 @@ class ClipsWithImages(Dataset[Any]):
         return len(self.clips)
 
     def __getitem__(self, draw: Draw) -> ClipAndImages:
-        """Gives the item of `draw.clip` and its images."""
+        """Returns the item `draw.clip` and its images."""
         return ClipAndImages(self.clips[draw], self.images.draw(draw.clip, draw.seed))
 
 
 def draws_from_clips(
     dataset: Any, indices: Sequence[int], count: int, unpack: Unpack
 ) -> ImageDraws:
-    """Images for the clips of a dataset, out of its other clips.
+    """Draws images from the training clips themselves.
 
     Args:
-        dataset: The clips. Of a folder's `Dataset` single frames are decoded, of any other one
-            whole items.
-        indices: Of the clips that are trained on.
-        count: Number of images of a clip.
+        dataset: The clips. A folder's `Dataset` decodes single frames, any other one whole items.
+        indices: Indices of the training clips.
+        count: Number of images per clip.
         unpack: Splits a batch into videos and conditions.
 
     Raises:
-        ValueError: If there are not two files of them.
+        ValueError: If they are of fewer than two files.
     """
     items = {index: index for index in indices}
     while type(dataset) is Subset:
@@ -169,18 +173,18 @@ def draws_from_clips(
             files.append([])
         files[number].append(item)
         own[index] = number
-    # a class of the user's own may give other items
+    # a subclass may return other items
     source = SingleFrames(dataset) if type(dataset) is Clips else dataset
     return ImageDraws(source, files, own, count, unpack)
 
 
 def draws_from_pictures(pictures: Any, apart: Set[Any], count: int, unpack: Unpack) -> ImageDraws:
-    """Images out of a dataset of pictures or clips.
+    """Draws images from a dataset of pictures or clips.
 
     Args:
-        pictures: The dataset; its `paths`, if it has some, say which file an item is of.
-        apart: Keys (`splits.file_key`) of files that are not trained on.
-        count: Number of images of a clip.
+        pictures: The dataset; `paths`, if it has this attribute, are the files of its items.
+        apart: Keys (`splits.file_key`) of files to exclude.
+        count: Number of images per clip.
         unpack: Splits a batch into videos and conditions.
     """
     paths = getattr(pictures, "paths", None)
@@ -190,30 +194,33 @@ def draws_from_pictures(pictures: Any, apart: Set[Any], count: int, unpack: Unpa
 
 
 def join_images(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Keywords of the diffusion for the first, second, ... image of each clip.
+    """Joins images to keywords of the diffusion's forward.
 
     Args:
-        batches: Of each `k` a dict: `video` `(b, c, 1, h, w)`, and conditions as for `b` clips of
-            one frame.
+        batches: `k` dicts, one for each image of a clip: `video` `(b, c, 1, h, w)`, and conditions
+            as for `b` clips of one frame.
 
     Returns:
         `images` `(b, c, k, h, w)` and `image_conditions`, with a row per image.
     """
     videos = [batch["video"] for batch in batches]
-    told = [{name: v for name, v in batch.items() if name != "video"} for batch in batches]
-    if any("null_cond_mask" in one for one in told):
-        nowhere = torch.zeros(len(videos[0]), dtype=torch.bool, device=videos[0].device)
-        told = [{"null_cond_mask": nowhere, **one} for one in told]
-    if "cond_mask" in told[0]:
-        told = to_one_length(told)
+    conditions_of_each = [
+        {name: v for name, v in batch.items() if name != "video"} for batch in batches
+    ]
+    if any("null_cond_mask" in one for one in conditions_of_each):
+        all_false = torch.zeros(len(videos[0]), dtype=torch.bool, device=videos[0].device)
+        conditions_of_each = [{"null_cond_mask": all_false, **one} for one in conditions_of_each]
+    if "cond_mask" in conditions_of_each[0]:
+        conditions_of_each = to_one_length(conditions_of_each)
     conditions = {
-        name: conditions_of_images(name, alike([one[name] for one in told])) for name in told[0]
+        name: conditions_of_images(name, alike([one[name] for one in conditions_of_each]))
+        for name in conditions_of_each[0]
     }
     return {"images": torch.cat(alike(videos), dim=2), "image_conditions": conditions}
 
 
 def _of_frame(name: str, rows: Any, frame: int) -> Any:
-    """What the only clip of a batch is told at one frame."""
+    """The condition of one frame, from a batch of one clip."""
     value = rows[0]
     if name == "frame_cond":
         return value[frame : frame + 1]
@@ -222,8 +229,8 @@ def _of_frame(name: str, rows: Any, frame: int) -> Any:
     return value
 
 
-def _shuffled_for_ever(length: int, rng: random.Random) -> Iterator[int]:
-    """All numbers below `length` in random order, again and again; each costs the same."""
+def _endless_shuffle(length: int, rng: random.Random) -> Iterator[int]:
+    """Endless random permutations of the numbers below `length`, at constant cost per number."""
     while True:
         moved: dict[int, int] = {}
         for place in range(length):

@@ -25,49 +25,49 @@ logger = logging.getLogger("video_diffusion_pytorch")
 BINS = 10
 """Number of equal ranges of the noise schedule whose losses are averaged separately."""
 
-# What browsers show as a picture, and what Weights & Biases plays
+# Formats that browsers display as images, and that Weights & Biases plays
 _PICTURES = (".gif", ".png", ".webp", ".jpg", ".jpeg")
 _FILMS = (".gif", ".mp4", ".webm")
-# Names of trackers' packages, where they differ
+# Packages of trackers with another name
 _PACKAGES = {"comet_ml": "comet-ml"}
 
 
 class StepMetrics:
-    """What the steps since the last line measured.
+    """Accumulates measurements of the steps between two lines of `metrics.jsonl`.
 
     Sums of tensors stay on the device until the line is made, so that no step waits for the GPU.
 
     Args:
-        device: Where the losses are.
-        num_timesteps: Of the diffusion: its time steps go from 0 to `num_timesteps - 1`, and where
-            time is continuous down to -1, which is without noise.
+        device: Device of the losses.
+        num_timesteps: Number of time steps of the diffusion: they are 0 to `num_timesteps - 1`, or,
+            with continuous time, -1 (no noise) to `num_timesteps - 1`.
     """
 
     def __init__(self, device: str | torch.device, num_timesteps: int) -> None:
         self.device = torch.device(device)
         # Apple's GPUs have no float64
         self._dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        # the highest time of each range but the last: compared, not divided, for a division on a
-        # GPU may round a whole step into the next range
+        # the last time step of each range but the last; comparison is exact, while a division on a
+        # GPU may round into the next range
         ends = [num_timesteps * i / BINS - 1 for i in range(1, BINS)]
         self._ends = torch.tensor(ends, dtype=self._dtype, device=self.device)
         self._ranges = torch.arange(BINS, device=self.device)
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._by_noise = torch.zeros(2, BINS, dtype=self._dtype, device=self.device)
         self._losses, self._steps, self._norms, self._num_norms = 0.0, 0, 0.0, 0
         self._clips, self._seconds, self._waited = 0, 0.0, 0.0
 
     def add_losses(self, losses: Tensor, t: Tensor) -> None:
-        """Counts the loss of each clip towards its range of the schedule.
+        """Adds the loss of each clip to its range of the schedule.
 
         Args:
             losses: `(b,)`.
-            t: Time steps, whole or real, `(b,)`.
+            t: Time steps, integer or real, `(b,)`.
 
         Raises:
-            ValueError: If the two are not of one shape `(b,)`.
+            ValueError: If their shapes are not both `(b,)`.
         """
         if losses.ndim != 1 or losses.shape != t.shape:
             raise ValueError(
@@ -78,25 +78,25 @@ class StepMetrics:
         losses = losses.detach().to(self.device, self._dtype)
         range_of = (t.detach().to(self.device, self._dtype)[:, None] > self._ends).sum(dim=1)
         is_in = range_of[:, None] == self._ranges
-        # not a product: the not-a-number of one range must not reach the others
+        # `where`, not a product: a NaN in one range must not spread to the others
         self._by_noise[0] += losses[:, None].where(is_in, losses.new_zeros(())).sum(dim=0)
         self._by_noise[1] += is_in.sum(dim=0)
 
     def add_step(
         self, *, loss: float, grad_norm: float | None, clips: int, seconds: float, waited: float
     ) -> None:
-        """Counts a step of this process.
+        """Adds a step of this process.
 
         Args:
             loss: Mean over the step's clips.
-            grad_norm: Norm of all gradients before they are cut; None if it was not measured.
-            clips: Number of clips the step was made from.
-            seconds: What the step took, waiting for clips included.
-            waited: Seconds of them that were spent waiting for clips.
+            grad_norm: Norm of all gradients before gradient clipping; None if not measured.
+            clips: Number of clips in the step.
+            seconds: Duration of the step, including the wait for clips.
+            waited: Seconds spent waiting for clips.
         """
         self._losses += loss
         self._steps += 1
-        # a loss scale that was too high gives infinite gradients, which are not used
+        # a loss scale that is too high gives infinite gradients, which are not used
         if grad_norm is not None and math.isfinite(grad_norm):
             self._norms += grad_norm
             self._num_norms += 1
@@ -105,7 +105,7 @@ class StepMetrics:
         self._waited += waited
 
     def take(self, step: int, lr: float, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """The line of `metrics.jsonl` for the steps since the last one; begins anew.
+        """Returns the line of `metrics.jsonl` of the steps since the last call, and resets.
 
         Args:
             step: Steps done so far.
@@ -115,9 +115,9 @@ class StepMetrics:
         Returns:
             `step`; `time`, seconds since 1970; `loss`, mean over the steps; `lr`; `grad_norm`, mean
             of the finite ones; `clips_per_second`, of all processes together; `data_wait`, share of
-            the time in [0, 1]; `memory_mib`, the peak of this process, on its GPU if it has one;
-            `loss_by_noise`, `BINS` means, the first of the least noise; `steps`, how many the line
-            covers. None where nothing was measured or the number is not finite.
+            the time, in [0, 1]; `memory_mib`, peak of this process, on its GPU if it has one;
+            `loss_by_noise`, `BINS` means, starting with the least noise; `steps`, the number of
+            steps covered. Values that are NaN, infinite or not measured are None.
         """
         own = [self._losses, self._steps, self._norms, self._num_norms]
         own += [self._clips, self._seconds, self._waited, 1]
@@ -137,21 +137,21 @@ class StepMetrics:
             "loss_by_noise": [_mean(*pair) for pair in zip(by_noise, counts, strict=True)],
             "steps": self._steps,
         }
-        self._begin()
+        self._reset()
         return _finite(line)
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """The most memory this process has had, in MiB; None where the system does not tell.
+    """Peak memory of this process, in MiB; None if the system does not report it.
 
     Args:
-        device: A CUDA device, for what torch has allocated there; any other, for the process's
-            own memory.
+        device: A CUDA device, for memory that torch allocated there; any other, for the resident
+            memory of the process.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     with suppress(OSError, StopIteration, ValueError):
-        # of this program only: getrusage counts what its parent had when it was forked, too
+        # of this program only: getrusage includes the memory of the parent before the fork
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 2**10
     try:
@@ -167,7 +167,7 @@ def _mean(total: float, count: float) -> float | None:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON has no word for."""
+    """Replaces NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -176,11 +176,11 @@ def _finite(value: Any) -> Any:
 
 
 class MetricsFile:
-    """The lines of a run, JSON each, in a file that an interrupted run leaves behind readable.
+    """A file of JSON lines, which stays readable when a run is interrupted.
 
-    Lines of steps after `step` are dropped, for those steps are repeated, and so is the last line
-    if it was cut off. The file of another run, where this one begins at step 0, is renamed to
-    `metrics-1.jsonl`, or the next number that is free.
+    Lines of steps after `step`, which are repeated, and an incomplete last line are dropped. If
+    `step` is 0, an existing file is of another run, and is renamed to `metrics-1.jsonl`, or to the
+    next free number.
 
     Args:
         path: The file.
@@ -203,9 +203,7 @@ class MetricsFile:
         found = [(line, _parse(line)) for line in lines]
         damaged = [n for n, (line, read) in enumerate(found, 1) if not read and _is_whole(line)]
         if damaged:
-            logger.warning(
-                "%s: lines that are no numbers of a run are dropped: %s", self.path, damaged
-            )
+            logger.warning("%s: lines that are not metrics are dropped: %s", self.path, damaged)
         kept = [line for line, read in found if read and read["step"] <= step]
         whole = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
         if whole != b"".join(lines):
@@ -219,10 +217,10 @@ class MetricsFile:
         return name
 
     def write(self, line: dict[str, Any]) -> None:
-        """Adds a line; numbers that are not finite become null.
+        """Appends a line; NaN and infinity become null.
 
         Raises:
-            OSError: If it can't be written; the file then ends with the line before.
+            OSError: If it can't be written; the file then ends with the previous line.
         """
         text = json.dumps(_finite(line), allow_nan=False) + "\n"
         size = None
@@ -241,14 +239,14 @@ class MetricsFile:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a run, without the last one if it was cut off.
+    """Reads the lines of a run, except an incomplete last one.
 
     Args:
         path: A `metrics.jsonl`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is no JSON object with a step.
+        ValueError: If a line is not a JSON object with a step.
     """
     path = Path(path)
     if not path.is_file():
@@ -270,7 +268,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _is_whole(line: bytes) -> bool:
-    """Whether a line was written to its end: a killed process leaves half of its last one."""
+    """Whether a line is complete: a killed process may leave half a line."""
     return line.endswith(b"\n")
 
 
@@ -284,14 +282,14 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def check_trackers(log_with: Any) -> None:
-    """Refuses trackers that can't be used here, before anything else is done.
+    """Checks that trackers are known and installed.
 
     Args:
         log_with: Name of a tracker that accelerate knows, `"all"` for those that are installed, an
             accelerate `GeneralTracker` of one's own, a list of such, or None.
 
     Raises:
-        ValueError: If a name is not known, or its package is not installed.
+        ValueError: If a name is unknown, or its package is not installed.
         TypeError: If one is neither a name nor a tracker.
     """
     if log_with is None:
@@ -301,7 +299,7 @@ def check_trackers(log_with: Any) -> None:
 
     here = sorted(map(str, get_available_trackers()))
     builtin = sorted(set(map(str, LoggerType)) - {"all"})
-    # those that were registered by their class
+    # includes registered classes
     usable = [*here, *sorted(LOGGER_TYPE_TO_CLASS.keys() - set(builtin))]
     for tracker in log_with if isinstance(log_with, (list, tuple)) else [log_with]:
         if isinstance(tracker, GeneralTracker):
@@ -323,11 +321,11 @@ def check_trackers(log_with: Any) -> None:
 
 
 class Trackers:
-    """The experiment trackers of a run, as accelerate runs them.
+    """The experiment trackers of a run, through accelerate.
 
     Args:
-        accelerator: Of accelerate, made with `log_with` and, for trackers that write files,
-            `project_dir`.
+        accelerator: An `accelerate.Accelerator` made with `log_with` and, for trackers that write
+            files, `project_dir`.
     """
 
     def __init__(self, accelerator: Any) -> None:
@@ -335,7 +333,7 @@ class Trackers:
         self._without_videos: set[str] = set()
 
     def start(self, project: str, config: Mapping[str, Any], *, step: int = 0) -> None:
-        """Starts the trackers, unless they are started.
+        """Starts the trackers, unless they run already.
 
         Args:
             project: Name of the project, for TensorBoard that of a folder.
@@ -352,14 +350,14 @@ class Trackers:
         """Logs the numbers of a line of `metrics.jsonl`.
 
         Args:
-            line: Numbers by name. The items of a list are named `loss_by_noise/0` and so on. None,
-                text and lines of an event are left out.
+            line: Numbers by name. Items of a list are named `loss_by_noise/0` and so on. None,
+                strings and lines of events are skipped.
         """
         if not self.accelerator.trackers or "event" in line:
             return
         numbers: dict[str, int | float] = {}
         for name, value in line.items():
-            # trackers have a clock of their own
+            # trackers have their own clock
             if name in ("step", "time"):
                 continue
             if _is_number(value):
@@ -370,10 +368,10 @@ class Trackers:
             self.accelerator.log(numbers, step=line["step"])
 
     def log_video(self, path: str | os.PathLike[str], step: int) -> None:
-        """Logs a milestone's samples to the trackers that play them.
+        """Logs a milestone's samples to the trackers that display them.
 
         TensorBoard plays a gif among its images, Weights & Biases gif, mp4 and webm. For other
-        trackers and files a warning says once that the samples are in the file only.
+        trackers and formats a warning says once that the samples are in the file only.
 
         Args:
             path: The file.
@@ -398,13 +396,13 @@ class Trackers:
                 )
 
     def end(self) -> None:
-        """Ends the trackers, so that all that was logged is written; they may start again."""
+        """Ends the trackers, which writes all that was logged; they can be started again."""
         for tracker in self.accelerator.trackers:
             try:
                 tracker.finish()
             except Exception as error:
                 logger.warning("%s did not end well: %s", tracker.name, error)
-        # accelerate's own end_training would end the processes' connection as well
+        # accelerate's end_training would also destroy the process group
         self.accelerator.trackers.clear()
 
 
@@ -425,19 +423,21 @@ def _is_number(value: Any) -> bool:
 
 
 def _show_in_tensorboard(writer: Any, path: Path, step: int) -> None:
-    """Adds the file as it is, which plays, where `SummaryWriter.add_image` takes one frame."""
+    """Adds the file unchanged, as `SummaryWriter.add_image` would add one frame only."""
     from PIL import Image
 
     try:
         from tensorboard.compat.proto.summary_pb2 import Summary
     except ModuleNotFoundError:
-        # accelerate takes this package in its place
+        # accelerate uses this package instead
         from tensorboardX.proto.summary_pb2 import Summary
 
     with Image.open(path) as image:
         width, height = image.size
     # 3 channels, as colours have
     content = {"height": height, "width": width, "colorspace": 3}
-    shown = Summary.Image(**content, encoded_image_string=path.read_bytes())
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="samples", image=shown)]), step)
+    picture = Summary.Image(**content, encoded_image_string=path.read_bytes())
+    writer.file_writer.add_summary(
+        Summary(value=[Summary.Value(tag="samples", image=picture)]), step
+    )
     writer.flush()

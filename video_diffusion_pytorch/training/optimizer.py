@@ -40,25 +40,24 @@ def make_optimizer(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """The optimizer of all parameters of a model, in the model's order.
+    """Makes the optimizer of all parameters of a model, in the model's order.
 
     Args:
-        model: What is trained, already on its device.
+        model: The model to train, already on its device.
         kind: `"adam"` (Kingma & Ba 2015), `"adamw"` (Loshchilov & Hutter 2019), or a function
-            that gets the list of parameters and gives their optimizer, such as
+            that gets the list of parameters and returns their optimizer, such as
             `functools.partial(torch.optim.RMSprop, lr=1e-4)`.
         lr: Learning rate, at least 0.
-        betas: Share of the old averages of the gradient and of its square in the new ones, each in
-            [0, 1).
-        weight_decay: At least 0. For `"adamw"` the share of a weight that is lost per step is
-            `lr * weight_decay`; for `"adam"` it is the factor of the weight that is added to its
-            gradient. It is for kernels and matrices; gains, biases and vectors, which have one
-            axis that is longer than 1 or none, are a second group of parameters without it.
+        betas: Decays of the moving averages of the gradient and of its square, each in [0, 1).
+        weight_decay: At least 0. `"adamw"` multiplies a weight by `1 - lr * weight_decay` per step;
+            `"adam"` adds `weight_decay` times the weight to its gradient. It applies to kernels and
+            matrices; gains, biases and vectors, which have at most one axis longer than 1, are a
+            second parameter group without it.
 
     Raises:
         ValueError: If `kind` is unknown, a number is out of range, or numbers are given that a
             function as `kind` would not see.
-        TypeError: If the function gives no optimizer.
+        TypeError: If the function does not return an optimizer.
     """
     given = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
     if callable(kind):
@@ -75,12 +74,12 @@ def make_optimizer(
         matrices = [p for p in parameters if _is_matrix(p)]
         vectors = [p for p in parameters if not _is_matrix(p)]
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
-    # `fused` where it can be, otherwise torch's own choice
+    # `fused` where possible, otherwise torch's own choice
     options: dict[str, Any] = {**given, "fused": all(map(_can_be_fused, parameters)) or None}
     optimizer = (torch.optim.Adam if kind == "adam" else torch.optim.AdamW)(groups, **options)
-    optimizer.register_load_state_dict_pre_hook(_keep_own_ways)
+    optimizer.register_load_state_dict_pre_hook(_keep_implementation)
     if options["fused"]:
-        optimizer.register_step_pre_hook(_lay_out_like_weights)
+        optimizer.register_step_pre_hook(_match_strides)
     return optimizer
 
 
@@ -110,16 +109,16 @@ def _is_matrix(parameter: Tensor) -> bool:
 def _can_be_fused(parameter: Tensor) -> bool:
     if parameter.device.type not in _FUSED_ON or not parameter.is_floating_point():
         return False
-    # a view with gaps can't be laid out like anything
+    # the strides of a view with gaps cannot be copied
     gapless = torch.empty_like(parameter, device="meta")
     return gapless.stride() == parameter.stride()
 
 
-def _keep_own_ways(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Before a state is loaded: takes from it how to train, and not how to compute.
+def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Before a state is loaded: keeps this optimizer's choice of implementation.
 
-    A file of another machine or time would switch the fused kernel on or off, and loss scaling
-    fails on an optimizer that was made with it and goes on without.
+    Otherwise a state of another machine or version would switch the fused kernel on or off, and
+    loss scaling fails if that changes after construction.
     """
     # torch itself refuses another number of groups
     owners = chain(optimizer.param_groups, repeat({}))
@@ -130,11 +129,11 @@ def _keep_own_ways(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any
     return {**state, "param_groups": groups}
 
 
-def _lay_out_like_weights(optimizer: Optimizer, *_: Any) -> None:
+def _match_strides(optimizer: Optimizer, *_: Any) -> None:
     """Before a step: gives gradients and averages the strides of their weights.
 
-    The fused kernels go through memory and not through axes: on the CPU other strides, such as a
-    file's contiguous averages of a channels-last kernel, give wrong weights without a word.
+    The fused kernels assume equal strides: on the CPU others, such as contiguous averages from a
+    file for a channels-last kernel, silently give wrong weights.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -150,7 +149,7 @@ def _lay_out_like_weights(optimizer: Optimizer, *_: Any) -> None:
 
 
 def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
-    """The class of an optimizer, and what it was made with, in plain values for a file."""
+    """The class and settings of an optimizer, in plain values for a checkpoint."""
     inner = getattr(optimizer, "optimizer", optimizer)
     plain = {n: v for n, v in inner.defaults.items() if isinstance(v, (bool, int, float, tuple))}
     settings = {name: value for name, value in plain.items() if name not in _IMPLEMENTATION}
@@ -160,14 +159,14 @@ def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
 def take_new_settings(
     optimizer: Optimizer, theirs: Mapping[str, Any], ours: Mapping[str, Any]
 ) -> None:
-    """After a state is loaded: what was changed since it was saved takes the place of the old.
+    """After a state is loaded: applies settings that changed since it was saved.
 
     Args:
         optimizer: With the loaded state.
-        theirs: The settings of the run that saved it; empty if they are not known.
-        ours: Those of this run. What differs from `theirs` goes to all groups of parameters that
-            still have the old value: a rate that was set by hand, and groups without weight decay,
-            stay as they are.
+        theirs: Settings of the run that saved it; empty if unknown.
+        ours: Settings of this run. Those that differ from `theirs` replace the value in all
+            parameter groups that still have the old one: a learning rate that was set by hand, and
+            groups without weight decay, stay unchanged.
     """
     changed = {n: v for n, v in ours.items() if n in theirs and theirs[n] != v and n != "class"}
     for group in optimizer.param_groups:
@@ -178,12 +177,12 @@ def take_new_settings(
 
 
 def check_shapes(optimizer: Any, state: Mapping[str, Any], path: Path) -> None:
-    """Checks the moments in a checkpoint against the weights: a step would write beside them.
+    """Checks the shapes of moments in a checkpoint, as a step would write out of bounds.
 
     Args:
-        optimizer: Of torch's kind, or wrapped by accelerate.
-        state: What is to be its state dict.
-        path: The checkpoint that it is from, for the message.
+        optimizer: A torch optimizer, or one wrapped by accelerate.
+        state: The state dict to load.
+        path: The checkpoint, for the message.
 
     Raises:
         ValueError: If a moment has another shape than its weight.
@@ -194,7 +193,7 @@ def check_shapes(optimizer: Any, state: Mapping[str, Any], path: Path) -> None:
     theirs = [[*group.get("params", ())] for group in state.get("param_groups", ())]
     ours = [group["params"] for group in optimizer.param_groups]
     if [*map(len, theirs)] != [*map(len, ours)]:
-        return  # load_state_dict says so
+        return  # load_state_dict raises
     for number, weight in zip(chain(*theirs), chain(*ours), strict=True):
         for name, value in state.get("state", {}).get(number, {}).items():
             is_tensor = torch.is_tensor(value) and name in _LIKE_WEIGHTS
@@ -209,17 +208,16 @@ def check_shapes(optimizer: Any, state: Mapping[str, Any], path: Path) -> None:
 class Schedule(LRScheduler):
     """The learning rate over the steps: a linear warm-up, then constant or falling to 0.
 
-    `step()` is called after each step of the loop, also one that the loss scaler skipped; it then
-    sets the learning rates of all groups, those that were changed by hand included. Its state has
-    the steps done and the full learning rates; shape and length are those it is made with, so that
-    a resumed run may be made longer.
+    Call `step()` after each step of the loop, including skipped ones; it sets the learning rates of
+    all groups, replacing values set by hand. Its state holds the steps done and the base learning
+    rates; kind and length are those of the constructor, so that a resumed run can be longer.
 
     Args:
-        optimizer: Whose learning rates to set; those it has now are the full ones.
+        optimizer: The optimizer, whose current learning rates become the base learning rates.
         kind: One of `SCHEDULES`.
-        warmup_steps: Number of steps of the warm-up, 0 for none; at its step `s`, from 0, the
-            learning rate is `(s + 1) / warmup_steps` of the full one.
-        total_steps: Step at which `"cosine"` and `"linear"` arrive at 0.
+        warmup_steps: Number of warm-up steps, 0 for none; at step `s`, from 0, the learning rate is
+            `(s + 1) / warmup_steps` of the base learning rate.
+        total_steps: Step at which `"cosine"` and `"linear"` reach 0.
     """
 
     def __init__(
@@ -229,7 +227,7 @@ class Schedule(LRScheduler):
         super().__init__(optimizer)
 
     def factor(self, step: int) -> float:
-        """The learning rate of the step with number `step`, from 0, as a share of the full one."""
+        """The learning rate at a step, from 0, divided by the base learning rate."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.kind == "constant":
@@ -238,29 +236,29 @@ class Schedule(LRScheduler):
         return 1 - done if self.kind == "linear" else (1 + math.cos(math.pi * done)) / 2
 
     def get_lr(self) -> list[float]:  # type: ignore[override] # never tensors
-        """The learning rate of the step to come, of each group of parameters."""
+        """The learning rate of the next step, for each parameter group."""
         return [float(base) * self.factor(self.last_epoch) for base in self.base_lrs]
 
     def get_last_lr(self) -> list[float]:  # type: ignore[override]
-        """The learning rate that each group of parameters has."""
+        """The current learning rate of each parameter group."""
         return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     # torch's own `step` warns if the optimizer's first step was skipped
     def step(self, epoch: int | None = None) -> None:
-        """Goes to the next step, or to the step `epoch`."""
+        """Advances to the next step, or to step `epoch`."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             _set_lr(group, lr)
 
     def state_dict(self) -> dict[str, Any]:
-        """The steps done and the full learning rates."""
+        """The steps done and the base learning rates."""
         return {"last_epoch": self.last_epoch, "base_lrs": [float(lr) for lr in self.base_lrs]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes to a state of `state_dict`, and sets the learning rates: load the optimizer first.
+        """Loads a state and sets the learning rates; load the optimizer first.
 
         Args:
-            state_dict: As from `state_dict`; without `base_lrs` the full learning rates stay.
+            state_dict: As from `state_dict`; without `base_lrs` the base learning rates stay.
         """
         self.base_lrs = list(state_dict.get("base_lrs", self.base_lrs))
         self.step(state_dict["last_epoch"])
@@ -268,7 +266,7 @@ class Schedule(LRScheduler):
 
 def _set_lr(group: dict[str, Any], lr: float) -> None:
     if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)  # whoever captured the tensor goes on seeing it
+        group["lr"].fill_(lr)  # in place, as others may hold the tensor
     else:
         group["lr"] = lr
 
@@ -280,23 +278,23 @@ def make_schedule(
     warmup_steps: int = 0,
     total_steps: int,
 ) -> LRScheduler | None:
-    """The schedule of an optimizer's learning rate, to be stepped after each step of the loop.
+    """Makes the learning-rate schedule of an optimizer, to be stepped after each step.
 
     Args:
-        optimizer: Whose learning rate it sets; one that accelerate prepared will do.
-        kind: One of `SCHEDULES`, or a function that gets the optimizer and gives a schedule of
-            torch's, such as `lambda opt: StepLR(opt, 10_000)`.
+        optimizer: The optimizer, possibly wrapped by accelerate.
+        kind: One of `SCHEDULES`, or a function that gets the optimizer and returns a torch
+            schedule, such as `lambda opt: StepLR(opt, 10_000)`.
         warmup_steps: Number of steps over which the learning rate grows linearly, 0 for none.
-        total_steps: Step at which `"cosine"` and `"linear"` arrive at 0.
+        total_steps: Step at which `"cosine"` and `"linear"` reach 0.
 
     Returns:
-        The schedule; None for a constant learning rate without warm-up, so that one that is
-        changed by hand stays.
+        The schedule; None for a constant learning rate without warm-up, so that changes by hand
+        stay.
 
     Raises:
         ValueError: If `kind` is unknown, `warmup_steps` is out of range or longer than a schedule
             that falls, or is given with a function, which can make its own.
-        TypeError: If the function gives no schedule, or one that waits for a loss.
+        TypeError: If the function does not return a schedule, or one that needs a loss.
 
     Example:
         >>> from torch import nn, optim
@@ -338,8 +336,8 @@ def make_schedule(
 def _schedule_made_by(
     make: Callable[[Optimizer], LRScheduler], optimizer: Optimizer, warmup_steps: int
 ) -> LRScheduler:
-    # not joined with one of ours: whether its own steps begin with the warm-up or after it, and
-    # whether it multiplies or replaces the rate, is the caller's to know
+    # not combined with ours: whether it starts during or after the warm-up, and multiplies or
+    # replaces the learning rate, is for the caller to decide
     if warmup_steps:
         raise ValueError(
             "with a schedule of your own, the steps of the warm-up must be 0, got "
@@ -359,14 +357,14 @@ def _schedule_made_by(
 def resume_schedule(
     schedule: LRScheduler | None, optimizer: Optimizer, state: dict[str, Any], step: int
 ) -> None:
-    """Goes on with a schedule from a checkpoint, whose optimizer state is loaded already.
+    """Resumes a schedule from a checkpoint, whose optimizer state is loaded already.
 
     Args:
-        schedule: That of this run, from `make_schedule`.
-        optimizer: Its optimizer. Without a schedule now, but with one in the checkpoint, it gets
-            the full learning rate back.
-        state: The `state_dict` of the schedule in the checkpoint, empty if there was none.
-        step: Number of steps done, to which a `Schedule` goes if the checkpoint had none.
+        schedule: The schedule of this run, from `make_schedule`.
+        optimizer: Its optimizer. If only the checkpoint has a schedule, it gets the base learning
+            rate back.
+        state: State of the schedule in the checkpoint, empty if there was none.
+        step: Steps done, for a `Schedule` that has no state in the checkpoint.
     """
     if schedule is None:
         for group in optimizer.param_groups if state else ():
@@ -377,6 +375,6 @@ def resume_schedule(
         schedule.load_state_dict(state)
     else:
         logger.warning(
-            "the checkpoint holds no state of a %s: the schedule of the learning rate begins anew",
+            "the checkpoint holds no state of a %s: the schedule of the learning rate starts anew",
             type(schedule).__name__,
         )

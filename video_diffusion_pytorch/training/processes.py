@@ -1,4 +1,4 @@
-"""Processes that train together: device, precision, collectives, and the model they share."""
+"""Processes of a run: device, precision, collectives and the shared model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("no", "bf16", "fp16")
 
-# Numbers the waits for the main process, which all processes reach in the same order
+# Numbers the waits for the main process, in the same order on all processes
 _turns = itertools.count()
 
 
@@ -54,21 +54,21 @@ def make_accelerator(
     log_with: Any = None,
     folder: Any = None,
 ) -> Accelerator:
-    """Makes the accelerate engine that knows device, processes, precision and loss scale.
+    """Makes the `Accelerator`: device, processes, precision and loss scale.
 
     Args:
-        amp: Whether to compute in half precision where that is safe.
-        device: `"cpu"`, `"cuda"` or `"mps"`; None for the fastest there is. `CUDA_VISIBLE_DEVICES`
-            or the launcher chooses between several GPUs.
-        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, instead of `amp`; None for what `amp` or
-            `accelerate launch` says.
+        amp: Whether to train in mixed precision.
+        device: `"cpu"`, `"cuda"` or `"mps"`; None for the fastest available. Of several GPUs,
+            `CUDA_VISIBLE_DEVICES` or the launcher chooses one.
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`; None for that of `amp` or of
+            `accelerate launch`.
         log_with: Trackers, as accelerate takes them.
-        folder: Where trackers may write.
+        folder: Folder for files of trackers.
 
     Raises:
-        ValueError: If the machine has no such device, or there is no such precision.
+        ValueError: If the device is not available, or the precision is unknown.
     """
-    # imported on first use, as not everybody trains
+    # imported on first use, as it takes long
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -79,7 +79,7 @@ def make_accelerator(
             f"{_fastest_device()!r}, got {shown(device)}; leave it out to use the fastest"
         )
     precision = _precision(amp, mixed_precision, wanted)
-    # accelerate keeps one state per process, but a notebook may make a second, different Trainer
+    # accelerate has one global state, but a notebook may make a second, different Trainer
     if AcceleratorState._shared_state:
         state = AcceleratorState()
         if (state.mixed_precision, state.device.type) != (precision, wanted):
@@ -103,8 +103,8 @@ def _is_connected() -> bool:
 def _disconnect() -> None:
     """Ends the gloo process group at exit.
 
-    A gloo thread drops the tensors of the last exchange only after it is over, and aborts the
-    process if Python is gone by then. NCCL is not affected, and might wait for a failed process.
+    A gloo thread frees the tensors of the last collective late, and aborts the process if Python
+    has exited by then. NCCL is not affected, and might wait for a failed process.
     """
     time.sleep(0.1)
     if _is_connected():
@@ -129,17 +129,17 @@ def _precision(amp: bool, mixed_precision: str | None, device_type: str) -> str:
 
 
 class Processes:
-    """The processes of a run, seen from one of them.
+    """The process group of a run.
 
     Args:
-        accelerator: As of `make_accelerator`.
-        fsdp: Whether each process keeps a shard of the model only; `accelerate launch --use_fsdp`
-            says so as well.
+        accelerator: From `make_accelerator`.
+        fsdp: Whether each process keeps only a shard of the model, as with
+            `accelerate launch --use_fsdp`.
 
     Attributes:
         device: The device of this process.
-        is_alone: Set after an error, when the others may never answer: this process then acts as
-            the only one.
+        is_alone: Set after an error, when others may never respond: this process then acts as if it
+            were the only one.
     """
 
     def __init__(self, accelerator: Accelerator, fsdp: bool = False) -> None:
@@ -149,7 +149,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this is the main process, which writes the files."""
         return self.is_alone or self.accelerator.is_main_process
 
     @property
@@ -159,12 +159,12 @@ class Processes:
 
     @property
     def rank(self) -> int:
-        """Number of this process, from 0."""
+        """Rank of this process, from 0."""
         return self.accelerator.process_index
 
     @property
     def share(self) -> tuple[int, int]:
-        """Rank and world size: which part of a shared work is this process's."""
+        """Rank and world size."""
         return self.rank, self.world_size
 
     def sum(self, values: Tensor) -> Tensor:
@@ -176,7 +176,7 @@ class Processes:
         return values if self.world_size == 1 else self.accelerator.gather(values.contiguous())
 
     def from_main(self, value: Any) -> Any:
-        """The main process's value, a small object of plain values, on all processes."""
+        """The main process's value on all processes (broadcast); a small object."""
         if self.world_size == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -184,7 +184,7 @@ class Processes:
         return broadcast_object_list([value])[0]
 
     def from_all(self, value: Any) -> list[Any]:
-        """The values of all processes, small objects of plain values, by rank."""
+        """The values of all processes by rank (all-gather); small objects."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
@@ -193,10 +193,10 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """The main process runs the block first, the others after it, however long it takes.
+        """Runs the block on the main process first, then on the others, without a timeout.
 
         Raises:
-            RuntimeError: On the other processes, if the main one fails at it, or is gone.
+            RuntimeError: On the other processes, if the main one fails or has died.
         """
         turn = f"main_first/{next(_turns)}"
         if not self.is_main:
@@ -223,11 +223,11 @@ class Processes:
         return f"first/{next(_turns)}"
 
     def is_first(self, race: str) -> bool:
-        """Whether this process is the first that asks for this key; none waits for another."""
+        """Whether this process is the first to call this with the key; it does not wait."""
         return self.world_size == 1 or _store().add(race, 1) == 1
 
     def share_loader(self, loader: Any) -> Any:
-        """A loader with an order of its own, of which each process gets every n-th batch.
+        """Divides a user's loader: each process gets every n-th batch.
 
         Raises:
             ValueError: If there are several processes, and it is not a torch DataLoader.
@@ -243,14 +243,14 @@ class Processes:
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
     def share_model(self, model: Any, averages: Sequence[nn.Module]) -> Any:
-        """Shares the model between the processes (DDP or FSDP2).
+        """Prepares the model for several processes (DDP or FSDP2).
 
         Args:
             model: The diffusion; with FSDP it is sharded in place.
-            averages: Its averages, which are laid out as the model is.
+            averages: Its averages, which are sharded in the same way.
 
         Returns:
-            What computes the loss.
+            The module whose forward computes the loss.
         """
         if self.fsdp:
             if not _is_connected():
@@ -263,13 +263,13 @@ class Processes:
             is_bf16 = self.accelerator.mixed_precision == "bf16"
             shard(model, mesh, mp_dtype=torch.bfloat16 if is_bf16 else None)
             for average in averages:
-                # these sample in full precision
+                # averages sample in full precision
                 shard(average, mesh)
             return model
         if self.world_size == 1:
             return model
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
-        # the buffers are the noise schedule, which does not change; older torch has one name only
+        # buffers hold the constant noise schedule; older torch has the second name only
         newer, older = "forward_sync_buffers", "broadcast_buffers"
         options: dict[str, Any] = {newer if newer in known else older: False}
         return nn.parallel.DistributedDataParallel(
@@ -283,10 +283,10 @@ class Processes:
     def exchange(self, model: Any, parallel_model: Any, is_last: bool) -> Iterator[None]:
         """A context for forward and backward of a micro-batch.
 
-        Gradients are exchanged with the last micro-batch of a step.
+        Gradients are synchronized by the last micro-batch of a step.
 
         Raises:
-            RuntimeError: If the block computed its loss by `model`, past the exchange.
+            RuntimeError: If the block did not call `parallel_model`.
         """
         if parallel_model is model:
             if self.fsdp:
@@ -312,13 +312,13 @@ class Processes:
 
 
 def _store() -> Any:
-    """The keys and values that the processes share; reading it is no collective."""
+    """The key-value store of the process group; reading it is not a collective."""
     store = torch.distributed.distributed_c10d._get_default_store()
     return torch.distributed.PrefixStore("video_diffusion_pytorch", store)
 
 
 def _wait_for(key: str) -> None:
-    """Waits until the main process has set a key, however long that takes."""
+    """Waits until the main process sets a key, without a timeout."""
     pause = 0.01
     try:
         while _is_connected() and not _store().check([key]):
@@ -332,7 +332,7 @@ def _wait_for(key: str) -> None:
 
 
 def compile_network(*diffusions: Any) -> None:
-    """Compiles the network of each, in place: `Unet3D`'s block by block, others as a whole."""
+    """Compiles the network of each diffusion in place: `Unet3D` by blocks, others as a whole."""
     for diffusion in diffusions:
         network: Any = unwrap(diffusion.denoise_fn)
         if hasattr(network, "compile_blocks"):

@@ -1,4 +1,4 @@
-"""A milestone's samples: drawn from the averaged model, written as a grid that plays."""
+"""Samples of a milestone: drawing, writing and describing them."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -28,30 +28,29 @@ def draw_samples(
     cond_scale: float = 1.0,
     share: tuple[int, int] = (0, 1),
 ) -> Tensor:
-    """Draws videos from a seed of its own, without touching the caller's random numbers.
+    """Draws videos from a seed, leaving the global random state unchanged.
 
     Args:
         diffusion: The model.
         count: Number of videos.
-        max_batch: How many are drawn at a time.
-        conditions: Keywords of `diffusion.sample`, such as `cond`, each a tensor with a row, or a
-            list with an item, for each of the first videos; the next ones begin with the first
-            again. Empty for none.
+        max_batch: Largest number of videos per batch.
+        conditions: Keywords of `diffusion.sample`, such as `cond`: tensors or lists of rows, which
+            are repeated to `count`. Empty for none.
         seed: The same seed gives the same noise.
-        cond_scale: Strength of the guidance, where there are conditions; 1 is without.
-        share: Number of this process, and how many draw together; each draws its part. Joined and
-            cut to `count`, the parts are the videos that one process draws.
+        cond_scale: Guidance scale, if there are conditions; 1 disables guidance.
+        share: Rank and world size; each process draws its part. Concatenated and truncated to
+            `count`, the parts are the videos that one process draws.
 
     Returns:
         `(ceil(count / processes), c, f, h, w)`.
     """
     process, processes = share
     own = ceil(count / processes)
-    # all parts are as long, and processes that share one model take the same number of steps
+    # equal parts, as processes that share a sharded model must take the same number of steps
     numbers = [min(process * own + i, count - 1) for i in range(own)]
     repeated = {name: repeat_rows(condition, count) for name, condition in conditions.items()}
     options: dict[str, Any] = {"cond_scale": cond_scale} if conditions else {}
-    # a subclass that is written for the reference has neither progress nor seeds
+    # subclasses written for the reference have neither progress nor seeds
     known = inspect.signature(diffusion.sample).parameters
     if "progress" in known:
         options["progress"] = False
@@ -86,24 +85,24 @@ def write_samples(
     captions: Sequence[str] | None,
     fps: float = 8.0,
 ) -> Path:
-    """Writes videos as numbers and as a grid that plays, and what they were told to show.
+    """Writes videos as values and as an animated grid, and their conditions as text.
 
     Args:
         videos: `(b, c, f, h, w)`, `b` a multiple of `rows`.
         folder: Gets `{name}.npy` (the values, float32), `{name}.gif` (the grid) and, with captions,
             `{name}.txt` (a line for each video).
-        name: What the files' names begin with.
+        name: Stem of the file names.
         rows: Number of rows of the grid.
         value_range: As in `write_sample_grid`.
         in_unit_range: As in `write_sample_grid`.
-        captions: One for each video; None for none.
+        captions: A line for each video; None for none.
         fps: Frames per second.
 
     Returns:
         The path of the gif.
 
     Raises:
-        ValueError: If the videos don't fill the rows, or there is not a caption for each.
+        ValueError: If the videos don't fill the rows, or the number of captions differs.
     """
     if captions is not None and len(captions) != len(videos):
         raise ValueError(
@@ -115,19 +114,19 @@ def write_samples(
     if captions is not None:
         columns = len(videos) // rows
         places = (f"row {i // columns + 1}, column {i % columns + 1}" for i in range(len(videos)))
-        # a caption of several lines would look like several videos
+        # one line per video, also for captions of several lines
         lines = [f"{p}: {' '.join(c.split())}\n" for p, c in zip(places, captions, strict=True)]
-        # a file's name need not be text
+        # class names from file names may not be valid Unicode
         content = "".join(lines).encode("utf-8", "replace")
         (folder / f"{name}.txt").write_bytes(content)
-    # last: where it is, the others are
+    # last: if it exists, the others do
     grid = folder / f"{name}.gif"
     write_sample_grid(videos, grid, rows, in_unit_range, value_range=value_range, fps=fps)
     return grid
 
 
 def is_of_others(videos: Tensor, folder: Path, name: str) -> bool:
-    """Whether `write_samples` would replace other videos than these.
+    """Whether files of this name exist that hold other videos.
 
     Args:
         videos: `(b, c, f, h, w)`.
@@ -153,18 +152,17 @@ def write_sample_grid(
     value_range: ValueRange | None = None,
     fps: float = 8.0,
 ) -> None:
-    """Writes a file of `rows` rows of videos that play at once, with a black frame around each.
+    """Writes a grid of `rows` rows of videos that play at once, with a black border around each.
 
-    Videos that are no pictures are shown all the same, in the false colours of `to_pictures`.
+    Videos with other than 1, 3 or 4 channels are written in the false colours of `to_pictures`.
 
     Args:
         videos: `(b, c, f, h, w)`, `b` a multiple of `rows`.
         path: The file, of a format that `write_video` knows.
         rows: Number of rows.
         in_unit_range: Whether values are in [0, 1], where `value_range` is None.
-        value_range: The low and the high of the videos' units, each a number or one per channel;
-            None for [0, 1], or, unless `in_unit_range`, the least and the largest value of each
-            channel.
+        value_range: Low and high end of the videos' units, each a number or one per channel; None
+            for [0, 1], or, unless `in_unit_range`, the minimum and maximum of each channel.
         fps: Frames per second.
 
     Raises:
@@ -182,7 +180,7 @@ def write_sample_grid(
     elif videos.shape[1] not in CHANNELS_TO_MODE:
         pictures = to_pictures(videos, (0.0, 1.0))
     else:
-        # a diverged model must not end the training that may yet recover
+        # a diverged model must not raise here, as training may recover
         pictures = to_pictures(videos.clamp(0, 1).where(videos.isfinite(), videos))
     write_video(video_grid(pictures, len(pictures) // rows), path, fps=fps)
 
@@ -190,11 +188,11 @@ def write_sample_grid(
 def describe(
     conditions: Mapping[str, Any], class_names: tuple[str, ...], count: int
 ) -> list[str] | None:
-    """What each of `count` samples was told, in words; None if there is nothing to say.
+    """The conditions of each of `count` samples in words; None without conditions.
 
     Args:
         conditions: Keywords of `diffusion.sample`.
-        class_names: Of the labels, where they are known.
+        class_names: Names of the classes by label; empty if unknown.
         count: Number of samples, over which the conditions are repeated.
     """
     lines = [_words(conditions, class_names, i) for i in range(count)]

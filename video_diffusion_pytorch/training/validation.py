@@ -19,15 +19,15 @@ from video_diffusion_pytorch.training.splits import clips_behind
 
 Unpack = Callable[[Any], tuple[Tensor, dict[str, Any]]]
 
-# What a batch may have beside its videos that validation leaves out
+# Keywords of a batch that validation ignores
 _IMAGES = ("images", "image_conditions")
 
-# So many noisy clips at least make a loss: with fewer, a few time steps would stand for all
+# Least number of noisy clips: fewer would cover too few time steps
 _LEAST = 64
 
 
 class Part(NamedTuple):
-    """A batch to validate on: clips as collated, the numbers of their draws, how many count."""
+    """A validation batch: collated clips, the numbers of their draws, and how many count."""
 
     batch: Any
     numbers: list[int]
@@ -35,18 +35,17 @@ class Part(NamedTuple):
 
 
 class Validation:
-    """Clips that are not trained on, each with time steps and noise that never change.
+    """Validation clips, with fixed time steps and noise.
 
-    A clip is used with as many time steps as make 64 draws together; draw `n` of clip `n % clips`
-    has the same time step and noise in every run.
+    Clips are repeated to at least 64 draws; draw `n`, of clip `n % clips`, has the same time step
+    and noise in every run.
 
     Args:
         dataset: Has a length.
-        indices: Of the clips in it that are meant.
-        at_most: How many of them are used, spread over all.
-        batch_size: Clips of a batch.
-        share: Number of this process, and how many there are; each does its part, in as many
-            batches as the others.
+        indices: Indices of the clips that may be used.
+        at_most: Largest number of clips used, evenly spaced.
+        batch_size: Clips per batch.
+        share: Rank and world size; each process does its part, in equally many batches.
 
     Raises:
         ValueError: If there are no clips.
@@ -74,12 +73,12 @@ class Validation:
         self._labels: list[int] | None = None
 
     def check(self, diffusion: GaussianDiffusion, unpack: Unpack, trained: Sequence[str]) -> None:
-        """Finds out before the first step whether the clips can be validated on.
+        """Checks the first clip and the classes before training.
 
         Args:
             diffusion: The model.
             unpack: Splits a batch into videos and conditions.
-            trained: Names of the classes that are trained on, where they are known.
+            trained: Names of the classes that are trained on, if known.
 
         Raises:
             ValueError: If the first clip does not fit the model, its units are not the model's, or
@@ -98,43 +97,43 @@ class Validation:
                 "to the folder that is trained on"
             )
         if trained and own != tuple(trained):
-            # a folder numbers its classes by itself
+            # a folder numbers its own classes
             self._labels = [list(trained).index(name) for name in own]
 
-    def with_trained_labels(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Conditions with the labels that the classes have in training."""
-        if self._labels is None or "labels" not in told:
-            return dict(told)
-        labels = torch.as_tensor(told["labels"])
-        # -1 stands for no class, here as there
+    def with_trained_labels(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """Conditions with the labels that were trained with."""
+        if self._labels is None or "labels" not in conditions:
+            return dict(conditions)
+        labels = torch.as_tensor(conditions["labels"])
+        # -1 stands for no class
         numbers = torch.tensor([*self._labels, -1], device=labels.device)
-        return {**told, "labels": numbers[labels]}
+        return {**conditions, "labels": numbers[labels]}
 
     @property
     def draws(self) -> int:
-        """How many noisy clips make the loss."""
+        """Number of noisy clips that the loss is a mean of."""
         return len(self.indices) * math.ceil(_LEAST / len(self.indices))
 
     def parts(self, num_workers: int, draws: int | None = None) -> Iterator[Part]:
-        """The batches of this process; where it has fewer clips than others, some do not count.
+        """Yields the batches of this process; of the last ones some clips may not count.
 
         Args:
-            num_workers: Processes that read.
-            draws: How many clips, beginning again when they run out; None for `self.draws`.
+            num_workers: Number of worker processes.
+            draws: Number of clips, which are repeated as needed; None for `self.draws`.
         """
         process, processes = self.share
         draws = self.draws if draws is None else draws
         own = math.ceil(draws / processes)
         numbers = range(process * own, (process + 1) * own)
         batches = [numbers[i : i + self.batch_size] for i in range(0, own, self.batch_size)]
-        # a crop or a flip is the same each time, too
+        # fixed seeds, so that crops and flips are fixed too
         wanted = [[Draw(self.indices[n % len(self.indices)], n) for n in b] for b in batches]
         loader: DataLoader[Any] = DataLoader(
             SeededItems(self.dataset),
             batch_sampler=wanted,
             num_workers=num_workers,
             collate_fn=collate,
-            # its own: a loader draws from torch's when it begins, which training must not notice
+            # its own generator, as starting a loader draws from the global one
             generator=torch.Generator(),
         )
         for part, batch in zip(batches, loader, strict=True):
@@ -150,30 +149,30 @@ def validation_losses(
     *,
     by_noise_of: str,
 ) -> tuple[dict[str, float], list[float | None]]:
-    """Mean losses over the clips to validate on, of several models.
+    """Computes the mean losses of several models over the validation clips.
 
     Args:
         validation: The clips.
-        losses: By name of a model its `compute_loss`.
-        data: A `DataSource`, which unpacks batches and makes conditions ready.
+        losses: `compute_loss` of each model, by the model's name.
+        data: A `DataSource`, which unpacks batches and prepares conditions.
         draws: Draws time steps and noise.
-        by_noise_of: Name of the model whose losses by noise are given.
+        by_noise_of: Name of the model whose losses by noise are returned.
 
     Returns:
-        The mean loss of each model by name, and `BINS` means of one, the first of the least noise.
+        The mean loss of each model by name, and `BINS` means of one, starting with the least noise.
     """
     processes, device = data.processes, data.processes.device
     metrics = StepMetrics(device, data.diffusion.num_timesteps)
     totals = torch.zeros(len(losses) + 1, device=device)
     for part in validation.parts(data.num_workers or 0):
         videos, conditions = data.hooks.unpack(part.batch)
-        # a loss of videos alone compares between runs with more and with fewer images
-        told = data.to_device({n: v for n, v in conditions.items() if n not in _IMAGES})
+        # without images, so that losses compare between runs with different image_frames
+        conditions = data.to_device({n: v for n, v in conditions.items() if n not in _IMAGES})
         videos = videos.to(device, non_blocking=True)
         given = draws.fixed(part.numbers, videos.shape[2])
-        given |= validation.with_trained_labels(told)
+        given |= validation.with_trained_labels(conditions)
         for i, (name, compute_loss) in enumerate(losses.items()):
-            # a model that draws for itself draws the same each time, at least
+            # makes a model that draws itself draw the same each time
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 torch.manual_seed(part.numbers[0])
                 found = compute_loss(videos, **given).float()
