@@ -13,7 +13,7 @@ import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
 from video_diffusion_pytorch.presets import PRESETS
-from video_diffusion_pytorch.training.activation_memory import activation_bytes
+from video_diffusion_pytorch.training.memory import activation_bytes
 
 GIB = 2**30
 

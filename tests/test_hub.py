@@ -525,10 +525,7 @@ def test_settings_of_a_model_much_larger_than_the_weights(shared, part, change, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("text", "got"), [("[" * 100_000, "recursion"), (" " * 2_000_000, "more than 1048576 bytes")]
-)
-def test_settings_that_are_too_large(shared, text, got):
-    (shared / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=rf"config\.json must be JSON, got .*{got}.*; save or"):
+def test_settings_that_nest_too_deeply(shared):
+    (shared / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config\.json must be JSON, got .*recursion.*; save or"):
         GaussianDiffusion.from_pretrained(shared)

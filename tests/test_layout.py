@@ -20,10 +20,10 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 
 # Rooms that know nothing of ours outside themselves, but for these
 CLOSED_ROOMS = {
-    "data": {f"{NAME}.sizes"},
-    "evaluation": set(),
+    "data": {f"{NAME}.sizes", f"{NAME}.conditions"},
+    "evaluation": {f"{NAME}.conditions"},
     # hub: what a diffusion and its network share, to become files
-    "model": {f"{NAME}.reference.state_dict", f"{NAME}.host_memory", f"{NAME}.hub"},
+    "model": {f"{NAME}.{m}" for m in ("reference.state_dict", "host_memory", "hub", "conditions")},
 }
 # Rooms, and what they must not know
 BLIND_TO = {"diffusion": {"model", "training", "data", "cli"}, "training": {"model", "cli"}}

@@ -1,5 +1,7 @@
 """Captions become vectors, or sequences of states."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from video_diffusion_pytorch import text
+from video_diffusion_pytorch import cli, text
 
 GOLDEN = Path(__file__).parent / "golden"
 TINY_BERT = GOLDEN / "tiny_bert"
@@ -454,3 +456,56 @@ def test_half_an_emoji_is_a_question_mark():
         lambda texts: text.encode_captions(texts)[0],
     ):
         assert torch.equal(encode(["a \ud83d cat"]), encode(["a ? cat"]))
+
+
+def test_code_of_an_encoder_is_run_only_if_it_is_trusted(tmp_path, monkeypatch):
+    mark = tmp_path / "ran"
+    folder = tmp_path / "encoder"
+    shutil.copytree(TINY_BERT, folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+    (folder / "config.json").write_text(json.dumps({**config, **own}))
+    (folder / "own.py").write_text(
+        f"open({str(mark)!r}, 'w').close()\nfrom transformers import BertConfig\n\n\n"
+        "class Config(BertConfig):\n    model_type = 'own'\n"
+    )
+    monkeypatch.setattr("builtins.input", lambda *prompt: pytest.fail("asked on the terminal"))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    text.set_text_encoder(folder)
+    message = (
+        f"encoder's .* was expected in the folder {folder} without code of its own, got an .*"
+        r"choose another encoder, or .* call .*set_text_encoder\('.*', trust_remote_code=True\), .*"
+        r"python -c \".*\" train FOLDER"
+    )
+    for load in (text.get_tokenizer, text.get_bert):
+        with pytest.raises(OSError, match=message) as caught:
+            load()
+    assert not mark.exists()
+    text.set_text_encoder(folder, trust_remote_code=True)
+    assert text.get_tokenizer().model_max_length > 0
+    assert mark.exists()
+    # what the message says to run
+    code = re.search(r'python -c "(.*)"', str(caught.value))[1]
+    monkeypatch.setattr(text, "_trust_remote_code", False)
+    monkeypatch.setattr(cli, "main", lambda: None)
+    exec(code)
+    assert text._trust_remote_code
+    text.set_text_encoder()
+    assert not text._trust_remote_code
+
+
+def test_padded_states_keep_their_numbers():
+    sequences = [torch.randn(n, 3).half() for n in (2, 5, 0)]
+    states, mask = text.pad_states(sequences)
+    assert states.shape == (3, 5, 3)
+    assert states.dtype == torch.float16
+    assert mask.sum(dim=1).tolist() == [2, 5, 0]
+    for sequence, row, there in zip(sequences, states, mask, strict=True):
+        assert torch.equal(row[there], sequence)
+        assert (row[~there] == 0).all()
+
+
+def test_empty_sequences_have_a_place():
+    states, mask = text.pad_states([torch.ones(0, 3)] * 2)
+    assert states.shape == (2, 1, 3)
+    assert not mask.any()

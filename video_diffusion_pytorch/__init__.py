@@ -9,12 +9,12 @@ from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion
 from video_diffusion_pytorch.diffusion.measurement import Measurement
 from video_diffusion_pytorch.diffusion.sampler import Sampler
 from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Ancestral, DPMPlusPlus
-from video_diffusion_pytorch.evaluate import evaluate_diffusion
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.notebook import show
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.reference.state_dict import to_reference_state_dict
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
+from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
 from video_diffusion_pytorch.training.trainer import Trainer
 from video_diffusion_pytorch.version import __version__
 

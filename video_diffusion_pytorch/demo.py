@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.conditions import repeat_rows
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.data.video_grid import text_picture, video_grid
@@ -20,7 +21,6 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
-from video_diffusion_pytorch.training.clips.batches import repeat_to
 from video_diffusion_pytorch.training.samples import draw_samples
 from video_diffusion_pytorch.training.trainer import Trainer
 
@@ -111,7 +111,7 @@ def run_demo(
 
     # report
     real = torch.stack([trainer.ds[i] for i in range(min(len(trainer.ds), len(samples)))]) / 255
-    write_comparison(repeat_to(real, len(samples)), samples, home / "samples.gif")
+    write_comparison(repeat_rows(real, len(samples)), samples, home / "samples.gif")
     losses.plot(home / "loss.png")
     last = newest(home / "checkpoints")
     say(f"samples beside training clips: {home / 'samples.gif'}")

@@ -8,8 +8,8 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation_commands import NETWORKS
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
 
 # What of a Dataset the model says, or only Python can
 _NOT_OF_DATA = {

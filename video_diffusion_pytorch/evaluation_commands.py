@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from video_diffusion_pytorch import text
-from video_diffusion_pytorch.evaluate import evaluate_diffusion
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 from video_diffusion_pytorch.evaluation.results import compare_results, read_result, write_result
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import class_names
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
 from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
-from video_diffusion_pytorch.training.engine import make_accelerator
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
+from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
+from video_diffusion_pytorch.training.processes import make_accelerator
 
 NETWORKS = ("features", "classes", "frame_features", "frame_classes")
 """The networks that a user may give, by the option that takes the file of each."""

@@ -1,4 +1,4 @@
-"""A trained model becomes a folder that others can load, on a disk or on the Hugging Face Hub.
+"""Shared models: folders, on disk or on the Hugging Face Hub, written and loaded again.
 
 The folder holds `config.json`, the settings the model was built with, `model.safetensors`, its
 tensors, and `README.md`, a card. No code of a folder is ever run.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -18,18 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from video_diffusion_pytorch.model_folder import (
-    CARD_FILE,
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    find_file,
-    read_config,
-    read_tensors,
-    write_model,
-)
 from video_diffusion_pytorch.version import __version__
 
 LIBRARY = "video-diffusion-pytorch"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 
 # Where a diffusion's state dict has its network
 NETWORK_PREFIX = "denoise_fn."
@@ -112,7 +105,7 @@ class Shareable(nn.Module):
     def _save(self, folder: Path, name: str) -> None:
         config, tensors = self._to_share()
         about = {"library": LIBRARY, "version": __version__}
-        write_model(folder, {**about, **config}, tensors, self._card(name))
+        _write_model(folder, {**about, **config}, tensors, self._card(name))
 
     def _card(self, name: str) -> str:
         return _CARD.format(
@@ -165,16 +158,16 @@ class Shareable(nn.Module):
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
-        config_file = find_file(folder_or_repo, CONFIG_FILE, options)
-        config = read_config(config_file)
+        config_file = _find_file(folder_or_repo, CONFIG_FILE, options)
+        config = _read_config(config_file)
         if not isinstance(config.get(cls._part), dict):
             raise ValueError(
                 f"from_pretrained: {config_file} must hold the settings of a {cls.__name__} under "
                 f"{cls._part}, got those of a Unet3D alone; load it with Unet3D.from_pretrained, "
                 f"and build a {cls.__name__} around it"
             )
-        weights_file = find_file(folder_or_repo, WEIGHTS_FILE, options)
-        tensors = read_tensors(weights_file)
+        weights_file = _find_file(folder_or_repo, WEIGHTS_FILE, options)
+        tensors = _read_tensors(weights_file)
         if "diffusion" in config and cls._part == "unet":
             own = (name for name in tensors if name.startswith(NETWORK_PREFIX))
             tensors = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in own}
@@ -246,6 +239,133 @@ class Shareable(nn.Module):
                 ignore_patterns=[CARD_FILE] if has_card else None,
             )
         return commit.commit_url
+
+
+def _write_model(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], card: str
+) -> None:
+    """Writes the files of a model; each is whole, or as it was."""
+    from safetensors.torch import save_file
+
+    text = _as_json(config)
+    whole = {name: _whole(name, value) for name, value in tensors.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"save_pretrained: {folder} must be a folder, got a path where a file is; choose "
+            "another"
+        ) from error
+    _replace(folder / WEIGHTS_FILE, lambda path: save_file(whole, path, {"format": "pt"}))
+    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    if not (folder / CARD_FILE).exists():
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def _find_file(
+    folder_or_repo: str | os.PathLike[str], name: str, options: Mapping[str, Any]
+) -> Path:
+    """A file of a folder, or of a repository, from which it is downloaded if need be."""
+    if Path(folder_or_repo).is_file():
+        raise FileNotFoundError(
+            f"from_pretrained: {folder_or_repo} must be a folder that save_pretrained wrote, got a "
+            "file; load a training file with load_diffusion"
+        )
+    if Path(folder_or_repo).is_dir():
+        file = Path(folder_or_repo) / name
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"from_pretrained: {folder_or_repo} must hold {CONFIG_FILE} and {WEIGHTS_FILE}, "
+                f"got a folder without {name}; write it with save_pretrained, or load a training "
+                "file with load_diffusion"
+            )
+        return file
+    from huggingface_hub import errors, hf_hub_download
+
+    repo = os.fspath(folder_or_repo)
+    missing = (
+        errors.HFValidationError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.EntryNotFoundError,
+    )
+    try:
+        return Path(hf_hub_download(repo, name, **options))
+    except missing as error:
+        raise FileNotFoundError(
+            f"from_pretrained: {repo} must be a folder here, or a repository of the Hugging Face "
+            f"Hub that can be reached, with {name} in it, got {type(error).__name__} "
+            f"({_short(error)}); check the name, the network, and for a private one the token"
+        ) from error
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The settings in a `config.json`."""
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"from_pretrained: {file} must be JSON, got a file that is cut off, altered or of "
+            f"another kind ({_short(error)}); save or download the model again"
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("unet"), dict):
+        found = ", ".join(list(config)[:5]) if isinstance(config, dict) else type(config).__name__
+        raise ValueError(
+            f"from_pretrained: {file} must hold the settings of a Unet3D under unet, got "
+            f"{found or 'nothing'}; use a model that save_pretrained wrote"
+        )
+    return config
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors in a `model.safetensors`, on the CPU."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ValueError(
+            f"from_pretrained: {file} must hold tensors in the safetensors format, got a file that "
+            f"is cut off, altered or of another kind ({_short(error)}); save or download the "
+            "model again"
+        ) from error
+
+
+def _as_json(config: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(config, indent=2, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "save_pretrained: the model's config must hold finite numbers, texts and tuples of "
+            f"them, got what a JSON file can't hold ({error}); build the model with plain values"
+        ) from error
+
+
+def _whole(name: str, value: Any) -> Tensor:
+    """A tensor as safetensors takes it: on the CPU, contiguous, in memory of its own."""
+    if not torch.is_tensor(value) or value.is_meta or hasattr(value, "full_tensor"):
+        kind = type(value).__name__
+        raise ValueError(
+            f"save_pretrained: {name} must be a tensor that is whole and has data, got a "
+            f"{'meta tensor' if getattr(value, 'is_meta', False) else kind}; save a checkpoint of "
+            "the training, load it with load_diffusion, and save that"
+        )
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Writes beside the old file, so that it is there until the new one is whole."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(unfinished)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _check_overrides(cls: type[Shareable], overrides: Mapping[str, Any]) -> None:

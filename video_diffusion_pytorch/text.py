@@ -1,4 +1,4 @@
-"""Beside the path: captions become the vectors, or states, that a network is conditioned on.
+"""Text encoders: captions to the vectors or states that a network is conditioned on.
 
 The encoder is BERT (bert-base-cased) unless `set_text_encoder` names another one or hands in a
 function. It is loaded from the Hugging Face hub or its cache on first use, once, and never trained.
@@ -6,14 +6,16 @@ function. It is loaded from the Hugging Face hub or its cache on first use, once
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-
-from video_diffusion_pytorch.text_loading import find_encoder, load_part
-from video_diffusion_pytorch.text_states import as_captions, checked_states, checked_vectors
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def exists(val: Any) -> bool:
@@ -32,7 +34,7 @@ BERT_MODEL_DIM = 768
 
 _DEFAULT_ENCODER = "bert-base-cased"
 _encoder: str | None = _DEFAULT_ENCODER
-_Encode = Callable[[list[str]], torch.Tensor | tuple[torch.Tensor, torch.Tensor]]
+_Encode = Callable[[list[str]], Tensor | tuple[Tensor, Tensor]]
 _encode: _Encode | None = None
 _trust_remote_code = False
 
@@ -81,7 +83,7 @@ def set_text_encoder(
             f"name must be left out unless the text encoder is a function, got {name!r} beside "
             f"{name_or_folder!r}; leave it out, or pass the function"
         )
-    found = find_encoder(name_or_folder)
+    found = _find_encoder(name_or_folder)
     MODEL = TOKENIZER = None
     _encoder, _encode, _trust_remote_code = found, None, trust_remote_code
 
@@ -95,7 +97,7 @@ def encoder_name() -> str | None:
 
 def embed_captions(
     captions: Sequence[str], *, use_cls: bool = False, device: torch.device | str | None = None
-) -> torch.Tensor:
+) -> Tensor:
     """Turn captions into one vector each, by the encoder that is set.
 
     Args:
@@ -115,16 +117,16 @@ def embed_captions(
     """
     if _encode is None:
         return bert_embed(tokenize(captions).to(device or "cpu"), return_cls_repr=use_cls)
-    texts = as_captions(captions)
+    texts = _as_captions(captions)
     with torch.no_grad():
-        vectors = checked_vectors(_encode(texts), len(texts))
+        vectors = _checked_vectors(_encode(texts), len(texts))
     return vectors.to(device or "cpu")
 
 
 @torch.no_grad()
 def encode_captions(
     captions: Sequence[str], *, device: torch.device | str | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Tensor, Tensor]:
     """Turn captions into sequences of states, by the encoder that is set.
 
     Args:
@@ -151,8 +153,8 @@ def encode_captions(
     if _encode is None:
         states, mask = _hidden_states(tokenize(captions).to(device or "cpu"), pad_id=0)
     else:
-        texts = as_captions(captions)
-        states, mask = checked_states(_encode(texts), len(texts))
+        texts = _as_captions(captions)
+        states, mask = _checked_states(_encode(texts), len(texts))
     states, mask = states.to(device or "cpu").float(), mask.to(device or "cpu")
     return states.masked_fill(~mask[..., None], 0), mask
 
@@ -202,7 +204,7 @@ def get_bert() -> Any:
     return MODEL
 
 
-def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> torch.Tensor:
+def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> Tensor:
     """Turn captions into token numbers.
 
     Args:
@@ -219,7 +221,7 @@ def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> tor
         TypeError: `texts` is neither a string nor a list or tuple of strings.
         ValueError: `texts` is empty, or the encoder is a function of your own.
     """
-    captions = as_captions(texts)
+    captions = _as_captions(texts)
     tokenizer = get_tokenizer()
     encoded = tokenizer(
         captions,
@@ -234,11 +236,11 @@ def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> tor
 
 @torch.no_grad()
 def bert_embed(
-    token_ids: torch.Tensor,
+    token_ids: Tensor,
     return_cls_repr: bool = False,
     eps: float = 1e-8,
     pad_id: float = 0.0,
-) -> torch.Tensor:
+) -> Tensor:
     """Turn token numbers into one vector per caption.
 
     Args:
@@ -263,7 +265,7 @@ def bert_embed(
     return (hidden[:, 1:] * weights).sum(dim=1) / (weights.sum(dim=1) + eps)
 
 
-def _hidden_states(token_ids: torch.Tensor, pad_id: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _hidden_states(token_ids: Tensor, pad_id: float) -> tuple[Tensor, Tensor]:
     """The encoder's last hidden states `(b, n, d)`, and where there is a token `(b, n)`."""
     is_integer = token_ids.dtype in (torch.int64, torch.int32)
     if token_ids.ndim != 2 or not token_ids.numel() or not is_integer:
@@ -284,11 +286,175 @@ def _hidden_states(token_ids: torch.Tensor, pad_id: float) -> tuple[torch.Tensor
     return hidden, mask
 
 
+def _find_encoder(name_or_folder: str | os.PathLike[str]) -> str:
+    """A text encoder's name on the Hugging Face Hub as it is, or its folder without `~`."""
+    found = os.fspath(name_or_folder)
+    is_path = (
+        isinstance(name_or_folder, os.PathLike)
+        or found.startswith((".", "~"))
+        or os.path.isabs(found)
+        or found.count("/") > 1
+        or "\\" in found
+    )
+    if not is_path:
+        return found
+    found = os.path.expanduser(found)
+    if not os.path.isdir(found):
+        raise FileNotFoundError(
+            f"expected a folder with a text encoder at {found}, found none; check the path "
+            f"(working folder: {Path.cwd()}), or give the model's name on the Hugging Face hub"
+        )
+    return found
+
+
 def _load(part: str, auto_class: str) -> Any:
+    """Loads the encoder's tokenizer, configuration or model by a class of `transformers`."""
     if _encode is not None:
         raise ValueError(
             f"the text encoder's {part} is asked for, but the encoder is a function, got "
             f"{_encode!r}; call embed_captions, or set_text_encoder with a model's name"
         )
-    assert _encoder is not None
-    return load_part(_encoder, part, auto_class, trust_remote_code=_trust_remote_code)
+    import huggingface_hub.constants
+    import transformers
+
+    encoder: Any = _encoder
+    try:
+        with _quiet(transformers.utils.logging):
+            # left out, it would be asked for on the terminal
+            return getattr(transformers, auto_class).from_pretrained(
+                encoder, trust_remote_code=_trust_remote_code
+            )
+    # Which error it is differs between versions of the hub's client, and with its network library
+    except Exception as error:
+        if os.path.isdir(encoder):
+            where = f"in the folder {encoder}"
+        else:
+            cache = huggingface_hub.constants.HF_HUB_CACHE
+            where = f"as {encoder!r} on the Hugging Face hub and in its cache {cache}"
+        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        if isinstance(error, ValueError) and "trust_remote_code=True" in str(error):
+            raise OSError(
+                f"the text encoder's {part} was expected {where} without code of its own, got an "
+                "encoder whose Python code would have to be run; choose another encoder, or read "
+                "that code, and if you trust it call "
+                f"video_diffusion_pytorch.text.set_text_encoder({encoder!r}, "
+                'trust_remote_code=True), for a command by: python -c "from '
+                "video_diffusion_pytorch import cli, text; "
+                f'text.set_text_encoder({encoder!r}, trust_remote_code=True); cli.main()" train '
+                "FOLDER --text_encoder null"
+            ) from error
+        raise OSError(
+            f"the text encoder's {part} was expected {where}, but loading it gave "
+            f"{type(error).__name__}: {reason}; go online once to fill the cache, or call "
+            "video_diffusion_pytorch.text.set_text_encoder(folder) with a folder written by "
+            "save_pretrained"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Silence progress bars and load reports, which would come between a training run's lines."""
+    verbosity, had_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bar:
+            logging.enable_progress_bar()
+
+
+def _as_captions(texts: str | Sequence[str]) -> list[str]:
+    """One caption, or several, as a list."""
+    captions = [texts] if isinstance(texts, str) else texts
+    if not isinstance(captions, (list, tuple)):
+        raise TypeError(
+            f"texts must be a string or a list of strings, got {type(captions).__name__}; pass "
+            "list(texts)"
+        )
+    strangers = sorted({type(text).__name__ for text in captions if not isinstance(text, str)})
+    if strangers:
+        raise TypeError(
+            f"each of texts must be a string, got {', '.join(strangers)}; convert them with str()"
+        )
+    if not captions:
+        raise ValueError("texts must hold at least one caption, got none; pass '' for no text")
+    # half an emoji, which JSON can hold, is no text to a tokenizer
+    return [text.encode(errors="replace").decode() for text in captions]
+
+
+def pad_states(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sequences of several lengths as one tensor.
+
+    Args:
+        states: Of each caption, `(tokens, d)`.
+
+    Returns:
+        `(b, n, d)`, where `n` is the greatest length, at least 1, and shorter ones end in 0; and
+        the boolean mask `(b, n)`, true where there is a token.
+
+    Example:
+        >>> states, mask = pad_states([torch.ones(1, 2), torch.ones(3, 2)])
+        >>> mask
+        tensor([[ True, False, False],
+                [ True,  True,  True]])
+    """
+    padded = pad_sequence(list(states), batch_first=True)
+    if not padded.shape[1]:
+        padded = F.pad(padded, (0, 0, 0, 1))
+    lengths = torch.tensor([len(one) for one in states], device=padded.device)
+    places = torch.arange(padded.shape[1], device=padded.device)
+    return padded, places < lengths[:, None]
+
+
+def _checked_vectors(result: Any, count: int) -> Tensor:
+    """The vectors that a function of a user's own gives for `count` captions."""
+    if isinstance(result, (tuple, list)) and result and all(map(torch.is_tensor, result)):
+        # states and their mask
+        result = result[0]
+    if not torch.is_tensor(result):
+        raise TypeError(
+            f"the text encoder must return a tensor of shape ({count}, d), got "
+            f"{type(result).__name__}; convert it with torch.as_tensor"
+        )
+    if result.ndim != 2 or len(result) != count or not result.is_floating_point():
+        hint = "return one vector per caption"
+        if result.ndim == 3:
+            hint += ", or build the network so that it takes sequences, with num_text_tokens"
+        raise ValueError(
+            f"the text encoder must return floating-point vectors of shape ({count}, d), got "
+            f"{result.dtype} of shape {tuple(result.shape)}; {hint}"
+        )
+    return result
+
+
+def _checked_states(result: Any, count: int) -> tuple[Tensor, Tensor]:
+    """The states that a function of a user's own gives for `count` captions, and their mask."""
+    states, mask = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
+    if not torch.is_tensor(states) or not (mask is None or torch.is_tensor(mask)):
+        kinds = ", ".join(type(one).__name__ for one in (states, *[mask] * (mask is not None)))
+        raise TypeError(
+            f"the text encoder must return states of shape ({count}, n, d), or a tuple of them and "
+            f"a mask ({count}, n), got {kinds}; convert them with torch.as_tensor"
+        )
+    if states.ndim != 3 or len(states) != count or not states.is_floating_point():
+        hint = "return the state of each token"
+        if states.ndim == 2:
+            hint += ", or build the network so that it takes vectors, without num_text_tokens"
+        raise ValueError(
+            f"the text encoder must return floating-point states of shape ({count}, n, d), got "
+            f"{states.dtype} of shape {tuple(states.shape)}; {hint}"
+        )
+    if mask is None:
+        mask = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+    if mask.dtype != torch.bool or mask.shape != states.shape[:2]:
+        raise ValueError(
+            f"the text encoder's mask must be boolean of shape {tuple(states.shape[:2])}, true "
+            f"where there is a token, got {mask.dtype} of shape {tuple(mask.shape)}; compare token "
+            "numbers with that of padding"
+        )
+    if not states.shape[1]:
+        # captions without tokens, of which a network still needs a place
+        states, mask = F.pad(states, (0, 0, 0, 1)), F.pad(mask, (0, 1))
+    return states, mask

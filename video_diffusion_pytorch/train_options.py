@@ -17,7 +17,7 @@ from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.presets import PRESETS, preset
-from video_diffusion_pytorch.training.clips.clip_source import dataset_options
+from video_diffusion_pytorch.training.data_source import dataset_options
 from video_diffusion_pytorch.training.trainer import Trainer
 
 # What can only be said in Python, and what another group of options says

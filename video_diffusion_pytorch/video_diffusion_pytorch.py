@@ -62,8 +62,7 @@ from video_diffusion_pytorch.reference.legacy import (
 )
 from video_diffusion_pytorch.text import BERT_MODEL_DIM, bert_embed, tokenize
 from video_diffusion_pytorch.training.ema import EMA
-from video_diffusion_pytorch.training.loop import noop
-from video_diffusion_pytorch.training.trainer import Trainer
+from video_diffusion_pytorch.training.trainer import Trainer, noop
 
 # PIL.Image, and torchvision's transforms and utils: not needed by the library
 Image = LazyModule("PIL.Image")

@@ -13,8 +13,8 @@ import torch
 from torch.distributed import distributed_c10d as c10d
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
 
 STEPS = 6
 
@@ -22,13 +22,18 @@ STEPS = 6
 class Recording(Trainer):
     """Remembers which clips its losses were of, and what they looked like."""
 
+    def next_batch(self):
+        batch = super().next_batch()
+        self.positions = batch.positions
+        return batch
+
     def compute_loss(self, videos, **kwargs):
         if not self.model.training:
             return super().compute_loss(videos, **kwargs)
         if not hasattr(self, "seen"):
             self.seen, self.looks, self.told = [], [], []
-        self.seen.append(self.clip_names(self.places))
-        self.told += self.drawn["drop_mask"].int().tolist()
+        self.seen.append(self.data.names(self.positions))
+        self.told += kwargs["drop_mask"].int().tolist()
         # the labels too: they go with the clips
         self.looks.append(videos.float().mean((1, 2, 3, 4)) + 1000 * kwargs["labels"])
         return super().compute_loss(videos, **kwargs)

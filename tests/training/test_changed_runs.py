@@ -301,7 +301,7 @@ def test_what_resume_takes(make_trainer, resume):
 def test_a_part_of_a_folders_clips_is_split_by_files(make_trainer, tmp_path):
     from video_diffusion_pytorch.data.dataset import Dataset
     from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-    from video_diffusion_pytorch.training.validation import split_off
+    from video_diffusion_pytorch.training.splits import split_off
 
     for i in range(4):
         video_tensor_to_gif(torch.rand(1, 9, 8, 8), tmp_path / f"{i}.gif")

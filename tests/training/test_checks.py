@@ -1,22 +1,15 @@
 """Arguments of a Trainer that contradict each other or count nothing."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion
-from video_diffusion_pytorch.training.checks import (
-    check_counts,
-    check_image_folder,
-    check_model,
-    check_trainer,
-    share_of_batch,
-)
+from video_diffusion_pytorch.training.checks import check_arguments, check_model, share_of_batch
 
 GOOD = {
-    "batch_size": 1,
+    "train_batch_size": 1,
     "gradient_accumulate_every": 1,
     "update_ema_every": 1,
     "save_and_sample_every": 1,
@@ -42,7 +35,7 @@ GOOD = {
 
 
 def check(log_with=None, **changed):
-    check_trainer(SimpleNamespace(**{**GOOD, **changed}), log_with)
+    check_arguments({**GOOD, **changed}, log_with)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +72,9 @@ def test_what_goes_together(changed):
 )
 @pytest.mark.parametrize("value", [0, -1, 1.0, "2"])
 def test_numbers_below_one(name, value):
-    attribute = "batch_size" if name == "train_batch_size" else name
     message = f"Trainer: {name} must be at least 1, got {value!r}; give a positive number"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        check(**{attribute: value})
+        check(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["train_num_steps", "keep_best", "image_frames", "num_workers"])
@@ -93,15 +85,9 @@ def test_numbers_below_none(name, value):
         check(**{name: value})
 
 
-def test_counts_that_are_no_numbers():
-    check_counts({"steps": 1}, {"steps": 1})
-    with pytest.raises(ValueError, match=r"^Trainer: steps must be at least 1, got None; give a"):
-        check_counts({"steps": None}, {"steps": 1})
-
-
 @pytest.mark.parametrize("norm", [0, -1.0, float("nan")])
 def test_a_norm_of_gradients_that_is_none(norm):
-    message = f"Trainer: max_grad_norm must be above 0, got {norm}; leave it out to cut nothing"
+    message = f"Trainer: max_grad_norm must be above 0, got {norm}; leave it out to clip nothing"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check(max_grad_norm=norm)
 
@@ -148,14 +134,10 @@ def test_trackers_are_checked():
 
 
 def test_a_folder_of_which_nothing_is_asked():
-    check_image_folder(None, 0)
-    check_image_folder("pictures", 2)
     message = (
         "Trainer: with image_folder, image_frames must be at least 1, got 0; say how many images "
         "go with each clip, or leave image_folder out"
     )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        check_image_folder("pictures", 0)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check(image_folder="pictures")
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 from video_diffusion_pytorch.evaluation.results import read_result
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
 from video_diffusion_pytorch.training.metrics import read_metrics
 
 
@@ -80,7 +80,7 @@ def test_a_signal_is_not_kept_waiting(make_trainer, monkeypatch):
     draw = type(trainer._evaluator)._draw
 
     def draw_and_stop(evaluator, *args):
-        trainer._signals.caught = 15
+        trainer.signals.caught = 15
         return draw(evaluator, *args)
 
     monkeypatch.setattr(type(trainer._evaluator), "_draw", draw_and_stop)

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 
-from video_diffusion_pytorch.training.learning_rate import (
+from video_diffusion_pytorch.training.optimizer import (
     Schedule,
     make_schedule,
     resume_schedule,

@@ -16,14 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training import trackers
-from video_diffusion_pytorch.training.trackers import (
-    check_trackers,
-    end_trackers,
-    log_line,
-    log_video,
-    start_trackers,
-)
+from video_diffusion_pytorch.training.metrics import Trackers, check_trackers
 
 LINE = {
     "step": 7,
@@ -83,10 +76,11 @@ def on(folder, *log_with):
 
 def test_tensorboard_files_hold_the_numbers(tmp_path):
     accelerator = on(tmp_path, "tensorboard")
-    start_trackers(accelerator, "run", {"lr": 1e-4, "unet": {"dim": 8}})
-    log_line(accelerator, LINE)
-    log_line(accelerator, {**LINE, "step": 9, "loss": 0.25})
-    end_trackers(accelerator)
+    sent = Trackers(accelerator)
+    sent.start("run", {"lr": 1e-4, "unet": {"dim": 8}})
+    sent.log(LINE)
+    sent.log({**LINE, "step": 9, "loss": 0.25})
+    sent.end()
     events = events_of(tmp_path / "run")
     names = {"loss", "clips_per_second", "loss_by_noise/0", "loss_by_noise/2"}
     assert set(events.Tags()["scalars"]) == names
@@ -98,10 +92,11 @@ def test_tensorboard_files_hold_the_numbers(tmp_path):
 
 def test_tensorboard_gets_the_gif_as_it_is(tmp_path, gif):
     accelerator = on(tmp_path, "tensorboard")
-    start_trackers(accelerator, "run", {})
-    log_video(accelerator, gif, 20)
-    log_video(accelerator, str(gif), 40)
-    end_trackers(accelerator)
+    sent = Trackers(accelerator)
+    sent.start("run", {})
+    sent.log_video(gif, 20)
+    sent.log_video(str(gif), 40)
+    sent.end()
     shown = events_of(tmp_path / "run").Images("samples")
     assert [image.step for image in shown] == [20, 40]
     assert (shown[0].width, shown[0].height) == (16, 8)
@@ -113,10 +108,11 @@ def test_tensorboard_gets_the_gif_as_it_is(tmp_path, gif):
 def test_tensorboard_forgets_the_steps_that_are_repeated(tmp_path):
     for done, steps in ((0, (10, 20, 30)), (20, (30, 40))):
         accelerator = on(tmp_path, "tensorboard")
-        start_trackers(accelerator, "run", {}, step=done)
+        sent = Trackers(accelerator)
+        sent.start("run", {}, step=done)
         for step in steps:
-            log_line(accelerator, {"step": step, "loss": float(step + done)})
-        end_trackers(accelerator)
+            sent.log({"step": step, "loss": float(step + done)})
+        sent.end()
         # files are read by the second in their name
         time.sleep(1.1)
     events = events_of(tmp_path / "run").Scalars("loss")
@@ -137,9 +133,10 @@ def test_tensorboard_x_will_do(tmp_path, gif, monkeypatch):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setitem(sys.modules, "tensorboardX.proto.summary_pb2", summary_pb2)
     accelerator = on(tmp_path, "tensorboard")
-    start_trackers(accelerator, "run", {})
-    log_video(accelerator, gif, 20)
-    end_trackers(accelerator)
+    sent = Trackers(accelerator)
+    sent.start("run", {})
+    sent.log_video(gif, 20)
+    sent.end()
     assert len(events_of(tmp_path / "run").Images("samples")) == 1
 
 
@@ -156,7 +153,8 @@ def test_a_tracker_of_ones_own_is_told_all(tmp_path, gif, caplog):
         "unet": {"dim": 8, "dim_mults": (1, 2), "deeper": {"cond_dim": None}},
         "folder": Path("clips"),
     }
-    start_trackers(accelerator, "run", config)
+    sent = Trackers(accelerator)
+    sent.start("run", config)
     assert notebook.config == {
         "lr": 1e-4,
         "amp": False,
@@ -166,7 +164,7 @@ def test_a_tracker_of_ones_own_is_told_all(tmp_path, gif, caplog):
         "unet.deeper.cond_dim": "None",
         "folder": "clips",
     }
-    log_line(accelerator, LINE)
+    sent.log(LINE)
     expected = {
         "loss": 0.5,
         "clips_per_second": 3,
@@ -174,32 +172,35 @@ def test_a_tracker_of_ones_own_is_told_all(tmp_path, gif, caplog):
         "loss_by_noise/2": 0.75,
     }
     assert notebook.lines == [(7, expected)]
-    log_line(accelerator, {"step": 8, "time": 1.0, "event": "skipped step", "clips": [3, 4]})
-    log_line(accelerator, {"step": 8, "loss": math.nan, "note": "text", "flag": True})
+    sent.log({"step": 8, "time": 1.0, "event": "skipped step", "clips": [3, 4]})
+    sent.log({"step": 8, "loss": math.nan, "note": "text", "flag": True})
     assert len(notebook.lines) == 1
 
     with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
-        log_video(accelerator, gif, 7)
-        log_video(accelerator, gif, 8)
+        sent.log_video(gif, 7)
+        sent.log_video(gif, 8)
     assert len(caplog.records) == 1
     assert f"notebook is not sent files such as 3.gif: samples stay in {gif.parent}" in caplog.text
-    end_trackers(accelerator)
+    sent.end()
     assert (notebook.finished, accelerator.trackers) == (1, [])
-    end_trackers(accelerator)
+    sent.end()
     assert notebook.finished == 1
 
 
 def test_started_trackers_are_not_started_again(tmp_path):
     notebook = Notebook()
     accelerator = on(tmp_path, notebook)
-    start_trackers(accelerator, "run", {"a": 1})
-    start_trackers(accelerator, "run", {"a": 2})
+    sent = Trackers(accelerator)
+    sent.start("run", {"a": 1})
+    sent = Trackers(accelerator)
+    sent.start("run", {"a": 2})
     assert accelerator.trackers == [notebook]
     assert notebook.config == {"a": 1}
-    end_trackers(accelerator)
-    start_trackers(accelerator, "run", {"a": 3})
+    sent.end()
+    sent = Trackers(accelerator)
+    sent.start("run", {"a": 3})
     assert notebook.config == {"a": 3}
-    end_trackers(accelerator)
+    sent.end()
 
 
 class FakeRun:
@@ -227,35 +228,38 @@ def test_wandb_plays_the_file(tmp_path, gif, monkeypatch, caplog):
             run.log(values, step=step)
 
     accelerator = on(tmp_path, Wandb())
-    start_trackers(accelerator, "run", {})
+    sent = Trackers(accelerator)
+    sent.start("run", {})
     with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
-        log_video(accelerator, gif, 7)
-        log_video(accelerator, tmp_path / "3.MP4", 8)
+        sent.log_video(gif, 7)
+        sent.log_video(tmp_path / "3.MP4", 8)
         assert not caplog.records
-        log_video(accelerator, tmp_path / "3.npy", 9)
+        sent.log_video(tmp_path / "3.npy", 9)
     assert run.logged == [
         (7, {"samples": ("video", str(gif), "gif")}),
         (8, {"samples": ("video", str(tmp_path / "3.MP4"), "mp4")}),
     ]
     assert "wandb is not sent files such as 3.npy" in caplog.text
-    end_trackers(accelerator)
+    sent.end()
 
 
 def test_tensorboard_is_sent_no_films(tmp_path, caplog):
     accelerator = on(tmp_path, "tensorboard")
-    start_trackers(accelerator, "run", {})
+    sent = Trackers(accelerator)
+    sent.start("run", {})
     with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
-        log_video(accelerator, tmp_path / "3.mp4", 9)
+        sent.log_video(tmp_path / "3.mp4", 9)
     assert "tensorboard is not sent files such as 3.mp4" in caplog.text
-    end_trackers(accelerator)
+    sent.end()
 
 
 def test_without_trackers_nothing_is_done(tmp_path, gif):
     accelerator = Accelerator(cpu=True)
-    start_trackers(accelerator, "run", {"a": 1})
-    log_line(accelerator, LINE)
-    log_video(accelerator, gif, 7)
-    end_trackers(accelerator)
+    sent = Trackers(accelerator)
+    sent.start("run", {"a": 1})
+    sent.log(LINE)
+    sent.log_video(gif, 7)
+    sent.end()
     assert list(tmp_path.iterdir()) == [gif]
 
 
@@ -300,15 +304,3 @@ def test_a_tracker_that_is_not_installed_is_refused(name, monkeypatch):
 def test_what_is_no_tracker_is_refused(log_with):
     with pytest.raises(TypeError, match=r"names of trackers or GeneralTrackers .*an instance of"):
         check_trackers(log_with)
-
-
-def test_no_accelerator_is_kept_for_its_warnings():
-    accelerator = Accelerator(cpu=True, log_with=[Notebook()])
-    start_trackers(accelerator, "run", {})
-    log_video(accelerator, "3.gif", 1)
-    assert accelerator in trackers._told
-    del accelerator
-    import gc
-
-    gc.collect()
-    assert not trackers._told

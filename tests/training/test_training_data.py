@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training import training_data
+from video_diffusion_pytorch.training import data_source as training_data
 
 # how many numbers tell a caption from another
 WIDTH = 4
@@ -139,7 +139,7 @@ def test_a_loader(train):
     assert trainer.ds is None
     assert trainer.order.position == 8
     # the samples have the conditions of the first batch
-    assert trainer._sample_conditions["cond"][:, 0].tolist() == [0, 1, 2, 3]
+    assert trainer.data.sample_conditions["cond"][:, 0].tolist() == [0, 1, 2, 3]
 
 
 def test_a_generator_of_batches_in_a_list(train):
@@ -194,7 +194,7 @@ def test_captions_are_embedded_once(train, folder, encoder):
     assert sorted(encoder) == [f"clip {index}" for index in range(6)]
     for call in told[: 2 * 3]:
         assert set(call["cond"].flatten().tolist()) <= set(range(6))
-    assert trainer.captions.file.parent == folder
+    assert trainer.data.captions.file.parent == folder
     # nor again in another run
     train(folder, **options)
     assert len(encoder) == 6
@@ -252,8 +252,8 @@ def test_captions_as_states_are_encoded_once(train, folder, speller):
             if there[0]:
                 assert lengths[float(states[0, 0])] == count
                 assert (states[there] == states[0]).all()
-    assert trainer.captions.file.parent == folder
-    assert len(trainer._sample_conditions["cond"]) == 2
+    assert trainer.data.captions.file.parent == folder
+    assert len(trainer.data.sample_conditions["cond"]) == 2
     # nor again in another run
     train(folder, **options)
     assert len(speller) == 6
@@ -370,7 +370,7 @@ def test_first_frames_and_captions_together(train, folder, encoder):
         sample_cond_scale=2.0,
     )
     assert {"cond", "cond_video"} <= told[0].keys()
-    assert trainer._sample_conditions["first_frames"].shape == (4, 1, 1, 8, 8)
+    assert trainer.data.sample_conditions["first_frames"].shape == (4, 1, 1, 8, 8)
     assert np.load(trainer.results_folder / "1.npy").shape == (4, 1, 3, 8, 8)
 
 
@@ -394,7 +394,7 @@ class Noting(Trainer):
 
     def compute_loss(self, videos, **kwargs):
         losses = super().compute_loss(videos, **kwargs)
-        self.__dict__.setdefault("noted", []).append((kwargs, self.drawn["noise"], losses))
+        self.__dict__.setdefault("noted", []).append((kwargs, kwargs["noise"], losses))
         return losses
 
 
@@ -506,7 +506,7 @@ def test_a_condition_that_nobody_gives(train, folder):
 
 def test_held_out_clips_give_the_samples_conditions(train):
     trainer, told = train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), held_out=3, steps=8)
-    apart = trainer._sample_conditions["cond"][:, 0].tolist()
+    apart = trainer.data.sample_conditions["cond"][:, 0].tolist()
     assert apart == [0, 4, 7] or apart == [0, 3, 7]
     trained = {n for call in told if len(call["cond"]) == 2 for n in call["cond"][:, 0].tolist()}
     assert trained & set(apart) == set()
@@ -514,7 +514,7 @@ def test_held_out_clips_give_the_samples_conditions(train):
 
 def test_where_none_is_held_out_the_conditions_are_spread(train):
     trainer, _ = train(unet={"cond_dim": WIDTH}, dataset=Clips(vector, 13), held_out=0)
-    assert trainer._sample_conditions["cond"][:, 0].tolist() == [0, 3, 6, 9]
+    assert trainer.data.sample_conditions["cond"][:, 0].tolist() == [0, 3, 6, 9]
 
 
 def test_nothing_is_left_to_train_on(train):
@@ -552,19 +552,19 @@ def test_conditions_are_those_of_the_first_run_after_a_resume(train, folder):
     first, _ = train(folder, clip_start="random", **options)
     torch.rand(3)
     second, _ = train(folder, clip_start="random", results_folder=folder / ".other", **options)
-    frames = [trainer._sample_conditions["first_frames"] for trainer in (first, second)]
+    frames = [trainer.data.sample_conditions["first_frames"] for trainer in (first, second)]
     second.order.seed += 1  # as if it had been made with another seed
-    second.restart_data()
-    assert not torch.equal(second._sample_conditions["first_frames"], frames[0])
+    second.data.restart()
+    assert not torch.equal(second.data.sample_conditions["first_frames"], frames[0])
     second.load(first.results_folder / "model-1.pt")
-    assert torch.equal(second._sample_conditions["first_frames"], frames[0])
+    assert torch.equal(second.data.sample_conditions["first_frames"], frames[0])
     assert torch.equal(first.sample(), second.sample())
 
 
 def test_a_loader_has_told_nothing_before_its_first_batch(train):
     trainer, _ = train(unet={"cond_dim": WIDTH}, dataloader=DataLoader(Clips(vector), 4))
-    trainer._sample_conditions = None
-    with pytest.raises(ValueError, match="samples must be told cond, got none, as no batch has co"):
+    trainer.data._sample_conditions = None
+    with pytest.raises(ValueError, match="must be conditioned on cond, got none, as no batch"):
         trainer.sample()
 
 

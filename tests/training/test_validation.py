@@ -14,13 +14,9 @@ from video_diffusion_pytorch.data.dataset import Dataset as Clips
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.training import validation
 from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.clips.clip_source import files_of
 from video_diffusion_pytorch.training.metrics import read_metrics
-from video_diffusion_pytorch.training.validation import (
-    Validation,
-    split_by_position,
-    split_off,
-)
+from video_diffusion_pytorch.training.splits import files_of, split_by_position, split_off
+from video_diffusion_pytorch.training.validation import Validation
 
 
 class Numbers(Dataset):
@@ -589,8 +585,8 @@ def test_parts_of_one_dataset(tmp_path):
 
 def test_images_are_not_of_clips_that_are_validated_on(make_trainer, clips):
     trainer = make_trainer(validation_split=0.25, image_frames=1, image_folder=clips)
-    pictures = trainer._images.dataset.paths
-    drawn = {pictures[index].resolve() for [index] in trainer._images.files}
+    pictures = trainer.data.images.dataset.paths
+    drawn = {pictures[index].resolve() for [index] in trainer.data.images.files}
     assert len(drawn) == 9
     assert drawn.isdisjoint(sides(trainer)[1])
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,16 @@ def write_result(result: Result, path: str | os.PathLike[str]) -> None:
         )
     finite = {n: v if math.isfinite(v) else None for n, v in result["scores"].items()}
     text = json.dumps({"format": FORMAT, **result, "scores": finite}, indent=2, allow_nan=False)
+    with replacing(target) as unfinished:
+        unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A file to write, which takes the target's place once it is whole."""
     unfinished = target.with_name(f".{target.name[:50]}.{os.getpid()}.tmp")
     try:
-        unfinished.write_text(text + "\n", encoding="utf-8")
+        yield unfinished
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)

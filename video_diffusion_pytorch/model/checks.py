@@ -6,34 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.conditions import (
+    CONDITIONS,
+    VALUES,
+    Shape,
+    expected_shape,
+)
+
 # The width of BERT's states, which `use_bert_text_cond` stands for.
 BERT_DIM = 768
 
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-# "n" stands for any length
-Shape = tuple[int | str, ...]
-
-# Of each condition: what a network has that takes it, the keywords that build such a network, and
-# where to look if the shape is wrong.
-_CONDITIONS = {
-    "cond": (
-        "a condition",
-        "cond_dim or use_bert_text_cond",
-        "check the encoder's width against the network's cond_dim",
-    ),
-    "labels": ("classes", "num_classes", "give one class per video"),
-    "frame_cond": (
-        "a condition per frame",
-        "frame_cond_dim",
-        "give one vector per frame, of the network's frame_cond_dim",
-    ),
-    "cond_video": (
-        "a dense condition",
-        "cond_channels",
-        "resize it to the video, and check its channels against the network's cond_channels",
-    ),
-}
 
 _STATES_HINT = "give the states of each caption's tokens, of the network's cond_dim, not one vector"
 
@@ -96,20 +79,20 @@ def check_conditions(
     """
     for name, shape in _shapes(x, config).items():
         value = conditions.get(name)
-        has, _, hint = _CONDITIONS[name]
+        kind = CONDITIONS[name]
         if value is None and shape is not None and null_cond_prob < 1:
             raise ValueError(
-                f"Unet3D: this network was built with {has}, so {name} of shape "
+                f"Unet3D: this network was built with {kind.network}, so {name} of shape "
                 f"{_written(shape)} is expected, got None; pass it, or null_cond_prob=1 for none"
             )
         if value is None:
             continue
         shape = _check_kind(name, name, value, shape)
-        frames_alike = name == "cond_video" and value.ndim == 4
+        frames_alike = kind.frames_optional and value.ndim == len(shape) - 1
         if not _fits(value, (*shape[:2], *shape[3:]) if frames_alike else shape):
             raise ValueError(
                 f"Unet3D: {name} must have the shape {_written(shape)}, got {tuple(value.shape)}; "
-                f"{_hint(name, value, shape, hint)}"
+                f"{_hint(name, value, shape, kind.hint)}"
             )
     if conditions.get("labels") is not None:
         _check_labels(conditions["labels"], config["num_classes"])
@@ -139,11 +122,7 @@ def check_image_conditions(
             "Unet3D: image_conditions must go with images, got "
             f"{', '.join(conditions)} for none; say in image_frames how many frames are images"
         )
-    shapes = _shapes(x[:, :, :k], config)
-    if shapes["cond"] is not None:
-        shapes["cond"] = (*rows, *shapes["cond"][1:])
-    if shapes["labels"] is not None:
-        shapes["labels"] = rows
+    shapes = _shapes(x, config, k)
     for name, value in conditions.items():
         full = f"image_conditions[{name!r}]"
         if name not in (*shapes, "null_cond_mask", "cond_mask"):
@@ -170,11 +149,11 @@ def check_image_conditions(
 
 def _check_kind(full: str, name: str, value: Any, shape: Shape | None) -> Shape:
     """Gives the shape that a condition must have, if the network takes it and it is a tensor."""
-    has, keyword, _ = _CONDITIONS[name]
+    kind = CONDITIONS[name]
     if shape is None:
         raise ValueError(
-            f"Unet3D: this network was built without {has}, so {full} must be None, got "
-            f"{type(value).__name__}; build it with {keyword}"
+            f"Unet3D: this network was built without {kind.network}, so {full} must be None, got "
+            f"{type(value).__name__}; build it with {kind.built_with}"
         )
     if not torch.is_tensor(value):
         raise ValueError(
@@ -200,17 +179,15 @@ def takes_text_states(config: Mapping[str, Any]) -> bool:
     return bool(config["num_text_tokens"]) or config["text_pooling"] == "attention"
 
 
-def _shapes(x: Tensor, config: Mapping[str, Any]) -> dict[str, Shape | None]:
+def _shapes(x: Tensor, config: Mapping[str, Any], images: int = 0) -> dict[str, Shape | None]:
     """The shape that each condition must have; None for one that the network doesn't take."""
-    b, _, f, h, w = x.shape
-    cond_dim, frame_dim = cond_dim_of(config), config["frame_cond_dim"]
-    channels = config["cond_channels"]
-    sequence = ("n",) if takes_text_states(config) else ()
+    sizes = {axis: x.shape[i] for axis, i in {"b": 0, "f": 2, "h": 3, "w": 4}.items()}
+    states = takes_text_states(config)
+    widths = {name: config[CONDITIONS[name].width] for name in VALUES}
+    widths["cond"] = cond_dim_of(config)
     return {
-        "cond": None if cond_dim is None else (b, *sequence, cond_dim),
-        "labels": None if config["num_classes"] is None else (b,),
-        "frame_cond": None if frame_dim is None else (b, f, frame_dim),
-        "cond_video": (b, channels, f, h, w) if channels else None,
+        name: expected_shape(name, sizes, width, states=states, images=images)
+        for name, width in widths.items()
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.conditions import Conditions, rows_of_images
 from video_diffusion_pytorch.model.checks import (
     check_conditions,
     check_image_conditions,
@@ -18,9 +19,6 @@ from video_diffusion_pytorch.model.checks import (
 )
 from video_diffusion_pytorch.model.embeddings import time_of_log_snr
 from video_diffusion_pytorch.model.text_tokens import TextPooling, TextTokens, mean_state
-
-# By keyword of `Unet3D.forward`
-Conditions = Mapping[str, Tensor]
 
 
 class Conditioned(nn.Module):
@@ -146,9 +144,7 @@ class Conditioned(nn.Module):
         f, k = frames
         if not k or of_videos is emb:
             return of_videos
-        rows = _by_image(image_conditions)
-        if "frame_cond" in rows:
-            rows["frame_cond"] = rows["frame_cond"][:, None]
+        rows = rows_of_images(image_conditions)
         of_images = self._tell(emb.repeat_interleave(k, 0), dropped.repeat_interleave(k), rows)
         if of_videos.ndim == 2:
             of_videos = of_videos[:, None]
@@ -167,7 +163,7 @@ class Conditioned(nn.Module):
         cond = conditions.get("cond")
         if cond is not None and self.takes_text_states:
             cond = self._pooled(*_states(conditions))
-        cond = _or_null(cond, self.null_cond_emb, _untold(conditions, dropped)).to(emb.dtype)
+        cond = _or_null(cond, self.null_cond_emb, _without_cond(conditions, dropped)).to(emb.dtype)
         if emb.ndim == 3:
             cond = cond[:, None].expand(-1, emb.shape[1], -1)
         return torch.cat((emb, cond), dim=-1)
@@ -191,7 +187,7 @@ class Conditioned(nn.Module):
         videos = self._tokens_of(dropped, conditions)
         if not image_frames:
             return TextTokens(videos)
-        rows = dropped.repeat_interleave(image_frames), _by_image(image_conditions)
+        rows = dropped.repeat_interleave(image_frames), rows_of_images(image_conditions)
         return TextTokens(videos, self._tokens_of(*rows).unflatten(0, (-1, image_frames)))
 
     def _tokens_of(self, dropped: Tensor, conditions: Conditions) -> Tensor:
@@ -200,7 +196,7 @@ class Conditioned(nn.Module):
         if "cond" in conditions:
             states, mask = _states(conditions)
             tokens = self.text_tokens(states.to(self.text_tokens.queries.dtype), mask)
-        return _or_null(tokens, self.null_text_tokens, _untold(conditions, dropped))
+        return _or_null(tokens, self.null_text_tokens, _without_cond(conditions, dropped))
 
     def _rows_of_labels(self, labels: Tensor | None, dropped: Tensor) -> Tensor:
         """Rows of the table of classes, whose last one is for none."""
@@ -234,12 +230,7 @@ class Conditioned(nn.Module):
         return join_channels(x, field)
 
 
-def _by_image(image_conditions: Conditions) -> dict[str, Tensor]:
-    """Conditions of images, `(b, k, ...)`, with one row per image."""
-    return {name: value.flatten(0, 1) for name, value in image_conditions.items()}
-
-
-def _untold(conditions: Conditions, dropped: Tensor) -> Tensor:
+def _without_cond(conditions: Conditions, dropped: Tensor) -> Tensor:
     """The videos that have no `cond`: it is dropped, or masked, or a caption of no token."""
     missing, mask = conditions.get("null_cond_mask"), conditions.get("cond_mask")
     if missing is not None:

@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from video_diffusion_pytorch.conditions import (
+    CONDITIONS,
+    given,
+    masks_of,
+    null_like,
+    stack_rows,
+    to_one_length,
+    with_masks,
+)
 from video_diffusion_pytorch.model.conditions import Conditioned
 from video_diffusion_pytorch.model.masks import focus_mask
 
@@ -70,15 +78,17 @@ class Guided(Conditioned):
             )
         focus = focus_mask(focus_present_mask, prob_focus_present, x)
         # a subclass's forward need not know those that are not used
-        conditions = _given(
-            cond=cond,
-            labels=labels,
-            frame_cond=frame_cond,
-            cond_video=cond_video,
-            null_cond_mask=null_cond_mask,
-            cond_mask=cond_mask,
+        conditions: dict[str, Any] = given(
+            {
+                "cond": cond,
+                "labels": labels,
+                "frame_cond": frame_cond,
+                "cond_video": cond_video,
+                "null_cond_mask": null_cond_mask,
+                "cond_mask": cond_mask,
+            }
         )
-        instead = _given(**negative or {})
+        instead = given(negative or {})
         if instead:
             self._check_negative(x, time, instead, conditions)
         if cond_scale == 1 or not self.has_cond:
@@ -93,7 +103,7 @@ class Guided(Conditioned):
         both = self(
             torch.cat((x, x)),
             torch.cat((time, time)),
-            **{name: _stack(value, null[name]) for name, value in conditions.items()},
+            **{name: stack_rows(value, null[name]) for name, value in conditions.items()},
             focus_present_mask=None if focus is None else torch.cat((focus, focus)),
             **twice,
         )
@@ -111,7 +121,7 @@ class Guided(Conditioned):
         conditions: Mapping[str, Any],
     ) -> None:
         """Raises a ValueError unless negative conditions are beside others, and fit the network."""
-        known = {*conditions, *["null_cond_mask", "cond_mask"] * ("cond" in negative)}
+        known = {*conditions, *masks_of(negative)}
         alone = [name for name in negative if name not in known]
         if alone:
             raise ValueError(
@@ -124,10 +134,10 @@ class Guided(Conditioned):
     def _both_halves(
         self, conditions: dict[str, Any], negative: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What the two halves of the pass are told, by the same names."""
+        """The conditions of the two halves of the pass, under the same names."""
         if self.takes_text_states:
-            conditions, negative = _with_masks(conditions), _with_masks(negative)
-            _to_one_length(conditions, negative)
+            conditions, negative = with_masks(conditions), with_masks(negative)
+            conditions, negative = to_one_length((conditions, negative))
         elif "null_cond_mask" in negative:
             nowhere = torch.zeros_like(negative["null_cond_mask"])
             conditions = {"null_cond_mask": nowhere, **conditions}
@@ -135,57 +145,14 @@ class Guided(Conditioned):
         return conditions, null | negative
 
     def _null(self, name: str, value: Tensor) -> Tensor:
-        """What stands for the absence of a condition, in the shape of `value`."""
-        if name == "null_cond_mask":
-            # no sequence of states stands for none: such videos are masked instead
-            return torch.full_like(value, self.takes_text_states)
-        if name in ("cond", "cond_mask") and self.takes_text_states:
+        """The null value of a condition in the shape of `value`."""
+        if self.takes_text_states and name in ("cond", "cond_mask"):
+            # no sequence of states is a null value: such videos are masked instead
             return value
-        if name == "labels":
-            # long, as a byte cannot be -1
-            return torch.full_like(value, -1, dtype=torch.long)
-        null: Tensor | None = {
-            "cond": self.null_cond_emb,
-            "frame_cond": self.null_frame_cond,
-            "cond_video": self.null_cond_video,
-        }[name]
-        assert null is not None
-        if name == "cond_video" and value.ndim == 4:
-            null = null.squeeze(2)
-        return null.expand_as(value)
-
-
-def _given(**conditions: Tensor | None) -> dict[str, Any]:
-    return {name: value for name, value in conditions.items() if value is not None}
-
-
-def _with_masks(conditions: dict[str, Any]) -> dict[str, Any]:
-    """Conditions among which are states of captions, with both masks that these may have."""
-    if "cond" not in conditions:
-        return conditions
-    states = conditions["cond"]
-    all_seen = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-    return {"cond_mask": all_seen, "null_cond_mask": ~all_seen.any(dim=1)} | conditions
-
-
-def _to_one_length(first: dict[str, Any], second: dict[str, Any]) -> None:
-    """Pads the states of captions in one of two sets of conditions to the length of the other."""
-    if "cond" not in first or "cond" not in second:
-        return
-    length = max(first["cond"].shape[1], second["cond"].shape[1])
-    for told in (first, second):
-        more = length - told["cond"].shape[1]
-        told["cond"] = F.pad(told["cond"], (0, 0, 0, more))
-        told["cond_mask"] = F.pad(told["cond_mask"], (0, more))
-
-
-def _stack(value: Tensor, below: Tensor) -> Tensor:
-    """A condition, and under it as many rows of another."""
-    if value.ndim < below.ndim:
-        value = value.unsqueeze(2).expand_as(below)
-    elif below.ndim < value.ndim:
-        below = below.unsqueeze(2).expand_as(value)
-    return torch.cat((value, below))
+        if self.takes_text_states and name == "null_cond_mask":
+            return torch.ones_like(value)
+        null = CONDITIONS[name].null
+        return null_like(name, value, getattr(self, null) if isinstance(null, str) else None)
 
 
 def _rescaling(guided: Tensor, conditional: Tensor, share: float) -> Tensor:

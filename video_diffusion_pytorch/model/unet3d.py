@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.conditions import given
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.hub import Shareable
 from video_diffusion_pytorch.model.arguments import check_arguments, plain
@@ -255,7 +256,7 @@ class Unet3D(UShape, Guided, Shareable, part="unet"):
             "null_cond_mask": null_cond_mask,
             "cond_mask": cond_mask,
         }
-        images = {n: v for n, v in (image_conditions or {}).items() if v is not None}
+        images = given(image_conditions or {})
         self.check_inputs(
             x,
             time,
@@ -270,7 +271,7 @@ class Unet3D(UShape, Guided, Shareable, part="unet"):
         # one draw for all conditions of a video
         dropped = dropped_videos(drop_mask, null_cond_prob, x, has_cond=self.has_cond)
         frames = x.shape[2] - image_frames
-        told = {name: value for name, value in conditions.items() if value is not None}
+        told = given(conditions)
         emb = self._embed(time, dropped, told, images, (frames, image_frames))
         fields = (cond_video, images.get("cond_video"))
         x = self._join_field(x, *fields, dropped, image_frames)

@@ -1,202 +1,181 @@
-"""What of a training run goes to a checkpoint."""
+"""Checkpoints of a run: their names, writing, retention and the lock of the results folder."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from video_diffusion_pytorch.diffusion.conditions import unwrap
-from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import FORMAT, write_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import FolderLock
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import in_order, newest, step_of
-from video_diffusion_pytorch.training.checkpoints.random_states import random_states
-from video_diffusion_pytorch.training.checkpoints.retention import forget_old
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import write_checkpoint
+from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import (
+    FolderLock,
+    check_folder,
+    check_room,
+    find_checkpoint,
+)
+from video_diffusion_pytorch.training.checkpoints.checkpoint_order import (
+    in_order,
+    newest,
+    read_newest,
+    set_aside,
+    step_of,
+)
+from video_diffusion_pytorch.training.checkpoints.retention import best_checkpoint, forget_old
 from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import write_sharded
-from video_diffusion_pytorch.training.clips.batches import EndlessShuffle
-from video_diffusion_pytorch.training.clips.clip_source import clips_behind
-from video_diffusion_pytorch.training.ema import Averages
-from video_diffusion_pytorch.training.engine import Processes
-from video_diffusion_pytorch.training.optimizer import optimizer_settings
-from video_diffusion_pytorch.training.validation import Sides
-from video_diffusion_pytorch.version import __version__
+from video_diffusion_pytorch.training.processes import Processes
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
 
-class Saving(Processes):
-    """The part of a Trainer that goes to files; `Trainer` has the attributes."""
+class Checkpoints:
+    """The checkpoints that a run writes to its results folder, and the lock that it holds there.
 
-    step: int
-    model: GaussianDiffusion
-    averages: Averages
-    opt: Any
-    scheduler: Any
-    results_folder: Path
-    ds: Any
-    order: EndlessShuffle
-    keep_last: int | None
-    keep_best: int
-    losses: dict[str, float | None]
-    skipped_steps: int
-    _sides: Sides | None
-    milestone: Any
-    _lock: FolderLock | None
-    _signals: Any
-    _saved_step: int
-    _saved_path: Path | None
-    _good_step: int
-    _is_diverged: bool
-    _is_owed: bool
-    _may_save: bool
-    _is_unproven: bool
-    _validated_step: int
+    Args:
+        folder: The results folder.
+        processes: Of the run.
+        keep_last: How many of the newest are kept; None for all.
+        keep_best: How many of those with the lowest validation loss are kept besides.
 
-    def checkpoint_state(self) -> dict[str, Any]:
-        """What a checkpoint holds: tensors and plain values. Every process calls it."""
-        denoiser = getattr(unwrap(self.model.denoise_fn), "config", None)
-        first, *others = self.averages.named().items()
-        return {
-            "format": FORMAT,
-            "version": __version__,
-            "step": self.step,
-            "model": self.model.state_dict(),
-            "ema": first[1].state_dict(),
-            "emas": {name: average.state_dict() for name, average in others},
-            "ema_decays": [*self.averages.models],
-            "optimizer": self.opt.state_dict(),
-            "optimizer_settings": optimizer_settings(self.opt),
-            "scheduler": {} if self.scheduler is None else self.scheduler.state_dict(),
-            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
-            "config": {
-                "unet": denoiser,
-                "diffusion": self.model.config,
-                "class_names": self.class_names,
-            },
-            # a validation of other weights says nothing of these
-            "losses": {
-                "training": self.losses["training"],
-                "validation": self.losses["validation"]
-                if self._validated_step == self.step
-                else None,
-            },
-            "skipped_steps": self.skipped_steps,
-            "random_states": self.from_all(random_states()),
-            "data": {
-                "seed": self.order.seed,
-                "position": self.order.position,
-                "clips": len(self.order.indices),
-                "files": self._sides
-                and {name: sorted(found) for name, found in self._sides._asdict().items()},
-            },
-        }
+    Attributes:
+        saved_step: The step of the newest checkpoint of this run; -1 for none.
+        saved_path: Its path.
+        is_unproven: Whether no step after it has had a finite loss yet.
+    """
 
-    @property
-    def scaler(self) -> Any:
-        """The loss scaler of float16 training; None in other precisions."""
-        return self.accelerator.scaler
+    def __init__(
+        self, folder: Path, processes: Processes, *, keep_last: int | None, keep_best: int
+    ) -> None:
+        self.folder, self.processes = folder, processes
+        self.keep_last, self.keep_best = keep_last, keep_best
+        self.saved_step, self.is_unproven = -1, False
+        self.saved_path: Path | None = None
+        self._lock: FolderLock | None = None
 
-    # to a file
+    # writing
 
-    def save(self, milestone: int | float | str) -> None:
-        """Writes `model-{milestone}.pt`, whole or not at all; every process calls it.
+    def path_of(self, milestone: Any) -> Path:
+        """The path of a milestone's checkpoint."""
+        # 2e-05 is no name that is found again
+        number = f"{Decimal(str(milestone)):f}" if isinstance(milestone, float) else milestone
+        suffix = ".sharded" if self.processes.fsdp else ".pt"
+        return self.folder / f"model-{number}{suffix}"
 
-        A sharded model's checkpoint is a folder, `model-{milestone}.sharded`. Afterwards those are
-        removed that `keep_last` and `keep_best` don't keep; in `train` after the next good step.
+    def unused_name(self, milestone: Any, step: int) -> Any:
+        """A milestone's name, with the step besides where it is another step's checkpoint."""
+        path = self.path_of(milestone)
+        if self.processes.is_main and path.exists() and step_of(path) != step:
+            milestone = f"{path.stem.removeprefix('model-')}-step{step}"
+        return self.processes.from_main(milestone)
+
+    def write(self, state: dict[str, Any], milestone: Any) -> None:
+        """Writes a checkpoint, whole or not at all; every process calls it.
 
         Raises:
             OSError: If it can't be written.
         """
-        self._may_save = False
-        state = self.checkpoint_state()
-        path = self._path_of(milestone)
-        with self.main_first():
-            if self.is_main:
-                self._keep_folder()
-                if not self.fsdp:
+        path = self.path_of(milestone)
+        with self.processes.main_first():
+            if self.processes.is_main:
+                self.keep_folder()
+                if not self.processes.fsdp:
                     write_checkpoint(state, path)
-        if self.fsdp:
-            write_sharded(state, path, self.is_main)
-        self._saved_step, self._saved_path, self._may_save = self.step, path, True
-        self._is_unproven = True
-        if self._signals is None:
-            self._forget_old()
+        if self.processes.fsdp:
+            write_sharded(state, path, self.processes.is_main)
+        self.saved_step, self.saved_path, self.is_unproven = state["step"], path, True
 
-    def _path_of(self, milestone: Any) -> Path:
-        # 2e-05 is no name that is found again
-        number = f"{Decimal(str(milestone)):f}" if isinstance(milestone, float) else milestone
-        return self.results_folder / f"model-{number}{'.sharded' if self.fsdp else '.pt'}"
+    def set_newest_aside(self) -> None:
+        """Renames the newest checkpoint, whose weights may have diverged, so that none resumes it.
 
-    def _save_step(self) -> None:
-        """Saves under this step's number, and never over the checkpoint of another step."""
-        milestone = self.milestone
-        path = self._path_of(milestone)
-        if self.is_main and path.exists() and step_of(path) != self.step:
-            milestone = f"{path.stem.removeprefix('model-')}-step{self.step}"
-        self.save(self.from_main(milestone))
+        An only one stays: it may be whole, and the clips damaged.
+        """
+        if not self.is_unproven or self.saved_path is None:
+            return
+        with self.processes.main_first():
+            others = [p for p in in_order(self.folder) if step_of(p) < math.inf]
+            if self.processes.is_main and len(others) > 1:
+                path = self.path_of(f"not-finite-step{self.saved_step}")
+                self.saved_path = self.saved_path.rename(path)
 
-    def _set_diverged_aside(self) -> None:
-        """Gives weights that may have diverged a name that no run goes on from by itself."""
-        try:
-            if self._good_step > self._saved_step:
-                self.save(f"not-finite-step{self.step}")
-            elif self._is_unproven and self._saved_path is not None:
-                with self.main_first():
-                    # an only one stays: it may be whole, and the clips damaged
-                    others = [p for p in in_order(self.results_folder) if step_of(p) < math.inf]
-                    if self.is_main and len(others) > 1:
-                        path = self._path_of(f"not-finite-step{self._saved_step}")
-                        self._saved_path = self._saved_path.rename(path)
-        # it is no reason to end, or to say less of the other
-        except (OSError, RuntimeError) as error:
-            logger.warning("the weights of step %d could not be kept: %s", self.step, error)
-        self._is_unproven = False
-        if self.is_main and self._saved_path is not None:
-            logger.warning(
-                "loss or gradients are not finite at step %d: its weights are in %s; %s",
-                self.step,
-                self._saved_path,
-                self._last_checkpoint(),
+    def forget_old(self) -> None:
+        """Removes old checkpoints, once the step after the newest has had a finite loss."""
+        if self.processes.is_main and self.is_unproven:
+            forget_old(self.folder, self.keep_last, self.keep_best, written=self.saved_path)
+        self.is_unproven = False
+
+    # reading
+
+    def read(
+        self, milestone: Any, read: Callable[[Path], dict[str, Any]]
+    ) -> tuple[Path, dict[str, Any]]:
+        """Reads a checkpoint, which counts as the newest of this run from now on.
+
+        Args:
+            milestone: As of `Trainer.load`.
+            read: Reads the state of a path.
+        """
+        if milestone == -1:
+            path, state = read_newest(self.folder, read)
+        else:
+            is_best = milestone == "best"
+            path = (
+                best_checkpoint(self.folder) if is_best else find_checkpoint(self.folder, milestone)
             )
+            state = read(path)
+        return path, state
 
-    def _forget_old(self) -> None:
-        """Removes old checkpoints, once the step after the newest has a finite loss."""
-        if self.is_main and self._is_unproven:
-            written = self._saved_path
-            forget_old(self.results_folder, self.keep_last, self.keep_best, written=written)
-        self._is_unproven = False
+    def go_back_to(self, path: Path, step: int) -> None:
+        """Makes a checkpoint that was loaded the newest of this run."""
+        self.saved_step, self.saved_path, self.is_unproven = step, path, False
 
-    def _keep_folder(self) -> None:
-        """Makes the results folder again, if it was deleted during the run.
+    def describe_newest(self) -> str:
+        """Where a run can go on from, in words."""
+        found = newest(self.folder)
+        return f"the last checkpoint is {found}" if found else "there is no checkpoint yet"
+
+    # the folder
+
+    def take_folder(self, step: int, size: int) -> None:
+        """Locks the folder for a run, and moves checkpoints of later steps away.
+
+        Args:
+            step: Steps done so far.
+            size: Bytes that a checkpoint takes.
+
+        Raises:
+            BlockingIOError: If another run trains there.
+            OSError: If it can't be written.
+        """
+        check_folder(self.folder)
+        self._lock = FolderLock(self.folder)
+        set_aside(self.folder, step)
+        check_room(self.folder, size)
+
+    def keep_folder(self) -> None:
+        """Makes the folder again, if it was deleted during the run.
 
         Raises:
             BlockingIOError: If another run trains there since.
         """
-        if self._lock is None or self._lock.is_in(self.results_folder):
+        if self._lock is None or self._lock.is_in(self.folder):
             return
-        is_gone = not self.results_folder.is_dir()
+        is_gone = not self.folder.is_dir()
         self._lock.release()
         try:
-            self.results_folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FolderLock(self.results_folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.folder)
         except BlockingIOError:
             raise
         except OSError:
             return  # what is written to it says what is wrong
         if is_gone:
-            folder = self.results_folder.absolute()
+            folder = self.folder.absolute()
             logger.warning("the results folder %s is gone: it is made again", folder)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes that labels stand for, where the clips' folder tells them."""
-        clips = clips_behind(self.ds)
-        return () if clips is None else clips.class_names
-
-    def _last_checkpoint(self) -> str:
-        """Where a run can go on from, in words."""
-        found = newest(self.results_folder)
-        return f"the last checkpoint is {found}" if found else "there is no checkpoint yet"
+    def release_folder(self) -> None:
+        """Unlocks the folder."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -1,24 +1,32 @@
-"""Before the loop: whether what a Trainer is given can be trained with."""
+"""Checks before the first step: arguments of a Trainer, clips and conditions against the model."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from numbers import Integral
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from video_diffusion_pytorch.conditions import CONDITIONS, VALUES
+from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.shown import shown
-from video_diffusion_pytorch.training.trackers import check_trackers
+from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
+from video_diffusion_pytorch.sizes import as_value_range
+from video_diffusion_pytorch.training.metrics import check_trackers
+from video_diffusion_pytorch.training.splits import whole_dataset
 
-# By attribute of the Trainer: its counts, and the least that each may be
+# Counts that a Trainer takes, and the least that each may be
 _COUNTS = {
+    "train_batch_size": 1,
     "gradient_accumulate_every": 1,
     "update_ema_every": 1,
     "save_and_sample_every": 1,
     "num_sample_rows": 1,
-    "validate_every": 1,
     "validation_clips": 1,
     "log_every": 1,
     "max_skipped_steps": 1,
@@ -26,21 +34,24 @@ _COUNTS = {
     "keep_best": 0,
     "image_frames": 0,
 }
-_OPTIONAL = {"num_workers": 0, "save_every": 1, "keep_last": 1, "evaluate_every": 1}
+# Those that may be None
+_OPTIONAL = {
+    "num_workers": 0,
+    "save_every": 1,
+    "keep_last": 1,
+    "validate_every": 1,
+    "evaluate_every": 1,
+}
 
 
 def check_model(diffusion: object) -> None:
-    """Raises a TypeError for what is no diffusion, such as its network alone."""
+    """Refuses what is no diffusion, such as its network alone, or is not in float32 or float64."""
     if not isinstance(diffusion, GaussianDiffusion):
         raise TypeError(
             "Trainer: the model must be a GaussianDiffusion, got "
             f"{type(diffusion).__name__}; wrap the network in one: GaussianDiffusion(unet, "
             "image_size=64, num_frames=16)"
         )
-
-
-def check_precision(diffusion: GaussianDiffusion) -> None:
-    """Raises a ValueError for a model whose weights and schedule are too coarse to train."""
     if diffusion.betas.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             "Trainer: the model must be in float32 or float64, whose digits small steps and the "
@@ -49,64 +60,56 @@ def check_precision(diffusion: GaussianDiffusion) -> None:
         )
 
 
-def check_trainer(trainer: Any, log_with: Any) -> None:
-    """Raises a ValueError for arguments of a Trainer that contradict each other or count nothing.
+def check_arguments(given: Mapping[str, Any], log_with: Any) -> None:
+    """Refuses arguments of a Trainer that contradict each other, or counts that are none.
 
     Args:
-        trainer: With its arguments as attributes.
+        given: Arguments by name.
         log_with: As in `Trainer`.
+
+    Raises:
+        ValueError: If one does.
     """
-    counts = {"train_batch_size": 1, **_COUNTS}
-    values = {**vars(trainer), "train_batch_size": trainer.batch_size}
-    check_counts({n: values[n] for n in counts}, counts)
-    given = {n: values[n] for n in _OPTIONAL if values[n] is not None}
-    check_counts(given, _OPTIONAL)
-    if trainer.max_grad_norm is not None and not trainer.max_grad_norm > 0:
+    for name, least in {**_COUNTS, **_OPTIONAL}.items():
+        value = given[name]
+        if value is None and name in _OPTIONAL:
+            continue
+        if not isinstance(value, Integral) or value < least:
+            advice = "give a positive number" if least else "leave it out"
+            raise ValueError(
+                f"Trainer: {name} must be at least {least}, got {shown(value)}; {advice}"
+            )
+    if given["max_grad_norm"] is not None and not given["max_grad_norm"] > 0:
         raise ValueError(
-            f"Trainer: max_grad_norm must be above 0, got {shown(trainer.max_grad_norm)}; leave it "
-            "out to cut nothing"
+            f"Trainer: max_grad_norm must be above 0, got {shown(given['max_grad_norm'])}; leave "
+            "it out to clip nothing"
         )
-    check_image_folder(trainer.image_folder, trainer.image_frames)
+    if given["image_folder"] is not None and not given["image_frames"]:
+        raise ValueError(
+            "Trainer: with image_folder, image_frames must be at least 1, got 0; say how many "
+            "images go with each clip, or leave image_folder out"
+        )
     check_trackers(log_with)
-    check_validation(trainer)
+    _check_validation(given)
 
 
-def check_validation(trainer: Any) -> None:
-    """Raises a ValueError unless the clips to validate on come from one place at most.
-
-    Args:
-        trainer: With its arguments as attributes.
-    """
+def _check_validation(arguments: Mapping[str, Any]) -> None:
+    """Refuses clips to validate on that come from several places."""
     names = [f"validation_{name}" for name in ("dataset", "folder", "manifest", "split")]
-    given = [name for name in names if getattr(trainer, name) is not None]
+    given = [name for name in names if arguments[name] is not None]
     # the name of a split says which rows of a manifest, wherever their files are
-    is_name = isinstance(trainer.validation_split, str)
+    is_name = isinstance(arguments["validation_split"], str)
     if len(given) > 1 and ("validation_dataset" in given or not (is_name or given[-1] != names[3])):
         raise ValueError(
             "Trainer: the clips to validate on must come from one place, got "
             f"{' and '.join(given)}; choose one of them (with a validation_folder or a "
             "validation_manifest, validation_split can only be the name of a split)"
         )
-    if trainer.keep_best and not given:
+    if arguments["keep_best"] and not given:
         raise ValueError(
             "Trainer: keep_best must go with clips to validate on, got none; pass "
             "validation_folder, validation_dataset or validation_split"
         )
-
-
-def check_counts(counts: Mapping[str, Any], least: Mapping[str, int]) -> None:
-    """Raises a ValueError for numbers that count nothing.
-
-    Args:
-        counts: By keyword of the Trainer.
-        least: What each must be at least.
-    """
-    for name, value in counts.items():
-        if not isinstance(value, Integral) or value < least[name]:
-            advice = "give a positive number" if least[name] else "leave it out"
-            raise ValueError(
-                f"Trainer: {name} must be at least {least[name]}, got {shown(value)}; {advice}"
-            )
 
 
 def share_of_batch(batch_size: int, num_processes: int) -> int:
@@ -123,10 +126,142 @@ def share_of_batch(batch_size: int, num_processes: int) -> int:
     return batch_size // num_processes
 
 
-def check_image_folder(image_folder: object, image_frames: int) -> None:
-    """Raises a ValueError for a folder of images of which none is asked for."""
-    if image_folder is not None and not image_frames:
+def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = None) -> None:
+    """Tells the model the units of the clips.
+
+    Args:
+        diffusion: The model.
+        dataset: Its attribute `value_range`, if it has one, says the units.
+        given: Or this does.
+
+    Raises:
+        ValueError: If the model has other units.
+    """
+    given = getattr(whole_dataset(dataset), "value_range", None) if given is None else given
+    found = as_value_range(given, diffusion.channels)
+    if found is None:
+        return
+    own = diffusion.config["value_range"]
+    if own is None:
+        diffusion.set_value_range(found)
+    elif as_value_range(own, diffusion.channels) != found:
         raise ValueError(
-            "Trainer: with image_folder, image_frames must be at least 1, got 0; say how many "
-            "images go with each clip, or leave image_folder out"
+            f"Trainer: the clips must be in the model's value_range, {own}, got {found}; give "
+            "one of them only"
         )
+
+
+def check_first_clip(
+    diffusion: GaussianDiffusion,
+    clips: Dataset | None,
+    videos: Tensor,
+    conditions: Mapping[str, Any],
+) -> None:
+    """Finds out before the first step whether a batch is what the model takes.
+
+    Args:
+        diffusion: The model.
+        clips: Where the batch is from, if it is a folder.
+        videos: The clips of the batch.
+        conditions: Its conditions.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    names = diffusion.condition_names
+    missing = [name for name in names if name not in conditions]
+    if missing:
+        raise ValueError(
+            f"Trainer: the network takes {', '.join(names)}, so the data must give them, got "
+            f"none for {', '.join(missing)}; say in conditions where they come from, give "
+            "them in the dataset's items, or build the network without"
+        )
+    _check_names(diffusion, conditions)
+    if "cond_mask" in conditions and not torch.is_tensor(conditions.get("cond")):
+        raise ValueError(
+            "Trainer: with captions, the data must give no cond_mask, which the encoder tells, "
+            "got one; leave it out, or give states as cond"
+        )
+    # captions are checked where they are encoded
+    given = {name: conditions.get(name) for name in (*names, "cond_mask")}
+    tensors = {name: value for name, value in given.items() if torch.is_tensor(value)}
+    diffusion.check_batch(videos, **tensors)
+    if conditions.get("frame_mask") is not None:
+        diffusion.check_frame_mask(conditions["frame_mask"], videos)
+    check_units(diffusion, videos, "the first item" if clips is None else str(clips.paths[0]))
+    if clips is None:
+        return
+    classes = getattr(unwrap(diffusion.denoise_fn), "config", {}).get("num_classes")
+    if classes is not None and len(clips.class_names) > classes:
+        raise ValueError(
+            f"Trainer: the clips must be of at most {classes} classes, the network's num_classes, "
+            f"got {len(clips.class_names)}; build it with num_classes={len(clips.class_names)}"
+        )
+
+
+def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a condition that the network does not take."""
+    network = inspect.signature(unwrap(diffusion.denoise_fn).forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in network.values()):
+        return
+    own = inspect.signature(diffusion.forward).parameters
+    used = {*diffusion.condition_names, *["cond_mask"] * diffusion.takes_text_states}
+    unused = {*VALUES, "cond_mask"} - used
+    is_told = hasattr(unwrap(diffusion.denoise_fn), "condition_names")
+    for name in conditions:
+        if name not in {*own, *network, "cond"} or (is_told and name in unused):
+            known = ", ".join(diffusion.condition_names) or "no condition"
+            option = CONDITIONS[name].width if name in VALUES else "it"
+            raise ValueError(
+                f"Trainer: the network takes {known}, got {name!r} from the data; leave it out, "
+                f"rename it, or build the network with {option}"
+            )
+
+
+def check_units(diffusion: GaussianDiffusion, videos: Tensor, where: str) -> None:
+    """Raises a ValueError for floats outside [0, 1] where no range says what they mean."""
+    config = diffusion.config
+    has_units = not config["auto_normalize"] or config["value_range"] is not None
+    if has_units or not videos.is_floating_point():
+        return
+    low, high = (value.item() for value in videos.aminmax())
+    if low < -RANGE_TOLERANCE or high > 1 + RANGE_TOLERANCE:
+        raise ValueError(
+            f"Trainer: clips must be in [0, 1], got values from {low:.3g} to {high:.3g} "
+            f"in {where}; pass value_range='fit', or (low, high) in the clips' units, or build "
+            "GaussianDiffusion with value_range=(low, high) or auto_normalize=False"
+        )
+
+
+def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, Any]) -> None:
+    """Raises a ValueError for conditions of samples that the model does not take."""
+    names = [*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames)]
+    allowed = [*names, *["cond_mask"] * diffusion.takes_text_states]
+    for name, value in given.items():
+        if name not in allowed or isinstance(value, str) or not hasattr(value, "__len__"):
+            raise ValueError(
+                "Trainer: sample_conditions must hold rows of "
+                f"{', '.join(names) or 'no condition'}, got {name}="
+                f"{shown(value)}; give for example "
+                "{'cond': ['a whale']}"
+            )
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ValueError(
+            f"Trainer: sample_conditions must hold {', '.join(names)}, got none for "
+            f"{', '.join(missing)}; add them, or leave sample_conditions out"
+        )
+
+
+def check_network_for_images(diffusion: GaussianDiffusion, count: int) -> None:
+    """Raises a ValueError unless the network takes that many images beside a clip."""
+    network: Any = unwrap(diffusion.denoise_fn)
+    if "image_frames" not in inspect.signature(network.forward).parameters:
+        raise ValueError(
+            "Trainer: image_frames must go with a network whose forward takes image_frames, as "
+            f"Unet3D's does, got {type(network).__name__}; leave them out, or add the argument"
+        )
+    if hasattr(network, "check_inputs"):
+        c, f, h, w = diffusion.clip_shape
+        x = torch.empty(1, c, f + count, h, w, device="meta")
+        network.check_inputs(x, torch.zeros(1), 1.0, image_frames=count)

@@ -1,16 +1,31 @@
-"""When a training step does not fit into memory: how that is told, and what to turn."""
+"""Memory of a training step: weights and activations counted beforehand, and the error message."""
 
 from __future__ import annotations
 
-import os
+import contextlib
+import inspect
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 
 from video_diffusion_pytorch.diffusion.conditions import unwrap
-from video_diffusion_pytorch.training.activation_memory import activation_bytes
+from video_diffusion_pytorch.diffusion.shown import shown
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+_DTYPES = {
+    "no": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp8": torch.bfloat16,
+}
 
 # What the allocators say that raise a plain RuntimeError
 _PHRASES = (
@@ -21,34 +36,65 @@ _PHRASES = (
     "CUDA error: out of memory",
 )
 
-# Share of a device's memory that a smaller batch may fill: fragments and buffers want the rest
-_FILLED = 0.8
-
 
 class TrainingOutOfMemory(torch.OutOfMemoryError, MemoryError):
-    """A training step did not fit into memory; the message says what to turn.
+    """A training step did not fit into memory; the message says which options reduce it.
 
-    What catches torch's own error, a RuntimeError, or Python's MemoryError, catches this one too.
+    Code that catches torch's own error, a RuntimeError, or Python's MemoryError, catches this one.
     """
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on whichever device."""
+    """Whether an error says that memory ran out, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(p in str(error) for p in _PHRASES)
 
 
+def explain_out_of_memory(
+    diffusion: Any, *, batch_size: int, accumulate: int, precision: str, error: BaseException
+) -> TrainingOutOfMemory:
+    """The error for a training step that ran out of memory.
+
+    Args:
+        diffusion: The diffusion that is trained.
+        batch_size: Clips of a micro-batch of this process.
+        accumulate: Micro-batches of a step.
+        precision: `"no"` for float32, or that of autocast.
+        error: What was raised; its text ends the message.
+    """
+    network = unwrap(diffusion.denoise_fn)
+    choices = []
+    if not getattr(network, "gradient_checkpointing", True):
+        choices.append(f"{type(network).__name__}(gradient_checkpointing=True)")
+    if precision == "no":
+        choices.append("amp=True")
+    if batch_size > 1:
+        smaller = next(n for n in range(batch_size - 1, 0, -1) if batch_size % n == 0)
+        choices.append(
+            f"train_batch_size={smaller} with gradient_accumulate_every="
+            f"{accumulate * batch_size // smaller}, which is the same step"
+        )
+    choices.append("smaller clips or a smaller network")
+    c, f, h, w = diffusion.clip_shape
+    return TrainingOutOfMemory(
+        f"Trainer: a step must fit into the memory of {diffusion.betas.device}, got a micro-batch "
+        f"of {batch_size} clips of {c} x {f} x {h} x {w} in "
+        f"{'float32' if precision == 'no' else precision}; use {', or '.join(choices)}. "
+        f"The error was: {str(error) or type(error).__name__}"
+    )
+
+
 def state_bytes(
     diffusion: nn.Module, optimizer: torch.optim.Optimizer | None = None, averages: int = 1
 ) -> int:
-    """What weights, averages of them, gradients and the optimizer take on one device.
+    """Bytes of weights, their averages, gradients and optimizer state on one device.
 
     Args:
         diffusion: The diffusion that is trained.
         optimizer: Its optimizer; None, or one that has not stepped yet, for two numbers per
             weight, as Adam keeps.
-        averages: How many averages of the weights there are.
+        averages: Number of averages of the weights.
     """
     weights = sum(p.nbytes for p in [*diffusion.parameters(), *diffusion.buffers()])
     gradients = sum(p.nbytes for p in diffusion.parameters() if p.requires_grad)
@@ -58,103 +104,132 @@ def state_bytes(
     return weights * (1 + averages) + gradients + steps
 
 
-def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory that a device has in all; None where it cannot be asked."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    if device.type == "mps":
-        return torch.mps.recommended_max_memory()
-    if device.type == "cpu" and hasattr(os, "sysconf"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return None
-
-
-def advice(
+def activation_bytes(
     diffusion: Any,
+    batch_size: int = 1,
     *,
-    batch_size: int,
-    accumulate: int,
-    precision: str,
-    checkpointing: bool,
-    error: BaseException,
     conditions: Mapping[str, Any] | None = None,
     image_frames: int = 0,
-    averages: int = 1,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> str:
-    """What to say, and to try, when a training step ran out of memory.
+    precision: str = "no",
+    checkpointing: bool | None = None,
+) -> int | None:
+    """Estimates what a micro-batch keeps in memory between forward and backward pass.
+
+    The network runs on the meta device, which allocates nothing. Each storage that autograd saves
+    is counted once, parameters not. With checkpointing the largest recomputed block is added.
+    Half precision is counted as if the whole network computed in it: autocast keeps up to a fifth
+    less or a tenth more. Not counted are temporary buffers, workspaces of libraries and
+    fragmentation; attention is counted as its device-independent implementation. The weights must
+    not be sharded.
 
     Args:
-        diffusion: The diffusion that is trained.
-        batch_size: Clips of a micro-batch of this process.
-        accumulate: Micro-batches of a step.
-        precision: As in `activation_bytes`.
-        checkpointing: Whether the network has gradient checkpointing switched on.
-        error: What was raised; its own words are the end of the message.
-        conditions: As in `activation_bytes`.
-        image_frames: As in `activation_bytes`.
-        averages: As in `state_bytes`.
-        optimizer: As in `state_bytes`.
+        diffusion: A `GaussianDiffusion`; it is not changed.
+        batch_size: Clips of the micro-batch.
+        conditions: Keywords of the network, tensors of `batch_size` rows. Used only if it does not
+            take `null_cond_prob`: the null conditions cost as much.
+        image_frames: Images behind each clip.
+        precision: `"no"` for float32, or that of autocast, `"bf16"`, `"fp16"` or `"fp8"`.
+        checkpointing: Whether to count with gradient checkpointing; None for as the network is set.
 
     Returns:
-        One message, for a `TrainingOutOfMemory`.
+        Bytes; None, with a warning that says why, if the network does not run on the meta device.
+
+    Raises:
+        ValueError: If `precision` is none of these, or the network has no `gradient_checkpointing`
+            to be switched on.
+
+    Example:
+        >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+        >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+        >>> diffusion = GaussianDiffusion(unet, image_size=16, num_frames=4)
+        >>> kept = activation_bytes(diffusion, 2)
+        >>> kept > activation_bytes(diffusion, 2, checkpointing=True)
+        True
     """
-
-    def estimate(precision: str, checkpointing: bool) -> int | None:
-        return activation_bytes(
-            diffusion,
-            batch_size,
-            conditions=conditions,
-            image_frames=image_frames,
-            precision=precision,
-            checkpointing=checkpointing or None,
+    if precision not in _DTYPES:
+        raise ValueError(
+            f"activation_bytes: precision must be one of {', '.join(_DTYPES)}, got "
+            f"{shown(precision)}; give the precision of autocast, and 'no' for float32"
         )
-
     network: Any = unwrap(diffusion.denoise_fn)
-    device = next(network.parameters()).device
-    total, rest = device_memory(device), state_bytes(diffusion, optimizer, averages)
-    kept = estimate(precision, checkpointing)
-
-    # what is not turned yet
-    choices = []
-    if not checkpointing and hasattr(network, "gradient_checkpointing"):
-        how = f"{type(network).__name__}(gradient_checkpointing=True)"
-        choices.append(f"gradient checkpointing, {how}{_about(estimate(precision, True))}")
-    if precision == "no" and any(p.dtype == torch.float32 for p in network.parameters()):
-        choices.append(f"half precision, amp=True{_about(estimate('bf16', checkpointing))}")
-    if batch_size > 1:
-        smaller = _smaller_batch(batch_size, kept, None if total is None else total - rest)
-        share = None if kept is None else kept * smaller // batch_size
-        choices.append(
-            f"train_batch_size={smaller} with gradient_accumulate_every="
-            f"{accumulate * batch_size // smaller}, which is the same step{_about(share)}"
+    was_on = getattr(network, "gradient_checkpointing", None)
+    if checkpointing and was_on is None:
+        raise ValueError(
+            "activation_bytes: checkpointing must go with a network that has the attribute "
+            f"gradient_checkpointing, as Unet3D has, got {type(network).__name__}; leave it out"
         )
-    choices.append("smaller clips or a smaller network")
-
     c, f, h, w = diffusion.clip_shape
-    images = f" and {image_frames} images" if image_frames else ""
-    of_device = "" if total is None else f", {_gib(total)}"
-    what = "an unknown amount" if kept is None else f"about {_gib(kept)}"
-    return (
-        f"Trainer: a step must fit into the memory of {device}{of_device}, got a micro-batch of "
-        f"{batch_size} clips of {c} x {f} x {h} x {w}{images}, which keeps {what} of activations "
-        f"beside about {_gib(rest)} of weights, averages, gradients and optimizer state; "
-        f"use {', or '.join(choices)}. The error was: {str(error) or type(error).__name__}"
-    )
+    shape = (batch_size, c, f + image_frames, h, w)
+    has_null = "null_cond_prob" in inspect.signature(network.forward).parameters
+    keywords = {"null_cond_prob": 1.0} if has_null else dict(conditions or {})
+    if image_frames:
+        keywords["image_frames"] = image_frames
+    try:
+        if was_on is not None:
+            network.gradient_checkpointing = False
+        total, by_module = _count(network, shape, keywords, _DTYPES[precision])
+        if not (was_on if checkpointing is None else checkpointing):
+            return total
+        network.gradient_checkpointing = True
+        again, kept = _count(network, shape, keywords, _DTYPES[precision])
+    except Exception as error:  # a network of the user's own may fail in any way
+        logger.warning("activation_bytes: no estimate, because of %r", error)
+        return None
+    finally:
+        if was_on is not None:
+            network.gradient_checkpointing = was_on
+    # a module that saves nothing with checkpointing is inside a block that is recomputed
+    return again + max((size for m, size in by_module.items() if not kept[m]), default=0)
 
 
-def _smaller_batch(batch_size: int, kept: int | None, room: int | None) -> int:
-    """The largest proper divisor of the batch that fits, or without an estimate the largest."""
-    divisors = [n for n in range(batch_size - 1, 0, -1) if batch_size % n == 0]
-    if kept is None or room is None:
-        return divisors[0]
-    fitting = [n for n in divisors if kept * n / batch_size <= _FILLED * room]
-    return (fitting or [1])[0]
+def _count(
+    network: nn.Module, shape: tuple[int, ...], keywords: Mapping[str, Any], dtype: torch.dtype
+) -> tuple[int, dict[nn.Module, int]]:
+    """Bytes that a forward pass on the meta device saves, in all and by module."""
 
+    def on_meta(value: Any) -> Any:
+        if not torch.is_tensor(value):
+            return value
+        like = torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
+        return like.to(dtype) if value.is_floating_point() else like
 
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.3g} GiB"
+    weights: dict[str, Tensor] = {
+        name: on_meta(value)
+        for name, value in (*network.named_parameters(), *network.named_buffers())
+    }
+    not_counted = {id(weight.untyped_storage()) for weight in weights.values()}
+    # kept, or another storage might get its id
+    storages: dict[int, torch.UntypedStorage] = {}
+    before: list[int] = []
+    by_module: dict[nn.Module, int] = {}
 
+    def size() -> int:
+        return sum(storage.nbytes() for storage in storages.values())
 
-def _about(count: int | None) -> str:
-    return "" if count is None else f" (about {_gib(count)} of activations)"
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in not_counted:
+            storages[id(storage)] = storage
+        return tensor
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        by_module[module] = max(size() - before.pop(), by_module.get(module, 0))
+
+    is_real = getattr(network, "time_input", "step") == "log_snr"
+    t = torch.zeros(shape[0], dtype=torch.float32 if is_real else torch.long, device="meta")
+    x = torch.empty(shape, dtype=dtype, device="meta")
+    told = {name: on_meta(value) for name, value in keywords.items()}
+    # compiled blocks would be compiled again; before torch 2.6 that cannot be held off
+    set_stance = getattr(torch.compiler, "set_stance", contextlib.nullcontext)
+    with contextlib.ExitStack() as stack:
+        hooks = (
+            register_module_forward_pre_hook(lambda *_: before.append(size())),
+            register_module_forward_hook(leave),
+        )
+        for hook in hooks:
+            stack.callback(hook.remove)
+        stack.enter_context(set_stance("force_eager"))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept))
+        torch.func.functional_call(network, weights, (x, t), told)
+    return size(), by_module

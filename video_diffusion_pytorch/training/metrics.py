@@ -1,4 +1,4 @@
-"""What the steps of a run measured: summed on the device, written a line at a time, read back."""
+"""Metrics of a run: sums on the device, `metrics.jsonl`, and experiment trackers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,18 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.data.write_video import replacing
+from video_diffusion_pytorch.diffusion.shown import shown
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
 BINS = 10
-"""Ranges of the noise schedule whose losses are told apart."""
+"""Number of equal ranges of the noise schedule whose losses are averaged separately."""
+
+# What browsers show as a picture, and what Weights & Biases plays
+_PICTURES = (".gif", ".png", ".webp", ".jpg", ".jpeg")
+_FILMS = (".gif", ".mp4", ".webm")
+# Names of trackers' packages, where they differ
+_PACKAGES = {"comet_ml": "comet-ml"}
 
 
 class StepMetrics:
@@ -274,3 +281,163 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     is_line = isinstance(parsed, dict) and isinstance(parsed.get("step"), int)
     return parsed if is_line else None
+
+
+def check_trackers(log_with: Any) -> None:
+    """Refuses trackers that can't be used here, before anything else is done.
+
+    Args:
+        log_with: Name of a tracker that accelerate knows, `"all"` for those that are installed, an
+            accelerate `GeneralTracker` of one's own, a list of such, or None.
+
+    Raises:
+        ValueError: If a name is not known, or its package is not installed.
+        TypeError: If one is neither a name nor a tracker.
+    """
+    if log_with is None:
+        return
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+    from accelerate.utils import LoggerType
+
+    here = sorted(map(str, get_available_trackers()))
+    builtin = sorted(set(map(str, LoggerType)) - {"all"})
+    # those that were registered by their class
+    usable = [*here, *sorted(LOGGER_TYPE_TO_CLASS.keys() - set(builtin))]
+    for tracker in log_with if isinstance(log_with, (list, tuple)) else [log_with]:
+        if isinstance(tracker, GeneralTracker):
+            continue
+        if not isinstance(tracker, (str, LoggerType)):
+            raise TypeError(
+                "Trainer: log_with must be names of trackers or GeneralTrackers of accelerate, got "
+                f"{shown(tracker)}; give a name such as 'tensorboard', or an instance of the class"
+            )
+        name = str(tracker)
+        if name in usable or (name == "all" and usable):
+            continue
+        package = _PACKAGES.get(name, name) if name in builtin else "tensorboard"
+        raise ValueError(
+            "Trainer: log_with must name trackers that can be used here, "
+            f"{', '.join(usable) or 'of which none is installed'}, got {name!r}; choose one of "
+            f"{', '.join(builtin)}, and install its package, as in: pip install {package}"
+        )
+
+
+class Trackers:
+    """The experiment trackers of a run, as accelerate runs them.
+
+    Args:
+        accelerator: Of accelerate, made with `log_with` and, for trackers that write files,
+            `project_dir`.
+    """
+
+    def __init__(self, accelerator: Any) -> None:
+        self.accelerator = accelerator
+        self._without_videos: set[str] = set()
+
+    def start(self, project: str, config: Mapping[str, Any], *, step: int = 0) -> None:
+        """Starts the trackers, unless they are started.
+
+        Args:
+            project: Name of the project, for TensorBoard that of a folder.
+            config: Settings of the run, nested: in trackers `{"unet": {"dim": 8}}` is `unet.dim`.
+                Values other than numbers, strings and booleans are converted to strings.
+            step: Steps done so far: TensorBoard hides what an interrupted run logged of later ones.
+        """
+        if self.accelerator.trackers or not self.accelerator.log_with:
+            return
+        options = {"tensorboard": {"purge_step": step + 1}} if step else {}
+        self.accelerator.init_trackers(project, config=_flat(config), init_kwargs=options)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        """Logs the numbers of a line of `metrics.jsonl`.
+
+        Args:
+            line: Numbers by name. The items of a list are named `loss_by_noise/0` and so on. None,
+                text and lines of an event are left out.
+        """
+        if not self.accelerator.trackers or "event" in line:
+            return
+        numbers: dict[str, int | float] = {}
+        for name, value in line.items():
+            # trackers have a clock of their own
+            if name in ("step", "time"):
+                continue
+            if _is_number(value):
+                numbers[name] = value
+            elif isinstance(value, Sequence) and not isinstance(value, str):
+                numbers |= {f"{name}/{i}": item for i, item in enumerate(value) if _is_number(item)}
+        if numbers:
+            self.accelerator.log(numbers, step=line["step"])
+
+    def log_video(self, path: str | os.PathLike[str], step: int) -> None:
+        """Logs a milestone's samples to the trackers that play them.
+
+        TensorBoard plays a gif among its images, Weights & Biases gif, mp4 and webm. For other
+        trackers and files a warning says once that the samples are in the file only.
+
+        Args:
+            path: The file.
+            step: Steps done so far.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard" and suffix in _PICTURES:
+                _show_in_tensorboard(tracker.tracker, path, step)
+            elif tracker.name == "wandb" and suffix in _FILMS:
+                import wandb
+
+                tracker.log({"samples": wandb.Video(str(path), format=suffix[1:])}, step=step)
+            elif tracker.name not in self._without_videos:
+                self._without_videos.add(tracker.name)
+                logger.warning(
+                    "%s is not sent files such as %s: samples stay in %s",
+                    tracker.name,
+                    path.name,
+                    path.parent,
+                )
+
+    def end(self) -> None:
+        """Ends the trackers, so that all that was logged is written; they may start again."""
+        for tracker in self.accelerator.trackers:
+            try:
+                tracker.finish()
+            except Exception as error:
+                logger.warning("%s did not end well: %s", tracker.name, error)
+        # accelerate's own end_training would end the processes' connection as well
+        self.accelerator.trackers.clear()
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    flat: dict[str, int | float | str | bool] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, (bool, int, float, str)):
+            flat[f"{prefix}{key}"] = value
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _show_in_tensorboard(writer: Any, path: Path, step: int) -> None:
+    """Adds the file as it is, which plays, where `SummaryWriter.add_image` takes one frame."""
+    from PIL import Image
+
+    try:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+    except ModuleNotFoundError:
+        # accelerate takes this package in its place
+        from tensorboardX.proto.summary_pb2 import Summary
+
+    with Image.open(path) as image:
+        width, height = image.size
+    # 3 channels, as colours have
+    content = {"height": height, "width": width, "colorspace": 3}
+    shown = Summary.Image(**content, encoded_image_string=path.read_bytes())
+    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag="samples", image=shown)]), step)
+    writer.flush()

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.conditions import repeat_rows
 from video_diffusion_pytorch.data.false_colour import ValueRange, to_pictures
 from video_diffusion_pytorch.data.formats.video_reader import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.video_grid import video_grid
 from video_diffusion_pytorch.data.write_video import replacing, write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.training.clips.batches import repeat_to
 
 
 @torch.no_grad()
@@ -49,7 +49,7 @@ def draw_samples(
     own = ceil(count / processes)
     # all parts are as long, and processes that share one model take the same number of steps
     numbers = [min(process * own + i, count - 1) for i in range(own)]
-    repeated = {name: repeat_to(condition, count) for name, condition in conditions.items()}
+    repeated = {name: repeat_rows(condition, count) for name, condition in conditions.items()}
     options: dict[str, Any] = {"cond_scale": cond_scale} if conditions else {}
     # a subclass that is written for the reference has neither progress nor seeds
     known = inspect.signature(diffusion.sample).parameters

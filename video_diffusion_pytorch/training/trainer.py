@@ -2,33 +2,147 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+import logging
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.data.condition_files import split_conditions
+from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.single_frames import PictureFolder
+from video_diffusion_pytorch.diffusion.conditions import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator
+from video_diffusion_pytorch.evaluation.results import write_result
+from video_diffusion_pytorch.host_memory import keep_freed_memory
+from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle, collate, unpack_batch
+from video_diffusion_pytorch.training.checkpoint import Checkpoints
+from video_diffusion_pytorch.training.checkpoints.checkpoint_file import FORMAT
 from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import check_folder
+from video_diffusion_pytorch.training.checkpoints.random_states import random_states
 from video_diffusion_pytorch.training.checks import (
+    check_arguments,
     check_model,
-    check_precision,
-    check_trainer,
+    check_sample_conditions,
     share_of_batch,
 )
-from video_diffusion_pytorch.training.clips.clip_source import check_sample_conditions
+from video_diffusion_pytorch.training.data_source import (
+    Batch,
+    DataHooks,
+    DataSource,
+    check_source,
+)
 from video_diffusion_pytorch.training.draws import ClipDraws
 from video_diffusion_pytorch.training.ema import EMA, Averages
-from video_diffusion_pytorch.training.engine import compile_network, make_accelerator, use_fsdp
-from video_diffusion_pytorch.training.evaluation_options import Evaluation
-from video_diffusion_pytorch.training.learning_rate import make_schedule
-from video_diffusion_pytorch.training.loop import TrainingLoop
-from video_diffusion_pytorch.training.metrics import StepMetrics
-from video_diffusion_pytorch.training.optimizer import make_optimizer
+from video_diffusion_pytorch.training.evaluate import make_evaluator
+from video_diffusion_pytorch.training.memory import (
+    explain_out_of_memory,
+    out_of_memory,
+    state_bytes,
+)
+from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics, Trackers
+from video_diffusion_pytorch.training.optimizer import (
+    Schedule,
+    make_optimizer,
+    make_schedule,
+    optimizer_settings,
+)
+from video_diffusion_pytorch.training.processes import (
+    Processes,
+    compile_network,
+    make_accelerator,
+)
+from video_diffusion_pytorch.training.resume import (
+    check_classes,
+    checkpoint_to_resume,
+    load_model,
+    load_optimizer,
+    load_random_states,
+    read_state,
+)
+from video_diffusion_pytorch.training.samples import (
+    describe,
+    draw_samples,
+    is_of_others,
+    write_samples,
+)
+from video_diffusion_pytorch.training.sharding import clip_gradients
+from video_diffusion_pytorch.training.signals import StopSignals
+from video_diffusion_pytorch.training.validation import Validation, validation_losses
+from video_diffusion_pytorch.version import __version__
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+# Options of the clips that hold for pictures, too
+_FOR_PICTURES = ("fit", "crop", "horizontal_flip", "vertical_flip", "axes", "square_pixels")
 
 
-class Trainer(TrainingLoop):
+def noop(*args: Any, **kwargs: Any) -> None:
+    """Logs nothing: the default of `Trainer.train`'s `log_fn`."""
+
+
+class MicroBatch(NamedTuple):
+    """What a step keeps of a micro-batch.
+
+    Attributes:
+        positions: Positions of its clips in the run.
+        losses: The loss of each clip, `(b,)`, or their mean from a `compute_loss` that gives it.
+        t: Time steps, `(b,)`; None if the model draws them itself.
+    """
+
+    positions: Sequence[int]
+    losses: Tensor
+    t: Tensor | None
+
+    @property
+    def bad_positions(self) -> list[int]:
+        """Positions of the clips whose loss is not finite; all, if only their mean is known."""
+        is_bad = (~self.losses.isfinite()).expand(len(self.positions)).tolist()
+        return [place for place, bad in zip(self.positions, is_bad, strict=True) if bad]
+
+
+@dataclass
+class RunState:
+    """What the loop knows of its last steps.
+
+    Attributes:
+        good_step: The last step whose loss and gradients were finite.
+        skipped_in_row: Number of steps skipped since then.
+        has_diverged: Whether no clip of the last step had a finite loss, so that the weights may
+            have diverged.
+        checkpoint_is_due: Whether a checkpoint was put off until the next good step.
+        weights_are_whole: False in the middle of an update of the weights or of a checkpoint.
+        first_step: Number of the first step of this call of `train`.
+        logged_step: The step of the last line of metrics.
+        validated_step: The step of the last validation.
+        shall_stop: Whether a process was sent a signal, and all of them know.
+    """
+
+    good_step: int = 0
+    skipped_in_row: int = 0
+    has_diverged: bool = False
+    checkpoint_is_due: bool = False
+    weights_are_whole: bool = False
+    first_step: int = 1
+    logged_step: int = 0
+    validated_step: int = -1
+    shall_stop: bool = False
+
+
+class Trainer:
     """Trains a `GaussianDiffusion` on a folder of clips, or on any dataset.
 
     Writes `model-N.pt`, and samples as `N.gif` (to look at), `N.npy` (their values) and, if they
@@ -186,9 +300,9 @@ class Trainer(TrainingLoop):
         **data_options: Any,
     ) -> None:
         check_model(diffusion_model)
-        check_precision(diffusion_model)
+        check_arguments(locals(), log_with)
 
-        # how a step is taken
+        # a step
         self.train_lr, self.optimizer, self.betas = train_lr, optimizer, betas
         self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
         self.lr_schedule, self.warmup_steps = lr_schedule, warmup_steps
@@ -197,33 +311,60 @@ class Trainer(TrainingLoop):
         self.step_start_ema, self.update_ema_every = step_start_ema, update_ema_every
         self.ema_warmup = ema_warmup
 
-        # what is done when, and what of it is kept
+        # between steps
         self.save_and_sample_every, self.save_every = save_and_sample_every, save_every
         self.validate_every = save_and_sample_every if validate_every is None else validate_every
-        self.evaluate_every, self._evaluator = evaluate_every, None
+        self.evaluate_every = evaluate_every
         self.evaluation = Evaluation(clips=256) if evaluation is None else evaluation
         self.log_every, self.project, self.num_sample_rows = log_every, project, num_sample_rows
+        self.sample_cond_scale = sample_cond_scale
         self.keep_last, self.keep_best = keep_last, keep_best
         self.results_folder = Path(results_folder)
-        self._start_counting()
 
         # data
-        self.batch_size, self.num_workers = train_batch_size, num_workers
         self.image_frames, self.image_folder = image_frames, image_folder
         self.validation_folder, self.validation_split = validation_folder, validation_split
         self.validation_manifest, self.validation_dataset = validation_manifest, validation_dataset
-        self.validation_clips = validation_clips
-        self.data_options = data_options
+        self.validation_clips, self.data_options = validation_clips, data_options
         self.model, self.image_size = diffusion_model, diffusion_model.image_size
-        self.sample_cond_scale = sample_cond_scale
+        samples = None if sample_conditions is None else dict(sample_conditions)
+        if samples is not None:
+            check_sample_conditions(diffusion_model, samples)
         sources = {"folder": folder, "dataset": dataset, "dataloader": dataloader}
-        self._chosen_conditions = None if sample_conditions is None else dict(sample_conditions)
-        if self._chosen_conditions is not None:
-            check_sample_conditions(diffusion_model, self._chosen_conditions)
-        check_trainer(self, log_with)
+        source = check_source(sources, data_options, type(self), self.results_folder)
 
-        # processes, and what each of them has
-        self.fsdp = use_fsdp(fsdp)
+        # state
+        self.step, self.skipped_steps = 0, 0
+        self.losses: dict[str, float | None] = {"training": None, "validation": None}
+        self.run = RunState()
+        self.resumed_from: Path | None = None
+        self.signals: StopSignals | None = None
+        self._evaluator: Evaluator | None = None
+
+        self._connect(fsdp, amp, device, mixed_precision, log_with)
+        self.batch_size = train_batch_size
+        if split_batches:
+            self.batch_size = share_of_batch(train_batch_size, self.num_processes)
+        self.data = self._make_data(sources, seed, num_workers, held_out, samples)
+        self.data.open(source)
+        self._prepare_model(ema_decay, compile)
+        with self.processes.main_first():
+            self.data.captions.prepare(self.data.known_captions, self.device)
+            check_folder(self.results_folder)
+        found = checkpoint_to_resume(resume, self.results_folder)
+        if found is not None:
+            self.load(found)
+        if evaluate_every is not None:
+            self._evaluator = self._make_evaluator()
+
+    def _connect(
+        self,
+        fsdp: bool,
+        amp: bool,
+        device: str | None,
+        mixed_precision: str | None,
+        log_with: Any,
+    ) -> None:
         self.accelerator = make_accelerator(
             amp,
             device,
@@ -231,17 +372,57 @@ class Trainer(TrainingLoop):
             log_with=log_with,
             folder=self.results_folder,
         )
-        self.device = self.accelerator.device
-        if split_batches:
-            self.batch_size = share_of_batch(train_batch_size, self.num_processes)
-        self._prepare_data(sources, held_out, num_sample_rows**2, seed)
-        if evaluate_every is not None:
-            self._evaluator = self._make_evaluator()
-        self._prepare_model(ema_decay, compile)
-        with self.main_first():
-            self.captions.prepare(self.known_captions, self.device)
-            check_folder(self.results_folder)
-        self._resume(resume)
+        self.processes = Processes(self.accelerator, fsdp)
+        self.checkpoints = Checkpoints(
+            self.results_folder, self.processes, keep_last=self.keep_last, keep_best=self.keep_best
+        )
+        self.device, self.fsdp = self.accelerator.device, self.processes.fsdp
+
+    def _make_data(
+        self,
+        sources: dict[str, Any],
+        seed: int | None,
+        num_workers: int | None,
+        held_out: int | None,
+        sample_conditions: dict[str, Any] | None,
+    ) -> DataSource:
+        return DataSource(
+            self.model,
+            self.processes,
+            self._data_hooks(),
+            sources=sources,
+            options=self.data_options,
+            batch_size=self.batch_size,
+            seed=seed,
+            num_workers=num_workers,
+            held_out=held_out,
+            num_samples=self.num_sample_rows**2,
+            sample_conditions=sample_conditions,
+            own_conditions=inspect.signature(self.compute_loss).parameters.keys(),
+            image_frames=self.image_frames,
+            image_folder=self.image_folder,
+            validation={
+                "folder": self.validation_folder,
+                "split": self.validation_split,
+                "manifest": self.validation_manifest,
+                "dataset": self.validation_dataset,
+                "clips": self.validation_clips,
+            },
+        )
+
+    def _data_hooks(self) -> DataHooks:
+        def make(folder: Any, options: dict[str, Any] | None = None) -> Any:
+            trainer = self if options is None else self._with(data_options=options)
+            return trainer.make_dataset(folder, self.model)
+
+        # where it is not replaced, workers do without the Trainer
+        is_own = type(self).unpack_batch is not Trainer.unpack_batch
+        return DataHooks(
+            make_dataset=make,
+            make_image_dataset=lambda folder: self.make_image_dataset(folder, self.model),
+            make_dataloader=self.make_dataloader,
+            unpack=self.unpack_batch if is_own else unpack_batch,
+        )
 
     def _prepare_model(self, ema_decay: float | Sequence[float], compile: bool) -> None:
         self.model.to(self.device)
@@ -254,20 +435,84 @@ class Trainer(TrainingLoop):
         )
         self.ema_model: Any = self.averages.first
         self.ema = EMA(next(iter(self.averages.models)))
+        models = [*self.averages.models.values()]
         if compile:
-            compile_network(self.model, *self.averages.models.values())
-        self.parallel_model = self._share_model([*self.averages.models.values()])
+            compile_network(self.model, *models)
+        self.parallel_model = self.processes.share_model(self.model, models)
         # the processes agree on the first one's weights when they share the model
         self.averages.copy(self.model)
         self.opt = self.accelerator.prepare(self.make_optimizer())
         self.scheduler = self.make_schedule()
         self.clip_draws = ClipDraws(self.model)
         self.metrics = StepMetrics(self.device, self.model.num_timesteps)
+        self.metrics_file: MetricsFile | None = None
+        self.trackers = Trackers(self.accelerator)
 
-    # what a subclass may make differently
+    def _with(self, **attributes: Any) -> Trainer:
+        """A shallow copy with other attributes, which methods of a subclass then see."""
+        other = copy.copy(self)
+        vars(other).update(attributes)
+        return other
+
+    # what a subclass may replace
+
+    def make_dataset(self, folder: str | os.PathLike[str], diffusion: GaussianDiffusion) -> Any:
+        """Makes the dataset of clips, whose items `unpack_batch` understands once collated."""
+        apart = (self.results_folder, self.image_folder, self.validation_folder)
+        return Dataset(
+            folder,
+            diffusion.image_size,
+            channels=diffusion.channels,
+            num_frames=diffusion.num_frames,
+            exclude=[p for p in apart if p is not None],
+            # a quarter of the bytes to the device, which makes floats of them faster
+            as_uint8=True,
+            **{"exts": None, **self.data_options},
+        )
+
+    def make_image_dataset(
+        self, folder: str | os.PathLike[str], diffusion: GaussianDiffusion
+    ) -> Any:
+        """Makes the dataset of `image_folder`: clips, of each of which one frame is taken."""
+        kinds, _, columns = split_conditions(self.data_options.get("conditions"))
+        options = {k: v for k, v in self.data_options.items() if k in _FOR_PICTURES}
+        return PictureFolder(
+            folder,
+            diffusion.image_size,
+            diffusion.channels,
+            has_captions="caption" in kinds or isinstance(columns.get("cond"), str),
+            class_names=self.class_names,
+            value_range=diffusion.config["value_range"],
+            exclude=(self.results_folder,),
+            as_uint8=True,
+            **options,
+        )
+
+    def make_dataloader(self, dataset: Any) -> Any:
+        """Makes the loader of the batches: shuffled, without end, from `order.position` on."""
+        is_stream = isinstance(dataset, IterableDataset)
+        if not self.num_workers:
+            # the batches' memory is the same from step to step
+            keep_freed_memory()
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=None if is_stream else self.order,
+            num_workers=self.num_workers or 0,
+            # a stream is exhausted after each epoch, and starts again
+            persistent_workers=bool(self.num_workers and is_stream),
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            # its own generator: making the loader draws, and a resumed run makes it once more
+            generator=torch.Generator().manual_seed(self.order.seed),
+        )
+
+    def unpack_batch(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        """Splits a batch into videos and keywords of the diffusion's forward, such as `cond`."""
+        return unpack_batch(batch)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer of `model`."""
+        """Makes the optimizer of `model`."""
         return make_optimizer(
             self.model,
             self.optimizer,
@@ -277,7 +522,7 @@ class Trainer(TrainingLoop):
         )
 
     def make_schedule(self) -> Any:
-        """The schedule of the learning rate of `opt`; None for none."""
+        """Makes the learning-rate schedule of `opt`; None for none."""
         return make_schedule(
             self.opt,
             self.lr_schedule,
@@ -285,7 +530,100 @@ class Trainer(TrainingLoop):
             total_steps=self.train_num_steps,
         )
 
-    # the average
+    def compute_loss(self, videos: Tensor, **kwargs: Any) -> Tensor:
+        """The loss of a micro-batch, in the training precision.
+
+        A validation calls it, too, on a copy of the trainer whose `model` and `parallel_model` are
+        the model to validate, in evaluation mode.
+
+        Args:
+            videos: `(b, c, f, h, w)`.
+            **kwargs: Keywords of the diffusion's forward: conditions, and what is drawn for each
+                clip (`t`, `noise` and masks, as of `ClipDraws`).
+
+        Returns:
+            The loss of each clip, `(b,)`; of a subclass also the mean, a scalar.
+        """
+        if "null_cond_prob" in kwargs:
+            kwargs.pop("drop_mask", None)
+        with self.accelerator.autocast():
+            return self.parallel_model(videos, **kwargs)
+
+    def sample(self, ema_decay: float | None = None) -> Tensor:
+        """Draws a milestone's samples, `(num_sample_rows ** 2, c, f, h, w)`, from an average.
+
+        Each process draws its part, and all get all of them. Noise and conditions are the same at
+        every milestone. Training's random numbers are not touched.
+
+        Args:
+            ema_decay: Which average draws, by its decay; None for the first.
+
+        Raises:
+            ValueError: If the model takes conditions, and no batch has given them yet.
+        """
+        conditions = self.data.sample_conditions
+        if conditions is None:
+            raise ValueError(
+                "Trainer.sample: the samples must be conditioned on "
+                f"{', '.join(self.model.condition_names)}, got none, as no batch has come from the "
+                "loader yet; train first, or pass sample_conditions"
+            )
+        count = self.num_sample_rows**2
+        videos = draw_samples(
+            cast(GaussianDiffusion, self.averages.choose(ema_decay)),
+            count,
+            self.batch_size,
+            self.data.to_device(conditions),
+            self.order.seed,
+            self.sample_cond_scale,
+            share=self.processes.share,
+        )
+        return self.processes.gather(videos)[:count]
+
+    def save_sample(self, videos: Tensor, milestone: int) -> Path:
+        """Writes samples: a grid `N.gif`, their values `N.npy`, their conditions `N.txt`."""
+        return write_samples(
+            videos,
+            self.results_folder,
+            str(milestone),
+            rows=self.num_sample_rows,
+            value_range=self.model.config["value_range"],
+            in_unit_range=self.model.auto_normalize,
+            captions=describe(self.data.sample_conditions or {}, self.class_names, len(videos)),
+        )
+
+    def checkpoint_state(self) -> dict[str, Any]:
+        """What a checkpoint holds: tensors and plain values. Every process calls it."""
+        denoiser = getattr(unwrap(self.model.denoise_fn), "config", None)
+        first, *others = self.averages.named().items()
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "ema": first[1].state_dict(),
+            "emas": {name: average.state_dict() for name, average in others},
+            "ema_decays": [*self.averages.models],
+            "optimizer": self.opt.state_dict(),
+            "optimizer_settings": optimizer_settings(self.opt),
+            "scheduler": {} if self.scheduler is None else self.scheduler.state_dict(),
+            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
+            "config": {
+                "unet": denoiser,
+                "diffusion": self.model.config,
+                "class_names": self.class_names,
+            },
+            # a validation of other weights says nothing of these
+            "losses": {
+                "training": self.losses["training"],
+                "validation": self.losses["validation"]
+                if self.run.validated_step == self.step
+                else None,
+            },
+            "skipped_steps": self.skipped_steps,
+            "random_states": self.processes.from_all(random_states()),
+            "data": self.data.state_dict(),
+        }
 
     def reset_parameters(self) -> None:
         """Makes the averages copies of the weights."""
@@ -294,3 +632,654 @@ class Trainer(TrainingLoop):
     def step_ema(self) -> None:
         """Updates the averages, or copies the weights up to `step_start_ema`."""
         self.averages.update(self.model, self.step)
+
+    # parts of the collaborators
+
+    @property
+    def ds(self) -> Any:
+        """The dataset of clips; None with a `dataloader`."""
+        return self.data.dataset
+
+    @property
+    def dl(self) -> Endless:
+        """The batches, without end."""
+        return self.data.loader
+
+    @property
+    def order(self) -> EndlessShuffle:
+        """The order of the clips."""
+        return self.data.order
+
+    @property
+    def num_workers(self) -> int | None:
+        """Workers that read clips."""
+        return self.data.num_workers
+
+    @property
+    def validation(self) -> Validation | None:
+        """The clips that are validated on."""
+        return self.data.validation
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that labels stand for, where the clips' folder tells them."""
+        return self.data.class_names
+
+    @property
+    def scaler(self) -> Any:
+        """The loss scaler of float16 training; None in other precisions."""
+        return self.accelerator.scaler
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.processes.is_main
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes (world size)."""
+        return self.processes.world_size
+
+    @property
+    def process(self) -> int:
+        """Number of this process (rank), from 0."""
+        return self.processes.rank
+
+    # a step
+
+    def train_step(self, **kwargs: Any) -> float:
+        """One optimizer step over `gradient_accumulate_every` micro-batches; gives their mean loss.
+
+        A step whose loss, or whose gradients, are not finite leaves the weights as they are.
+
+        Args:
+            **kwargs: Further keywords of the diffusion's forward.
+
+        Raises:
+            FloatingPointError: If that happens `max_skipped_steps` times in a row.
+            TrainingOutOfMemory: If the device's memory does not hold a micro-batch.
+        """
+        self.model.train()
+        self.opt.zero_grad()
+
+        # gradients, summed over the micro-batches and exchanged with the last of them
+        parts: list[MicroBatch] = []
+        try:
+            for i in range(self.gradient_accumulate_every):
+                is_last = i == self.gradient_accumulate_every - 1
+                parts.append(self._micro_batch(is_last, **kwargs))
+            if self.scaler is not None:
+                self.accelerator.unscale_gradients(self.opt)
+            norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise explain_out_of_memory(
+                self.model,
+                batch_size=self.batch_size,
+                accumulate=self.gradient_accumulate_every,
+                precision=self.accelerator.mixed_precision,
+                error=error,
+            ) from error
+
+        # all processes agree whether to take the step
+        mean = torch.stack([part.losses.mean() for part in parts]).mean()
+        loss, grad_norm = self._agree(mean, norm)
+        # under a loss scale gradients overflow now and then, and the scale is lowered for it
+        is_good = math.isfinite(loss) and (self.scaler is not None or math.isfinite(grad_norm))
+
+        # weights and averages
+        self.run.weights_are_whole = False
+        if is_good or self.scaler is not None:
+            # a loss scale leaves a bad step out by itself, and must learn of it
+            self.opt.step()
+        self._step_schedule(was_skipped=not is_good or self.accelerator.optimizer_step_was_skipped)
+        if is_good and self.step % self.update_ema_every == 0:
+            self.step_ema()
+        self.step += 1
+        self.run.weights_are_whole = True
+
+        self.step_metrics = {"grad_norm": grad_norm, "skipped": not is_good}
+        if is_good:
+            self.run.skipped_in_row, self.run.has_diverged = 0, False
+            for part in parts:
+                if part.t is not None and part.losses.ndim:
+                    self.metrics.add_losses(part.losses, part.t)
+        else:
+            self._note_bad_step(parts, loss)
+        return loss
+
+    def next_batch(self) -> Batch:
+        """The next micro-batch of this process, on the training device."""
+        return self.data.next_batch()
+
+    def _micro_batch(self, is_last: bool, **kwargs: Any) -> MicroBatch:
+        """Adds the gradients of the next micro-batch."""
+        batch = self.next_batch()
+        images = batch.conditions.get("images")
+        frames = batch.videos.shape[2] + (0 if images is None else images.shape[2])
+        seeds = [self.order.seed_at(position) for position in batch.positions]
+        drawn = self.clip_draws(seeds, frames, kwargs.get("prob_focus_present", 0.0))
+        # what is given takes the place of what was drawn
+        given = {**drawn, **batch.conditions, **kwargs}
+        with self.processes.exchange(self.model, self.parallel_model, is_last):
+            losses = self.compute_loss(batch.videos, **given)
+            loss = losses.mean() / self.gradient_accumulate_every
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        return MicroBatch(batch.positions, losses.detach().float(), given.get("t"))
+
+    def _agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
+        """Means over the processes; a signal that one of them was sent reaches all."""
+        is_caught = self.signals is not None and self.signals.caught is not None
+        values = torch.stack([loss, norm.to(loss), torch.zeros_like(loss) + is_caught])
+        # the one moment of a step at which the device is waited for
+        sums = self.processes.sum(values).tolist()
+        self.run.shall_stop = sums[2] > 0
+        return sums[0] / self.num_processes, sums[1] / self.num_processes
+
+    def _step_schedule(self, was_skipped: bool) -> None:
+        if self.scheduler is None:
+            return
+        with warnings.catch_warnings():
+            if was_skipped:
+                # torch takes a first step that was skipped for one that comes too late
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            self.scheduler.step()
+
+    def _note_bad_step(self, parts: list[MicroBatch], loss: float) -> None:
+        """Counts a step that was skipped, and names its clips."""
+        self.run.skipped_in_row += 1
+        self.skipped_steps += 1
+        # the clips to blame: those without a finite loss, or else all
+        bad = self.data.names(place for part in parts for place in part.bad_positions)
+        names = [name for own in self.processes.from_all(bad) for name in own]
+        count = self.num_processes * sum(len(part.positions) for part in parts)
+        # where some have a finite loss it is these clips, else it may be the weights
+        self.run.has_diverged = len(names) in (0, count)
+        if not names:
+            every = self.data.names(place for part in parts for place in part.positions)
+            names = [name for own in self.processes.from_all(every) for name in own]
+        if self.is_main:
+            logger.warning(
+                "step %d is skipped, as its %s not finite (loss %s); its clips: %s",
+                self.step,
+                "gradients are" if math.isfinite(loss) else "loss is",
+                loss,
+                ", ".join(names),
+            )
+        self._write_line(
+            {"step": self.step, "time": time.time(), "event": "skipped step", "clips": names}
+        )
+        if self.run.skipped_in_row >= self.max_skipped_steps:
+            if self.signals is not None and self.run.has_diverged:
+                self._set_diverged_aside()
+            raise FloatingPointError(
+                "Trainer: loss and gradients must be finite, got "
+                f"{self.run.skipped_in_row} steps in a row that are not; the weights are those "
+                f"before them, and {self.checkpoints.describe_newest()}: train on with a smaller "
+                "train_lr, with max_grad_norm=1.0 or without half precision, and look at the clips "
+                "that were named"
+            )
+
+    # the loop
+
+    def train(
+        self,
+        prob_focus_present: float = 0.0,
+        focus_present_mask: Tensor | None = None,
+        log_fn: Callable[[dict[str, Any]], Any] = noop,
+    ) -> None:
+        """Trains up to `train_num_steps`, with a milestone every `save_and_sample_every` steps.
+
+        After SIGTERM and Ctrl+C the step in progress ends, a checkpoint is written, and the process
+        ends, with SystemExit(143) and KeyboardInterrupt; a second signal ends it at once. The last
+        step has a checkpoint as well.
+
+        Args:
+            prob_focus_present: Probability that the frames of a clip do not see each other.
+            focus_present_mask: Boolean `(train_batch_size,)`, the clips whose frames do not see
+                each other; None to draw them.
+            log_fn: Called after each step, on every process, with a dict: `step` (done so far),
+                `loss` (mean over the step's micro-batches and processes), `lr`, `grad_norm`,
+                `skipped` (whether the weights were left as they are), `data_wait` (share of the
+                step's time that was spent waiting for clips); where there was a validation or an
+                evaluation, its losses or scores; and at a milestone `sample`, the gif's path.
+        """
+        focus: dict[str, Any] = {}
+        if prob_focus_present:
+            focus["prob_focus_present"] = prob_focus_present
+        if focus_present_mask is not None:
+            focus["focus_present_mask"] = focus_present_mask.to(self.device)
+        signals = StopSignals()
+        try:
+            race = self._begin()
+            with signals, self._progress_bar() as bar:
+                self.signals = signals
+                try:
+                    self._loop(bar, log_fn, focus)
+                except Exception as error:
+                    self._save_after(error, race)
+                    raise
+        finally:
+            self.signals = None
+            self.trackers.end()
+            self.data.end_workers()
+            self.checkpoints.release_folder()
+        if signals.caught is not None and self.is_main:
+            logger.warning(
+                "told to stop at step %d: %s", self.step, self.checkpoints.describe_newest()
+            )
+        signals.leave()
+
+    def _begin(self) -> str:
+        """Takes the results folder; returns the key by which processes race to save an error."""
+        self.run.shall_stop, self.run.first_step = False, self.step + 1
+        self.run.logged_step = self.step
+        race = self.processes.new_race()
+        if isinstance(self.scheduler, Schedule):
+            # it may have been raised since
+            self.scheduler.total_steps = self.train_num_steps
+        if self.checkpoints.saved_step < 0:
+            # the first weights need no file
+            self.checkpoints.saved_step = self.step
+        with self.processes.main_first():
+            if self.is_main:
+                size = state_bytes(self.model, self.opt, len(self.averages.models))
+                self.checkpoints.take_folder(self.step, size)
+                self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
+        self.trackers.start(self.project, self.settings(), step=self.step)
+        self.run.weights_are_whole = True
+        return race
+
+    def _progress_bar(self) -> Any:
+        return tqdm(
+            initial=self.step,
+            total=self.train_num_steps,
+            desc="training",
+            disable=not self.is_main,
+        )
+
+    def _loop(
+        self, bar: Any, log_fn: Callable[[dict[str, Any]], Any], focus: dict[str, Any]
+    ) -> None:
+        self._draw_missing_samples()
+        while self.step < self.train_num_steps and not self.is_told_to_stop:
+            log = self._timed_step(**focus)
+            log |= self.after_step()
+            log_fn(log)
+            loss, wait = f"{log['loss']:.4f}", f"{log['data_wait']:.0%}"
+            bar.set_postfix(loss=loss, data_wait=wait, refresh=False)
+            bar.update()
+        self.write_metrics()
+        if self.run.has_diverged:
+            self._set_diverged_aside()
+        elif self.checkpoints.saved_step != self.step:
+            self._save_step()
+        self.checkpoints.forget_old()
+
+    def _timed_step(self, **kwargs: Any) -> dict[str, Any]:
+        """A step; gives what there is to log of it."""
+        start, waited = time.perf_counter(), self.data.waited
+        step, position = self.step, self.order.position
+        try:
+            loss = self.train_step(**kwargs)
+        except BaseException:
+            if self.step == step:
+                # the clips of a step that was not done come again
+                self.order.position = position
+            raise
+        seconds, waited = time.perf_counter() - start, self.data.waited - waited
+        if not self.step_metrics["skipped"]:
+            self.run.good_step = self.step
+            self.metrics.add_step(
+                loss=loss,
+                grad_norm=self.step_metrics["grad_norm"],
+                clips=self.batch_size * self.gradient_accumulate_every,
+                seconds=seconds,
+                waited=waited,
+            )
+        return {
+            "step": self.step,
+            "loss": loss,
+            "lr": self.opt.param_groups[0]["lr"],
+            "data_wait": waited / seconds,
+            **self.step_metrics,
+        }
+
+    def _save_after(self, error: Exception, race: str) -> None:
+        """Saves what was learned before an error, if the weights are whole, without the others.
+
+        Of several processes, which may wait for this one, the first that fails writes the file.
+        """
+        if not self.run.weights_are_whole or self.run.good_step <= self.checkpoints.saved_step:
+            return
+        try:
+            is_finite = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
+            if not is_finite or (self.fsdp and self.num_processes > 1):
+                return
+            if not self.processes.is_first(race):
+                return
+            self.processes.is_alone = self.num_processes > 1
+            if not self.processes.is_alone:
+                self.write_metrics()
+            self._set_diverged_aside() if self.run.has_diverged else self._save_step()
+        except Exception as failure:
+            logger.warning("step %d could not be saved after an error: %s", self.step, failure)
+            return
+        finally:
+            self.processes.is_alone = False
+        path = self.checkpoints.saved_path
+        note = f"training ended at step {self.step}, and its checkpoint is {path}"
+        logger.warning("%s (%s: %s)", note, type(error).__name__, error)
+        if hasattr(error, "add_note"):
+            error.add_note(note)
+
+    @property
+    def is_told_to_stop(self) -> bool:
+        """Whether a signal came, and all processes know of it."""
+        is_caught = self.signals is not None and self.signals.caught is not None
+        return self.run.shall_stop or (self.num_processes == 1 and is_caught)
+
+    def _is_signalled(self) -> bool:
+        """Whether any of the processes was sent a signal; all of them ask."""
+        is_caught = self.signals is not None and self.signals.caught is not None
+        flag = torch.tensor(float(is_caught), device=self.device)
+        return bool(self.processes.sum(flag).item())
+
+    # between steps
+
+    def after_step(self) -> dict[str, Any]:
+        """Validates, writes, evaluates and samples what is due; gives what there is to log."""
+        found: dict[str, Any] = {}
+        is_milestone = self.step % self.save_and_sample_every == 0
+        is_saved = is_milestone or (self.save_every and self.step % self.save_every == 0)
+        is_saved = is_saved or self.run.checkpoint_is_due
+        if not self.step_metrics["skipped"]:
+            self.checkpoints.forget_old()
+        if self.validation is not None and self.step % self.validate_every == 0:
+            found |= self.validate()
+        if self.step % self.log_every == 0 or is_saved or self.step == self.run.first_step:
+            self.write_metrics()
+        if is_saved:
+            # before sampling, which takes long and may be interrupted
+            self._save_if_good()
+        is_evaluated = self.evaluate_every is not None and self.step % self.evaluate_every == 0
+        if is_evaluated and not self.is_told_to_stop:
+            found |= self.evaluate()
+        if is_milestone and not self.is_told_to_stop:
+            path = self._write_milestone_samples()
+            if path is not None:
+                found["sample"] = str(path)
+        return found
+
+    def _save_if_good(self) -> None:
+        """Saves, or, where the weights may have diverged, does so after the next good step."""
+        if not self.run.has_diverged:
+            self._save_step()
+        elif not self.run.checkpoint_is_due and self.is_main:
+            logger.warning(
+                "there is no checkpoint of step %d, whose loss or gradients are not finite: it is "
+                "written after the next good step; %s",
+                self.step,
+                self.checkpoints.describe_newest(),
+            )
+        self.run.checkpoint_is_due = self.run.has_diverged
+
+    def validate(self) -> dict[str, float]:
+        """The loss on clips that are not trained on, each time at the same time steps and noise.
+
+        Training's random numbers are not touched.
+
+        Returns:
+            `validation_loss`, of the weights, and `validation_loss_ema_D`, of the average with
+            decay `D`.
+
+        Raises:
+            ValueError: If the trainer was given no clips to validate on.
+        """
+        if self.validation is None:
+            raise ValueError(
+                "Trainer.validate: there must be clips to validate on, got none; pass "
+                "validation_folder, validation_dataset or validation_split"
+            )
+        averages = {f"_ema_{name}": model for name, model in self.averages.named().items()}
+        models = {"": self.model, **averages}
+        means, by_noise = validation_losses(
+            self.validation,
+            {
+                name: self._with(model=model.eval(), parallel_model=model).compute_loss
+                for name, model in models.items()
+            },
+            self.data,
+            self.clip_draws,
+            by_noise_of=next(iter(averages)),
+        )
+        found = {f"validation_loss{name}": mean for name, mean in means.items()}
+        self.losses["validation"] = means[next(iter(averages))]
+        self.run.validated_step = self.step
+        line = {"step": self.step, "time": time.time(), **found, "validation_by_noise": by_noise}
+        self._write_line(line)
+        return found
+
+    def evaluate(self) -> dict[str, float]:
+        """Scores of the first average's videos, by the `evaluation` that the Trainer was given.
+
+        Real clips are those that are validated on, or else those that are trained on. Training's
+        random numbers are not touched. `evaluation-STEP.json` gets the scores and their protocol.
+
+        Returns:
+            As of an `Evaluator`; empty if a signal came meanwhile, or, with a warning, if the
+            average draws videos that are not finite.
+
+        Raises:
+            ValueError: If the clips cannot be read in any order, or don't fit the evaluation.
+        """
+        if self._evaluator is None:
+            self._evaluator = self._make_evaluator()
+        average = cast(GaussianDiffusion, self.averages.first)
+        try:
+            found = self._evaluator(average, self._is_signalled)
+        except FloatingPointError as error:
+            # training may yet recover
+            logger.warning("step %d is not evaluated: %s", self.step, error)
+            return {}
+        if found is None:
+            return {}
+        if self.is_main:
+            self.checkpoints.keep_folder()
+            about = {"step": self.step, "ema_decay": next(iter(self.averages.models))}
+            with _not_fatal("the file of the evaluation"):
+                result = self._evaluator.result(found, about, self.device)
+                write_result(result, self.results_folder / f"evaluation-{self.step}.json")
+        self._write_line({"step": self.step, "time": time.time(), **found})
+        return found
+
+    def _make_evaluator(self) -> Evaluator:
+        dataset, indices = self.ds, self.order.indices
+        if self.validation is not None:
+            dataset, indices = self.validation.dataset, self.validation.indices
+        return make_evaluator(
+            self.model,
+            dataset,
+            self.evaluation,
+            indices=indices,
+            unpack=self.data.unpack_for_model,
+            ready=self.data.to_device,
+            class_names=self.class_names,
+            share=self.processes.share,
+            total=lambda values: self.processes.sum(values.to(self.device)).cpu(),
+            num_workers=self.num_workers or 0,
+        )
+
+    # checkpoints
+
+    def save(self, milestone: int | float | str) -> None:
+        """Writes `model-{milestone}.pt`, whole or not at all; every process calls it.
+
+        A sharded model's checkpoint is a folder, `model-{milestone}.sharded`. Afterwards those are
+        removed that `keep_last` and `keep_best` don't keep; in `train` after the next good step.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        self.run.weights_are_whole = False
+        self.checkpoints.write(self.checkpoint_state(), milestone)
+        self.run.weights_are_whole = True
+        if self.signals is None:
+            self.checkpoints.forget_old()
+
+    def load(
+        self,
+        milestone: int | float | str | os.PathLike[str],
+        *,
+        map_location: Any = "cpu",
+        **kwargs: Any,
+    ) -> None:
+        """Goes back to a checkpoint: weights, averages, optimizer and random states.
+
+        Checkpoints of any number of processes, sharded or not, go into any other number. A
+        learning rate that was changed since takes the place of the checkpoint's.
+
+        Args:
+            milestone: Number of the milestone; -1 for the last one, or, if that is damaged, the
+                last that is whole, with a warning; `"best"` for the one with the lowest validation
+                loss; or a path. The reference's files are read too; they hold no optimizer and no
+                random states.
+            map_location: As in `torch.load`; from there the tensors go to the training device.
+            **kwargs: As in `load_state_dict`, for the model and its averages.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is not a whole training file, or of a model with other parameters,
+                another objective, noise schedule or range of values, or of another optimizer.
+        """
+        path, state = self.checkpoints.read(
+            milestone,
+            lambda path: read_state(path, map_location, self.fsdp, self.opt, self.checkpoint_state),
+        )
+        check_classes(path, state, self.class_names)
+        load_model(self.model, self.averages, path, state, **kwargs)
+        self.resumed_from, self.step = path, state["step"]
+        self.checkpoints.go_back_to(path, self.step)
+        self.run.good_step = self.run.validated_step = self.step
+        self.run.has_diverged = self.run.checkpoint_is_due = False
+        self.skipped_steps = state.get("skipped_steps", 0)
+        self.losses |= state.get("losses", {})
+        load_optimizer(self.opt, self.scheduler, self.scaler, path, state)
+        self.data.load_state_dict(state.get("data", {}), path)
+        # it may have been of other clips
+        self._evaluator = None
+        seed = self.order.seed_at(self.order.position)
+        load_random_states(state.get("random_states"), self.processes, seed)
+
+    def _save_step(self) -> None:
+        """Saves under this step's number, and never over the checkpoint of another step."""
+        self.save(self.checkpoints.unused_name(self.milestone, self.step))
+
+    def _set_diverged_aside(self) -> None:
+        """Gives weights that may have diverged a name that no run goes on from by itself."""
+        try:
+            if self.run.good_step > self.checkpoints.saved_step:
+                self.save(f"not-finite-step{self.step}")
+            else:
+                self.checkpoints.set_newest_aside()
+        # it is no reason to end, or to say less of the other
+        except (OSError, RuntimeError) as error:
+            logger.warning("the weights of step %d could not be kept: %s", self.step, error)
+        self.checkpoints.is_unproven = False
+        if self.is_main and self.checkpoints.saved_path is not None:
+            logger.warning(
+                "loss or gradients are not finite at step %d: its weights are in %s; %s",
+                self.step,
+                self.checkpoints.saved_path,
+                self.checkpoints.describe_newest(),
+            )
+
+    # samples
+
+    def _write_milestone_samples(self) -> Path | None:
+        signals = cast(StopSignals, self.signals)
+        # nothing is lost if it is ended in between: they are drawn when the run goes on
+        signals.at_once = True
+        videos, path = self.sample(), None
+        with self.processes.main_first():
+            if self.is_main:
+                self.checkpoints.keep_folder()
+                with _not_fatal("a milestone's samples"):
+                    path = self.save_sample(videos, self._sample_name(videos))
+                    self.trackers.log_video(path, self.step)
+        signals.at_once = False
+        return self.processes.from_main(path)
+
+    def _sample_name(self, videos: Tensor) -> Any:
+        """The number of the milestone, with the step besides where other samples have it."""
+        milestone = self.step // self.save_and_sample_every
+        name = f"{milestone}-step{self.step}"
+        is_so_named = (
+            self.checkpoints.saved_path is not None
+            and self.checkpoints.saved_path.stem == f"model-{name}"
+        )
+        if is_so_named or is_of_others(videos, self.results_folder, str(milestone)):
+            return name
+        return milestone
+
+    def _draw_missing_samples(self) -> None:
+        """Draws those of the milestone that the run goes on from, if it was ended before."""
+        milestone, rest = divmod(self.step, self.save_and_sample_every)
+        is_missing, path = False, self.resumed_from
+        if path is not None and milestone and not rest and self.is_main:
+            name = path.stem.removeprefix("model-")
+            is_ours = name in (str(milestone), f"{milestone}-step{self.step}")
+            is_here = path.resolve().parent == self.results_folder.resolve()
+            # the grid is the last that is written
+            found = [p for p in path.parent.glob(f"{name}.*") if p.suffix not in (".npy", ".txt")]
+            # of a loader's own order the first batch is not known again
+            is_known = self.data.sample_conditions is not None
+            is_missing = is_ours and is_here and is_known and not found
+        if self.processes.from_main(is_missing):
+            self._write_milestone_samples()
+
+    # metrics
+
+    @property
+    def milestone(self) -> int | float:
+        """The number in a checkpoint's name: of the milestone, between two of them a fraction."""
+        whole, rest = divmod(self.step, self.save_and_sample_every)
+        digits = max(6, len(str(self.save_and_sample_every)) + 1)
+        return round(self.step / self.save_and_sample_every, digits) if rest else whole
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of the run in plain values, for trackers."""
+        network = getattr(unwrap(self.model.denoise_fn), "config", None) or {}
+        values = {**vars(self), "num_workers": self.num_workers}
+        plain = {n: v for n, v in values.items() if isinstance(v, (bool, int, float, str))}
+        own = {name: value for name, value in plain.items() if not name.startswith("_")}
+        return {"trainer": own, "diffusion": self.model.config, "unet": network}
+
+    def write_metrics(self) -> None:
+        """Writes the line of the steps since the last one, if there are any."""
+        if self.run.logged_step == self.step:
+            return
+        lr = self.opt.param_groups[0]["lr"]
+        line = self.metrics.take(self.step, lr, self.processes.sum)
+        self.run.logged_step = self.step
+        self.losses["training"] = line["loss"]
+        self._write_line({**line, "skipped_steps": self.skipped_steps})
+
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        """Writes a line to `metrics.jsonl` and the trackers."""
+        if self.is_main and self.metrics_file is not None:
+            self.checkpoints.keep_folder()
+            with _not_fatal("a line of metrics.jsonl"):
+                self.metrics_file.write(dict(line))
+            with _not_fatal("what the trackers show"):
+                self.trackers.log(line)
+
+
+@contextmanager
+def _not_fatal(what: str) -> Iterator[None]:
+    """Lets training go on without what is written for people."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("training goes on without %s: %s: %s", what, type(error).__name__, error)

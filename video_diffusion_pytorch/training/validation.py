@@ -1,32 +1,26 @@
-"""Beside the loop: the loss on clips that are not trained on, so measured that runs compare."""
+"""Validation: the loss on clips that are not trained on, comparable between steps and runs."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from numbers import Real
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset
 
-from video_diffusion_pytorch.data.manifest import read_splits
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.shown import shown
-from video_diffusion_pytorch.training.clips.batch_stream import Endless
-from video_diffusion_pytorch.training.clips.batches import Draw, SeededItems, collate
-from video_diffusion_pytorch.training.clips.clip_source import (
-    check_first_clip,
-    clips_behind,
-    files_of,
-    name_hashes,
-    take_value_range,
-)
+from video_diffusion_pytorch.training.batches import Draw, SeededItems, collate
+from video_diffusion_pytorch.training.checks import check_first_clip, take_value_range
+from video_diffusion_pytorch.training.draws import ClipDraws
+from video_diffusion_pytorch.training.metrics import StepMetrics
+from video_diffusion_pytorch.training.splits import clips_behind
 
 Unpack = Callable[[Any], tuple[Tensor, dict[str, Any]]]
+
+# What a batch may have beside its videos that validation leaves out
+_IMAGES = ("images", "image_conditions")
 
 # So many noisy clips at least make a loss: with fewer, a few time steps would stand for all
 _LEAST = 64
@@ -135,138 +129,59 @@ class Validation:
         batches = [numbers[i : i + self.batch_size] for i in range(0, own, self.batch_size)]
         # a crop or a flip is the same each time, too
         wanted = [[Draw(self.indices[n % len(self.indices)], n) for n in b] for b in batches]
-        left = _Left(wanted)
         loader: DataLoader[Any] = DataLoader(
             SeededItems(self.dataset),
-            batch_sampler=left,
+            batch_sampler=wanted,
             num_workers=num_workers,
             collate_fn=collate,
             # its own: a loader draws from torch's when it begins, which training must not notice
             generator=torch.Generator(),
         )
-        stream = Endless(loader)
-        for part in batches:
-            batch = next(stream)
-            left.done += 1
+        for part, batch in zip(batches, loader, strict=True):
             yield Part(batch, list(part), len([n for n in part if n < draws]))
 
 
-class _Left(Sampler[list[Draw]]):
-    """The batches that are left to read, also after the death of a process that reads."""
-
-    def __init__(self, batches: list[list[Draw]]) -> None:
-        self.batches, self.done = batches, 0
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        return iter(self.batches[self.done :])
-
-
-class Sides(NamedTuple):
-    """Hashes of the names of files: those on the side of training, and those validated on."""
-
-    trained: set[int]
-    validated: set[int]
-
-
-def split_off(
-    dataset: Any, fraction: float, known: Sides | None = None
-) -> tuple[list[int], list[int]]:
-    """Indices to train on and to validate on, all clips of a file on one side.
-
-    Those files are validated on whose names have the smallest hashes, as many as the share says.
-    In a run that goes on, each file stays on its side, and a new one is validated on if its hash
-    is below the share of all hashes: files that are added or removed never move others.
+@torch.no_grad()
+def validation_losses(
+    validation: Validation,
+    losses: Mapping[str, Callable[..., Tensor]],
+    data: Any,
+    draws: ClipDraws,
+    *,
+    by_noise_of: str,
+) -> tuple[dict[str, float], list[float | None]]:
+    """Mean losses over the clips to validate on, of several models.
 
     Args:
-        dataset: Has a length.
-        fraction: Share of the files to validate on.
-        known: Where files were before; None for nowhere.
+        validation: The clips.
+        losses: By name of a model its `compute_loss`.
+        data: A `DataSource`, which unpacks batches and makes conditions ready.
+        draws: Draws time steps and noise.
+        by_noise_of: Name of the model whose losses by noise are given.
 
-    Raises:
-        ValueError: If the fraction is not in that range, or one side has no file.
+    Returns:
+        The mean loss of each model by name, and `BINS` means of one, the first of the least noise.
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
-        raise ValueError(
-            "Trainer: validation_split must be between 0 and 1, got "
-            f"{shown(fraction)}; give the share "
-            "of the files to validate on, such as 0.05, or the name of a manifest's split"
-        )
-    if isinstance(dataset, IterableDataset) or dataset is None:
-        raise ValueError(
-            "Trainer: validation_split must go with clips that can be read in any order, got a "
-            "stream or a loader; pass a validation_folder or a validation_dataset"
-        )
-    files = list(files_of(dataset).values())
-    if len(files) < 2:
-        raise ValueError(
-            f"Trainer: validation_split must leave files to train on, got {len(files)} in all; "
-            "give more clips"
-        )
-    hashes = [name_hashes(dataset, clips) for clips in files]
-    if known is None:
-        # of a file with several names the largest: a further name takes none out of training
-        by_hash = sorted(range(len(files)), key=lambda place: max(hashes[place]))
-        chosen = {*by_hash[: _count(len(files), fraction)]}
-    else:
-        chosen = {
-            place
-            for place, names in enumerate(hashes)
-            if not names & known.trained
-            and (names & known.validated or max(names) < fraction * 2**56)
-        }
-        if not 0 < len(chosen) < len(files):
-            raise ValueError(
-                "Trainer: validation_split must leave files to train on and to validate on that "
-                f"were not trained on before, got {len(chosen)} of {len(files)} to validate on; "
-                "begin in another results_folder, or pass a validation_folder"
-            )
-    sides: tuple[list[int], list[int]] = [], []
-    for place, clips in enumerate(files):
-        sides[place in chosen].extend(clips)
-    return sorted(sides[0]), sorted(sides[1])
-
-
-def split_by_position(dataset: Any, fraction: float) -> tuple[list[int], list[int]]:
-    """The same as of versions up to 0.8, where it depended on the number of files only."""
-    files = list(files_of(dataset).values())
-    count = _count(len(files), fraction)
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
-    sides = order[count:], order[:count]
-    left, apart = (sorted(i for place in side for i in files[place]) for side in sides)
-    return left, apart
-
-
-def _count(files: int, fraction: float) -> int:
-    return min(max(1, round(files * fraction)), files - 1)
-
-
-def split_of_rows(
-    table: str | os.PathLike[str],
-    name: str | None,
-    folder: str | os.PathLike[str],
-    columns: Mapping[str, str | None] | None = None,
-) -> str | None:
-    """The split of a manifest's rows to validate on; None for all rows.
-
-    Args:
-        table: The manifest.
-        name: Its name; None for one that is usual, or all rows of a table without splits.
-        folder: That of the clips.
-        columns: `manifest_columns` of `Dataset`.
-
-    Raises:
-        ValueError: If the table has no splits, or none of a usual name.
-    """
-    found = read_splits(table, Path(folder), columns)
-    usual = [split for split in found if split.lower() in ("val", "valid", "validation")]
-    if name is not None and not found:
-        raise ValueError(
-            f"Trainer: validation_split={name!r} must be a split of the manifest, got {table} "
-            "without a column split; add it, or give a share of the files such as 0.05"
-        )
-    if name is None and found and not usual:
-        raise ValueError(
-            "Trainer: validation_split must say which rows of the manifest to validate on, got "
-            f"{table} with the splits {', '.join(map(repr, found))}; choose one of them"
-        )
-    return name or (usual[0] if usual else None)
+    processes, device = data.processes, data.processes.device
+    metrics = StepMetrics(device, data.diffusion.num_timesteps)
+    totals = torch.zeros(len(losses) + 1, device=device)
+    for part in validation.parts(data.num_workers or 0):
+        videos, conditions = data.hooks.unpack(part.batch)
+        # a loss of videos alone compares between runs with more and with fewer images
+        told = data.to_device({n: v for n, v in conditions.items() if n not in _IMAGES})
+        videos = videos.to(device, non_blocking=True)
+        given = draws.fixed(part.numbers, videos.shape[2])
+        given |= validation.with_trained_labels(told)
+        for i, (name, compute_loss) in enumerate(losses.items()):
+            # a model that draws for itself draws the same each time, at least
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(part.numbers[0])
+                found = compute_loss(videos, **given).float()
+            counted = found[: part.counted] if found.ndim else found.expand(part.counted)
+            if name == by_noise_of and found.ndim and "t" in given and part.counted:
+                metrics.add_losses(counted, given["t"][: part.counted])
+            totals[i] += counted.sum()
+        totals[-1] += part.counted
+    *sums, count = processes.sum(totals).tolist()
+    means = {name: total / count for name, total in zip(losses, sums, strict=True)}
+    return means, metrics.take(0, 0.0, processes.sum)["loss_by_noise"]

@@ -1,42 +1,33 @@
-"""Before a batch is made: the images that each clip is trained with, out of other clips."""
+"""Images beside the clips: single frames of other clips, drawn by seed, with their conditions."""
 
 from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
+from video_diffusion_pytorch.conditions import CONDITIONS, to_one_length
+from video_diffusion_pytorch.conditions import join_images as conditions_of_images
 from video_diffusion_pytorch.data.dataset import Dataset as Clips
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.single_frames import SingleFrames
-from video_diffusion_pytorch.training.clips.batches import (
+from video_diffusion_pytorch.training.batches import (
     Draw,
     SeededItems,
     alike,
     collate,
     read_item,
 )
+from video_diffusion_pytorch.training.splits import file_key
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
 Unpack = Callable[[Any], tuple[Tensor, dict[str, Any]]]
-
-# Where the images of a clip are in each condition, and whether that axis is there already
-_AXES = {
-    "cond": 1,
-    "cond_mask": 1,
-    "labels": 1,
-    "null_cond_mask": 1,
-    "frame_cond": 1,
-    "cond_video": 2,
-}
-_HAS_FRAMES = ("frame_cond", "cond_video")
 
 
 class ClipAndImages(NamedTuple):
@@ -116,7 +107,7 @@ class ImageDraws:
         # padding is no image
         real = told["frame_mask"][0].nonzero().flatten().tolist() if "frame_mask" in told else None
         frame = rng.choice(real) if real else rng.randrange(videos.shape[2])
-        known = {name: _of_frame(name, told[name], frame) for name in _AXES if name in told}
+        known = {name: _of_frame(name, told[name], frame) for name in CONDITIONS if name in told}
         return {"video": videos[0, :, frame : frame + 1], **known}
 
     def _leave_out(self, file: int, error: UnreadableVideoError) -> None:
@@ -183,6 +174,21 @@ def draws_from_clips(
     return ImageDraws(source, files, own, count, unpack)
 
 
+def draws_from_pictures(pictures: Any, apart: Set[Any], count: int, unpack: Unpack) -> ImageDraws:
+    """Images out of a dataset of pictures or clips.
+
+    Args:
+        pictures: The dataset; its `paths`, if it has some, say which file an item is of.
+        apart: Keys (`splits.file_key`) of files that are not trained on.
+        count: Number of images of a clip.
+        unpack: Splits a batch into videos and conditions.
+    """
+    paths = getattr(pictures, "paths", None)
+    items = range(len(pictures))
+    files = [[i] for i in items if paths is None or file_key(paths[i]) not in apart]
+    return ImageDraws(pictures, files, {}, count, unpack)
+
+
 def join_images(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Keywords of the diffusion for the first, second, ... image of each clip.
 
@@ -194,31 +200,16 @@ def join_images(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         `images` `(b, c, k, h, w)` and `image_conditions`, with a row per image.
     """
     videos = [batch["video"] for batch in batches]
-    names = dict.fromkeys(name for batch in batches for name in batch if name != "video")
-    conditions: dict[str, Tensor] = {}
-    if "cond_mask" in names:
-        batches = _equally_long(batches)
-    for name in names:
-        if name == "null_cond_mask":
-            nowhere = torch.zeros(len(videos[0]), dtype=torch.bool, device=videos[0].device)
-            values = [batch.get(name, nowhere) for batch in batches]
-        else:
-            values = [batch[name] for batch in batches]
-        join = torch.cat if name in _HAS_FRAMES else torch.stack
-        conditions[name] = join(alike(values), dim=_AXES[name])
+    told = [{name: v for name, v in batch.items() if name != "video"} for batch in batches]
+    if any("null_cond_mask" in one for one in told):
+        nowhere = torch.zeros(len(videos[0]), dtype=torch.bool, device=videos[0].device)
+        told = [{"null_cond_mask": nowhere, **one} for one in told]
+    if "cond_mask" in told[0]:
+        told = to_one_length(told)
+    conditions = {
+        name: conditions_of_images(name, alike([one[name] for one in told])) for name in told[0]
+    }
     return {"images": torch.cat(alike(videos), dim=2), "image_conditions": conditions}
-
-
-def _equally_long(batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Batches with as many states of text each; where one is filled up, its mask is false."""
-    most = max(batch["cond_mask"].shape[1] for batch in batches)
-    filled = []
-    for batch in batches:
-        cond, mask = batch["cond"], batch["cond_mask"]
-        more = most - mask.shape[1]
-        padded = {"cond": F.pad(cond, (0, 0, 0, more)), "cond_mask": F.pad(mask, (0, more))}
-        filled.append({**batch, **padded})
-    return filled
 
 
 def _of_frame(name: str, rows: Any, frame: int) -> Any:

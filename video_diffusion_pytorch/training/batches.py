@@ -1,9 +1,14 @@
-"""Which clips make the next batch, and what of a batch is the video and what its condition."""
+"""Batches of clips: their order, their random draws, collation, and how a batch is unpacked."""
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,7 +19,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from video_diffusion_pytorch.data.errors import SkipUnreadable
-from video_diffusion_pytorch.text_states import pad_states
+from video_diffusion_pytorch.text import pad_states
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+# How often workers may die at one batch before the run ends
+_TRIES = 3
+
+# What is raised when a worker dies: by torch, or by the broken connection to it
+_SIGNS_OF_DEATH = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
+
+# Seconds after which a wait for a batch is logged, and again each time it has doubled
+_PATIENCE = 60.0
 
 
 class Draw(NamedTuple):
@@ -291,6 +307,141 @@ def _check_keys(items: Sequence[Mapping[str, Any]]) -> None:
             )
 
 
+class Endless(Iterator[Any]):
+    """The batches of a loader without end: it starts again when it is exhausted or interrupted.
+
+    Dead workers of a torch loader are replaced.
+
+    Args:
+        loader: Any iterable that can be iterated more than once. After a worker's death it must
+            continue with the batch that was not delivered yet, as `EndlessShuffle` does.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+        self._batches: Iterator[Any] | None = None
+        self._waits = LongWaits()
+
+    def restart(self) -> None:
+        """Makes the next batch the first of the loader, and ends its workers."""
+        self._batches = None
+        # the next epoch forks workers: no thread may be running then
+        self._waits.stop()
+
+    def __next__(self) -> Any:
+        """Returns the next batch.
+
+        Raises:
+            ValueError: If the loader is empty.
+            RuntimeError: If its workers died repeatedly.
+        """
+        for _ in range(_TRIES):
+            try:
+                return self._next()
+            except _SIGNS_OF_DEATH as error:
+                if not self._is_death_of_worker(error):
+                    raise
+                death = error
+                logger.warning("a worker that reads clips died (%s): it is replaced", error)
+        raise RuntimeError(
+            f"Trainer: the workers that read clips must stay alive, got {_TRIES} deaths at one "
+            f"batch ({death}); look for a lack of memory or a file that crashes its reader, or "
+            "read in the main process with num_workers=0"
+        ) from death
+
+    def _next(self) -> Any:
+        for _ in range(2):
+            if self._batches is None:
+                self._batches = _iterate(self.loader)
+            try:
+                with self._waits:
+                    return next(self._batches)
+            except StopIteration:
+                self.restart()
+            except BaseException:
+                # an interrupted iterator is exhausted
+                self.restart()
+                raise
+        raise ValueError(
+            "Trainer: the data loader must give at least one batch, got none; check that the "
+            "dataset is not empty, and not smaller than a batch with drop_last"
+        )
+
+    def _is_death_of_worker(self, error: Exception) -> bool:
+        text = str(error)
+        if isinstance(error, RuntimeError):
+            return text.startswith("DataLoader worker") and ("exited" in text or "killed" in text)
+        # an error of the dataset itself names the worker in its first line
+        has_workers = getattr(self.loader, "num_workers", 0) > 0
+        return has_workers and "in DataLoader worker process" not in text.partition("\n")[0]
+
+
+def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
+    """Starts an iteration without torch's handler of SIGCHLD.
+
+    The handler raises in the main thread wherever it is when a worker dies, for instance in the
+    middle of an optimizer step. Without it the death is noticed at the next batch.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    # an earlier iteration elsewhere may have left torch's
+    if not callable(handler) or "torch" in getattr(handler, "__module__", ""):
+        handler = signal.SIG_DFL
+    signal.signal(signal.SIGCHLD, handler)
+    return batches
+
+
+class LongWaits:
+    """Logs a warning when a wait takes one minute, and again after two, four, eight and so on.
+
+    A context manager around each wait. One thread watches all of them, as starting one per batch
+    takes as long as reading a cached clip. It ends by `stop`, or with this object.
+    """
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+        if self._thread is None:
+            watched, self._ended = weakref.ref(self), threading.Event()
+            self._thread = threading.Thread(target=_watch, args=(watched, self._ended), daemon=True)
+            self._thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.since = None
+
+    def stop(self) -> None:
+        """Ends the thread until the next wait."""
+        if self._thread is not None:
+            self._ended.set()
+            self._thread.join()
+            self._thread = None
+
+
+def _watch(watched: weakref.ref[LongWaits], ended: threading.Event) -> None:
+    last, until = None, _PATIENCE
+    while not ended.wait(min(1.0, _PATIENCE / 10)):
+        waits = watched()
+        if waits is None:
+            return
+        since = waits.since
+        del waits
+        if since != last:
+            last, until = since, _PATIENCE
+        if since is not None and time.monotonic() - since >= until:
+            logger.warning(
+                "the training has waited %g s for clips: look for a disk that does not answer, or "
+                "a reader or dataset that does not return; Ctrl+C twice ends the training",
+                until,
+            )
+            until *= 2
+
+
 # Names that other data sets have for a condition
 _ALIASES = {
     "caption": "cond",
@@ -363,9 +514,3 @@ def _keyword(cond: Any) -> str:
     if cond.ndim == 1 and not cond.is_floating_point():
         return "labels"
     return {3: "frame_cond", 4: "cond_video", 5: "cond_video"}.get(cond.ndim, "cond")
-
-
-def repeat_to(cond: Any, count: int) -> Any:
-    """`count` conditions, a tensor's rows or a list's items, beginning again when they run out."""
-    indices = [i % len(cond) for i in range(count)]
-    return cond[indices] if isinstance(cond, Tensor) else [cond[i] for i in indices]

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.training.clips.batches import (
+from video_diffusion_pytorch.training.batches import (
     Draw,
     EndlessShuffle,
     SeededItems,
     collate,
-    repeat_to,
     unpack_batch,
 )
 
@@ -211,12 +210,6 @@ def test_what_the_second_of_a_tuple_is(condition, keyword):
 def test_other_batches_are_refused(batch, error, text):
     with pytest.raises(error, match=re.escape(text)):
         unpack_batch(batch)
-
-
-def test_conditions_repeat():
-    assert repeat_to(["a", "b", "c"], 5) == ["a", "b", "c", "a", "b"]
-    assert repeat_to(torch.arange(3), 4).tolist() == [0, 1, 2, 0]
-    assert repeat_to(torch.arange(9), 2).tolist() == [0, 1]
 
 
 def test_states_of_several_lengths_are_filled_up():

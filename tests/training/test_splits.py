@@ -9,16 +9,17 @@ from torch.utils.data import IterableDataset, Subset
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training.clips.clip_source import (
+from video_diffusion_pytorch.training.checks import (
     check_first_clip,
     check_sample_conditions,
-    check_source,
-    choose_workers,
-    clips_behind,
-    dataset_options,
-    hold_out,
     take_value_range,
 )
+from video_diffusion_pytorch.training.data_source import (
+    check_source,
+    choose_workers,
+    dataset_options,
+)
+from video_diffusion_pytorch.training.splits import clips_behind, hold_out
 
 CLIP = torch.rand(1, 1, 3, 8, 8)
 

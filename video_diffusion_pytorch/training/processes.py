@@ -1,4 +1,4 @@
-"""Where training computes, in which precision, and in how many processes."""
+"""Processes that train together: device, precision, collectives, and the model they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("no", "bf16", "fp16")
 
-# All processes reach what they wait for in the same order
-turns = itertools.count()
+# Numbers the waits for the main process, which all processes reach in the same order
+_turns = itertools.count()
 
 
 def half_precision(device_type: str) -> str:
@@ -54,14 +54,14 @@ def make_accelerator(
     log_with: Any = None,
     folder: Any = None,
 ) -> Accelerator:
-    """The engine that knows the device, the processes, the precision and the loss scale.
+    """Makes the accelerate engine that knows device, processes, precision and loss scale.
 
     Args:
         amp: Whether to compute in half precision where that is safe.
-        device: `"cpu"`, `"cuda"` or `"mps"`; None for the fastest there is. Which of several
-            GPUs is `CUDA_VISIBLE_DEVICES`'s to say, or the launcher's.
-        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, in the place of `amp`; None to go by `amp`,
-            or by what `accelerate launch` was told.
+        device: `"cpu"`, `"cuda"` or `"mps"`; None for the fastest there is. `CUDA_VISIBLE_DEVICES`
+            or the launcher chooses between several GPUs.
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, instead of `amp`; None for what `amp` or
+            `accelerate launch` says.
         log_with: Trackers, as accelerate takes them.
         folder: Where trackers may write.
 
@@ -101,11 +101,10 @@ def _is_connected() -> bool:
 
 
 def _disconnect() -> None:
-    """At the end of the process: lets gloo's threads go, of which one else aborts it now and then.
+    """Ends the gloo process group at exit.
 
-    A thread drops the tensors of the last exchange only after the exchange is over, and needs
-    Python for that, which may be gone by then. NCCL works otherwise, and might wait here for a
-    process that failed.
+    A gloo thread drops the tensors of the last exchange only after it is over, and aborts the
+    process if Python is gone by then. NCCL is not affected, and might wait for a failed process.
     """
     time.sleep(0.1)
     if _is_connected():
@@ -114,8 +113,8 @@ def _disconnect() -> None:
 
 def _precision(amp: bool, mixed_precision: str | None, device_type: str) -> str:
     if mixed_precision is None:
-        told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
-        return half_precision(device_type) if amp else told
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+        return half_precision(device_type) if amp else launched
     if mixed_precision not in PRECISIONS or (amp and mixed_precision == "no"):
         raise ValueError(
             f"Trainer: mixed_precision must be one of {', '.join(PRECISIONS)}, and not 'no' with "
@@ -130,91 +129,110 @@ def _precision(amp: bool, mixed_precision: str | None, device_type: str) -> str:
 
 
 class Processes:
-    """The part of a Trainer that speaks with the other processes; `Trainer` has the attributes."""
+    """The processes of a run, seen from one of them.
 
-    accelerator: Accelerator
-    model: Any
-    parallel_model: Any
-    device: torch.device
-    fsdp: bool
-    _went_through_parallel: bool
-    # after an error, when the other processes may never answer
-    _is_alone = False
+    Args:
+        accelerator: As of `make_accelerator`.
+        fsdp: Whether each process keeps a shard of the model only; `accelerate launch --use_fsdp`
+            says so as well.
+
+    Attributes:
+        device: The device of this process.
+        is_alone: Set after an error, when the others may never answer: this process then acts as
+            the only one.
+    """
+
+    def __init__(self, accelerator: Accelerator, fsdp: bool = False) -> None:
+        self.accelerator, self.device = accelerator, accelerator.device
+        self.fsdp = wanted_by_launcher() or fsdp
+        self.is_alone = False
 
     @property
     def is_main(self) -> bool:
         """Whether this process is the one that writes."""
-        return self._is_alone or self.accelerator.is_main_process
+        return self.is_alone or self.accelerator.is_main_process
 
     @property
-    def num_processes(self) -> int:
-        """How many processes train together."""
-        return 1 if self._is_alone else self.accelerator.num_processes
+    def world_size(self) -> int:
+        """Number of processes."""
+        return 1 if self.is_alone else self.accelerator.num_processes
 
     @property
-    def process(self) -> int:
+    def rank(self) -> int:
         """Number of this process, from 0."""
         return self.accelerator.process_index
 
-    def sum_over_processes(self, values: Tensor) -> Tensor:
-        """The sum of a tensor that every process has."""
-        return values if self.num_processes == 1 else self.accelerator.reduce(values, "sum")
+    @property
+    def share(self) -> tuple[int, int]:
+        """Rank and world size: which part of a shared work is this process's."""
+        return self.rank, self.world_size
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes (all-reduce)."""
+        return values if self.world_size == 1 else self.accelerator.reduce(values, "sum")
+
+    def gather(self, values: Tensor) -> Tensor:
+        """The tensors of all processes, joined along the first axis."""
+        return values if self.world_size == 1 else self.accelerator.gather(values.contiguous())
 
     def from_main(self, value: Any) -> Any:
-        """What the main process has, on all of them; a small object of plain values."""
-        if self.num_processes == 1:
+        """The main process's value, a small object of plain values, on all processes."""
+        if self.world_size == 1:
             return value
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
 
     def from_all(self, value: Any) -> list[Any]:
-        """What each process has, a small object of plain values; by number of the process."""
-        if self.num_processes == 1:
+        """The values of all processes, small objects of plain values, by rank."""
+        if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.num_processes
+        values: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Lets the main process do first what the others then find done, however long it takes.
+        """The main process runs the block first, the others after it, however long it takes.
 
         Raises:
             RuntimeError: On the other processes, if the main one fails at it, or is gone.
         """
-        turn = f"main_first/{next(turns)}"
+        turn = f"main_first/{next(_turns)}"
         if not self.is_main:
             # a collective would time out
             _wait_for(turn)
-        failure = None if self.is_main else self.from_main(None)
-        if failure is not None:
-            raise RuntimeError(f"Trainer: the main process stopped, see there: {failure}")
+            failure = self.from_main(None)
+            if failure is not None:
+                raise RuntimeError(f"Trainer: the main process stopped, see there: {failure}")
+            yield
+            return
+        failure = None
         try:
             yield
         except BaseException as error:
-            if self.is_main:
-                self._tell(turn, f"{type(error).__name__}: {error}")
+            failure = f"{type(error).__name__}: {error}"
             raise
-        if self.is_main:
-            self._tell(turn, None)
+        finally:
+            if self.world_size > 1 and _is_connected():
+                _store().set(turn, "done")
+            self.from_main(failure)
 
-    def _tell(self, turn: str, failure: str | None) -> None:
-        if self.num_processes > 1 and _is_connected():
-            _store().set(turn, "done")
-        self.from_main(failure)
+    def new_race(self) -> str:
+        """A key for `is_first`, the same on all processes."""
+        return f"first/{next(_turns)}"
 
-    def _is_first(self, what: str) -> bool:
-        """Whether this process is the first that asks; none waits for another."""
-        return self.num_processes == 1 or _store().add(what, 1) == 1
+    def is_first(self, race: str) -> bool:
+        """Whether this process is the first that asks for this key; none waits for another."""
+        return self.world_size == 1 or _store().add(race, 1) == 1
 
     def share_loader(self, loader: Any) -> Any:
         """A loader with an order of its own, of which each process gets every n-th batch.
 
         Raises:
-            ValueError: If there are several processes, and it is none of torch's.
+            ValueError: If there are several processes, and it is not a torch DataLoader.
         """
-        if self.num_processes == 1:
+        if self.world_size == 1:
             return loader
         if not isinstance(loader, DataLoader):
             raise ValueError(
@@ -224,53 +242,73 @@ class Processes:
             )
         return self.accelerator.prepare_data_loader(loader, device_placement=False)
 
-    def _share_model(self, averages: Sequence[nn.Module]) -> Any:
-        """Shares the model between the processes; gives what is called for the loss.
+    def share_model(self, model: Any, averages: Sequence[nn.Module]) -> Any:
+        """Shares the model between the processes (DDP or FSDP2).
 
         Args:
-            averages: Further models, which are laid out as the model is.
+            model: The diffusion; with FSDP it is sharded in place.
+            averages: Its averages, which are laid out as the model is.
+
+        Returns:
+            What computes the loss.
         """
         if self.fsdp:
-            mesh = self._mesh()
-            # the averages sample in full precision
+            if not _is_connected():
+                raise ValueError(
+                    "Trainer: fsdp must be run in several processes, got one that no launcher "
+                    "started; start the script with torchrun or accelerate launch, or leave fsdp "
+                    "out"
+                )
+            mesh = torch.distributed.init_device_mesh(self.device.type, (self.world_size,))
             is_bf16 = self.accelerator.mixed_precision == "bf16"
-            shard(self.model, mesh, mp_dtype=torch.bfloat16 if is_bf16 else None)
+            shard(model, mesh, mp_dtype=torch.bfloat16 if is_bf16 else None)
             for average in averages:
+                # these sample in full precision
                 shard(average, mesh)
-            return self.model
-        if self.num_processes == 1:
-            return self.model
+            return model
+        if self.world_size == 1:
+            return model
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
         # the buffers are the noise schedule, which does not change; older torch has one name only
         newer, older = "forward_sync_buffers", "broadcast_buffers"
         options: dict[str, Any] = {newer if newer in known else older: False}
-        parallel = nn.parallel.DistributedDataParallel(
-            self.model,
+        return nn.parallel.DistributedDataParallel(
+            model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **options,
         )
-        parallel.register_forward_pre_hook(self._note_parallel)
-        return parallel
 
-    def _note_parallel(self, *_: Any) -> None:
-        self._went_through_parallel = True
+    @contextmanager
+    def exchange(self, model: Any, parallel_model: Any, is_last: bool) -> Iterator[None]:
+        """A context for forward and backward of a micro-batch.
 
-    def _mesh(self) -> Any:
-        if not torch.distributed.is_initialized():
-            raise ValueError(
-                "Trainer: fsdp must be run in several processes, got one that no launcher "
-                "started; start the script with torchrun or accelerate launch, or leave fsdp out"
+        Gradients are exchanged with the last micro-batch of a step.
+
+        Raises:
+            RuntimeError: If the block computed its loss by `model`, past the exchange.
+        """
+        if parallel_model is model:
+            if self.fsdp:
+                gradient_sync(model, is_last)
+            yield
+            return
+        calls: list[Any] = []
+        hook = parallel_model.register_forward_pre_hook(lambda *_: calls.append(True))
+        try:
+            if is_last:
+                yield
+            else:
+                with parallel_model.no_sync():
+                    yield
+        finally:
+            hook.remove()
+        if not calls:
+            raise RuntimeError(
+                "Trainer: compute_loss must call self.parallel_model, so that the processes "
+                "exchange their gradients, got one that calls another model; replace self.model "
+                "by self.parallel_model in it"
             )
-        return torch.distributed.init_device_mesh(self.device.type, (self.num_processes,))
-
-    def _exchange(self, is_last: bool) -> Any:
-        """A context for a micro-batch: gradients are exchanged with the last one of a step."""
-        if self.fsdp:
-            gradient_sync(self.model, is_last)
-        elif not is_last and self.parallel_model is not self.model:
-            return self.parallel_model.no_sync()
-        return nullcontext()
 
 
 def _store() -> Any:
@@ -280,7 +318,7 @@ def _store() -> Any:
 
 
 def _wait_for(key: str) -> None:
-    """Waits until the main process has put something there, however late."""
+    """Waits until the main process has set a key, however long that takes."""
     pause = 0.01
     try:
         while _is_connected() and not _store().check([key]):
@@ -291,11 +329,6 @@ def _wait_for(key: str) -> None:
             f"Trainer: the main process must stay alive, got no answer from it ({error}); see its "
             "own messages, and start all processes again"
         ) from error
-
-
-def use_fsdp(fsdp: bool) -> bool:
-    """Whether to shard the model: because the Trainer, or `accelerate launch`, was told so."""
-    return wanted_by_launcher() or fsdp
 
 
 def compile_network(*diffusions: Any) -> None:

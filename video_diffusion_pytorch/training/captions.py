@@ -17,8 +17,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.cache import source_state
-from video_diffusion_pytorch.text import embed_captions, encode_captions, encoder_name
-from video_diffusion_pytorch.text_states import pad_states
+from video_diffusion_pytorch.text import (
+    embed_captions,
+    encode_captions,
+    encoder_name,
+    pad_states,
+)
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import text
-from video_diffusion_pytorch.training.clips.captions import EncodedCaptions
+from video_diffusion_pytorch.training.captions import EncodedCaptions
 
 CPU = torch.device("cpu")
-TINY_BERT = Path(__file__).parents[2] / "golden" / "tiny_bert"
+TINY_BERT = Path(__file__).parents[1] / "golden" / "tiny_bert"
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_what_is_known_beforehand_is_kept_in_a_file(embedded, tmp_path):
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was(embedded, tmp_path, monkeypatch):
-    monkeypatch.setattr("video_diffusion_pytorch.training.clips.captions._SECONDS", 0)
+    monkeypatch.setattr("video_diffusion_pytorch.training.captions._SECONDS", 0)
     captions = [f"{'x' * n}" for n in range(1, 201)]
     first = EncodedCaptions(False, tmp_path)
     # as it is on the disk when the third batch is encoded
@@ -134,7 +134,7 @@ def test_a_file_that_cannot_be_written_is_done_without(embedded, tmp_path, caplo
 
 def test_memory_is_bounded(embedded, monkeypatch):
     # vectors of 8 bytes
-    monkeypatch.setattr("video_diffusion_pytorch.training.clips.captions._MOST", 24)
+    monkeypatch.setattr("video_diffusion_pytorch.training.captions._MOST", 24)
     vectors = EncodedCaptions(use_cls=False)
     for length in range(1, 20):
         found = vectors(["x" * length, "kept"], CPU)["cond"]
@@ -217,7 +217,7 @@ def test_states_take_two_bytes_a_number_unless_they_are_too_large():
 
 def test_memory_of_states_is_bounded(spelt, monkeypatch):
     # 4 bytes a letter
-    monkeypatch.setattr("video_diffusion_pytorch.training.clips.captions._MOST", 100)
+    monkeypatch.setattr("video_diffusion_pytorch.training.captions._MOST", 100)
     captions = EncodedCaptions(False, states=True)
     for length in range(1, 12):
         told = captions(["x" * length, "kept"], CPU)

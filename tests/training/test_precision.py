@@ -8,15 +8,14 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer
-from video_diffusion_pytorch.training import engine
-from video_diffusion_pytorch.training.engine import (
+from video_diffusion_pytorch.training import processes as engine
+from video_diffusion_pytorch.training.metrics import read_metrics
+from video_diffusion_pytorch.training.processes import (
     Processes,
     compile_network,
     half_precision,
     make_accelerator,
-    use_fsdp,
 )
-from video_diffusion_pytorch.training.metrics import read_metrics
 
 
 @pytest.fixture
@@ -125,25 +124,30 @@ def test_one_process_is_the_main_one_and_all_of_them(make_trainer):
     assert trainer.is_main
     assert (trainer.process, trainer.num_processes) == (0, 1)
     tensor = torch.ones(2)
-    assert trainer.sum_over_processes(tensor) is tensor
-    assert trainer.from_main("a") == "a"
-    assert trainer.from_all("a") == ["a"]
+    processes = trainer.processes
+    assert processes.sum(tensor) is tensor
+    assert processes.gather(tensor) is tensor
+    assert processes.from_main("a") == "a"
+    assert processes.from_all("a") == ["a"]
     assert trainer.parallel_model is trainer.model
-    with trainer.main_first():
+    with processes.main_first():
         pass
-    with pytest.raises(ZeroDivisionError), trainer.main_first():
+    with pytest.raises(ZeroDivisionError), processes.main_first():
         raise ZeroDivisionError
+
+
+def one_of_two(is_main):
+    return SimpleNamespace(is_main_process=is_main, num_processes=2, device=torch.device("cpu"))
 
 
 def test_others_hear_why_the_main_process_stopped():
     class Second(Processes):
-        accelerator = SimpleNamespace(is_main_process=False, num_processes=2)
         heard = None
 
         def from_main(self, value):
             return self.heard
 
-    process, done = Second(), []
+    process, done = Second(one_of_two(is_main=False)), []
     with process.main_first():
         done.append(1)
     process.heard = "FileNotFoundError: no clips"
@@ -155,15 +159,13 @@ def test_others_hear_why_the_main_process_stopped():
 
 def test_the_main_process_tells_why_it_stopped():
     class First(Processes):
-        accelerator = SimpleNamespace(is_main_process=True, num_processes=2)
-
         def from_main(self, value):
             told.append(value)
 
     told = []
-    with First().main_first():
+    with First(one_of_two(is_main=True)).main_first():
         pass
-    with pytest.raises(KeyError), First().main_first():
+    with pytest.raises(KeyError), First(one_of_two(is_main=True)).main_first():
         raise KeyError("clips")
     assert told == [None, "KeyError: 'clips'"]
 
@@ -175,14 +177,14 @@ def test_fsdp_needs_a_launcher(make_trainer):
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         make_trainer(fsdp=True)
-    assert use_fsdp(True)
-    assert not use_fsdp(False)
+    assert Processes(one_of_two(is_main=True), fsdp=True).fsdp
+    assert not Processes(one_of_two(is_main=True)).fsdp
 
 
 def test_a_launcher_may_say_fsdp(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    assert use_fsdp(False)
+    assert Processes(one_of_two(is_main=True)).fsdp
 
 
 # compiling

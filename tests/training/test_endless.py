@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader, Dataset, _utils
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from video_diffusion_pytorch.training.clips import batch_stream
-from video_diffusion_pytorch.training.clips.batch_stream import Endless
-from video_diffusion_pytorch.training.clips.batches import EndlessShuffle
+from video_diffusion_pytorch.training import batches as batch_stream
+from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 
@@ -171,8 +170,8 @@ def test_after_a_death_the_same_batches_come(tmp_path, caplog):
     assert (tmp_path / "died").exists()
     assert len(loader.started) == 2
     assert len(caplog.records) == 1
-    assert "a process that reads clips died" in caplog.text
-    assert "new ones are started" in caplog.text
+    assert "a worker that reads clips died" in caplog.text
+    assert "it is replaced" in caplog.text
 
 
 @needs_fork
@@ -181,7 +180,7 @@ def test_a_batch_that_always_kills_ends_it(caplog):
     loader = FromPosition(Numbers(deadly=(5,)))
     batches = Endless(loader)
     message = (
-        r"^Trainer: the processes that read clips must stay alive, got 3 deaths at one batch "
+        r"^Trainer: the workers that read clips must stay alive, got 3 deaths at one batch "
         r"\(DataLoader worker .*\); look for a lack of memory .* or read in the main process with "
         r"num_workers=0$"
     )
@@ -190,7 +189,7 @@ def test_a_batch_that_always_kills_ends_it(caplog):
         take(batches, 3)
     assert loader.position <= 4
     assert len(loader.started) >= 3
-    assert len(caplog.records) == len(loader.started) - 1
+    assert len(caplog.records) == 3
 
 
 @needs_fork

@@ -103,7 +103,7 @@ def test_no_image_is_of_its_own_clip_or_of_one_held_out(make, folder):
     assert len(trained) == 7
     seen = set()
     for _ in range(40):
-        videos, told = trainer.next_batch()
+        videos, told, _ = trainer.next_batch()
         assert videos.shape == (2, 1, 3, 8, 8)
         assert told["images"].shape == (2, 1, 2, 8, 8)
         assert told["images"].dtype == videos.dtype == torch.uint8
@@ -172,7 +172,7 @@ def test_a_dataset_of_ones_own(make):
     ]
     trainer = make(dataset=items, unet={"cond_dim": WIDTH})
     for _ in range(10):
-        videos, told = trainer.next_batch()
+        videos, told, _ = trainer.next_batch()
         assert torch.equal(told["images"][:, 0, :, 0, 0], told["image_conditions"]["cond"][..., 0])
         assert not (told["images"] == videos[:, :, :1]).any()
     trainer.train()
@@ -185,7 +185,7 @@ def test_batches_that_a_subclass_unpacks(make):
 
     items = [(torch.full((WIDTH,), i / 10), torch.full((1, 3, 8, 8), i / 10)) for i in range(6)]
     trainer = make(dataset=items, trainer_class=Reversed, unet={"cond_dim": WIDTH})
-    _, told = trainer.next_batch()
+    _, told, _ = trainer.next_batch()
     assert torch.equal(told["images"][:, 0, :, 0, 0], told["image_conditions"]["cond"][..., 0])
 
 
@@ -216,7 +216,7 @@ def test_workers_do_not_matter(make, folder):
     def batches(workers):
         trainer = make(folder, num_workers=workers, horizontal_flip=True)
         batches = [trainer.next_batch() for _ in range(6)]
-        return torch.cat([torch.cat((videos, told["images"]), dim=2) for videos, told in batches])
+        return torch.cat([torch.cat((b.videos, b.conditions["images"]), dim=2) for b in batches])
 
     assert torch.equal(batches(0), batches(2))
 
@@ -236,7 +236,7 @@ def test_images_out_of_a_folder(make, folder, pictures):
     trainer = make(folder, image_folder=pictures)
     seen = set()
     for _ in range(10):
-        _, told = trainer.next_batch()
+        _, told, _ = trainer.next_batch()
         seen.update(told["images"][:, 0, :, 0, 0].flatten().tolist())
     assert {200, 210} < seen
     assert len(seen) == 3
@@ -251,10 +251,10 @@ def test_pictures_are_told_their_captions_and_the_classes_of_the_clips(make, fol
         conditions=["caption", "label"],
         unet={"cond_dim": WIDTH, "num_classes": 2},
     )
-    assert "clip 77" in trainer.known_captions
+    assert "clip 77" in trainer.data.known_captions
     found = set()
     for _ in range(20):
-        _, told = trainer.next_batch()
+        _, told, _ = trainer.next_batch()
         images, conditions = told["images"], told["image_conditions"]
         for b in range(2):
             for k in range(2):
@@ -271,7 +271,7 @@ def test_pictures_beside_clips_with_a_column_of_captions(make, folder, pictures)
     (folder / "list.csv").write_text("file,Report\n0,clip 5\n1,clip 6\n")
     options = {"manifest": "list.csv", "conditions": {"cond": "Report"}}
     trainer = make(folder, image_folder=pictures, unet={"cond_dim": WIDTH}, **options)
-    assert sorted(trainer.known_captions) == ["clip 5", "clip 6", "clip 77"]
+    assert sorted(trainer.data.known_captions) == ["clip 5", "clip 6", "clip 77"]
     trainer.train()
 
 
@@ -279,12 +279,12 @@ def test_a_folder_of_pictures_among_the_clips_holds_no_clips(make, folder, pictu
     inside = pictures.rename(folder / "pictures")
     trainer = make(folder, image_folder=inside)
     assert len(trainer.ds) == 10
-    assert len(trainer._images.files) == 3
+    assert len(trainer.data.images.files) == 3
 
 
 def test_pictures_are_in_the_units_of_the_clips(make, folder, pictures):
     trainer = make(folder, image_folder=pictures, value_range=(0, 255))
-    _, told = trainer.next_batch()
+    _, told, _ = trainer.next_batch()
     assert told["images"].dtype == torch.float32
     assert told["images"].min() >= 199
 

@@ -1,0 +1,240 @@
+"""Files behind the clips of a dataset: which are trained on, held out, or validated on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import unicodedata
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import IterableDataset, Subset
+
+from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.manifest import read_splits
+from video_diffusion_pytorch.diffusion.shown import shown
+
+
+def clips_behind(dataset: Any) -> Dataset | None:
+    """The `Dataset` of this library that another one is, or is a part of; None for others'."""
+    whole = whole_dataset(dataset)
+    return whole if isinstance(whole, Dataset) else None
+
+
+def whole_dataset(dataset: Any) -> Any:
+    """The dataset that another one is a part (`Subset`) of."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
+def _file_of(dataset: Any, index: int) -> tuple[Path | None, int]:
+    """The file of a clip, None if it is of none, and its number in the whole dataset."""
+    while isinstance(dataset, Subset):
+        dataset, index = dataset.dataset, int(dataset.indices[index])
+    return (dataset.paths[index] if isinstance(dataset, Dataset) else None), index
+
+
+def file_key(path: Path) -> Any:
+    """What all paths to a file have in common, through symbolic and hard links."""
+    try:
+        status = path.stat()
+    except OSError:  # reading it will say what is wrong
+        return str(path)
+    is_linked = stat.S_ISREG(status.st_mode) and status.st_nlink > 1
+    return (status.st_dev, status.st_ino) if is_linked else os.path.realpath(path)
+
+
+def files_of(dataset: Any, among: Sequence[int] | None = None) -> dict[Any, list[int]]:
+    """The clips of each file, by index; of any other dataset each item is a file of its own.
+
+    The keys tell files apart across datasets, whatever paths and links lead to them.
+
+    Args:
+        dataset: Has a length; a `Dataset`, a part of one, or any other.
+        among: Indices of the clips that count; None for all.
+    """
+    whole = whole_dataset(dataset)
+    everything = range(len(dataset.paths if isinstance(dataset, Dataset) else dataset))
+    keys: dict[Path, Any] = {}
+    found: dict[Any, list[int]] = {}
+    for index in everything if among is None else among:
+        path, number = _file_of(dataset, index)
+        if path is not None and path not in keys:
+            keys[path] = file_key(path)
+        key = (id(whole), number) if path is None else keys[path]
+        found.setdefault(key, []).append(index)
+    return found
+
+
+def name_of(dataset: Any, index: int) -> str:
+    """What a person finds the clip of an index by: its file, or else its number."""
+    path, number = _file_of(dataset, index)
+    return f"item {number}" if path is None else str(path)
+
+
+def name_hashes(dataset: Any, indices: Sequence[int]) -> set[int]:
+    """56 bits for the name of each clip's file in its folder; of other datasets for its number."""
+    folder = getattr(whole_dataset(dataset), "folder", None)
+    files = (_file_of(dataset, index) for index in indices)
+    # the windows of a file have one name
+    names = {
+        os.fsencode(_name_in(folder, path))
+        for path in {str(number) if path is None else path for path, number in files}
+    }
+    return {int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big") for name in names}
+
+
+def _name_in(folder: Any, path: Path | str) -> str:
+    """The same on all systems, wherever the folder is."""
+    if isinstance(path, str):
+        return path
+    # macOS writes accents as characters of their own
+    return unicodedata.normalize("NFC", Path(os.path.relpath(path, folder)).as_posix())
+
+
+def hold_out(
+    dataset: Any, count: int | None, at_most: int = 0, among: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
+    """Indices to train on, and of clips of `count` files kept apart, spread over the dataset.
+
+    Args:
+        dataset: Has a length. Of a `Dataset`, all clips of a file are kept apart.
+        count: Number of files; of each the first clip is given. None for a twentieth of them.
+        at_most: The largest number that None stands for.
+        among: Indices of the clips that there are; None for all.
+
+    Raises:
+        ValueError: If there are not more files than that.
+    """
+    if not count and not (count is None and at_most):
+        # no look at the files, which may be many and on a slow disk
+        return list(range(len(dataset)) if among is None else among), []
+    clips_of = files_of(dataset, among)
+    files = list(clips_of)
+    if count is None:
+        count = min(at_most, len(files) // 20)
+    if not 0 <= count < len(files):
+        raise ValueError(
+            f"Trainer: held_out must leave clips to train on, got {count} of {len(files)}; hold "
+            "out fewer, or give more clips"
+        )
+    places = torch.linspace(0, len(files) - 1, count).round().long().tolist() if count else []
+    kept = {files[place] for place in places}
+    trained = sorted(i for file, clips in clips_of.items() if file not in kept for i in clips)
+    return trained, sorted(clips_of[file][0] for file in kept)
+
+
+class Sides(NamedTuple):
+    """Hashes of the names of files: those on the side of training, and those validated on."""
+
+    trained: set[int]
+    validated: set[int]
+
+
+def split_off(
+    dataset: Any, fraction: float, known: Sides | None = None
+) -> tuple[list[int], list[int]]:
+    """Indices to train on and to validate on, all clips of a file on one side.
+
+    Those files are validated on whose names have the smallest hashes, as many as the share says.
+    In a run that goes on, each file stays on its side, and a new one is validated on if its hash
+    is below the share of all hashes: files that are added or removed never move others.
+
+    Args:
+        dataset: Has a length.
+        fraction: Share of the files to validate on.
+        known: Where files were before; None for nowhere.
+
+    Raises:
+        ValueError: If the fraction is not in that range, or one side has no file.
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
+        raise ValueError(
+            "Trainer: validation_split must be between 0 and 1, got "
+            f"{shown(fraction)}; give the share "
+            "of the files to validate on, such as 0.05, or the name of a manifest's split"
+        )
+    if isinstance(dataset, IterableDataset) or dataset is None:
+        raise ValueError(
+            "Trainer: validation_split must go with clips that can be read in any order, got a "
+            "stream or a loader; pass a validation_folder or a validation_dataset"
+        )
+    files = list(files_of(dataset).values())
+    if len(files) < 2:
+        raise ValueError(
+            f"Trainer: validation_split must leave files to train on, got {len(files)} in all; "
+            "give more clips"
+        )
+    hashes = [name_hashes(dataset, clips) for clips in files]
+    if known is None:
+        # of a file with several names the largest: a further name takes none out of training
+        by_hash = sorted(range(len(files)), key=lambda place: max(hashes[place]))
+        chosen = {*by_hash[: _count(len(files), fraction)]}
+    else:
+        chosen = {
+            place
+            for place, names in enumerate(hashes)
+            if not names & known.trained
+            and (names & known.validated or max(names) < fraction * 2**56)
+        }
+        if not 0 < len(chosen) < len(files):
+            raise ValueError(
+                "Trainer: validation_split must leave files to train on and to validate on that "
+                f"were not trained on before, got {len(chosen)} of {len(files)} to validate on; "
+                "begin in another results_folder, or pass a validation_folder"
+            )
+    sides: tuple[list[int], list[int]] = [], []
+    for place, clips in enumerate(files):
+        sides[place in chosen].extend(clips)
+    return sorted(sides[0]), sorted(sides[1])
+
+
+def split_by_position(dataset: Any, fraction: float) -> tuple[list[int], list[int]]:
+    """The same as of versions up to 0.8, where it depended on the number of files only."""
+    files = list(files_of(dataset).values())
+    count = _count(len(files), fraction)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    sides = order[count:], order[:count]
+    left, apart = (sorted(i for place in side for i in files[place]) for side in sides)
+    return left, apart
+
+
+def _count(files: int, fraction: float) -> int:
+    return min(max(1, round(files * fraction)), files - 1)
+
+
+def split_of_rows(
+    table: str | os.PathLike[str],
+    name: str | None,
+    folder: str | os.PathLike[str],
+    columns: Mapping[str, str | None] | None = None,
+) -> str | None:
+    """The split of a manifest's rows to validate on; None for all rows.
+
+    Args:
+        table: The manifest.
+        name: Its name; None for one that is usual, or all rows of a table without splits.
+        folder: That of the clips.
+        columns: `manifest_columns` of `Dataset`.
+
+    Raises:
+        ValueError: If the table has no splits, or none of a usual name.
+    """
+    found = read_splits(table, Path(folder), columns)
+    usual = [split for split in found if split.lower() in ("val", "valid", "validation")]
+    if name is not None and not found:
+        raise ValueError(
+            f"Trainer: validation_split={name!r} must be a split of the manifest, got {table} "
+            "without a column split; add it, or give a share of the files such as 0.05"
+        )
+    if name is None and found and not usual:
+        raise ValueError(
+            "Trainer: validation_split must say which rows of the manifest to validate on, got "
+            f"{table} with the splits {', '.join(map(repr, found))}; choose one of them"
+        )
+    return name or (usual[0] if usual else None)
