@@ -132,7 +132,7 @@ def _plot(folders: list[str], output: str | None) -> None:
 
 
 def _gather(folder: str, output: str | None) -> None:
-    from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import gather_checkpoint
+    from video_diffusion_pytorch.training.sharded_checkpoint import gather_checkpoint
 
     written = gather_checkpoint(Path(folder), None if output is None else Path(output))
     _say(f"wrote {written}: the checkpoint {folder} as one file")
@@ -175,7 +175,7 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
 
 def _interruption(options: Namespace | None) -> str:
     """What is left after Ctrl+C."""
-    from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+    from video_diffusion_pytorch.training.checkpoint import newest
 
     folder = None
     if options is not None and options.command == "demo":

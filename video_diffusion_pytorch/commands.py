@@ -20,7 +20,7 @@ from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.presets import preset as find_preset
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.sample_conditions import OPTIONS, class_names, pick, read_conditions
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at, newest
+from video_diffusion_pytorch.training.checkpoint import checkpoint_at, newest
 from video_diffusion_pytorch.training.samples import write_sample_grid
 from video_diffusion_pytorch.training.trainer import Trainer
 

@@ -18,7 +18,7 @@ from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.training.batches import collate
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
+from video_diffusion_pytorch.training.checkpoint_file import glance
 
 
 def class_names(checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
