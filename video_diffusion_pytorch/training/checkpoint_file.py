@@ -300,17 +300,6 @@ class _Of(NamedTuple):
     fits: Callable[[Any], bool]
 
 
-class _Maybe(NamedTuple):
-    """What need not be there, and perhaps may be None."""
-
-    schema: Any
-    or_none: bool = False
-
-
-# In a dict of the table: the keys, and all values that are not named
-_KEY, _REST = "<key>", "<rest>"
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -359,142 +348,112 @@ def _is_bytes(value: Any) -> bool:
 _ANYTHING = _Of("anything", lambda value: True)
 _TEXT = _Of("a text", lambda value: isinstance(value, str))
 _COUNT = _Of("a whole number of at least 0", lambda value: _is_whole(value, 0))
-_NUMBER = _Of("a number", _is_number)
+_LOSS = _Of("a number", lambda value: value is None or _is_number(value))
 _SETTING = _Of("a finite number", _is_setting)
 _TENSOR = _Of("a tensor", torch.is_tensor)
 _BYTES = _Of("a tensor of bytes", _is_bytes)
-_WEIGHTS = {_KEY: _TEXT, _REST: _TENSOR}
 _BETAS = _Of(
     "two finite numbers",
     lambda value: (
         isinstance(value, (tuple, list)) and len(value) == 2 and all(map(_is_setting, value))
     ),
 )
-_RANDOM = {
-    "python": _Maybe(_Of("a state of the module random", _is_state_of_python)),
-    "numpy": _Maybe(_Of("a state of numpy.random", _is_state_of_numpy)),
-    "torch": _Maybe(_BYTES),
-    "cuda": _Maybe([_BYTES]),
-}
 
-_STATE: dict[str, Any] = {
-    "step": _Maybe(_COUNT),
-    "model": _Maybe(_WEIGHTS),
-    "ema": _Maybe(_WEIGHTS),
-    "emas": _Maybe({_KEY: _TEXT, _REST: _WEIGHTS}),
-    "ema_decays": _Maybe([_SETTING]),
-    "optimizer": _Maybe(
-        {
-            "state": _Maybe(
-                {
-                    _REST: {
-                        "step": _Maybe(_SETTING),
-                        "exp_avg": _Maybe(_TENSOR),
-                        "exp_avg_sq": _Maybe(_TENSOR),
-                        "max_exp_avg_sq": _Maybe(_TENSOR),
-                        "momentum_buffer": _Maybe(_TENSOR, or_none=True),
-                        "square_avg": _Maybe(_TENSOR),
-                        _REST: _ANYTHING,
-                    }
-                }
-            ),
-            "param_groups": [
-                {
-                    "params": _Maybe([_ANYTHING]),
-                    "betas": _Maybe(_BETAS),
-                    **{
-                        name: _Maybe(_SETTING)
-                        for name in ("lr", "initial_lr", "eps", "weight_decay", "momentum")
-                    },
-                    _REST: _ANYTHING,
-                }
-            ],
-        }
-    ),
-    "optimizer_settings": _Maybe({"class": _TEXT, _KEY: _TEXT, _REST: _ANYTHING}),
-    "scheduler": _Maybe(
-        {"last_epoch": _Maybe(_COUNT), "base_lrs": _Maybe([_SETTING]), _REST: _ANYTHING}
-    ),
-    "scaler": _Maybe(_Of("empty or the state of a GradScaler", _is_scaler), or_none=True),
-    "config": _Maybe(
-        {
-            "unet": _Maybe({_KEY: _TEXT, _REST: _ANYTHING}, or_none=True),
-            "diffusion": _Maybe({_KEY: _TEXT, _REST: _ANYTHING}, or_none=True),
-            "class_names": _Maybe([_TEXT], or_none=True),
-            _REST: _ANYTHING,
-        },
-        or_none=True,
-    ),
-    "losses": _Maybe({_KEY: _TEXT, _REST: _Maybe(_NUMBER, or_none=True)}),
-    "skipped_steps": _Maybe(_COUNT),
-    "random_states": _Maybe(_RANDOM, or_none=True),
-    "data": _Maybe(
-        {
-            "seed": _Of("a whole number", _is_whole),
-            "position": _COUNT,
-            "clips": _Maybe(_COUNT, or_none=True),
-            "files": _Maybe({_KEY: _TEXT, _REST: [_COUNT]}, or_none=True),
-            _REST: _ANYTHING,
-        }
-    ),
-    # of a folder's run.pt
-    "sharded_files": _Maybe({_KEY: _TEXT, _REST: _COUNT}),
-    # a subclass of Trainer may have entries of its own
-    _REST: _ANYTHING,
+# Types by path. `*` is each value of a dict with text keys, `**` of any dict, `#` each item of
+# a list; a name with `?` may be None, one with `!` must be there. A subclass of Trainer may have
+# entries of its own.
+_TYPES = {
+    "step": _COUNT,
+    "model.*": _TENSOR,
+    "ema.*": _TENSOR,
+    "emas.*.*": _TENSOR,
+    "ema_decays.#": _SETTING,
+    "optimizer.state.**.step": _SETTING,
+    "optimizer.state.**.exp_avg": _TENSOR,
+    "optimizer.state.**.exp_avg_sq": _TENSOR,
+    "optimizer.state.**.max_exp_avg_sq": _TENSOR,
+    "optimizer.state.**.momentum_buffer?": _TENSOR,
+    "optimizer.state.**.square_avg": _TENSOR,
+    "optimizer.param_groups!.#.params.#": _ANYTHING,
+    "optimizer.param_groups!.#.betas": _BETAS,
+    "optimizer.param_groups!.#.lr": _SETTING,
+    "optimizer.param_groups!.#.initial_lr": _SETTING,
+    "optimizer.param_groups!.#.eps": _SETTING,
+    "optimizer.param_groups!.#.weight_decay": _SETTING,
+    "optimizer.param_groups!.#.momentum": _SETTING,
+    "optimizer_settings.class!": _TEXT,
+    "optimizer_settings.*": _ANYTHING,
+    "scheduler.last_epoch": _COUNT,
+    "scheduler.base_lrs.#": _SETTING,
+    "scaler?": _Of("empty or the state of a GradScaler", _is_scaler),
+    "config?.unet?.*": _ANYTHING,
+    "config?.diffusion?.*": _ANYTHING,
+    "config?.class_names?.#": _TEXT,
+    "losses.*": _LOSS,
+    "skipped_steps": _COUNT,
+    "random_states?.python": _Of("a state of the module random", _is_state_of_python),
+    "random_states?.numpy": _Of("a state of numpy.random", _is_state_of_numpy),
+    "random_states?.torch": _BYTES,
+    "random_states?.cuda.#": _BYTES,
+    "data.seed!": _Of("a whole number", _is_whole),
+    "data.position!": _COUNT,
+    "data.clips?": _COUNT,
+    "data.files?.*.#": _COUNT,
+    "sharded_files.*": _COUNT,  # of a folder's run.pt
 }
 
 
 def check_types(state: Mapping[str, Any], path: Path) -> None:
-    """Checks that all entries of a checkpoint that this library knows are what they should be.
+    """Checks the types of a checkpoint's entries.
 
     Args:
-        state: As `read_checkpoint` or `glance` gives it.
+        state: As `read_checkpoint` or `glance` returns it.
         path: The file, for the message.
 
     Raises:
-        ValueError: If one is not; the message names it.
+        ValueError: If a value has the wrong type; the message names it.
     """
-    schema = _STATE
-    if isinstance(state.get("random_states"), list):  # of each process
-        schema = {**_STATE, "random_states": [_RANDOM]}
-    for name, what, value in _wrong(state, schema, "", set()):
-        raise ValueError(
-            f"expected a checkpoint whose {name} is {what} in {path}, got {_shown(value)}; use "
-            "the checkpoint before it"
-        )
+    seen: set[tuple[int, str]] = set()
+    for entry, kind in _TYPES.items():
+        if isinstance(state.get("random_states"), list):  # one per process
+            entry = entry.replace("random_states?", "random_states.#")
+        for name, what, value in _wrong(state, entry.split("."), kind, "", seen):
+            raise ValueError(
+                f"expected a checkpoint whose {name} is {what} in {path}, got {_shown(value)}; use "
+                "the checkpoint before it"
+            )
 
 
 def _wrong(
-    value: Any, schema: Any, name: str, seen: set[tuple[int, int]]
+    value: Any, parts: list[str], kind: _Of, name: str, seen: set[tuple[int, str]]
 ) -> Iterator[tuple[str, str, Any]]:
-    """The values that are not as in the table: their names, what was expected, what they are."""
-    # a file may name one large dict many times
-    if (id(value), id(schema)) in seen:
-        return
-    if isinstance(value, (Mapping, list, tuple)):
-        seen.add((id(value), id(schema)))
-    if isinstance(schema, _Maybe):
-        if value is not ... and not (schema.or_none and value is None):
-            yield from _wrong(value, schema.schema, name, seen)
-    elif isinstance(schema, _Of):
+    """Yields name, expected type and value of what is wrong at a path of `_TYPES`."""
+    if not parts:
         # a module may keep what it likes in its extra state
-        if not schema.fits(value) and not name.endswith("_extra_state"):
-            yield name, schema.what, value
-    elif isinstance(schema, list):
-        if not isinstance(value, (list, tuple)):
-            yield name, "a list", value
-            return
-        for number, item in enumerate(value):
-            yield from _wrong(item, schema[0], f"{name}.{number}", seen)
-    elif not isinstance(value, Mapping):
-        yield name, "a dict", value
+        if not kind.fits(value) and not name.endswith("_extra_state"):
+            yield name, kind.what, value
+        return
+    part, *rest = parts
+    if not isinstance(value, (list, tuple) if part == "#" else Mapping):
+        yield name, "a list" if part == "#" else "a dict", value
+        return
+    # a file may hold one large dict many times
+    if (mark := (id(value), f"{'.'.join(parts)} {id(kind)}")) in seen:
+        return
+    seen.add(mark)
+    if part == "*":
+        yield from ((f"key of {name}", "a text", k) for k in value if not isinstance(k, str))
+    if part == "#":
+        items = list(enumerate(value))
+    elif part in ("*", "**"):
+        items = list(value.items())
     else:
-        for key in value if _KEY in schema else ():
-            yield from _wrong(key, schema[_KEY], f"key of {name}", seen)
-        for key in dict.fromkeys([*schema, *value]):
-            if key not in (_KEY, _REST):
-                part = schema.get(key, schema.get(_REST, _ANYTHING))
-                yield from _wrong(value.get(key, ...), part, f"{name}.{key}".lstrip("."), seen)
+        key = part.rstrip("?!")
+        is_there = part[-1] == "!" or key in value
+        is_none = part[-1] == "?" and value.get(key) is None
+        items = [(key, value.get(key, ...))] if is_there and not is_none else []
+    for key, item in items:
+        yield from _wrong(item, rest, kind, f"{name}.{key}".lstrip("."), seen)
 
 
 def _shown(value: Any) -> str:
