@@ -15,8 +15,8 @@ from video_diffusion_pytorch.cli import main, parse
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import read_video
 from video_diffusion_pytorch.data.write_video import write_video
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
