@@ -201,13 +201,12 @@ def check_conditions(
         if conditions.get(name) is not None:
             full = f"image_conditions[{name!r}]" if images else name
             _check_condition(name, full, conditions[name], shape, config, images)
-    missing = [name for name in VALUES if shapes[name] and conditions.get(name) is None]
-    if required and missing:
-        name = missing[0]
-        raise ValueError(
-            f"Unet3D: this network was built with {CONDITIONS[name].network}, so {name} of shape "
-            f"{_written(shapes[name])} is expected, got None; pass it, or null_cond_prob=1 for none"
-        )
+        elif required and name in VALUES and shape is not None:
+            raise ValueError(
+                f"Unet3D: this network was built with {CONDITIONS[name].network}, so {name} of "
+                f"shape {_written(shape)} is expected, got None; pass it, or null_cond_prob=1 for "
+                "none"
+            )
     mask, states = conditions.get("cond_mask"), conditions.get("cond")
     if mask is not None:
         _check_cond_mask("image_conditions['cond']" if images else "cond", mask, states, config)

@@ -331,7 +331,7 @@ class Unet3D(Shareable, part="unet"):
         Raises:
             ValueError: If shapes don't fit the network, or a condition is missing or unexpected.
         """
-        conditions = given(
+        conditions: dict[str, Any] = given(
             {
                 "cond": cond,
                 "labels": labels,
@@ -376,9 +376,8 @@ class Unet3D(Shareable, part="unet"):
         # encoder
         skips = []
         for level in self.downs:
-            x = level(x, emb, text, temporal, run)
-            skips.append(x)
-            x = level.resample(x)
+            skip, x = level(x, emb, text, temporal, run)
+            skips.append(skip)
 
         # bottleneck
         x = run(self.mid_block1, x, emb)
@@ -388,8 +387,7 @@ class Unet3D(Shareable, part="unet"):
 
         # decoder
         for level in self.ups:
-            x = level(join_channels(x, skips.pop()), emb, text, temporal, run)
-            x = level.resample(x)
+            _, x = level(join_channels(x, skips.pop()), emb, text, temporal, run)
         return run(self.final_conv, join_channels(x, full_resolution))
 
     def _recomputes(self) -> bool:
@@ -459,7 +457,7 @@ class Unet3D(Shareable, part="unet"):
             )
         focus = focus_mask(focus_present_mask, prob_focus_present, x)
         # a subclass's forward need not know those that are not used
-        conditions = given(
+        conditions: dict[str, Any] = given(
             {
                 "cond": cond,
                 "labels": labels,
@@ -469,14 +467,14 @@ class Unet3D(Shareable, part="unet"):
                 "cond_mask": cond_mask,
             }
         )
-        negative = given(negative or {})
-        if negative:
-            check_negative(negative, conditions)
-            self.check_inputs(x, time, 1.0, **negative)
+        instead: dict[str, Any] = given(negative or {})
+        if instead:
+            check_negative(instead, conditions)
+            self.check_inputs(x, time, 1.0, **instead)
         if cond_scale == 1 or not self.has_cond:
             return self(x, time, **{"cond": None} | conditions, focus_present_mask=focus, **kwargs)
         self.check_inputs(x, time, 0.0, **conditions)
-        conditions, null = guided_halves(self, conditions, negative)
+        conditions, null = guided_halves(self, conditions, instead)
         if cond_scale == 0 and not guidance_rescale:
             return self(x, time, **null, focus_present_mask=focus, **kwargs)
 
@@ -596,11 +594,11 @@ class Level(nn.Module):
         text: TextTokens | None,
         temporal: tuple[Any, ...],
         run: Callable[..., Tensor] = _call,
-    ) -> Tensor:
-        """Maps `(b, c, f, h, w)` to `(b, c', f, h, w)`, without the change of resolution.
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the features before and after the change of resolution.
 
         Args:
-            x: The features.
+            x: The features, `(b, c, f, h, w)`.
             emb: The embedding of time and conditions, as in `ResnetBlock`.
             text: Tokens of captions; None for none.
             temporal: Arguments of `TemporalAttention` after the features.
@@ -612,7 +610,7 @@ class Level(nn.Module):
                 x = run(spatial_attn, x, text)
             if temporal_attn is not None:
                 x = run(temporal_attn, x, *temporal)
-        return x
+        return x, self.resample(x)
 
 
 class _Layers:
