@@ -78,7 +78,7 @@ def public_objects(node, name):
 def test_the_sources_are_found():
     rooms = {room(module) for module in SOURCES}
     assert {"__init__", "data", "model", "diffusion", "training", "reference", "text"} <= rooms
-    assert f"{NAME}.model.levels" in of_us(f"{NAME}.model.unet3d")
+    assert f"{NAME}.model.conditioning" in of_us(f"{NAME}.model.unet3d")
 
 
 @pytest.mark.parametrize("name", CLOSED_ROOMS)

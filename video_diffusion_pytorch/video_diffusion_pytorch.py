@@ -42,8 +42,8 @@ from video_diffusion_pytorch.model.blocks import (
     RMSNorm,
     Upsample,
 )
+from video_diffusion_pytorch.model.conditioning import prob_mask_like
 from video_diffusion_pytorch.model.embeddings import RelativePositionBias, SinusoidalPosEmb
-from video_diffusion_pytorch.model.masks import prob_mask_like
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.legacy import (
     EinopsToAndFrom,

@@ -1,10 +1,11 @@
-"""Convolutions, norms and residual blocks."""
+"""Convolutions, norms, residual blocks, and views of frames and pixels."""
 
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from video_diffusion_pytorch.model import blocks
@@ -207,3 +208,31 @@ def test_a_missing_embedding_is_told():
         match=r"ResnetBlock: .* expects time_emb of shape \(b, 5\), got None; pass the embedding",
     ):
         ResnetBlock(4, 6, time_emb_dim=5)(torch.randn(1, 4, 2, 3, 3))
+
+
+# Views of frames and pixels, against einops
+
+
+@pytest.mark.parametrize(
+    ("name", "back"),
+    [
+        ("frames_as_images", "images_as_frames"),
+        ("frames_as_rows", "rows_as_frames"),
+        ("pixels_as_rows", "rows_as_pixels"),
+    ],
+)
+def test_they_follow_their_patterns_and_lead_back(name, back):
+    x = torch.randn(2, 6, 3, 4, 5)
+    fold, unfold = getattr(blocks, name), getattr(blocks, back)
+    [pattern] = [words for words in fold.__doc__.split("`") if "->" in words]
+    assert torch.equal(fold(x), rearrange(x, pattern))
+    [pattern] = [words for words in unfold.__doc__.split("`") if "->" in words]
+    sizes = {"b": 2} if back == "images_as_frames" else {"b": 2, "h": 4}
+    assert torch.equal(unfold(fold(x), **sizes), x)
+    assert torch.equal(unfold(fold(x), **sizes), rearrange(fold(x), pattern, **sizes))
+
+
+def test_channels_last_videos_are_not_copied():
+    x = torch.randn(2, 6, 3, 4, 5).contiguous(memory_format=torch.channels_last_3d)
+    for fold in (blocks.frames_as_images, blocks.frames_as_rows):
+        assert fold(x).data_ptr() == x.data_ptr()

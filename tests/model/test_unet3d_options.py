@@ -322,7 +322,7 @@ def test_masks_that_do_not_fit_are_refused():
     states_refused(
         message + "torch.float32 of shape (2, 5)", cond=states, cond_mask=torch.ones(2, 5)
     )
-    states_refused(message + "[True]", cond=states, cond_mask=[True])
+    states_refused(message + "list", cond=states, cond_mask=[True])
     states_refused(
         "cond_mask must go with a sequence of states in cond, got one for a vector; leave it out",
         make({"cond_dim": 6}),

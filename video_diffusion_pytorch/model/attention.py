@@ -14,8 +14,8 @@ from video_diffusion_pytorch.model.blocks import (
     rows_as_frames,
     rows_as_pixels,
 )
+from video_diffusion_pytorch.model.conditioning import TextTokens
 from video_diffusion_pytorch.model.embeddings import rotary_tables
-from video_diffusion_pytorch.model.text_tokens import TextTokens
 
 RotaryTables = tuple[Tensor, Tensor]
 
@@ -382,13 +382,14 @@ class SpatialAttention(nn.Module):
         self.shift = shift
 
     def forward(self, x: Tensor, text: TextTokens | None = None) -> Tensor:
-        """Maps `(b, c, f, h, w)` to the same; `text` is what each frame is told."""
+        """Maps `(b, c, f, h, w)` to the same; `text` holds the tokens that frames see."""
         inner = self.norm(x)
         if self.shift:
             inner = shift_in_space(inner)
         frames = frames_as_rows(inner)
-        told = None if text is None else TextTokens(text.of_each_frame(x.shape[2]))
-        out = self.attn(frames, text=told)
+        if text is not None:
+            text = TextTokens(text.of_each_frame(x.shape[2]))
+        out = self.attn(frames, text=text)
         return x + rows_as_frames(out, x.shape[0], x.shape[3])
 
 
@@ -409,14 +410,11 @@ class LinearAttentionLayer(nn.Module):
         self.shift = shift
 
     def forward(self, x: Tensor, text: TextTokens | None = None) -> Tensor:
-        """Maps `(b, c, f, h, w)` to the same; `text` only softmax attention looks at."""
+        """Maps `(b, c, f, h, w)` to the same; `text` is ignored."""
         inner = self.norm(x)
         if self.shift:
             inner = shift_in_space(inner)
         return x + self.attn(inner)
-
-
-TOKEN_SHIFTS = (None, "time", "space", "both")
 
 
 def shift_in_time(

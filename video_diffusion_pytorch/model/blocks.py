@@ -212,3 +212,9 @@ def pixels_as_rows(x: Tensor) -> Tensor:
 def rows_as_pixels(rows: Tensor, b: int, h: int) -> Tensor:
     """`(b h w) f c -> b c f h w`, the way back from `pixels_as_rows`."""
     return rows.unflatten(0, (b, h, -1)).permute(0, 4, 3, 1, 2)
+
+
+def join_channels(x: Tensor, other: Tensor) -> Tensor:
+    """Puts the channels of `other` behind those of `x`, both `(b, c, f, h, w)`."""
+    # in memory channels are the last axis, where torch.cat has its fast path
+    return torch.cat((x.movedim(1, -1), other.movedim(1, -1)), dim=-1).movedim(-1, 1)

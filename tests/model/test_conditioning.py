@@ -1,10 +1,18 @@
-"""What the network is told beside the noisy video, and what stands for its absence."""
+"""Conditions of the network: inputs, null values, drawn masks, tokens of captions."""
 
 import pytest
 import torch
 
 from video_diffusion_pytorch import Unet3D
-from video_diffusion_pytorch.model.conditions import join_channels
+from video_diffusion_pytorch.model.blocks import join_channels
+from video_diffusion_pytorch.model.conditioning import (
+    TextPooling,
+    TextTokens,
+    dropped_videos,
+    focus_mask,
+    mean_state,
+    prob_mask_like,
+)
 
 EVERY = {"cond_dim": 5, "num_classes": 4, "frame_cond_dim": 6, "cond_channels": 2}
 
@@ -300,3 +308,81 @@ def test_joined_channels_stay_last_in_memory():
     joined = join_channels(first, second)
     assert torch.equal(joined, torch.cat((first, second), dim=1))
     assert joined.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+# Drawn masks
+
+
+@pytest.mark.parametrize("prob", [0, 1, 0.0, 1.0])
+def test_certainty_draws_no_random_number(prob):
+    before = torch.get_rng_state()
+    mask = prob_mask_like((3, 2), prob, "cpu")
+    assert mask.dtype == torch.bool
+    assert mask.tolist() == [[bool(prob)] * 2] * 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("prob", [0.1, 0.8])
+def test_the_share_is_the_probability(prob):
+    torch.manual_seed(0)
+    mask = prob_mask_like((20_000,), prob, None)
+    assert mask.dtype == torch.bool
+    assert mask.float().mean().item() == pytest.approx(
+        prob, abs=4 * (prob * (1 - prob) / 2e4) ** 0.5
+    )
+
+
+def test_masks_are_made_on_their_device():
+    for prob in (0, 0.5, 1):
+        assert prob_mask_like((2,), prob, "meta").is_meta
+
+
+def test_no_focus_needs_no_mask():
+    x = torch.zeros(3, 1, 2, 4, 4)
+    assert focus_mask(None, 0.0, x) is None
+    assert focus_mask(None, 1.0, x).tolist() == [True] * 3
+    given = torch.tensor([True, False, True])
+    assert focus_mask(given, 0.0, x) is given
+
+
+def test_a_network_without_conditions_draws_none_to_drop():
+    x, given = torch.zeros(3, 1, 2, 4, 4), torch.tensor([True, False, True])
+    before = torch.get_rng_state()
+    assert dropped_videos(None, 0.5, x, has_cond=False) is None
+    assert dropped_videos(given, 0.5, x, has_cond=False) is None
+    assert dropped_videos(given, 0.5, x, has_cond=True) is given
+    assert torch.equal(torch.get_rng_state(), before)
+    assert dropped_videos(None, 0.5, x, has_cond=True).shape == (3,)
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+# Tokens of captions
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pool", [TextPooling(6, 64, tokens=3), TextPooling(6, 7, 2), mean_state])
+def test_padding_is_not_looked_at(pool):
+    states = torch.randn(2, 5, 6)
+    mask = torch.arange(5) < torch.tensor([[5], [2]])
+    pooled = pool(states, mask)
+    torch.testing.assert_close(pooled[0], pool(states[:1])[0])
+    torch.testing.assert_close(pooled[1], pool(states[1:, :2])[0])
+    states[1, 2:] = 1e4
+    torch.testing.assert_close(pool(states, mask)[1], pooled[1])
+
+
+def test_queries_gather_different_things():
+    pool = TextPooling(6, 64, tokens=3)
+    tokens = pool(torch.randn(2, 5, 6))
+    assert tokens.shape == (2, 3, 64)
+    assert pool.heads == 2
+    assert (tokens[:, 0] - tokens[:, 1]).abs().max() > 0.1
+    tokens.square().sum().backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in pool.parameters())
+
+
+def test_frames_have_their_videos_tokens_and_images_their_own():
+    videos, images = torch.randn(2, 3, 4), torch.randn(2, 2, 3, 4)
+    each = TextTokens(videos, images).of_each_frame(5).view(2, 5, 3, 4)
+    assert torch.equal(each[:, :3], videos[:, None].expand(-1, 3, -1, -1))
+    assert torch.equal(each[:, 3:], images)
