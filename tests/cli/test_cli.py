@@ -109,7 +109,8 @@ def test_help_of_training_says_what_the_constructors_say(capsys):
     assert "--unet.dim DIM Channels at full resolution; even." in out
     assert "--diffusion.image_size IMAGE_SIZE Height and width of the clips" in out
     assert (
-        "--trainer.train_lr TRAIN_LR Learning rate, at least 0. (type: float, default: 0.0001)" in out
+        "--trainer.train_lr TRAIN_LR Learning rate, at least 0. (type: float, default: 0.0001)"
+        in out
     )
     for group, constructor in (
         ("unet", Unet3D),
