@@ -1,4 +1,4 @@
-"""Beside the path: buffers of the CPU stay in the process from step to step."""
+"""Host memory: keeps freed CPU buffers in the process from step to step."""
 
 import ctypes
 import sys

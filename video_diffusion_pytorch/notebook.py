@@ -1,4 +1,4 @@
-"""Last step of the path, in a notebook: videos play side by side, again and again."""
+"""Videos in a notebook, side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beside the path: the models of the paper, as keywords of this library."""
+"""The models of the paper by name, as keywords of this library."""
 
 from __future__ import annotations
 

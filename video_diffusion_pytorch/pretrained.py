@@ -1,4 +1,4 @@
-"""A checkpoint file becomes a diffusion model that is ready to sample."""
+"""Loading of a diffusion model from a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Before the last step of the path: clips of any channels and any units become pictures."""
+"""False colours: fields of any channels and units as RGB pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""First step of the path: a video of any format on disk becomes frames, or a whole clip."""
+"""Video files: opening and reading any format."""
 
 from __future__ import annotations
 

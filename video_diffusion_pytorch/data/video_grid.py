@@ -1,4 +1,4 @@
-"""Before the last step of the path: several clips become one, in which they play side by side."""
+"""Grids of videos that play side by side."""
 
 from __future__ import annotations
 

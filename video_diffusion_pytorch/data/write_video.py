@@ -1,4 +1,4 @@
-"""Last step of the path: a clip becomes a file that plays."""
+"""Writing of videos: gif, webp, mp4, npy and contact sheets."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The step from a clip to a loss, and from noise to a video."""
+"""The diffusion: from a clip to a loss, and from noise to a video."""

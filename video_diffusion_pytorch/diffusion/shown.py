@@ -1,4 +1,4 @@
-"""How errors print what they got."""
+"""Values in error messages."""
 
 from __future__ import annotations
 

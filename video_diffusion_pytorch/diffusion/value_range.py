@@ -1,4 +1,4 @@
-"""The units of clips: from those of the user to [-1, 1], where the diffusion works, and back."""
+"""Ranges of values: from the units of the data to [-1, 1], and back."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The step after sampling: how good the samples are."""
+"""Measures of how good samples are."""

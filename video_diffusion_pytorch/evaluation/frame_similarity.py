@@ -1,4 +1,4 @@
-"""How near predicted frames are to those that came: PSNR, SSIM and LPIPS."""
+"""Similarity of predicted and real frames: PSNR, SSIM and LPIPS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far two sets of videos are apart: the Frechet distance between their features."""
+"""The Fréchet distance between features of two sets of videos."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The convolutional half of the network: frame by frame, never across frames."""
+"""Convolutional blocks, applied per frame, and views of videos as rows of frames or pixels."""
 
 import torch
 import torch.nn.functional as F

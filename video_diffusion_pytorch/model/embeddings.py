@@ -1,4 +1,4 @@
-"""What the network is told besides the pixels: the noise level, and each frame's place in time."""
+"""Embeddings of time steps and log-SNR, relative position bias, and rotary tables."""
 
 import math
 

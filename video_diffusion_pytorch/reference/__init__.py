@@ -1,1 +1,1 @@
-"""What only the reference's users need: its parameter names and its legacy helpers."""
+"""Parameter names and legacy helpers of the reference."""

@@ -1,4 +1,4 @@
-"""Small names of the reference that scripts import and that this library itself has no use for."""
+"""Small helpers of the reference that scripts import."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""The reference's parameter names, and back: state dicts of versions 0.6.0 to 0.7.0."""
+"""Conversion of state dicts between this library and versions 0.6.0 to 0.7.0."""
 
 import re
 from collections.abc import Mapping

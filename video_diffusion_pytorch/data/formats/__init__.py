@@ -1,1 +1,1 @@
-"""What each format of video files is made of, read and written."""
+"""Readers and writers of file formats, one module per family."""

@@ -1,4 +1,4 @@
-"""First step of the path: a folder of numbered stills is read as one video."""
+"""Frame folders: numbered pictures read as one video."""
 
 from __future__ import annotations
 
