@@ -1,1 +1,1 @@
-"""The step from a noisy video to the network's output."""
+"""The network: from a noisy video to its prediction."""

@@ -1,4 +1,4 @@
-"""Beside the path: the network's repeated layers, each compiled on its own."""
+"""Compilation of the network's repeated layers, each on its own."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What only the reference's users need: its parameter names and its legacy helpers."""
+"""The reference's parameter names and legacy helpers."""

@@ -1,4 +1,4 @@
-"""Small names of the reference that scripts import and that this library itself has no use for."""
+"""Helpers of the reference that scripts import: `exists`, `default`, `PreNorm` and others."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator
