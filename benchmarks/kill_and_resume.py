@@ -37,8 +37,8 @@ import torch
 from killed_run import CLIPS, SAMPLE_EVERY, SAVE_EVERY, STEPS, TIMES, Mark
 
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 
 SCRIPT = Path(__file__).with_name("killed_run.py")
 # Those that kills are aimed at, in turns, and the steps at which they can be met

@@ -99,7 +99,7 @@ def test_the_table_of_names_is_that_of_the_renames():
 
 
 def test_the_methods_to_replace_are_there():
-    [_, words] = PAGE.text.split("methods to be replaced in a subclass: ")
-    names = re.findall(r"`(\w+)`", words.split(". Where")[0])
+    [_, words] = PAGE.text.split("A subclass of `Trainer` can override ")
+    names = re.findall(r"`(\w+)`", words.split(". A copy")[0])
     assert len(names) == 9
     assert all(callable(getattr(Trainer, name)) for name in names)

@@ -16,9 +16,9 @@ from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES as NOISE_SCHEDULES
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
 from video_diffusion_pytorch.training import validation
-from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import write_sharded
 from video_diffusion_pytorch.training.ema import WARMUPS
 from video_diffusion_pytorch.training.optimizer import OPTIMIZERS, SCHEDULES
+from video_diffusion_pytorch.training.sharded_checkpoint import write_sharded
 
 PAGE = Page("training.md")
 # a step instead of thousands; the page's clips have 16 frames of 64 x 64, those here 4 of 16 x 16

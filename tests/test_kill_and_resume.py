@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import write_checkpoint
+from video_diffusion_pytorch.training.checkpoint_file import write_checkpoint
 
 STATE = {"step": 3, "model": {"w": torch.ones(2)}, "ema": {}, "random_states": [{"a": (1, [2])}]}
 

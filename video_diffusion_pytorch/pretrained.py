@@ -13,9 +13,9 @@ from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.hub import check_network_size
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
-from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import read_gathered
+from video_diffusion_pytorch.training.checkpoint import checkpoint_at
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.sharded_checkpoint import read_gathered
 
 
 def load_diffusion(

@@ -15,8 +15,8 @@ from video_diffusion_pytorch.cli import main, parse
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import read_video
 from video_diffusion_pytorch.data.write_video import write_video
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 REFERENCE = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
@@ -109,7 +109,7 @@ def test_help_of_training_says_what_the_constructors_say(capsys):
     assert "--unet.dim DIM Channels at full resolution; even." in out
     assert "--diffusion.image_size IMAGE_SIZE Height and width of the clips" in out
     assert (
-        "--trainer.train_lr TRAIN_LR Learning rate of Adam. (type: float, default: 0.0001)" in out
+        "--trainer.train_lr TRAIN_LR Learning rate, at least 0. (type: float, default: 0.0001)" in out
     )
     for group, constructor in (
         ("unet", Unet3D),

@@ -8,7 +8,7 @@ from PIL import Image
 
 from video_diffusion_pytorch.cli import demo, main
 from video_diffusion_pytorch.data.video_file import gif_to_tensor
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
 
 
 @pytest.fixture(autouse=True)

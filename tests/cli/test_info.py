@@ -9,7 +9,7 @@ from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, __version__
 from video_diffusion_pytorch.cli.info import describe_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import write_checkpoint
+from video_diffusion_pytorch.training.checkpoint_file import write_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints, newest
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 
 
 def names(folder):

@@ -20,8 +20,8 @@ from torch.utils.data import _utils
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.memory import TrainingOutOfMemory
 from video_diffusion_pytorch.training.metrics import read_metrics
 

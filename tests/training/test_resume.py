@@ -9,11 +9,11 @@ import torch
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.cli.info import describe_checkpoint
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
 from video_diffusion_pytorch.training.metrics import read_metrics
 
 # Of a checkpoint, what the weights to come follow from

@@ -23,7 +23,7 @@ from video_diffusion_pytorch.cli import (
     sample,
     train,
 )
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoint import newest
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"

@@ -20,8 +20,7 @@ from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.data.video_grid import text_picture, video_grid
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints, newest
 from video_diffusion_pytorch.training.samples import draw_samples
 from video_diffusion_pytorch.training.trainer import Trainer
 

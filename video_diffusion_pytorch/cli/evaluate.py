@@ -17,8 +17,8 @@ from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.pretrained import load_diffusion
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
+from video_diffusion_pytorch.training.checkpoint import checkpoint_at
+from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
 from video_diffusion_pytorch.training.processes import make_accelerator
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import find_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoint import find_checkpoint, newest
+from video_diffusion_pytorch.training.checkpoint_file import glance
 
 HELP = "say what a checkpoint holds"
 

@@ -24,8 +24,8 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.presets import preset as find_preset
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.training.batches import collate
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import glance
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import checkpoint_at
+from video_diffusion_pytorch.training.checkpoint import checkpoint_at
+from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.samples import write_sample_grid
 
 HELP = "draw videos from a checkpoint"

@@ -21,7 +21,7 @@ from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.presets import PRESETS, preset
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import newest
+from video_diffusion_pytorch.training.checkpoint import newest
 from video_diffusion_pytorch.training.data_source import dataset_options
 from video_diffusion_pytorch.training.trainer import Trainer
 

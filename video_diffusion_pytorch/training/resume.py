@@ -12,20 +12,13 @@ import torch
 
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.shown import shown
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import list_checkpoints
-from video_diffusion_pytorch.training.checkpoints.checkpoint_order import name_strangers
-from video_diffusion_pytorch.training.checkpoints.load_weights import (
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints, name_strangers
+from video_diffusion_pytorch.training.checkpoint_file import (
     MismatchedWeights,
     changed_settings,
     load_weights,
-)
-from video_diffusion_pytorch.training.checkpoints.random_states import restore_random_states
-from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import (
-    read_gathered,
-    read_sharded,
-    scattered,
-    warm_optimizer,
+    read_checkpoint,
+    restore_random_states,
 )
 from video_diffusion_pytorch.training.ema import Averages
 from video_diffusion_pytorch.training.optimizer import (
@@ -35,6 +28,8 @@ from video_diffusion_pytorch.training.optimizer import (
     take_new_settings,
 )
 from video_diffusion_pytorch.training.processes import Processes
+from video_diffusion_pytorch.training.sharded_checkpoint import read_gathered, read_sharded
+from video_diffusion_pytorch.training.sharding import scattered, warm_optimizer
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

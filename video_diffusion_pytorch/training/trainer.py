@@ -29,10 +29,8 @@ from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator
 from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle, collate, unpack_batch
-from video_diffusion_pytorch.training.checkpoint import Checkpoints
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import FORMAT
-from video_diffusion_pytorch.training.checkpoints.checkpoint_folder import check_folder
-from video_diffusion_pytorch.training.checkpoints.random_states import random_states
+from video_diffusion_pytorch.training.checkpoint import Checkpoints, check_folder
+from video_diffusion_pytorch.training.checkpoint_file import FORMAT, random_states
 from video_diffusion_pytorch.training.checks import (
     check_arguments,
     check_model,

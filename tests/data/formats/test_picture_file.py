@@ -416,7 +416,7 @@ def test_limit_of_pixels(tmp_path, monkeypatch, ending):
     text = (
         r"decompression bomb \(8 x 5 pixels, more than the limit of 39\); make it smaller, or, if"
     )
-    with pytest.raises(UnreadableVideoError, match=text + r".*formats\.animation\.MAX_PIXELS"):
+    with pytest.raises(UnreadableVideoError, match=text + r".*formats\.animations\.MAX_PIXELS"):
         PictureReader(tmp_path / f"a.{ending}")
 
 

@@ -15,21 +15,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from video_diffusion_pytorch.training.checkpoints.checkpoint_file import (
+from video_diffusion_pytorch.training.checkpoint_file import (
     glance,
     read_checkpoint,
     write_checkpoint,
 )
-from video_diffusion_pytorch.training.checkpoints.shard_files import load_tensors, read_index
-from video_diffusion_pytorch.training.checkpoints.sharded_checkpoint import (
+from video_diffusion_pytorch.training.sharded_checkpoint import (
     gather_checkpoint,
-    gathered,
+    load_tensors,
     read_gathered,
+    read_index,
     read_sharded,
-    scattered,
-    warm_optimizer,
     write_sharded,
 )
+from video_diffusion_pytorch.training.sharding import gathered, scattered, warm_optimizer
 
 
 class Diffusion(nn.Module):
@@ -331,7 +330,7 @@ def test_what_a_killed_process_left_is_removed_or_brought_back(folder):
 
 
 def test_a_failed_write_leaves_the_one_before(folder, monkeypatch):
-    from video_diffusion_pytorch.training.checkpoints import sharded_checkpoint
+    from video_diffusion_pytorch.training import sharded_checkpoint
 
     def fails(state, path):
         raise OSError("disk full")
@@ -400,7 +399,7 @@ class Evil:
 
 def reseal(folder):
     """Makes the sums in run.pt those of the files as they are now."""
-    from video_diffusion_pytorch.training.checkpoints.shard_files import sum_of
+    from video_diffusion_pytorch.training.sharded_checkpoint import sum_of
 
     run = read_checkpoint(folder / "run.pt")
     run["sharded_files"] = {p.name: sum_of(p) for p in folder.iterdir() if p.name != "run.pt"}
