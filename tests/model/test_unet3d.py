@@ -1,5 +1,6 @@
 """The network against the reference's numbers, and what must hold for any weights."""
 
+import copy
 import io
 from pathlib import Path
 
@@ -10,6 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from video_diffusion_pytorch import Unet3D, to_reference_state_dict
+from video_diffusion_pytorch.model.attention import LinearAttentionLayer, TemporalAttention
+from video_diffusion_pytorch.model.blocks import Downsample, ResnetBlock
+from video_diffusion_pytorch.model.embeddings import rotary_tables
+from video_diffusion_pytorch.model.unet3d import Level
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECORDED = sorted(GOLDEN.glob("unet_*.pt"))
@@ -311,3 +316,62 @@ def test_subclasses_may_replace_layers():
     unet.init_conv = nn.Conv3d(3, 8, (1, 7, 7), padding=(0, 3, 3))
     x, time = videos()
     assert unet(x, time).shape == x.shape
+
+
+# One resolution
+
+
+def make_level(stages, resample=None):
+    """A level of residual blocks, with attention after those where `stages` says so."""
+    layers = []
+    for i, (spatial, temporal) in enumerate(stages):
+        block = ResnetBlock(8 if i else 6, 8, time_emb_dim=5)
+        over_pixels = LinearAttentionLayer(8, 2) if spatial else None
+        layers.append((block, over_pixels, TemporalAttention(8, 2, 4) if temporal else None))
+    return Level(layers, resample)
+
+
+def level_inputs():
+    temporal = (torch.randn(2, 4, 4), rotary_tables(torch.tensor([1.0, 0.1]), 4))
+    return torch.randn(2, 6, 4, 4, 4), torch.randn(2, 5), None, temporal
+
+
+@pytest.mark.parametrize(
+    ("stages", "names"),
+    [
+        ([(True, True)], ["block1", "spatial_attn", "temporal_attn"]),
+        ([(False, False), (False, True)], ["block1", "block2", "temporal_attn"]),
+        (
+            [(True, True), (True, True)],
+            [
+                "block1",
+                "spatial_attn1",
+                "temporal_attn1",
+                "block2",
+                "spatial_attn",
+                "temporal_attn",
+            ],
+        ),
+    ],
+)
+@torch.no_grad()
+def test_a_level_is_its_layers_one_after_another(stages, names):
+    level = make_level(stages, Downsample(8))
+    assert [name for name, _ in level.named_children()] == [*names, "resample"]
+    x, emb, text, temporal = level_inputs()
+    features, resampled = level(x, emb, text, temporal)
+    for name in names:
+        arguments = (emb,) if "block" in name else temporal if "temporal" in name else ()
+        x = getattr(level, name)(x, *arguments)
+    assert torch.equal(features, x)
+    assert torch.equal(resampled, level.resample(x))
+    assert resampled.shape == (2, 8, 4, 2, 2)
+
+
+@torch.no_grad()
+def test_a_layer_of_a_level_can_be_replaced_by_its_name():
+    level, inputs = make_level([(False, True)]), level_inputs()
+    before, _ = level(*inputs)
+    level.temporal_attn = TemporalAttention(8, 2, 4)
+    assert not torch.equal(level(*inputs)[0], before)
+    assert torch.equal(copy.deepcopy(level)(*inputs)[0], level(*inputs)[0])

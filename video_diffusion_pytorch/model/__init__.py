@@ -1,1 +1,1 @@
-"""The network: from a noisy video to a prediction."""
+"""The network: from a noisy video to its prediction."""

@@ -42,7 +42,7 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
-    """Turns pairs of neighbouring features by their frame's angle (Su et al. 2021, eq. 34).
+    """Rotates pairs of neighbouring features by their frame's angle (Su et al. 2021, eq. 34).
 
     Args:
         x: Queries or keys, `(rows, n, heads, d)`.
@@ -72,15 +72,15 @@ def attend(
     memory: TokenMemory | None = None,
     q_of_tokens: Tensor | None = None,
 ) -> Tensor:
-    """Softmax attention over axis 1 of `(rows, n, heads, d)`, of which it returns another.
+    """Softmax attention over axis 1 of `(rows, n, heads, d)`; the output has this shape as well.
 
     Args:
         q: Queries.
         k: Keys.
         v: Values.
         pos_bias: `(heads, n, n)`, query by key, added to the logits; or None.
-        memory: Tokens that every query sees besides, without bias; as many rows as there are
-            divided by groups share theirs. None for none.
+        memory: Tokens that every query also attends to, without bias; all rows of a group share
+            them. None for none.
         q_of_tokens: Queries of these tokens, where they are not `q`.
     """
     scale = v.shape[-1] ** -0.5
@@ -161,8 +161,8 @@ class Attention(nn.Module):
         dim: Number of channels in and out.
         heads: Number of heads.
         dim_head: Width of a head, `d`.
-        rotary_emb: Gives the frequencies by which queries and keys are turned; None for none.
-        token_dim: Width of the tokens that are attended to besides; None for none.
+        rotary_emb: Gives the frequencies of the rotary embedding; None for none.
+        token_dim: Width of the tokens of captions, which are attended to as well; None for none.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Attention(nn.Module):
         image_frames: int = 0,
         text: TextTokens | None = None,
     ) -> Tensor:
-        """Attends over the last but one axis.
+        """Attends over the second to last axis.
 
         Args:
             x: `(b, ..., n + image_frames, c)`.
@@ -201,10 +201,9 @@ class Attention(nn.Module):
             rotary: Tables of `rotary_tables` for `n` positions; None to make those of
                 `rotary_emb`, where there is one.
             image_frames: How many positions at the end see only themselves, and are not seen.
-            text: Tokens that every position sees besides, whatever else it does not see, at no
-                position: without bias, and neither they nor their queries turned. Those of
-                `text.videos` are for `n` positions of as many rows as `x` has per video, those
-                of `text.images` for one of the other positions each.
+            text: Tokens that every position attends to as well, masked or not, without bias and
+                without rotary embedding. Those of `text.videos` are for the `n` positions of all
+                rows of a video, those of `text.images` for one of the other positions each.
 
         Returns:
             A tensor of the shape of `x`.
@@ -308,14 +307,14 @@ class SpatialLinearAttention(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Adds to each pixel what it finds at the other frames of the same pixel.
+    """Pre-norm residual attention of each pixel over its frames.
 
     Args:
         dim: Number of channels.
         heads: Number of heads.
         dim_head: Width of a head.
-        token_dim: Width of the tokens of captions that are seen besides; None for none.
-        shift: Whether channels are shifted between frames before.
+        token_dim: Width of the tokens of captions that are attended to as well; None for none.
+        shift: Whether channels are first shifted between frames.
     """
 
     def __init__(
@@ -342,7 +341,7 @@ class TemporalAttention(nn.Module):
     ) -> Tensor:
         """Maps `(b, c, f, h, w)` to the same; the other arguments as in `Attention`.
 
-        `pos_bias` may be of more heads than this layer has, which takes the first.
+        `pos_bias` may have more heads than this layer, which uses the first ones.
         """
         b, h = x.shape[0], x.shape[3]
         pixels = pixels_as_rows(x)
@@ -358,14 +357,14 @@ class TemporalAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Adds to each pixel what it finds at the other pixels of its frame, by softmax attention.
+    """Pre-norm residual attention of each frame over its pixels.
 
     Args:
         dim: Number of channels.
         heads: Number of heads.
         dim_head: Width of a head.
         token_dim: As in `TemporalAttention`.
-        shift: Whether channels are shifted between pixels before.
+        shift: Whether channels are first shifted between pixels.
     """
 
     def __init__(
@@ -394,7 +393,7 @@ class SpatialAttention(nn.Module):
 
 
 class LinearAttentionLayer(nn.Module):
-    """Adds to each pixel what it finds at the other pixels of its frame, at linear cost.
+    """Pre-norm residual attention of each frame over its pixels, at linear cost.
 
     Args:
         dim: Number of channels.

@@ -1,4 +1,4 @@
-"""Convolutional blocks, applied per frame, and views of videos as rows of frames or pixels."""
+"""Convolutions, norms and residual blocks, and the views of videos that layers compute on."""
 
 import torch
 import torch.nn.functional as F
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class FramewiseConv(nn.Conv3d):
-    """A 1×k×k convolution: `nn.Conv3d` to look at, a 2-D convolution over the frames to run.
+    """A 1×k×k convolution with the parameters of `nn.Conv3d`, run as a 2-D one over the frames.
 
     Differs from the reference: it calls Conv3d itself, which is slower on every device and
-    has been wrong in bf16 in some cuDNN releases (pytorch/pytorch#163539).
+    gave wrong results in bf16 in some cuDNN releases (pytorch/pytorch#163539).
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class ResnetBlock(nn.Module):
     Args:
         dim: Channels that come in.
         dim_out: Channels that go out.
-        time_emb_dim: Width of the embedding of time and condition; None for a block without.
+        time_emb_dim: Width of the embedding of time and conditions; None for a block without.
         groups: As in `Block`.
         dropout: Share of the features between the two `Block`s that is set to zero in training.
     """
@@ -190,7 +190,7 @@ def frames_as_images(x: Tensor) -> Tensor:
 
 
 def images_as_frames(images: Tensor, b: int) -> Tensor:
-    """`(b f) c h w -> b c f h w`, the way back from `frames_as_images`."""
+    """`(b f) c h w -> b c f h w`, the inverse of `frames_as_images`."""
     return images.unflatten(0, (b, -1)).transpose(1, 2)
 
 
@@ -200,7 +200,7 @@ def frames_as_rows(x: Tensor) -> Tensor:
 
 
 def rows_as_frames(rows: Tensor, b: int, h: int) -> Tensor:
-    """`(b f) (h w) c -> b c f h w`, the way back from `frames_as_rows`."""
+    """`(b f) (h w) c -> b c f h w`, the inverse of `frames_as_rows`."""
     return rows.unflatten(1, (h, -1)).unflatten(0, (b, -1)).permute(0, 4, 1, 2, 3)
 
 
@@ -210,7 +210,7 @@ def pixels_as_rows(x: Tensor) -> Tensor:
 
 
 def rows_as_pixels(rows: Tensor, b: int, h: int) -> Tensor:
-    """`(b h w) f c -> b c f h w`, the way back from `pixels_as_rows`."""
+    """`(b h w) f c -> b c f h w`, the inverse of `pixels_as_rows`."""
     return rows.unflatten(0, (b, h, -1)).permute(0, 4, 3, 1, 2)
 
 

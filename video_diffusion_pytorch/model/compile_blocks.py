@@ -1,4 +1,4 @@
-"""Compilation of the network's repeated layers one by one."""
+"""Compilation of the network's repeated layers, each on its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings of time steps and log-SNR, relative position bias, and rotary tables."""
+"""Embeddings of the time step, and position encodings of frames."""
 
 import math
 
@@ -46,7 +46,7 @@ def make_time_mlp(dim: int, dim_out: int, layers: int = 2) -> nn.Sequential:
 
 
 def time_of_log_snr(log_snr: Tensor) -> Tensor:
-    """A log-SNR as sines and cosines of time can tell it: as a time from 0 to 1000.
+    """The time from 0 to 1000 that stands for a log-SNR in the sinusoidal embedding.
 
     It is that at which a cosine schedule has it, `2000 / pi * atan(exp(-log_snr / 2))`: of the
     interval from -20 to 20 they would see the bulk through a few slow waves only.

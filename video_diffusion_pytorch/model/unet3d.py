@@ -76,7 +76,7 @@ class Unet3D(Shareable, part="unet"):
 
     Args:
         dim: Channels at full resolution; even. The time embedding has four times as many.
-        cond_dim: Width of the condition vector; None for a network without condition.
+        cond_dim: Width of the condition vector; None for a network without it.
         out_dim: Channels of the output; None for `channels`.
         dim_mults: One factor of `dim` per resolution, from the finest to the coarsest.
         channels: Channels of the video.
@@ -115,7 +115,7 @@ class Unet3D(Shareable, part="unet"):
         dropout: Share of the features within a residual block that training sets to zero.
         emb_dim: Width of the time embedding; None for `4 * dim`.
         emb_layers: Linear layers of the time embedding.
-        time_input: What `time` is: the `"step"`, or, as in the paper, the `"log_snr"`.
+        time_input: Meaning of `time`: the `"step"`, or, as in the paper, the `"log_snr"`.
         gradient_checkpointing: Whether the features within a layer are recomputed in the backward
             pass instead of being stored: less memory, more time, the same numbers. The attribute
             of this name may be set at any time.
@@ -298,9 +298,8 @@ class Unet3D(Shareable, part="unet"):
             time: Time steps, `(b,)`; or their log-SNR, with `time_input="log_snr"`.
             cond: A vector per video, `(b, cond_dim)`; only for a network with `cond_dim`. With
                 `num_text_tokens` or `text_pooling="attention"` a sequence, `(b, n, cond_dim)`.
-            null_cond_prob: Probability of each video to lose its conditions, which learned null
-                values then replace: it loses all of them, or keeps all. With 1 all videos do, and
-                no condition need be given.
+            null_cond_prob: Probability that the conditions of a video, all of them together, are
+                replaced by learned null values. With 1 no condition need be given.
             focus_present_mask: Boolean `(b,)`: where true, no frame sees another. None to draw it.
             prob_focus_present: Probability of true in a drawn `focus_present_mask`.
             labels: Classes, integers `(b,)` from 0 to `num_classes - 1`, or -1 for none; only for
@@ -320,8 +319,8 @@ class Unet3D(Shareable, part="unet"):
                 `(b, k, frame_cond_dim)`, `cond_video` `(b, cond_channels, k, h, w)`,
                 `null_cond_mask` `(b, k)` and `cond_mask` `(b, k, n)`. Null values replace those
                 that are missing, and those of videos that lose theirs.
-            drop_mask: Boolean `(b,)`: where true, a video loses its conditions, instead of by
-                `null_cond_prob`. None to draw it. Without effect if the network takes none.
+            drop_mask: Boolean `(b,)`: where true, a video loses its conditions. None to draw it
+                with `null_cond_prob`. Without effect if the network takes no condition.
             cond_mask: Boolean `(b, n)`: where false, a state of a sequence `cond` is padding, and
                 where a whole row is, there is no caption. None for true everywhere.
 

@@ -1,1 +1,1 @@
-"""Parameter names and legacy helpers of the reference."""
+"""The reference's parameter names and legacy helpers."""

@@ -1,4 +1,4 @@
-"""Small helpers of the reference that scripts import."""
+"""Helpers of the reference that scripts import: `exists`, `default`, `PreNorm` and others."""
 
 import importlib
 from collections.abc import Callable, Iterable, Iterator

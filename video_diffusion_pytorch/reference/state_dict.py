@@ -1,4 +1,4 @@
-"""Conversion of state dicts between this library and versions 0.6.0 to 0.7.0."""
+"""State dicts of the reference's versions 0.6.0 to 0.7.0: names, checks and settings."""
 
 import re
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ RENAMES = {
 }
 # The reference stores the rotary frequencies, which all temporal attentions share, in each.
 ROTARY = "rotary_emb.freqs"
-# Which weights have that are told the log-SNR; their shapes would not tell
+# A buffer of networks conditioned on the log-SNR, which no shape shows
 LOG_SNR_INPUT = "log_snr_input"
 # Widths of the heads, over frames and over pixels, where their number follows from the channels
 HEAD_WIDTHS = "head_widths"
@@ -59,8 +59,7 @@ def read_reference_state_dict(
     """Renames the reference's tensors to ours, in place, before `Unet3D` loads them.
 
     Raises:
-        ValueError: If the file's normalisation, heads, or what its network is told of time, are not
-            the network's.
+        ValueError: If the file's normalisation, heads or time input differ from the network's.
     """
     for key in [key for key in state_dict if key.startswith(prefix)]:
         state_dict[prefix + _from_reference(key.removeprefix(prefix))] = state_dict.pop(key)
