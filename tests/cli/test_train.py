@@ -1,6 +1,8 @@
 """What `train` takes from a preset, a file and the command line, and which of them wins."""
 
+import os
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -94,7 +96,8 @@ def test_a_preset_that_is_found_too_late_is_refused(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--config", "latin.yaml"], "'utf-8' codec can't decode byte 0xe4"),
+        (["--config", "pipe"], "train: --config must be a regular file of options, got pipe"),
+        (["--config", "latin.yaml"], "--config must be text in UTF-8, got latin.yaml"),
         (["--config", "unet: !!set {a}"], "expected options in the group unet, got "),
         (["--config", "preset: [1]"], r"name must be one of .*, got '\[1\]'"),
         (["--preset", "!!python/name:os.system"], "name must be one of .*, got '!!python/name:os."),
@@ -103,8 +106,43 @@ def test_a_preset_that_is_found_too_late_is_refused(monkeypatch, capsys):
 )
 def test_odd_files_and_values_are_one_short_line(tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
     Path("latin.yaml").write_bytes(b"a: \xe4")
     assert main(["train", ".", *options]) == 2
     said = capsys.readouterr().err
     assert re.search(message, said)
     assert said.count("\n") == 1
+
+
+def repeated(depth):
+    """A text of a few lines that stands for 9 to the power of its depth values."""
+    lines = ["a0: &a0 [x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, depth)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        (repeated(9), r"20000 values \(aliases written out\)"),
+        ("unet: &a {x: *a}", r"20000 values \(aliases written out\)"),
+        ("folder: " + "[" * 40 + "]" * 40, "30 levels of nesting"),
+        ("\n".join(" " * i + "a:" for i in range(40)), "30 levels of nesting"),
+        ("folder: " + "x" * 300_000, "262144 bytes"),
+    ],
+)
+def test_a_file_that_would_keep_the_parser_busy_is_refused(tmp_path, capsys, text, limit):
+    (tmp_path / "options.yaml").write_text(text)
+    began = time.monotonic()
+    assert main(["train", "--config", str(tmp_path / "options.yaml")]) == 2
+    assert time.monotonic() - began < 10
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.search(f"--config must be a file of options with at most {limit}, got more;", line)
+
+
+@pytest.mark.parametrize(
+    "text", [repeated(3), "a: &a 1\nb: [*a, *a, &b [*a]]\nc: *b", f"x: [{'0.5, ' * 4000}1]"]
+)
+def test_files_within_the_limits(tmp_path, text):
+    (tmp_path / "options.yaml").write_text(text)
+    assert named_preset(["--config", str(tmp_path / "options.yaml")]) is None

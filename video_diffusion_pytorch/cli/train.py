@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -170,13 +171,65 @@ def named_preset(argv: Sequence[str]) -> str | None:
 
 
 def _read_options(config: str) -> dict[str, Any]:
-    """A file of options, or a text of them; empty where the parser will refuse it."""
+    """A file of options, or a text of them; empty where the parser will refuse it.
+
+    Raises:
+        ValueError: If it is a pipe or a device, not UTF-8, or would keep the parser busy for ever.
+    """
+    is_file = os.path.isfile(config)
+    # what a shell writes <(...) for ends; other pipes may be read for ever
+    if os.path.exists(config) and not is_file and not config.startswith("/dev/fd/"):
+        raise ValueError(
+            f"train: --config must be a regular file of options, got {config}, which is none; "
+            "store the options in a file"
+        )
     try:
-        text = Path(config).read_text() if os.path.isfile(config) else config
+        _check_size("bytes", os.path.getsize(config) if is_file else len(config), _MOST_BYTES)
+        text = Path(config).read_text(encoding="utf-8") if is_file else config
+        _check_expanded(text)
         found = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"train: --config must be text in UTF-8, got {config} ({error}); save it as UTF-8"
+        ) from error
+    except (OSError, yaml.YAMLError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+# Far more than all options need
+_MOST_BYTES, _MOST_VALUES, _MOST_LEVELS = 1 << 18, 20_000, 30
+
+
+def _check_expanded(text: str) -> None:
+    """Raises a ValueError if a text in YAML is too large once its aliases are written out."""
+    sizes: dict[Any, float] = {}
+    opened: list[tuple[Any, float]] = []
+    count = 0.0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        anchor = getattr(event, "anchor", None)
+        if isinstance(event, yaml.AliasEvent):
+            count += sizes.get(anchor, math.inf)  # an anchor still open contains itself
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            sizes[anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            sizes.pop(anchor, None)
+            opened.append((anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            sizes[anchor] = count - before
+        _check_size("values (aliases written out)", count, _MOST_VALUES)
+        _check_size("levels of nesting", len(opened), _MOST_LEVELS)
+
+
+def _check_size(what: str, count: float, most: int) -> None:
+    if count > most:
+        raise ValueError(
+            f"train: --config must be a file of options with at most {most} {what}, got more; "
+            "write the options that differ from the defaults, as --print_config shows them"
+        )
 
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
