@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from video_diffusion_pytorch.files import replacing
 from video_diffusion_pytorch.version import __version__
 
 LIBRARY = "video-diffusion-pytorch"
@@ -256,8 +257,10 @@ def _write_model(
             f"save_pretrained: {folder} must be a folder, got a path where a file is; choose "
             "another"
         ) from error
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(whole, path, {"format": "pt"}))
-    _replace(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    with replacing(folder / WEIGHTS_FILE) as unfinished:
+        save_file(whole, unfinished, {"format": "pt"})
+    with replacing(folder / CONFIG_FILE) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
     if not (folder / CARD_FILE).exists():
         (folder / CARD_FILE).write_text(card, encoding="utf-8")
 
@@ -352,16 +355,6 @@ def _whole(name: str, value: Any) -> Tensor:
             "the training, load it with load_diffusion, and save that"
         )
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Writes beside the old file, so that it is there until the new one is whole."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _short(error: Exception) -> str:

@@ -380,7 +380,7 @@ def test_a_build_that_is_killed_goes_on_with_the_clip_it_was_writing(tmp_path, s
     killed = start(tmp_path, "die")
     killed.communicate("go\n", timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    [part] = (tmp_path / "cache").rglob("*.part")
+    [part] = (tmp_path / "cache").rglob(".*.tmp")
     os.utime(part, (0, 0))  # as if a day had passed
     cache, calls = build(tmp_path / "cache", sources)
     assert calls == ["2.npy", "3.npy", "4.npy"]

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 from video_diffusion_pytorch.data.dataset import Dataset, cast_num_frames
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.sizes import as_value_range
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GIFS = GOLDEN / "gifs"
@@ -239,43 +238,6 @@ def test_wrong_options(tmp_path, options, message):
     # before files are searched
     with pytest.raises(ValueError, match=message):
         Dataset(tmp_path / "missing", 8, **options)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ((-5, 5), ((-5.0, -5.0), (5.0, 5.0))),
-        ([0, [1, 2]], ((0.0, 0.0), (1.0, 2.0))),
-        ((np.array([1.5, 2]), torch.tensor([3.0, 4.0])), ((1.5, 2.0), (3.0, 4.0))),
-        (None, None),
-    ],
-)
-def test_value_ranges(given, expected):
-    assert as_value_range(given, 2) == expected
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        5,
-        (1, 2, 3),
-        (5, -5),
-        (0, 0),
-        (0, float("inf")),
-        (float("nan"), 1),
-        ((1, 2, 3), 4),
-        "all",
-        # float32 cannot tell them apart, or hold them or their difference
-        (2**24, 2**24 + 1),
-        (0, 1e-50),
-        (0, 1e39),
-        (-3e38, 3e38),
-    ],
-)
-def test_no_value_range(given):
-    message = r"value_range must be 'fit' or \(low, high\) .* got .*; pass for example \(-5, 5\)"
-    with pytest.raises(ValueError, match=message):
-        as_value_range(given, 2)
 
 
 # Parts of a file

@@ -155,6 +155,6 @@ def test_wrong_shapes(shape):
     [(1, 1), (2, 1), (0, math.inf), (math.nan, 1), ([0, 0], 1), (0, [1, 2, -1]), (1,), (1, 2, 3)],
 )
 def test_wrong_ranges(value_range):
-    text = r"value_range must be a low and a high, .* each of 3 channels, .*, got [\[\(].*; give"
+    text = r"value_range must be 'fit' or \(low, high\) .* each of 3 channels, got [\[\(].*; pass"
     with pytest.raises(ValueError, match=text):
         to_pictures(torch.zeros(1, 3, 1, 2, 2), value_range)

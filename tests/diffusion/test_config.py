@@ -47,10 +47,13 @@ def test_values_become_plain(given, plain):
 @pytest.mark.parametrize(
     ("config", "got"),
     [
-        ({"image_size": None}, "image_size must be a positive int or (h, w), got None; give the"),
-        ({"image_size": 8.0}, "image_size must be a positive int or (h, w), got 8.0; give the"),
-        ({"image_size": (8.0, 8.0)}, "image_size must be a positive int or (h, w), got (8.0, 8.0)"),
-        ({"image_size": "88"}, "image_size must be a positive int or (h, w), got '88'; give the"),
+        ({"image_size": None}, "image_size must be a whole number of pixels of"),
+        ({"image_size": 8.0}, "image_size must be a whole number of pixels of"),
+        (
+            {"image_size": (8.0, 8.0)},
+            "image_size must be a whole number of pixels of at least 1, or",
+        ),
+        ({"image_size": "88"}, "image_size must be a whole number of pixels of"),
         ({"timesteps": 8.0}, "timesteps must be an integer, got 8.0; give it as int, a whole numb"),
         ({"timesteps": None}, "timesteps must be an integer, got None; give it as int"),
         ({"num_frames": "4"}, "num_frames must be an integer, got '4'; give it as int"),
@@ -78,9 +81,9 @@ def test_arguments_of_another_kind(config, got):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"image_size": 0}, "image_size must be a positive int or (h, w), got 0; give the height"),
-        ({"image_size": (8,)}, "image_size must be a positive int or (h, w), got (8,); give"),
-        ({"image_size": (8, 0)}, "image_size must be a positive int or (h, w), got (8, 0); give"),
+        ({"image_size": 0}, "image_size must be a whole number of pixels of"),
+        ({"image_size": (8,)}, "image_size must be a whole number of pixels of"),
+        ({"image_size": (8, 0)}, "image_size must be a whole number of pixels of"),
         ({"num_frames": 0}, "num_frames must be at least 1, got 0; give a positive number"),
         ({"timesteps": 0}, "timesteps must be at least 1, got 0; give a positive number"),
         ({"loss_type": "l3"}, "loss_type must be one of l1, l2, huber, got 'l3'; choose one"),

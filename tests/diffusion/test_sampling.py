@@ -286,9 +286,18 @@ class Two(Guidance):
         ({"max_batch": 1.5}, "max_batch must be a whole number, at least 1, got 1.5; leave it ou"),
         ({"batch_size": 0}, "batch_size must be a whole number, at least 1, got 0; give the numb"),
         ({"num_frames": 2.0}, "num_frames must be a whole number, at least 1, got 2.0; leave it"),
-        ({"image_size": (8, 0)}, "image_size must be a positive whole number, or (h, w), got (8,"),
-        ({"image_size": "8"}, "image_size must be a positive whole number, or (h, w), got '8'; le"),
-        ({"image_size": (8, 8, 8)}, "image_size must be a positive whole number, or (h, w), got"),
+        (
+            {"image_size": (8, 0)},
+            "image_size must be a whole number of pixels of",
+        ),
+        (
+            {"image_size": "8"},
+            "image_size must be a whole number of pixels of",
+        ),
+        (
+            {"image_size": (8, 8, 8)},
+            "image_size must be a whole number of pixels of",
+        ),
         ({"guidance": Two()}, "guidance must be for as many videos as are drawn, 3, got a Two for"),
         ({"negative_cond": COND}, "negative_cond needs a cond_scale other than 1, got 1, which"),
         (

@@ -123,9 +123,9 @@ def test_arguments_that_cannot_be(tmp_path):
         network(resize="area")
     with pytest.raises(ValueError, match=r"layout must have the letters of 'bcfhw'.*got 'bcthw'"):
         network(layout="bcthw")
-    with pytest.raises(ValueError, match=r"size must be a positive int or \(h, w\), got \(1, 2, 3"):
+    with pytest.raises(ValueError, match=r"size must be a whole number of pixels .* got \(1, 2, 3"):
         network(size=(1, 2, 3))
-    with pytest.raises(ValueError, match=r"one for each of 3 channels, got \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"one for each of 3 channels, got \(0, \(1, 2\)\)"):
         network(value_range=(0, (1, 2)))
     with pytest.raises(ValueError, match=r"a function must have a name.*got none; pass name="):
         FeatureNetwork(lambda x: x)

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from numpy.lib import format as npy
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, unreadable
+from video_diffusion_pytorch.files import replacing
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -159,7 +159,7 @@ class ClipCache:
                 if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                     raise
                 return lock  # only reading is allowed: if something must be written, that fails
-            for part in self.folder.glob("*.part"):
+            for part in self.folder.glob(".*.tmp"):
                 if time.time() - part.stat().st_mtime > _ABANDONED:
                     part.unlink()
         return lock
@@ -218,16 +218,13 @@ class ClipCache:
         except UnreadableVideoError as error:
             self._refuse(source, error)
             return
-        # a name of its own: on some network disks a lock holds on one machine only
-        part = file.with_suffix(f".{secrets.token_hex(8)}.part")
-        with _disk_errors(self.root):
-            try:
-                with part.open("wb") as opened:
-                    npy.write_array_header_1_0(opened, npy.header_data_from_array_1_0(array))
-                    opened.write(array.reshape(-1).view(np.uint8).data)
-                part.replace(file)
-            finally:
-                part.unlink(missing_ok=True)
+        with (
+            _disk_errors(self.root),
+            replacing(file) as unfinished,
+            unfinished.open("wb") as opened,
+        ):
+            npy.write_array_header_1_0(opened, npy.header_data_from_array_1_0(array))
+            opened.write(array.reshape(-1).view(np.uint8).data)
         replaced = old.get(file.name.partition("-")[0], file.name)
         if replaced != file.name:
             (self.folder / replaced).unlink(missing_ok=True)

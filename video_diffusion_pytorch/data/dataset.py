@@ -13,6 +13,7 @@ import torch
 from torch.utils import data
 from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.arguments import as_image_size, as_value_range
 from video_diffusion_pytorch.data.clip_files import find_clips
 from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform, Timeline
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
@@ -31,7 +32,6 @@ from video_diffusion_pytorch.data.transforms import (
     stretched,
     windows,
 )
-from video_diffusion_pytorch.sizes import as_image_size, as_value_range
 
 _DEFAULT_EXTS = ["gif"]
 
@@ -194,7 +194,7 @@ class Dataset(data.Dataset[Any]):
         self.paths = [clip.path for clip, _ in self._clips]
         if isinstance(value_range, str) and value_range == "fit":
             value_range = fit_value_range(join_parts(self._clips), self._read_part)
-        self.value_range = as_value_range(value_range, channels)
+        self.value_range = as_value_range(value_range, channels, others="'fit' or ")
 
     @property
     def is_cached(self) -> bool:

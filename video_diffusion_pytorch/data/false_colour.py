@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import per_channel, plain_range
+
 ValueRange = tuple[float | Sequence[float], float | Sequence[float]]
 """A low and a high, each one number or one per channel."""
 
@@ -76,7 +78,9 @@ def to_pictures(
     if value_range == "fit":
         low, high = _extremes(videos, finite)
     else:
-        low, high = _check_range(value_range, videos)
+        c = videos.shape[1]
+        bounds = per_channel(plain_range(value_range, c, others="'fit' or "), c)
+        low, high = (videos.new_tensor(bound).view(1, -1, 1, 1, 1) for bound in bounds)
 
     # Places in the range, by halves: a difference may be too large for a float. A constant channel
     # is all low
@@ -130,19 +134,6 @@ def _extremes(videos: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
     high = videos.where(finite, -torch.inf).amax(dim=axes, keepdim=True)
     # A channel without any finite value has no range, and needs none
     return low.nan_to_num(posinf=0.0), high.nan_to_num(neginf=0.0)
-
-
-def _check_range(value_range: ValueRange, videos: Tensor) -> tuple[Tensor, Tensor]:
-    c = videos.shape[1]
-    bounds = [torch.as_tensor(bound, dtype=torch.float32).flatten() for bound in value_range]
-    fits = len(bounds) == 2 and all(len(bound) in (1, c) for bound in bounds)
-    if not fits or not (bounds[0] < bounds[1]).all() or not torch.cat(bounds).isfinite().all():
-        raise ValueError(
-            f"value_range must be a low and a high, each a finite number or one for each of {c} "
-            f"channels, every low below its high, got {value_range}; give what the clips span"
-        )
-    low, high = (bound.expand(c).view(1, c, 1, 1, 1).to(videos.device) for bound in bounds)
-    return low, high
 
 
 def _viridis(device: torch.device) -> Tensor:

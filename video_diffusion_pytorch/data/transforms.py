@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.arguments import ValueRange
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats.pictures import ToTensor
-from video_diffusion_pytorch.sizes import ValueRange
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from video_diffusion_pytorch.data.formats.animations import encode_gif
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.formats.writers import encode_mp4, encode_webp
+from video_diffusion_pytorch.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -187,22 +186,6 @@ def _write_sheet(pixels: np.ndarray, target: Path, columns: int | None) -> None:
     picture = pillow.fromarray(_squeeze_grey(sheet))
     with replacing(target) as unfinished:
         picture.save(unfinished, format="PNG")
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """Give a file to write, which takes the target's place once it is whole.
-
-    Args:
-        target: The file to make or replace, which is left alone if an error ends the writing.
-    """
-    # the name may be as long as the file system allows
-    unfinished = target.with_name(f".{target.name[:50]}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _squeeze_grey(pixels: np.ndarray) -> np.ndarray:

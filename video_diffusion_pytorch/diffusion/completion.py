@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.conditions import CONDITIONS
 from video_diffusion_pytorch.diffusion.guidance import (
     KnownRegion,
@@ -25,7 +26,6 @@ from video_diffusion_pytorch.diffusion.guidance import (
 )
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
 from video_diffusion_pytorch.diffusion.sampling import as_guidance
-from video_diffusion_pytorch.diffusion.shown import shown
 
 if TYPE_CHECKING:
     from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion

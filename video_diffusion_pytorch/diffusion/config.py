@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.arguments import as_image_size, shown
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CONTINUOUS,
     SCHEDULES,
@@ -18,7 +19,6 @@ from video_diffusion_pytorch.diffusion.noise_schedule import (
     make_betas,
 )
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
-from video_diffusion_pytorch.diffusion.shown import shown
 
 _FLAGS = ("text_use_bert_cls", "use_dynamic_thres", "auto_normalize")
 _COUNTS = ("num_frames", "channels", "timesteps")
@@ -49,7 +49,8 @@ def plain_config(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If one is of another kind than the constructor says, or outside its range.
     """
     config = dict(given)
-    config["image_size"] = _plain_size(given["image_size"])
+    size = as_image_size(given["image_size"], "GaussianDiffusion: image_size")
+    config["image_size"] = size[0] if isinstance(given["image_size"], Integral) else size
     for name in _FLAGS:
         config[name] = _plain_flag(name, given[name])
     for name in (*_COUNTS, "given_frames"):
@@ -94,20 +95,6 @@ def _plain_optional(given: Mapping[str, Any], timesteps: int) -> dict[str, Any]:
                 f"{timesteps}, got {steps}; leave it out for all"
             )
     return {"min_snr_gamma": gamma, "sampling_timesteps": steps}
-
-
-def _plain_size(size: Any) -> int | tuple[int, int]:
-    is_one = isinstance(size, Integral)
-    try:
-        height, width = map(operator.index, (size, size) if is_one else size)
-    except (TypeError, ValueError):
-        height, width = 0, 0
-    if min(height, width) < 1:
-        raise ValueError(
-            f"GaussianDiffusion: image_size must be a positive int or (h, w), got {shown(size)}; "
-            "give the height and width of the clips"
-        )
-    return height if is_one else (height, width)
 
 
 def _plain_flag(name: str, value: Any) -> bool:

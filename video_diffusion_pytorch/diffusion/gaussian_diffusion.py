@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.arguments import as_image_size, per_channel, plain_range, shown
 from video_diffusion_pytorch.conditions import given
 from video_diffusion_pytorch.diffusion import completion
 from video_diffusion_pytorch.diffusion.conditioning import (
@@ -55,7 +56,6 @@ from video_diffusion_pytorch.diffusion.sampling import (
     NEGATIVES,
     SamplingRequest,
     as_guidance,
-    as_height_and_width,
     batches,
     check_denoiser_takes,
     check_numbers,
@@ -64,7 +64,6 @@ from video_diffusion_pytorch.diffusion.sampling import (
     rows_known,
     takes_reference_chain,
 )
-from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import (
     RANGE_TOLERANCE,
     Bound,
@@ -72,8 +71,6 @@ from video_diffusion_pytorch.diffusion.value_range import (
     check_type,
     level_of_user,
     normalize_img,
-    per_channel,
-    plain_range,
     to_unit_range,
     unnormalize_img,
 )
@@ -701,7 +698,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         self._store_range("cond_value", low_high, channels)
 
     def _store_range(self, kind: str, given: Any, channels: int | None) -> None:
-        limits = plain_range(f"{kind}_range", given, channels)
+        limits = plain_range(given, channels, f"GaussianDiffusion: {kind}_range")
         counts = [len(bound) for bound in limits if isinstance(bound, tuple)]
         bounds = per_channel(limits, channels or max(counts, default=1))
         for end, values in zip(("low", "high"), bounds, strict=True):
@@ -1137,7 +1134,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         """Shape of a sample, `(c, f, h, w)`; None for that of the training clips."""
         c, f, h, w = self.clip_shape
         if image_size is not None:
-            h, w = as_height_and_width(image_size)
+            h, w = as_image_size(image_size, "sample: image_size")
         return c, f if num_frames is None else int(num_frames), h, w
 
     def prepare_negative(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.denoiser import Noise
 from video_diffusion_pytorch.diffusion.noise_schedule import NoiseLevel
-from video_diffusion_pytorch.diffusion.shown import shown
 
 if TYPE_CHECKING:
     from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion

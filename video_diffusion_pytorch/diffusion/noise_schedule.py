@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.diffusion.shown import shown
+from video_diffusion_pytorch.arguments import shown
 
 MAX_LOG_SNR = 20.0
 """The continuous schedule's log-SNR goes from this at time 0 to its negative at time 1."""

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess
-from video_diffusion_pytorch.diffusion.shown import shown
 
 OBJECTIVES = ("pred_noise", "pred_v", "pred_x_start")
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}

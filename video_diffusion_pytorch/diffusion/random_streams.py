@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.denoiser import Noise
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
-from video_diffusion_pytorch.diffusion.shown import shown
 
 _WORD = 2**32
 

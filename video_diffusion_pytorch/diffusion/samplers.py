@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.denoiser import Denoise, Noise
 from video_diffusion_pytorch.diffusion.noise_schedule import CLEAN, ForwardProcess, NoiseLevel
-from video_diffusion_pytorch.diffusion.shown import shown
 
 SPREAD = 100.0
 """The spacing `spectrum` expects components of the data of variance 1 / SPREAD to SPREAD."""

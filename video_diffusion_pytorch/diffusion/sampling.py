@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.conditions import VALUES
 from video_diffusion_pytorch.diffusion.denoiser import Noise
 from video_diffusion_pytorch.diffusion.guidance import Guidance
 from video_diffusion_pytorch.diffusion.noise_schedule import draw_noise
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams
 from video_diffusion_pytorch.diffusion.samplers import DDPM, Sampler
-from video_diffusion_pytorch.diffusion.shown import shown
 
 
 @dataclass(frozen=True)
@@ -135,22 +135,6 @@ _HINTS = {
     "num_frames": "leave it out for the frames of a training clip",
     "max_batch": "leave it out to draw all videos at once",
 }
-
-
-def as_height_and_width(image_size: Any) -> tuple[int, int]:
-    """An `image_size` as `(h, w)`.
-
-    Raises:
-        ValueError: If it is neither a positive whole number nor two.
-    """
-    both = (image_size, image_size) if isinstance(image_size, Integral) else image_size
-    is_pair = isinstance(both, Sequence) and len(both) == 2
-    if not is_pair or not all(isinstance(n, Integral) and int(n) > 0 for n in both):
-        raise ValueError(
-            "sample: image_size must be a positive whole number, or (h, w), got "
-            f"{shown(image_size)}; leave it out for that of the training clips"
-        )
-    return int(both[0]), int(both[1])
 
 
 NEGATIVES = tuple(name for name in VALUES)

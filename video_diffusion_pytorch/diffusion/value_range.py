@@ -11,12 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.diffusion.shown import shown
-
 # how far outside its range a clip's values may be before it looks like a mistake
 RANGE_TOLERANCE = 0.05
-
-_FLOAT32 = torch.finfo(torch.float32)
 
 # whose lines are no user's
 _LIBRARIES = tuple(
@@ -25,7 +21,6 @@ _LIBRARIES = tuple(
 
 # the lowest and the highest value, each for all channels or one per channel
 Bound = float | Sequence[float]
-PlainRange = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 
 
 def normalize_img(t: Tensor) -> Tensor:
@@ -36,56 +31,6 @@ def normalize_img(t: Tensor) -> Tensor:
 def unnormalize_img(t: Tensor) -> Tensor:
     """From [-1, 1] to [0, 1]."""
     return (t + 1) * 0.5
-
-
-def plain_range(name: str, given: Any, channels: int | None) -> PlainRange:
-    """A range in plain floats and tuples, as `config` and files hold it.
-
-    Args:
-        name: The constructor argument, for messages.
-        given: `(low, high)`, each a number or one per channel.
-        channels: How many channels there are; None if that is not known.
-
-    Raises:
-        ValueError: If it is no such pair, or low is not below high in every channel.
-    """
-    try:
-        low, high = (_plain_bound(bound) for bound in given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"GaussianDiffusion: {name} must be (low, high), each a number or a sequence of one "
-            f"per channel, got {shown(given)}; give it as (0.0, 255.0), for one"
-        ) from error
-    counts = {len(bound) for bound in (low, high) if isinstance(bound, tuple)}
-    expected = channels or max(counts, default=1)
-    if counts - {expected}:
-        raise ValueError(
-            f"GaussianDiffusion: {name} must have one value per channel, {expected}, got "
-            f"{' and '.join(map(str, sorted(counts)))}; give as many, or one number for all"
-        )
-    for low_value, high_value in zip(*per_channel((low, high), expected), strict=True):
-        # in the numbers of the clips
-        least, most = torch.tensor([low_value, high_value], dtype=torch.float32).tolist()
-        if not _FLOAT32.tiny <= most - least <= _FLOAT32.max:
-            raise ValueError(
-                f"GaussianDiffusion: {name} must be finite, with low below high in every channel, "
-                f"got {low_value} to {high_value}; leave out a channel that is constant, or widen "
-                "its range until float32 tells the two apart"
-            )
-    return low, high
-
-
-def _plain_bound(bound: Any) -> float | tuple[float, ...]:
-    if isinstance(bound, str):
-        raise TypeError("text is no bound")
-    # also arrays and tensors
-    values = bound.tolist() if hasattr(bound, "tolist") else bound
-    return tuple(map(float, values)) if isinstance(values, Sequence) else float(values)
-
-
-def per_channel(limits: PlainRange, channels: int) -> list[tuple[float, ...]]:
-    """Low and high ends of a range, one value per channel each."""
-    return [bound if isinstance(bound, tuple) else (bound,) * channels for bound in limits]
 
 
 def to_unit_range(x: Tensor, low: Tensor, high: Tensor) -> Tensor:

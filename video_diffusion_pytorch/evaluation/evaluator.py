@@ -17,8 +17,9 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, random_features
 from video_diffusion_pytorch.evaluation.frame_similarity import SIMILARITIES, FrameSimilarity
-from video_diffusion_pytorch.evaluation.results import differences, replacing
+from video_diffusion_pytorch.evaluation.results import differences
 from video_diffusion_pytorch.evaluation.video_scores import Networks, VideoStatistics, scores
+from video_diffusion_pytorch.files import replacing
 
 if TYPE_CHECKING:
     from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion

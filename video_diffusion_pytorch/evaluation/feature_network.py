@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.arguments import as_image_size, plain_range
 from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics
 
 Bound = float | Sequence[float]
@@ -71,9 +72,9 @@ class FeatureNetwork:
                 f"FeatureNetwork: resize must be one of {', '.join(RESIZES)}, got {resize!r}; "
                 "choose one of them"
             )
-        self.size = None if size is None else _height_and_width(size)
+        self.size = None if size is None else as_image_size(size, "FeatureNetwork: size")
         self.resize, self.layout, self.channels = resize, layout, channels
-        self.value_range = tuple(_bound(bound, channels) for bound in value_range)
+        self.value_range = plain_range(value_range, channels, "FeatureNetwork: value_range")
         self.arguments = dict(arguments or {})
         self.network: Callable[..., Any]
         if isinstance(network, (str, os.PathLike)):
@@ -267,7 +268,8 @@ def random_feature_statistics(videos: Tensor, max_batch: int = 64) -> FeatureSta
         max_batch: How many are looked at at a time.
 
     Example:
-        >>> from video_diffusion_pytorch.evaluation.frechet import frechet_distance
+        >>> from video_diffusion_pytorch.arguments import as_image_size, plain_range
+    from video_diffusion_pytorch.evaluation.frechet import frechet_distance
         >>> statistics = random_feature_statistics(torch.rand(66, 1, 4, 8, 8))
         >>> frechet_distance(statistics, statistics) < 1e-6
         True
@@ -312,26 +314,6 @@ def _check_layout(layout: str) -> None:
             "FeatureNetwork: layout must have the letters of 'bcfhw', or without f of a network of "
             f"pictures, and begin with b, got {layout!r}; give for example 'bfchw'"
         )
-
-
-def _height_and_width(size: Any) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
-    if len(pair) != 2 or any(not isinstance(side, int) or side < 1 for side in pair):
-        raise ValueError(
-            f"FeatureNetwork: size must be a positive int or (h, w), got {size!r}; give 224, for "
-            "one"
-        )
-    return pair[0], pair[1]
-
-
-def _bound(bound: Any, channels: int | None) -> float | tuple[float, ...]:
-    values = tuple(map(float, bound)) if isinstance(bound, Sequence) else float(bound)
-    if isinstance(values, tuple) and len(values) != channels:
-        raise ValueError(
-            "FeatureNetwork: value_range must be two numbers, or two with one for each of "
-            f"{channels} channels, got {bound!r}; give (-1, 1), for one"
-        )
-    return values
 
 
 def _column(bound: float | tuple[float, ...], videos: Tensor) -> Tensor:

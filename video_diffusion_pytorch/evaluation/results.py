@@ -6,9 +6,10 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from video_diffusion_pytorch.files import replacing
 
 FORMAT = 1
 _PARTS = ("format", "scores", "protocol")
@@ -38,17 +39,6 @@ def write_result(result: Result, path: str | os.PathLike[str]) -> None:
     text = json.dumps({"format": FORMAT, **result, "scores": finite}, indent=2, allow_nan=False)
     with replacing(target) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replacing(target: Path) -> Iterator[Path]:
-    """A file to write, which takes the target's place once it is whole."""
-    unfinished = target.with_name(f".{target.name[:50]}.{os.getpid()}.tmp")
-    try:
-        yield unfinished
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:

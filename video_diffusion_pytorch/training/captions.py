@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.cache import source_state
+from video_diffusion_pytorch.files import replacing
 from video_diffusion_pytorch.text import (
     embed_captions,
     encode_captions,
@@ -153,7 +153,6 @@ class EncodedCaptions:
             logger.warning("%s could not be read (%s): captions are encoded again", file, kind)
 
     def _write(self, file: Path) -> None:
-        unfinished = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         try:
             kept: dict[str, Any] = {"captions": list(self._kept)}
             values = list(self._kept.values())
@@ -161,15 +160,12 @@ class EncodedCaptions:
                 kept |= {"states": torch.cat(values), "lengths": [len(value) for value in values]}
             else:
                 kept["vectors"] = torch.stack(values)
-            torch.save(kept, unfinished)
-            unfinished.replace(file)
+            with replacing(file) as unfinished:
+                torch.save(kept, unfinished)
         except (OSError, RuntimeError) as error:
             logger.warning(
                 "%s could not be written (%s): the next run encodes the captions again", file, error
             )
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
 
 
 def _halved(states: Tensor) -> Tensor:

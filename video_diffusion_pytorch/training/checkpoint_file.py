@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.data.formats.arrays import stored_entries
+from video_diffusion_pytorch.files import TEMPORARY, replacing
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -27,7 +28,7 @@ FORMAT = 1
 """What a checkpoint's entry `format` says; a reader refuses those larger than its own."""
 
 _FOLDER_BIT = 0x10  # of the external attributes of a zip's record
-_TEMPORARY = re.compile(r"\.model-.*\.(\d+)\.tmp")
+_TEMPORARY = re.compile(TEMPORARY.format(start="model-"))
 
 
 class NewerFormat(ValueError):
@@ -65,17 +66,13 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
         TypeError: If it holds what could be read only by running code.
     """
     plain = _plain(state)
-    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}.tmp")
     _remove_leftovers(path.parent)
     recorder: Any = None
     try:
         _check_readable(plain, path)
-        with temporary.open("wb") as file:
+        with replacing(path, sync=True) as unfinished, unfinished.open("wb") as file:
             recorder = _Recorder(file)
             torch.save(plain, recorder)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
         failure = recorder.failure if recorder and recorder.failure else error
         if not isinstance(failure, OSError):
@@ -84,10 +81,6 @@ def write_checkpoint(state: dict[str, Any], path: Path) -> None:
             f"the checkpoint {path} could not be written: {failure}; the checkpoints before it are "
             "untouched: make room or check the folder's permissions, and train on from the last"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 def _check_readable(state: dict[str, Any], path: Path) -> None:
@@ -114,7 +107,7 @@ def _remove_leftovers(folder: Path) -> None:
     for path in folder.glob(".model-*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
         # another process may write here too: one that gathers a sharded checkpoint
-        if match is None or not path.is_file() or _runs_beside(int(match.group(1))):
+        if match is None or not path.is_file() or _runs_beside(int(match["process"])):
             continue
         try:
             path.unlink()
@@ -133,20 +126,6 @@ def _runs_beside(process: int) -> bool:
     except (OSError, OverflowError):
         return False
     return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Without it a power failure may bring the old entry back; Windows has no such call."""
-    if os.name != "posix":
-        return
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        logger.warning("the newest file in %s may not outlast a power failure: %s", folder, error)
 
 
 def _plain(value: Any) -> Any:

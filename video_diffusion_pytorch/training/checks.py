@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import as_value_range, shown
 from video_diffusion_pytorch.conditions import CONDITIONS, VALUES
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
-from video_diffusion_pytorch.sizes import as_value_range
 from video_diffusion_pytorch.training.metrics import check_trackers
 from video_diffusion_pytorch.training.splits import whole_dataset
 
@@ -138,13 +137,13 @@ def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = No
         ValueError: If the model has another range.
     """
     given = getattr(whole_dataset(dataset), "value_range", None) if given is None else given
-    found = as_value_range(given, diffusion.channels)
+    found = as_value_range(given, diffusion.channels, others="'fit' or ")
     if found is None:
         return
     own = diffusion.config["value_range"]
     if own is None:
         diffusion.set_value_range(found)
-    elif as_value_range(own, diffusion.channels) != found:
+    elif as_value_range(own, diffusion.channels, others="'fit' or ") != found:
         raise ValueError(
             f"Trainer: the clips must be in the model's value_range, {own}, got {found}; give "
             "one of them only"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.diffusion.shown import shown
+from video_diffusion_pytorch.arguments import shown
 
 WARMUPS = ("copy", "power", "inverse_gamma")
 

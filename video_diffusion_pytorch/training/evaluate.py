@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from video_diffusion_pytorch.arguments import as_value_range
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.samplers import make_sampler
 from video_diffusion_pytorch.diffusion.value_range import to_unit_range, unnormalize_img
 from video_diffusion_pytorch.evaluation.evaluator import ClipBatch, Evaluation, Evaluator
-from video_diffusion_pytorch.sizes import as_value_range
 from video_diffusion_pytorch.training.batches import unpack_batch
 from video_diffusion_pytorch.training.data_source import choose_workers
 from video_diffusion_pytorch.training.splits import clips_behind, name_of
@@ -270,7 +270,7 @@ def _unit_limits(diffusion: GaussianDiffusion, evaluation: Evaluation) -> Any:
             "Evaluation: the feature networks need a range of values, got a model with "
             "auto_normalize=False and no value_range; pass value_range=(low, high) of the clips"
         )
-    return as_value_range(given, diffusion.channels)
+    return as_value_range(given, diffusion.channels, others="'fit' or ")
 
 
 def _protocol_of_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
-from video_diffusion_pytorch.diffusion.shown import shown
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

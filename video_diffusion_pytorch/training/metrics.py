@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.data.write_video import replacing
-from video_diffusion_pytorch.diffusion.shown import shown
+from video_diffusion_pytorch.arguments import shown
+from video_diffusion_pytorch.files import replacing
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from video_diffusion_pytorch.diffusion.shown import shown
+from video_diffusion_pytorch.arguments import shown
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
-from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.sharding import (
     gradient_sync,
     hidden_from_accelerate,

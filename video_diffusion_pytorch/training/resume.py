@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
-from video_diffusion_pytorch.diffusion.shown import shown
 from video_diffusion_pytorch.training.checkpoint import list_checkpoints, name_strangers
 from video_diffusion_pytorch.training.checkpoint_file import (
     MismatchedWeights,

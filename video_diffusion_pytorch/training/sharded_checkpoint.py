@@ -18,11 +18,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from video_diffusion_pytorch.training.checkpoint_file import (
-    read_checkpoint,
-    sync_folder,
-    write_checkpoint,
-)
+from video_diffusion_pytorch.files import sync_folder
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint, write_checkpoint
 from video_diffusion_pytorch.training.sharding import Place, by_name, counterparts_in, map_tensors
 
 INDEX = ".metadata"

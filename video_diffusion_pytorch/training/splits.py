@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import IterableDataset, Subset
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.manifest import read_splits
-from video_diffusion_pytorch.diffusion.shown import shown
 
 
 def clips_behind(dataset: Any) -> Dataset | None:

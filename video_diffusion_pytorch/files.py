@@ -1,0 +1,57 @@
+"""Atomic writes: a file is replaced by a whole one, or stays as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger("video_diffusion_pytorch")
+
+TEMPORARY = r"\.{start}.*?\.(?P<process>\d+)(\.[0-9a-f]{{8}})?\.tmp"
+"""Pattern of the names of unfinished files, whose own names begin with `start`."""
+
+
+@contextlib.contextmanager
+def replacing(target: Path, *, sync: bool = False) -> Iterator[Path]:
+    """Gives a path to write to, which takes the target's place if the block ends without error.
+
+    Args:
+        target: The file to make or replace, left as it was if an error ends the block.
+        sync: Whether the file and its new name must be on the disk before this returns, so that
+            they outlast a power failure.
+
+    Raises:
+        OSError: The file cannot be renamed or synchronised.
+    """
+    # Another machine may have the same process number on a shared disk; a name has a largest length
+    name = f".{target.name[:50]}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    unfinished = target.with_name(name)
+    try:
+        yield unfinished
+        if sync:
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+        unfinished.replace(target)
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+    if sync:
+        sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Without it a power failure may bring the old entry back; Windows has no such call."""
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        logger.warning("the newest file in %s may not outlast a power failure: %s", folder, error)
