@@ -3,9 +3,9 @@
     python benchmarks/against_reference.py                   # installs the reference into a folder
     python benchmarks/against_reference.py --reference DIR   # DIR holds it already
 
-Each library runs in a process of its own, on the same weights and inputs. The two take turns, and
-the medians of their times are compared. A case begins with new processes, so that the peak of
-the memory is the case's own.
+Each library runs in its own process, on the same weights and inputs. The two alternate, and the
+medians of their times are compared. Each case starts new processes, so that the peak of the memory
+is that of the case.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Side:
     """A worker process, seen from here."""
 
     def __init__(self, library: Path, case: dict[str, Any]) -> None:
-        # the folder goes first on the path, whatever is installed
+        # the folder comes first on the path, before an installed version
         code = (
             f"import sys; sys.path[:0] = [{str(library)!r}, {str(REPOSITORY / 'benchmarks')!r}]; "
             "import warnings; warnings.simplefilter('ignore'); "

@@ -1,4 +1,4 @@
-"""How much there is to read: files, lines, base classes, files that a training step passes.
+"""Measures the size of the code: files, lines, base classes, files that a training step passes.
 
 python benchmarks/code_size.py
 """

@@ -2,9 +2,9 @@
 
     python benchmarks/compile_blocks.py --device cuda --bf16 --dim 64 --frames 16 --size 64
 
-Each way starts in a process and with a cache of its own, so that none gains by another's kernels. A
+Each variant runs in a new process with an empty cache, so that none reuses kernels of another. A
 step is a forward and a backward pass; its time is the median. "Again" is the first step of a
-second process, which finds the first one's kernels in the cache.
+second process, which finds the kernels of the first in the cache.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def step_time(unet: nn.Module, options: argparse.Namespace) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all it was told."""
+    """Waits for all queued work of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

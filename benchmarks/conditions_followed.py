@@ -3,10 +3,10 @@
     python benchmarks/conditions_followed.py                       # every kind of condition
     python benchmarks/conditions_followed.py class --steps 1200
 
-Clips of moving digits go into a folder with their conditions beside them, as anybody's would. Then
-a classifier that was trained on other real clips tells what the samples show (class, text), or they
-are compared with what the condition says: how bright the clip is (vector), how bright each frame is
-(frame_vectors), or what the first frame shows (first_frame).
+Clips of moving digits are written to a folder, each with a file of its condition. A classifier
+trained on other real clips classifies the samples (class, text), or they are compared with the
+condition: the brightness of the clip (vector), of each frame (frame_vectors), or the content of the
+first frame (first_frame).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], int]] = {
 
 
 class Shown:
-    """A clip, and what it shows."""
+    """A clip and its content."""
 
     def __init__(self, generator: torch.Generator) -> None:
         def draw(count: int) -> int:
@@ -65,7 +65,7 @@ class Shown:
 
     @property
     def caption(self) -> str:
-        """What is to be seen, in words."""
+        """The content in words."""
         return f"a {self.digit} that moves {self.direction}"
 
     def condition(self, kind: str) -> Tensor:
@@ -80,7 +80,7 @@ class Shown:
         return (self.clip * self.fades[kind].view(1, -1, 1, 1)).round().to(torch.uint8)
 
     def write(self, folder: Path, number: int, kind: str) -> None:
-        """Writes the clip, and its condition beside it."""
+        """Writes the clip and the file of its condition."""
         path = folder / self.digit / f"{number:04d}.gif"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_video(self.shown(kind), path)
@@ -148,7 +148,7 @@ def train(kind: str, folder: Path, results: Path, steps: int, seed: int) -> Trai
 
 
 def classifier(videos: Tensor, labels: Tensor) -> tuple[nn.Module, float]:
-    """A small network that tells clips apart, and its accuracy on a quarter that is left out."""
+    """Trains a small classifier of clips; returns it and its accuracy on a held-out quarter."""
     network = nn.Sequential(
         nn.Conv3d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool3d((1, 2, 2)),
         nn.Conv3d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool3d(2),
@@ -168,7 +168,7 @@ def classifier(videos: Tensor, labels: Tensor) -> tuple[nn.Module, float]:
 
 
 def measure(kind: str, trainer: Trainer, clips: list[Shown], count: int, scale: float) -> str:
-    """Draws samples with guidance, and says how they follow their conditions."""
+    """Draws guided samples and measures how well they follow their conditions."""
     model = trainer.ema_model
     real = torch.stack([small(shown.clip) for shown in clips])
     options = {"cond_scale": scale, "progress": False}
@@ -207,10 +207,10 @@ def measure(kind: str, trainer: Trainer, clips: list[Shown], count: int, scale: 
             f"{(pairs.sum() - pairs.diag().sum()) / (count * (count - 1)):.2f}); {found:.0%} found "
             "by it"
         )
-    told = torch.stack([shown.condition(kind) for shown in clips[:count]])
+    conditions = torch.stack([shown.condition(kind) for shown in clips[:count]])
     bright = torch.stack([small(shown.shown(kind)) for shown in clips[:count]])
     name = {"vector": "cond", "frame_vectors": "frame_cond"}[kind]
-    asked, drawn = brightness(bright), brightness(model.sample(**{name: told}, **options))
+    asked, drawn = brightness(bright), brightness(model.sample(**{name: conditions}, **options))
     if kind == "vector":
         asked, drawn = asked.mean(dim=1), drawn.mean(dim=1)
     together = torch.corrcoef(torch.stack((asked.flatten(), drawn.flatten())))[0, 1]

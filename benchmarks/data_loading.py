@@ -3,8 +3,8 @@
     python benchmarks/data_loading.py                   # installs the reference into a folder
     python benchmarks/data_loading.py --reference DIR   # DIR holds it already
 
-Each measurement is a process of its own, which reads shuffled batches as its library's Trainer
-does. The libraries take turns, and medians are compared. The reference reads gifs only.
+Each measurement runs in a new process, which reads shuffled batches as the library's Trainer does.
+The libraries alternate, and medians are compared. The reference reads gifs only.
 """
 
 from __future__ import annotations

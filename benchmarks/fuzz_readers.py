@@ -1,4 +1,4 @@
-"""Feeds damaged files of every format to the readers: each must be read or refused in good order.
+"""Feeds damaged files of every format to the readers: each must be read, or refused by one error.
 
     python benchmarks/fuzz_readers.py --count 2000
     python benchmarks/fuzz_readers.py --count 200 --formats gif mp4 --seed 7
@@ -151,7 +151,7 @@ def damage(content: bytes, other: bytes, rng: random.Random) -> bytes:
 
 
 def read(path: Path) -> str:
-    """Read a file wholly and a frame of its middle; give what came of it."""
+    """Read a file wholly and a frame of its middle; return the outcome."""
     from video_diffusion_pytorch.data.video_file import UnreadableVideoError, open_video, read_video
 
     try:
@@ -184,7 +184,7 @@ def peak_mebibytes() -> int:
 
 
 def serve(tasks: Any, answers: Any, warm_up: list[Path]) -> None:
-    """Read files until there are no more; every answer tells of the open files and the memory."""
+    """Read files until there are no more; every answer includes the open files and the memory."""
     import gc
 
     import torch
@@ -209,7 +209,7 @@ class Reader:
         self.start()
 
     def start(self) -> None:
-        """Begin anew, with the memory that a process takes before it has read anything."""
+        """Start a new process, and measure its memory before it has read anything."""
         self.tasks, self.answers = self.context.Queue(), self.context.Queue()
         arguments = (self.tasks, self.answers, self.warm_up)
         self.process = self.context.Process(target=serve, args=arguments, daemon=True)
@@ -217,7 +217,7 @@ class Reader:
         self.mebibytes_at_start = self.wait(60)[2]
 
     def wait(self, seconds: float) -> tuple[str, int, int]:
-        """Give the process's next answer, or "hang" or "crash" in place of what came of a file."""
+        """Give the process's next answer, or "hang" or "crash" as the outcome of a file."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             try:
@@ -228,7 +228,7 @@ class Reader:
         return "hang", 0, 0
 
     def read(self, path: Path) -> tuple[str, int, int]:
-        """Have a file read: what came of it, the files left open, the peak of memory in MiB."""
+        """Have a file read: the outcome, the files left open, the peak of memory in MiB."""
         self.tasks.put(path)
         answer = self.wait(SECONDS)
         if answer[0] == "hang" or answer[0].startswith("crash"):

@@ -1,4 +1,4 @@
-"""Measures samplers on videos whose perfect denoiser is known: all error is the sampler's own.
+"""Measures samplers on videos whose optimal denoiser is known, so that all error is the sampler's.
 
     python benchmarks/gaussian_samplers.py                   # three tables, in about a minute
     python benchmarks/gaussian_samplers.py samplers
@@ -6,9 +6,9 @@
 
 samplers: Gaussian videos of 6 frames. What a sampler makes of a linear denoiser is linear in its
 noise, so the mean and the covariance of its samples are computed, not estimated.
-given: the same, of which the first 2 frames are known: how well the others fit to them.
-digits: clips of moving digits, give or take a little noise at each pixel, which are far from
-Gaussian: how far samples are from where all 1000 steps take the same noise.
+given: the same, of which the first 2 frames are known: how well the others fit them.
+digits: clips of moving digits with a little noise at each pixel, which are far from Gaussian: the
+distance of samples from those that all 1000 steps make of the same noise.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def compare_guidance(process: ForwardProcess, draws: int) -> None:
 
 
 class DigitVideos:
-    """Clips of moving digits, each pixel give or take 0.1."""
+    """Clips of moving digits, with noise of standard deviation 0.1 at each pixel."""
 
     def __init__(self, count: int, num_frames: int = 8, size: int = 16) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -143,7 +143,7 @@ class DigitVideos:
         self.variance = 0.1**2
 
     def denoise(self, x: Tensor, level: NoiseLevel) -> Prediction:
-        """The perfect denoiser."""
+        """The optimal denoiser."""
         centres = level.alpha * self.clips.flatten(1).to(x)
         variance = level.alpha**2 * self.variance + level.sigma**2
         distance = torch.cdist(x.flatten(1), centres).square()

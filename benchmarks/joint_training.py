@@ -1,4 +1,4 @@
-"""Trains on videos with and without independent images beside them, at equal numbers of steps.
+"""Trains on videos with and without independent images, at equal numbers of steps.
 
     python benchmarks/joint_training.py --seeds 0 1 2 --steps 1500
 

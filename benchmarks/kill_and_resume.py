@@ -1,18 +1,18 @@
-"""Kills training runs at random moments, lets them go on, and compares their ends bit by bit.
+"""Kills training runs at random moments, resumes them, and compares the results bit by bit.
 
     python benchmarks/kill_and_resume.py --kills 20
 
-A small model learns moving digits: two processes that read, random crops, flips and parts, dropped
-labels, two micro-batches to a step, a learning rate that changes, two averages, a checkpoint every
-three steps of which two are kept. One run is left alone. Each of the others is killed at a moment
-drawn at random (SIGKILL, to all of its processes at once), in turns while it writes a checkpoint,
-waits for clips, samples and computes. The same command then starts it again, and it goes on
-until its last step. Its last checkpoint must be that of the run that was left alone, bit for bit:
-weights, averages, optimizer, learning rate, random states and position in the clips; so must be
-the loss of each step and the last samples. No checkpoint may be lost: whatever is there after a
-kill can be read, and none is missing whose writing had come to its end before.
+A small model learns moving digits, with two workers, random crops, flips and windows, dropped
+labels, two micro-batches per step, a learning-rate schedule, two averages, and a checkpoint every
+three steps of which two are kept. One run is not interrupted. Each of the others is killed at a
+random moment (SIGKILL to all of its processes at once), in turn while it writes a checkpoint, waits
+for clips, samples and computes. The same command then resumes it to its last step. Its last
+checkpoint must equal that of the uninterrupted run bit for bit: weights, averages, optimizer,
+learning rate, random states and position in the clips. So must the loss of each step and the last
+samples. No checkpoint may be lost: after a kill every checkpoint in the folder can be read, and
+each that had been written completely is there.
 
-A kill is not a power failure: what the system has not yet put to the disk is not lost by it.
+A kill is not a power failure: data that the system has not yet written to the disk is not lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The training run that `kill_and_resume.py` kills: with all that is random or changes over time.
+"""The training run that `kill_and_resume.py` kills, with all options that draw random numbers.
 
-It is started with three paths: of the clips, of the results folder, and of the file in which it
-notes what it is doing.
+Its arguments are three paths: of the clips, of the results folder, and of the file in which it
+records its current phase.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TIMES = "times.json"
 
 
 class Marking(Trainer):
-    """A Trainer that notes in a file, which outlives it, what it is doing."""
+    """A Trainer that records its current phase in a file, which outlives it."""
 
     def __init__(self, mark: Mark, *args: Any, **options: Any) -> None:
         self.mark = mark

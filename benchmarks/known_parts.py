@@ -4,7 +4,7 @@
 
 Clips that the model was not trained on are made half as large (`upsample`), lose the middle of each
 frame (`inpaint`) or every second frame (`interpolate_frames`). The peak signal-to-noise ratio of
-what the model makes of them is printed for each weight, beside that of interpolation without one.
+the result is printed for each weight, next to that of interpolation without a model.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ The demo's network, of several widths, learns clips of moving digits. After each
 steps the averaged weights are measured: their loss on clips of digits that were not trained on, at
 fixed time steps and noise, and the Frechet distance, of fixed random features, between samples and
 such clips. Samples, the table and a picture of all are written to the folder, anew after each
-measurement; started again, also with more dims and larger numbers of steps, it goes on. All models
-get to the same number of steps before one of them goes further.
+measurement. A second call continues, also with more dims and larger numbers of steps. All models
+reach the same number of steps before one of them continues.
 
 Minutes are those of one processor core: the median of the processor time of a step, times steps.
-So what else the machine does meanwhile does not count, nor does the drawing of samples.
+Other work of the machine does not count, nor does sampling.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 Each arm learns the same clips of moving digits, in the same order and with the same noise, and is
 judged by the loss of its averaged weights on digits that it has not seen, at fixed time steps and
-noise. Arms whose names begin with `captions` are told digit and direction in words. Lines that are
-in the output file already are not run again; at the end a table is printed.
+noise. Arms whose names begin with `captions` are conditioned on digit and direction in words. Lines
+that are in the output file already are not run again; at the end a table is printed.
 """
 
 from __future__ import annotations
@@ -56,16 +56,18 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-# which the others that are told captions are compared with
+# the baseline of the arms with captions
 _MEAN = "captions: mean of the states"
 
 
 class Clips(torch.utils.data.Dataset):
     """Clips of moving digits, `(1, f, 16, 16)` in [0, 1], and what they show in words."""
 
-    def __init__(self, digits: Tensor, labels: Tensor, count: int, seed: int, told: bool) -> None:
+    def __init__(
+        self, digits: Tensor, labels: Tensor, count: int, seed: int, captioned: bool
+    ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        names, self.told = list(DIRECTIONS), told
+        names, self.captioned = list(DIRECTIONS), captioned
         self.clips, self.captions = [], []
         for _ in range(count):
             i = int(torch.randint(len(digits), (), generator=generator))
@@ -78,8 +80,8 @@ class Clips(torch.utils.data.Dataset):
         return len(self.clips)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        told = {"cond": self.captions[i]} if self.told else {}
-        return {"video": self.clips[i], **told}
+        conditions = {"cond": self.captions[i]} if self.captioned else {}
+        return {"video": self.clips[i], **conditions}
 
 
 def states_of_words(captions: list[str]) -> Tensor:
@@ -115,20 +117,22 @@ def validation_loss(diffusion: GaussianDiffusion, clips: Clips) -> float:
     """Mean loss at evenly spaced time steps; noise and steps are those of every other model."""
     generator = torch.Generator().manual_seed(3)
     x_start = torch.stack(clips.clips) * 2 - 1
-    told = {"cond": clips.captions, "null_cond_prob": 0.0} if clips.told else {}
+    conditions = {}
+    if clips.captioned:
+        conditions = {"cond": clips.captions, "null_cond_prob": 0.0}
     diffusion.eval()
     losses = []
     for i in range(TIMES):
         t = torch.full((len(clips),), round((i + 0.5) / TIMES * diffusion.num_timesteps))
         noise = torch.randn(x_start.shape, generator=generator)
-        losses.append(diffusion.p_losses(x_start, t, noise=noise, **told).item())
+        losses.append(diffusion.p_losses(x_start, t, noise=noise, **conditions).item())
     return statistics.mean(losses)
 
 
 def measure(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     """One line of the output file."""
-    told = arm.startswith("captions")
-    if told:
+    captioned = arm.startswith("captions")
+    if captioned:
         network = Unet3D(**{**UNET, **ARMS[arm]})
         as_vector = not network.takes_text_states
         text.set_text_encoder(
@@ -138,8 +142,8 @@ def measure(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
     images, labels = load_digits()
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     new, old = order[:HELD_OUT], order[HELD_OUT:]
-    clips = Clips(images[old], labels[old], options.clips, 2, told)
-    validation = Clips(images[new], labels[new], HELD_OUT, 1, told)
+    clips = Clips(images[old], labels[old], options.clips, 2, captioned)
+    validation = Clips(images[new], labels[new], HELD_OUT, 1, captioned)
     start, cpu = time.perf_counter(), time.process_time()
     trainer = train(arm, seed, clips, options)
     return {
@@ -155,7 +159,7 @@ def measure(arm: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(lines: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each arm its losses by seed, and their sum beside that of plain, over common seeds."""
+    """Losses of each arm by seed, and their sum next to that of plain over common seeds."""
     losses: dict[str, dict[int, float]] = {}
     for line in lines:
         losses.setdefault(line["arm"], {})[line["seed"]] = line["validation_loss"]

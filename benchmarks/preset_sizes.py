@@ -1,4 +1,4 @@
-"""Says how large the paper's models are, without building them: parameters and memory.
+"""Computes parameters and memory of the paper's models without building them.
 
     python benchmarks/preset_sizes.py
 

@@ -3,17 +3,17 @@
     python benchmarks/text_tokens.py                               # every arm, three seeds
     python benchmarks/text_tokens.py --arms vector tokens --seeds 0 --steps 200
 
-A caption, such as "a three moving left", names two things: the digit and its direction. All arms
+A caption such as "a three moving left" names a digit and its direction. All arms
 get the same clips in the same order, the same noise and the same state of each word: a random
 vector for the word plus one for its place. The arms differ in what the network makes of them:
 
 - vector: their mean, one vector, which joins the embedding of time
 - attention: a vector that a learned query gathers from them
 - tokens: their mean, and four tokens that every attention sees
-- clock: their mean, as with vector, and beside it the place of each frame in the clip
+- clock: their mean, as with vector, and the position of each frame in the clip as `frame_cond`
 - 8 tokens: as tokens, with eight
 
-Two classifiers that were trained on real clips tell what the samples show.
+Two classifiers trained on real clips classify the samples.
 """
 
 from __future__ import annotations

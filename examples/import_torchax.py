@@ -1,4 +1,4 @@
-"""Before training under JAX: torchax is imported beside a torch that is newer than it."""
+"""Imports torchax with a version of torch that is newer than it supports."""
 
 from __future__ import annotations
 
@@ -64,5 +64,5 @@ def _promote_types(*dtypes: torch.dtype) -> torch.dtype:
 # what the network calls and torchax 0.0.13 lacks
 environment.override_op_definition(torch.ops.aten.promote_types.default, _promote_types)
 
-# JAX counts in 32 bits unless told otherwise, which is enough for time steps and classes
+# JAX counts in 32 bits by default, which is enough for time steps and classes
 warnings.filterwarnings("ignore", "Explicitly requested dtype int64", UserWarning)

@@ -105,11 +105,11 @@ def make_loss(diffusion: nn.Module) -> Callable[[Arrays, Arrays], jax.Array]:
     )
 
     def loss(weights: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-        told = {name: value for name, value in batch.items() if name != "video"}
+        conditions = {name: value for name, value in batch.items() if name != "video"}
         with environment.override_property():
             key = environment.prng_key
             mean = torch.func.functional_call(
-                diffusion, (weights, constants), (batch["video"],), told
+                diffusion, (weights, constants), (batch["video"],), conditions
             )
             # a draw has taken the next key
             if environment.prng_key is not key:
