@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from video_diffusion_pytorch.data.false_colour import NOT_FINITE, to_pictures
+from video_diffusion_pytorch.data.display import NOT_FINITE, to_pictures
 
 DARK = torch.tensor([0.267, 0.005, 0.329])
 BRIGHT = torch.tensor([0.993, 0.906, 0.144])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from video_diffusion_pytorch.data.video_grid import FRAME, text_picture, video_grid
+from video_diffusion_pytorch.data.display import FRAME, text_picture, video_grid
 
 
 def cells(grid, rows, columns):

@@ -5,7 +5,6 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
-
 from video_diffusion_pytorch.data.formats.writers import encode_webp
 
 

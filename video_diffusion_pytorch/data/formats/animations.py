@@ -131,28 +131,10 @@ def _draw(canvas: Image, drawn: Image, patch: Patch) -> None:
             canvas.alpha_composite(colours, (left, top + row), strip)
 
 
-def gif_is_complete(content: bytes) -> bool:
-    """Walk the blocks of a gif up to its trailer.
-
-    Pillow takes the end of a file for the end of the animation: one cut between two frames would
-    pass for a shorter one.
-
-    Args:
-        content: The whole file, of at least its six bytes of signature.
-
-    Returns:
-        False if the bytes end before the trailer.
-
-    Example:
-        >>> empty = b"GIF89a" + bytes(7) + b";"
-        >>> gif_is_complete(empty), gif_is_complete(empty[:-1])
-        (True, False)
-    """
-    return gif_durations(content) is not None
-
-
 def gif_durations(content: bytes) -> list[float] | None:
-    """Walk the blocks of a gif (GIF89a specification, appendix B) and count its frames.
+    """Walk the blocks of a gif (GIF89a specification, appendix B) up to its trailer.
+
+    Pillow takes the end of a truncated file for the end of the animation.
 
     Args:
         content: The whole file, of at least its six bytes of signature.
@@ -260,62 +242,6 @@ def _end_of_sub_blocks(content: bytes, position: int) -> int:
     while position < total and (size := content[position]):
         position += size + 1
     return position + 1
-
-
-def encode_gif(frames: list[Image], duration: float, loop: int | None, optimize: bool) -> bytes:
-    """Put frames one by one into a gif.
-
-    Pillow's own `save` merges equal consecutive frames into one that is shown longer, so that the
-    number of frames gets lost.
-
-    Args:
-        frames: Pictures of one size and one mode: L, RGB or RGBA.
-        duration: Milliseconds per frame.
-        loop: How often viewers repeat the animation; 0 is for ever, None leaves it out.
-        optimize: Store of each later frame only the rectangle that changed (not for RGBA).
-
-    Returns:
-        The content of the file.
-    """
-    from PIL import ImageChops
-    from PIL.GifImagePlugin import getdata, getheader
-
-    mode, whole = frames[0].mode, (0, 0, *frames[0].size)
-    chunks: list[bytes] = []
-    for index, frame in enumerate(frames):
-        box = whole
-        if index and optimize and mode != "RGBA":
-            # A frame that repeats the one before still stores a pixel, and so is counted
-            box = ImageChops.difference(frames[index - 1], frame).getbbox() or (0, 0, 1, 1)
-        indexed = _to_indexed(frame.crop(box))
-        if not index:
-            info = {"duration": duration} if loop is None else {"duration": duration, "loop": loop}
-            chunks += getheader(indexed, info=info)[0]
-        options: dict[str, object] = {"duration": duration}
-        if mode != "L":
-            options["include_color_table"] = index > 0  # the first one's is in the header
-        if mode == "RGBA":
-            options |= {"transparency": 255, "disposal": 2}  # wipe before the next frame
-        chunks += getdata(indexed, (box[0], box[1]), **options)
-    return b"".join([*chunks, b";"])
-
-
-def _to_indexed(frame: Image) -> Image:
-    """Reduce a frame to at most 256 colours; index 255 of an RGBA frame is transparent."""
-    from PIL import Image as pillow
-
-    if frame.mode == "L":
-        frame = frame.copy()
-        frame.putpalette([level for level in range(256) for _ in "rgb"])
-        return frame
-    if frame.mode == "RGB":
-        return frame.convert("P", palette=pillow.Palette.ADAPTIVE)
-    indexed = frame.convert("RGB").convert("P", palette=pillow.Palette.ADAPTIVE, colors=255)
-    palette = indexed.getpalette() or []
-    indexed.putpalette(palette[:765] + [0] * (768 - len(palette[:765])))
-    clear = frame.getchannel("A").point(lambda opacity: 255 * (opacity < 128))
-    indexed.paste(255, mask=clear.convert("1"))
-    return indexed
 
 
 def webp_durations(content: bytes) -> list[float] | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from video_diffusion_pytorch.data.errors import (
     UnreadableVideoError,
@@ -14,13 +14,8 @@ from video_diffusion_pytorch.data.errors import (
     regular_file,
     unreadable,
 )
-from video_diffusion_pytorch.data.formats.animations import png_durations, webp_durations
-from video_diffusion_pytorch.data.formats.pictures import PictureReader, stack_frames
-from video_diffusion_pytorch.data.formats.readers import VideoReader, check_indices, mode_of
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
+from video_diffusion_pytorch.data.formats.pictures import PictureReader, frame_durations
+from video_diffusion_pytorch.data.formats.readers import VideoReader
 
 FRAME_EXTS = ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp")
 """Endings of the names of single frames in a folder."""
@@ -50,8 +45,6 @@ class FrameFolderReader(VideoReader):
     """
 
     def __init__(self, path: Path, channels: int | None = None) -> None:
-        if channels is not None:
-            mode_of(channels)
         try:
             names = [entry.name for entry in path.iterdir()]
         except FileNotFoundError as error:
@@ -62,57 +55,24 @@ class FrameFolderReader(VideoReader):
             raise unreadable(path, "a folder of numbered stills", listed, _ADVICE)
         self._files = [path / name for name in ordered]
         with PictureReader(self._files[0], channels, _FRAME_FORMATS) as first:
-            super().__init__(path, first.channels)
+            super().__init__(path, first.channels, len(ordered))
             self.is_array = first.is_array
 
-    @property
-    def num_frames(self) -> int:
-        """How many stills there are."""
-        return len(self._files)
-
-    @property
-    def fps(self) -> None:
-        """None: stills have no clock."""
-        return None
-
-    @property
-    def times(self) -> None:
-        """None: stills have no clock."""
-        return None
-
-    def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
-        """Decode stills, as `VideoReader.pictures` says."""
-        if self.is_array:
-            return super().pictures(indices)
-        stills = self._stills(check_indices(indices))
-        return itertools.chain.from_iterable(still.pictures(range(1)) for still in stills)
-
-    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """Decode stills of more than 8 bits, as `VideoReader.array` says."""
-        if not self.is_array:
-            return super().array(indices)
-        frames = [still.array(range(1))[:, 0] for still in self._stills(check_indices(indices))]
-        return stack_frames(frames, self.channels, self.path)
-
-    def _stills(self, indices: Sequence[int] | range) -> Iterator[PictureReader]:
-        for index in indices[: len(self._files)]:
-            if index >= len(self._files):
-                return
-            file = self._files[index]
-            with PictureReader(file, self.channels, _FRAME_FORMATS) as still:
-                if still.num_frames > 1:
-                    advice = "store each by itself; to take each file as a clip, set exts="
-                    got = f"{still.num_frames} pages or frames"
-                    raise unreadable(file, "a single picture", got, f"{advice}{file.suffix[1:]!r}")
-                if still.is_array != self.is_array:
-                    kinds = ("8 bits", "more than 8 bits")
-                    expected = f"a still of {kinds[self.is_array]}, as {self._files[0].name} is"
-                    got = f"one of {kinds[still.is_array]}"
-                    raise unreadable(file, expected, got, "store all frames alike")
-                yield still
-
-    def close(self) -> None:
-        """Nothing to let go of: each still is opened and closed when its turn comes."""
+    def _frame(self, index: int) -> Any:
+        if index >= self.num_frames:
+            return None
+        file = self._files[index]
+        with PictureReader(file, self.channels, _FRAME_FORMATS) as still:
+            if still.num_frames > 1:
+                ending, got = file.suffix[1:], f"{still.num_frames} pages or frames"
+                advice = f"store each by itself; to take each file as a clip, set exts={ending!r}"
+                raise unreadable(file, "a single picture", got, advice)
+            if still.is_array != self.is_array:
+                kinds = ("8 bits", "more than 8 bits")
+                expected = f"a still of {kinds[self.is_array]}, as {self._files[0].name} is"
+                got = f"one of {kinds[still.is_array]}"
+                raise unreadable(file, expected, got, "store all frames alike")
+            return still.array([0])[:, 0] if self.is_array else next(still.pictures([0]))
 
 
 def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
@@ -143,13 +103,20 @@ def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _in_order(folder: Path, names: Sequence[str]) -> list[str]:
-    """The stills of a folder that is one video, as `is_frame_folder` says; else none."""
-    frames = _frames_among(names)
+    """The stills of a folder that is one video, as defined by `is_frame_folder`; else none."""
+    frames = [
+        name
+        for name in names
+        if not name.startswith(".")
+        and name.lower() not in _NO_FRAMES
+        and _ending(name) not in _NOTES
+    ]
     kinds = {_texts(name) for name in frames}
     ending = _ending(frames[0])[1:] if frames else ""
     if len(kinds) != 1 or ending not in FRAME_EXTS or len(next(iter(kinds))) < 2:
         return []
-    if _captioned_among(names):
+    captions = {Path(name).stem for name in names if _ending(name) == ".txt"}
+    if any(Path(name).stem in captions for name in frames):
         return []
     if ending in ("png", "webp") and _is_animation(folder / min(frames, key=_numbers)):
         return []
@@ -177,25 +144,27 @@ def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
         >>> sort_by_counter(["f_2_640x480.png", "f_10_640x480.png", "f_1_640x480.png"], Path("a"))
         ['f_1_640x480.png', 'f_2_640x480.png', 'f_10_640x480.png']
     """
-    columns = [column for column in _columns(names) if len(set(column)) > 1]
-    orders: dict[tuple[int, ...], list[set[int]]] = {}  # and by what the numbers increase
-    for column in columns:
-        if len(set(column)) == len(names):
-            order = tuple(sorted(range(len(names)), key=column.__getitem__))
-            steps = {column[b] - column[a] for a, b in itertools.pairwise(order)}
-            orders.setdefault(order, []).append(steps)
-    if len(columns) < 2 and not orders:
+    columns = [
+        dict(zip(names, column, strict=True)) for column in _columns(names) if len(set(column)) > 1
+    ]
+    counters = [column for column in columns if len(set(column.values())) == len(names)]
+    if not counters and len(columns) < 2:
         return list(names) if len(names) == 1 else []
+    orders = [sorted(names, key=counter.__getitem__) for counter in counters]
     agreed = [
         order
         for order in orders
-        if all(column[a] <= column[b] for a, b in itertools.pairwise(order) for column in columns)
+        if all([column[name] for name in order] == sorted(column.values()) for column in columns)
     ]
-    by_one = [order for order, steps in orders.items() if {1} in steps]
-    even = [order for order, steps in orders.items() if min(map(len, steps)) == 1]
+    steps = [
+        {counter[b] - counter[a] for a, b in itertools.pairwise(order)}
+        for counter, order in zip(counters, orders, strict=True)
+    ]
+    by_one = [order for order, step in zip(orders, steps, strict=True) if step == {1}]
+    even = [order for order, step in zip(orders, steps, strict=True) if len(step) == 1]
     for chosen in (agreed, by_one, even):
-        if len(chosen) == 1:
-            return [names[place] for place in chosen[0]]
+        if chosen and all(order == chosen[0] for order in chosen):
+            return chosen[0]
     some = ", ".join(sorted(names)[:3])
     ending = _ending(names[0])[1:]
     raise unreadable(
@@ -247,22 +216,6 @@ def stills_among(folder: Path, names: Sequence[str]) -> list[str]:
         return longest
 
 
-def _frames_among(names: Sequence[str]) -> list[str]:
-    """Names without those that are hidden, or of notes."""
-    return [
-        name
-        for name in names
-        if not name.startswith(".")
-        and name.lower() not in _NO_FRAMES
-        and _ending(name) not in _NOTES
-    ]
-
-
-def _captioned_among(names: Sequence[str]) -> bool:
-    captions = {Path(name).stem for name in names if _ending(name) == ".txt"}
-    return bool(captions) and any(Path(name).stem in captions for name in _frames_among(names))
-
-
 def _ending(name: str) -> str:
     return Path(name).suffix.lower()
 
@@ -277,8 +230,6 @@ def _numbers(name: str) -> tuple[int, ...]:
 
 def _is_animation(file: Path) -> bool:
     try:
-        content = regular_file(file).read_bytes()
+        return bool(frame_durations(file, regular_file(file).read_bytes()))
     except (PermissionError, FileNotFoundError, UnreadableVideoError):
         return False  # reading the folder raises it
-    durations_of = png_durations if file.suffix.lower() == ".png" else webp_durations
-    return len(content) >= 12 and bool(durations_of(content))

@@ -10,9 +10,8 @@ import itertools
 import os
 import re
 import struct
-import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -20,19 +19,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import (
-    UnreadableVideoError,
-    is_of_the_machine,
-    missing_file,
-    regular_file,
-    unreadable,
-)
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.formats.pictures import to_mode, with_channels
 from video_diffusion_pytorch.data.formats.readers import (
-    FAMILY_OF_ENDING,
+    CHANNELS_TO_MODE,
     VideoReader,
-    check_indices,
-    closed_reader,
+    decoding,
+    family_of_name,
     mode_of,
+    open_file,
 )
 
 if TYPE_CHECKING:
@@ -63,11 +58,10 @@ def missing_bytes(path: Path) -> int:
         ...     missing_bytes(file)
         100
     """
-    walk = {"mp4": _end_of_mp4, "mkv": _end_of_mkv, "avi": _end_of_avi}
-    family = FAMILY_OF_ENDING[path.suffix.lower().lstrip(".")]
-    total = os.path.getsize(path)
-    with regular_file(path).open("rb") as file:
-        return max(walk[family](file, total) - total, 0)
+    walks = {"mp4": _end_of_mp4, "mkv": _end_of_mkv, "avi": _end_of_avi}
+    with open_file(path) as file:
+        total = os.fstat(file.fileno()).st_size
+        return max(walks[family_of_name(path) or ""](file, total) - total, 0)
 
 
 def _end_of_mp4(file: BinaryIO, total: int) -> int:
@@ -219,8 +213,16 @@ _DEMUXERS = {"mp4": "mov", "mkv": "matroska", "avi": "avi"}
 
 
 class Movie(NamedTuple):
-    """An opened movie file: PyAV's objects for the file, the video stream in it, its decoder."""
+    """An opened movie file.
 
+    Attributes:
+        path: The file.
+        container: PyAV's object for the file.
+        stream: For the video in it.
+        decoder: For its codec.
+    """
+
+    path: Path
     container: Any
     stream: Any
     decoder: Any
@@ -262,39 +264,34 @@ def open_movie(path: Path) -> Iterator[Movie]:
     import av
     from PIL import Image as pillow
 
-    demuxer = _DEMUXERS[FAMILY_OF_ENDING[path.suffix.lower().lstrip(".")]]
     limit = pillow.MAX_IMAGE_PIXELS or 2**31 - 1
     # Checksums are compared, and what breaks a codec's syntax is not overlooked
     options = {"max_pixels": str(limit), "err_detect": "crccheck+bitstream+buffer"}
-    try:
-        file = regular_file(path).open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise missing_file(path) from error
     with contextlib.ExitStack() as stack:
-        stack.enter_context(file)
-        with decoding(path):
+        file = stack.enter_context(open_file(path))
+        with _decoding(path):
+            demuxer = _DEMUXERS[family_of_name(path) or ""]
             container = stack.enter_context(
                 av.open(file, format=demuxer, options=options, metadata_errors="replace")
             )
-        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+        cover = av.stream.Disposition.attached_pic
+        streams = [s for s in container.streams.video if not s.disposition & cover]
         _check_streams(path, streams, limit)
-        with decoding(path):
+        with _decoding(path):
             decoder = _decoder(streams[0], options)
-        yield Movie(container, streams[0], decoder)
+        yield Movie(path, container, streams[0], decoder)
 
 
 def _check_streams(path: Path, streams: list[Any], limit: int) -> None:
     if not streams:
         raise unreadable(path, EXPECTED, "a file without video", "remove it")
     context = streams[0].codec_context
-    if context is None:
+    if context is None or context.format is None:
         advice = "convert it, for example with ffmpeg"
-        raise unreadable(path, EXPECTED, "a codec that PyAV has no decoder for", advice)
+        raise unreadable(path, EXPECTED, "a video that FFmpeg cannot decode", advice)
     if context.width * context.height > limit:
         got = f"frames of {context.width} x {context.height} pixels"
         raise unreadable(path, EXPECTED, got, "if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS")
-    if context.format is None:
-        raise unreadable(path, EXPECTED, "a video whose kind of pixels cannot be found out")
 
 
 def _decoder(stream: Any, options: dict[str, str]) -> Any:
@@ -302,8 +299,9 @@ def _decoder(stream: Any, options: dict[str, str]) -> Any:
     import av
 
     decoder: Any = stream.codec_context
-    if _stores_opacity(stream):
-        # FFmpeg's own decoders of VP8 and VP9 leave the second picture out that holds it
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if decoder.name in ("vp8", "vp9") and tags.get("alpha_mode") == "1":
+        # FFmpeg's own decoders ignore the second picture, which holds the opacity
         decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[decoder.name], "r")
         decoder.pix_fmt = "yuva420p"
     is_raw = decoder.name == "rawvideo" and decoder.pix_fmt == "bgra"
@@ -314,48 +312,27 @@ def _decoder(stream: Any, options: dict[str, str]) -> Any:
     return decoder
 
 
-def _stores_opacity(stream: Any) -> bool:
-    tags = {key.lower(): value for key, value in stream.metadata.items()}
-    return stream.codec_context.name in ("vp8", "vp9") and tags.get("alpha_mode") == "1"
-
-
-@contextlib.contextmanager
-def decoding(path: Path) -> Iterator[None]:
-    """Turn whatever PyAV raises for a file into an error that names it.
-
-    A disk that is lost, and too many open files, stay what they are: another file would fare no
-    better.
-
-    Raises:
-        UnreadableVideoError: Something was raised.
-    """
+def _decoding(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Converts exceptions of PyAV to errors of the file."""
     import av
 
-    try:
-        yield
-    except UnreadableVideoError:
-        raise
-    except Exception as error:
-        if is_of_the_machine(error) and not isinstance(error, av.FFmpegError):
-            raise
-        raise unreadable(path, EXPECTED, f"{type(error).__name__}: {error}") from error
+    return decoding(path, EXPECTED, damage=(av.FFmpegError, MemoryError))
 
 
-def packets_of(path: Path, movie: Movie, *, with_empty: bool = False) -> Iterator[Any]:
-    """Go through the packets of a movie from where it stands to its end.
+def packets_of(movie: Movie, *, with_empty: bool = False) -> Iterator[Any]:
+    """The packets of a movie from its current position to its end.
 
-    Those that come before the first keyframe are left out: no decoder can show them.
+    Those before the first keyframe are left out: no decoder can show them.
 
     Args:
-        path: The file, for the error's message.
         movie: The opened movie.
-        with_empty: Give packets without a byte, too: the frame before is shown for longer.
+        with_empty: Include packets without a byte, which prolong the frame before.
 
     Raises:
         UnreadableVideoError: A packet is damaged or missing.
     """
     started = False
-    with decoding(path):
+    with _decoding(movie.path):
         packets = movie.container.demux(movie.stream)
         if _counts_packets(movie.stream) and movie.decoder.name == "mpeg4":
             packets = in_frames(packets, movie.stream)
@@ -365,7 +342,7 @@ def packets_of(path: Path, movie: Movie, *, with_empty: bool = False) -> Iterato
                     yield packet
                 continue
             if packet.is_corrupt:
-                raise unreadable(path, EXPECTED, f"a damaged packet at byte {packet.pos}")
+                raise unreadable(movie.path, EXPECTED, f"a damaged packet at byte {packet.pos}")
             started = started or packet.is_keyframe
             if started:
                 yield packet
@@ -395,74 +372,30 @@ def _counts_packets(stream: Any) -> bool:
     return bool(stream.container.format.name == "avi")
 
 
-def is_before(time: int | None, first: int | None) -> bool:
-    """Tell whether a frame is shown before the keyframe that decoding began with.
-
-    Example:
-        >>> is_before(3, 4), is_before(4, 4), is_before(None, 4)
-        (True, False, False)
-    """
+def _is_before(time: int | None, first: int | None) -> bool:
+    """Whether a frame is shown before the keyframe at which decoding began."""
     return time is not None and first is not None and time < first
 
 
 def movie_index(path: Path) -> MovieIndex:
-    """List the frames of a movie; remembered for as long as the file does not change.
+    """Lists the frames of a movie, for which the whole file is read.
 
-    To list them, the whole file has to be gone through. The lists of the movies used last, of five
-    million frames together (about 50 MB, or two days at 30 frames per second), stay in memory.
+    The lists of the movies used last stay in memory for as long as the file does not change; 10
+    bytes per frame, or 10 MB for 10 hours at 30 frames per second.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file is missing.
         UnreadableVideoError: The file is damaged.
     """
     try:
         state = os.stat(path)
     except FileNotFoundError as error:
         raise missing_file(path) from error
-    key = path.absolute(), state.st_size, state.st_mtime_ns
-    index = _REMEMBERED.get(key)
-    if index is None:
-        index = _read_index(key[0])
-        _REMEMBERED.add(key, index)
-    return index
+    return _read_index(path.absolute(), state.st_size, state.st_mtime_ns)
 
 
-class _Remembered:
-    """The indices used last, as many as have so many frames together.
-
-    Args:
-        most: Number of frames; an index by itself counts for `_PER_FILE`.
-    """
-
-    _PER_FILE = 100
-
-    def __init__(self, most: int) -> None:
-        self._most, self._held = most, 0
-        self._indices: dict[tuple[Path, int, int], MovieIndex] = {}  # the one used last at the end
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[Path, int, int]) -> MovieIndex | None:
-        with self._lock:
-            index = self._indices.pop(key, None)
-            if index is not None:
-                self._indices[key] = index
-            return index
-
-    def add(self, key: tuple[Path, int, int], index: MovieIndex) -> None:
-        with self._lock:
-            if key in self._indices:
-                return  # another thread was faster
-            self._indices[key] = index
-            self._held += index.num_frames + self._PER_FILE
-            while self._held > self._most and len(self._indices) > 1:
-                oldest = self._indices.pop(next(iter(self._indices)))
-                self._held -= oldest.num_frames + self._PER_FILE
-
-
-_REMEMBERED = _Remembered(5_000_000)
-
-
-def _read_index(path: Path) -> MovieIndex:
+@functools.lru_cache(maxsize=512)
+def _read_index(path: Path, size: int, modified: int) -> MovieIndex:
     times: list[int | None] = []
     decoded: list[int | None] = []
     keyframes: list[int | None] = []
@@ -470,7 +403,7 @@ def _read_index(path: Path) -> MovieIndex:
     first: int | None = None
     last, extra = (-1, 0), 0
     with open_movie(path) as movie:
-        for packet in packets_of(path, movie, with_empty=True):
+        for packet in packets_of(movie, with_empty=True):
             if not packet.size:
                 extra += packet.duration or 0
                 continue
@@ -482,7 +415,7 @@ def _read_index(path: Path) -> MovieIndex:
             if palette and (not palettes[1] or bytes(palette) != bytes(palettes[1][-1])):
                 palettes[0].append(time or 0)
                 palettes[1].append(palette)
-            if is_shown(packet) and not is_before(time, first):
+            if is_shown(packet) and not _is_before(time, first):
                 times.append(time)
                 decoded.append(packet.dts)
                 order = packet.dts if time is None else time
@@ -513,8 +446,8 @@ def _times_of_decoding(path: Path, decoded: list[Any], duration: int) -> list[in
     """
     shown: set[int] = set()
     with open_movie(path) as movie:
-        packets = itertools.islice(packets_of(path, movie), _MOST_LEADING)
-        with contextlib.suppress(UnreadableVideoError), decoding(path):
+        packets = itertools.islice(packets_of(movie), _MOST_LEADING)
+        with contextlib.suppress(UnreadableVideoError), _decoding(path):
             for number, packet in enumerate(itertools.chain(packets, [None])):
                 if packet is not None:
                     packet.pts = number
@@ -524,14 +457,6 @@ def _times_of_decoding(path: Path, decoded: list[Any], duration: int) -> list[in
     later = [decoded[-1] + duration * number for number in range(1, delay + 1)]
     return [*decoded, *later][delay + lost :]
 
-
-def _is_cover(stream: Any) -> bool:
-    import av
-
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
-
-
-_FORMAT_OF_CHANNELS = {1: "gray", 3: "rgb24", 4: "rgba"}
 
 # Of FFmpeg's AVColorTransferCharacteristic and AVColorPrimaries
 _BT2020, _PQ, _HLG = 9, 16, 18
@@ -633,24 +558,26 @@ def picture_of(
     """
     from PIL import Image as pillow
 
-    name = _FORMAT_OF_CHANNELS[channels]
     is_hdr = frame.color_trc in (_PQ, _HLG) or frame.color_primaries == _BT2020
-    if channels != 4 and _may_be_transparent(frame.format.name):
+    if _may_be_transparent(frame.format.name):
         name = "rgba"
-    elif is_hdr and channels == 1:
-        name = "rgb24"
-    deep = {"rgb24": "gbrp10le", "rgba": "gbrap10le"}[name] if is_hdr else name
-    pixels = reformatter.reformat(frame, width=width, format=deep).to_ndarray()
+    else:
+        name = "gray" if channels == 1 and not is_hdr else "rgb24"
     if is_hdr:
+        deep = {"rgb24": "gbrp10le", "rgba": "gbrap10le"}[name]
+        pixels = reformatter.reformat(frame, width=width, format=deep).to_ndarray()
         pixels = _standard_range(pixels, frame.color_trc, frame.color_primaries)
+    elif frame.format.name in ("yuva420p", "yuva422p") and width in (None, frame.width):
+        # FFmpeg 8 leaves the opacity of the last columns undefined, or takes it from other rows
+        colours = reformatter.reformat(frame, format="rgb24").to_ndarray()
+        plane = frame.planes[3]
+        opacity = np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width]
+        pixels = np.dstack([colours, opacity])
+    else:
+        pixels = reformatter.reformat(frame, width=width, format=name).to_ndarray()
     picture = pillow.fromarray(_upright(pixels, frame, path))
-    if name != _FORMAT_OF_CHANNELS[channels]:
-        if picture.mode == "RGBA":
-            black = pillow.new("RGB", picture.size)
-            black.paste(picture, mask=picture)
-            picture = black
-        picture = picture.convert("L" if channels == 1 else "RGB")
-    return picture
+    mode = CHANNELS_TO_MODE[channels]
+    return picture if picture.mode == mode else to_mode(picture, mode)
 
 
 def values_of(
@@ -672,22 +599,12 @@ def values_of(
         got = f"frames of {frame.format.name} between others"
         raise unreadable(path, "frames of one kind of pixels", got)
     pixels = reformatter.reformat(frame, width=width).to_ndarray().astype(np.float32)
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    most = 1.0 if "f" in frame.format.name else 2.0 ** frame.format.components[0].bits - 1
-    colours, opacity = pixels[..., :3], pixels[..., 3:]
+    pixels = _upright(pixels.reshape(*pixels.shape[:2], -1), frame, path)
     if frame.format.name.startswith("bgr"):
-        colours = colours[..., ::-1]
-    if opacity.size and channels != 4:
-        colours = colours * (opacity / most)
-    if channels == 1 and colours.shape[2] == 3:  # the weights of ITU-R BT.601
-        colours = colours @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    elif channels != 1 and colours.shape[2] == 1:
-        colours = colours.repeat(3, axis=2)
-    if channels == 4:
-        opaque = np.full_like(colours[..., :1], most)
-        colours = np.concatenate([colours, opacity if opacity.size else opaque], axis=2)
-    colours = _upright(colours, frame, path)
-    return torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1)))
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    most = 1.0 if "f" in frame.format.name else 2.0 ** frame.format.components[0].bits - 1
+    values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return with_channels(values, channels, most)
 
 
 def _standard_range(pixels: np.ndarray, curve: int, primaries: int) -> np.ndarray:
@@ -786,20 +703,20 @@ class MovieReader(VideoReader):
     def __init__(
         self, path: Path, channels: int | None = None, *, square_pixels: bool = True
     ) -> None:
+        from av.video.reformatter import VideoReformatter
+
         if channels is not None:
             mode_of(channels)
         if missing := missing_bytes(path):
             raise unreadable(path, EXPECTED, f"a file cut short by at least {missing} bytes")
+        self.path, self._square_pixels = path, square_pixels
+        self._reformatter = VideoReformatter()
         self._open_file = contextlib.ExitStack()
-        # Where decoding stands: what gives the next frame, and that frame's number
+        # The position of the decoder: an iterator of the next frames, and the number of the first
         self._movie: Movie
         self._frames: Iterator[Any]
         self._next: int
         self._began_midway: bool
-        self._pixel_shape: Fraction | None
-        self._is_closed = False
-        self.path = path
-        self._square_pixels = square_pixels
         self._restart()
         pixels = self._movie.decoder.format
         self.is_array = is_measured(pixels)
@@ -845,73 +762,40 @@ class MovieReader(VideoReader):
     def _index(self) -> MovieIndex:
         return movie_index(self.path)
 
-    def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
-        """Decode frames of 8-bit movies, and of all in YUV, as `VideoReader.pictures` says."""
-        if self.is_array:
-            return super().pictures(indices)
-        return self._each(check_indices(indices), picture_of)
-
-    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """Decode frames of grey and RGB movies of more than 8 bits, as `VideoReader.array` says.
-
-        The values are those that are stored.
-        """
-        if not self.is_array:
-            return super().array(indices)
-        frames = list(self._each(check_indices(indices), values_of))
-        shapes = {frame.shape for frame in frames}
-        if len(shapes) > 1:
-            raise unreadable(self.path, "frames of one size", f"(c, h, w) {sorted(shapes)}")
-        if not frames:
-            return torch.empty(self.channels, 0, 0, 0)
-        return torch.stack(frames, dim=1)
-
-    def _each(self, indices: Sequence[int] | range, convert: Callable[..., Any]) -> Iterator[Any]:
-        from av.video.reformatter import VideoReformatter
-
-        reformatter = VideoReformatter()
-        for number in indices:
-            frame = self._frame(number)
-            if frame is None:
-                return
-            with decoding(self.path):
-                width = square_width(frame, self._pixel_shape, self.path)
-                converted = convert(frame, self.channels, self.path, reformatter, width)
-            yield converted
-
     def close(self) -> None:
-        """Close the file."""
-        self._is_closed = True
+        """Closes the file; harmless when repeated."""
+        super().close()
         self._open_file.close()
 
-    def _frame(self, number: int) -> Any:
-        """Decode one frame; None behind the last one."""
-        if self._is_closed:
-            raise closed_reader(self.path)
+    def _frame(self, index: int) -> Any:
+        frame = self._decoded(index)
+        if frame is None:
+            return None
+        convert = values_of if self.is_array else picture_of
+        shape = self._movie.stream.sample_aspect_ratio if self._square_pixels else None
+        with _decoding(self.path):
+            width = square_width(frame, shape, self.path)
+            return convert(frame, self.channels, self.path, self._reformatter, width)
+
+    def _decoded(self, number: int) -> Any:
+        """PyAV's frame of this number; None past the end."""
         if not self._next <= number <= self._next + _WORTH_AN_INDEX:
             if number >= self.num_frames:
                 return None
             self._approach(number)
-        began_midway = self._began_midway
-        try:
-            return self._advance(number)
-        except UnreadableVideoError:
-            if not began_midway:
-                raise
-        # Some files call a frame a keyframe from which decoding needs a while to become right
-        return self._advance(number)
-
-    def _advance(self, number: int) -> Any:
-        """Decode up to a frame; after an error, decoding stands at the beginning again."""
-        try:
-            for frame in self._frames:
-                self._next += 1
-                if self._next > number:
-                    return frame
-        except UnreadableVideoError:
-            self._restart()
-            raise
-        return None
+        while True:
+            try:
+                for frame in self._frames:
+                    self._next += 1
+                    if self._next > number:
+                        return frame
+                return None
+            except UnreadableVideoError:
+                # After some frames that are marked as keyframes decoding takes a while to be right
+                may_retry = self._began_midway
+                self._restart()
+                if not may_retry:
+                    raise
 
     def _approach(self, number: int) -> None:
         """Go to the last keyframe before a frame, unless decoding already stands behind it."""
@@ -923,10 +807,10 @@ class MovieReader(VideoReader):
         keyframe = index.keyframes[bisect.bisect_right(index.keyframes, index.pts[number]) - 1]
         if self._next <= number and bisect.bisect_left(index.pts, keyframe) <= self._next:
             return
-        with decoding(self.path):
+        with _decoding(self.path):
             self._movie.container.seek(keyframe, stream=self._movie.stream)
             self._movie.decoder.flush_buffers()
-        packets = packets_of(self.path, self._movie)
+        packets = packets_of(self._movie)
         first = next(packets, None)
         if first is None or first.pts is None or first.pts > keyframe:
             self._restart()
@@ -934,17 +818,16 @@ class MovieReader(VideoReader):
             since, palettes = index.palettes
             if palettes:  # said only where it changes
                 first.set_sidedata(palettes[max(bisect.bisect_right(since, first.pts) - 1, 0)])
-            self._frames = _decode(self.path, self._movie, itertools.chain([first], packets))
+            self._frames = _decode(self._movie, itertools.chain([first], packets))
             self._next = bisect.bisect_left(index.pts, first.pts)
             self._began_midway = True
 
     def _restart(self) -> None:
         self._open_file.close()
         self._movie = self._open_file.enter_context(open_movie(self.path))
-        self._frames = _decode(self.path, self._movie, packets_of(self.path, self._movie))
+        self._frames = _decode(self._movie, packets_of(self._movie))
         self._next = 0
         self._began_midway = False
-        self._pixel_shape = self._movie.stream.sample_aspect_ratio if self._square_pixels else None
 
 
 def _seconds(index: MovieIndex, times: Iterable[int]) -> list[float]:
@@ -952,7 +835,7 @@ def _seconds(index: MovieIndex, times: Iterable[int]) -> list[float]:
     return [(time - first) * numerator / denominator for time in times]
 
 
-def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
+def _decode(movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
     """Decode packets from a keyframe on, and see that each gives its frame in its turn."""
     first: int | None = None
     due: list[int] = []  # a heap: the times, or else the numbers, of the frames yet to come
@@ -964,15 +847,15 @@ def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
             if time is None or not is_dated:
                 time = packet.pts = number
             first = time if first is None else first
-            if is_shown(packet) and not (is_dated and is_before(time, first)):
+            if is_shown(packet) and not (is_dated and _is_before(time, first)):
                 heapq.heappush(due, time)
-        for frame in _frames_of(path, movie, packet):
-            if is_dated and is_before(frame.pts, first):
+        for frame in _frames_of(movie, packet):
+            if is_dated and _is_before(frame.pts, first):
                 continue  # refers to frames before the keyframe, and cannot be right
             if frame.is_corrupt:
-                raise unreadable(path, EXPECTED, f"a damaged frame at {frame.time} s")
+                raise unreadable(movie.path, EXPECTED, f"a damaged frame at {frame.time} s")
             if not due or (is_dated and due[0] != frame.pts):
-                raise unreadable(path, EXPECTED, f"damaged frames before {frame.time} s")
+                raise unreadable(movie.path, EXPECTED, f"damaged frames before {frame.time} s")
             if is_dated or frame.pts not in due:
                 heapq.heappop(due)
             else:
@@ -980,13 +863,13 @@ def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
             yield frame
     # The first frames of a file cut out of a longer one may refer to what came before
     if due and (is_dated or sorted(due) != list(range(1, len(due) + 1))):
-        raise unreadable(path, EXPECTED, f"{len(due)} frames that cannot be decoded")
+        raise unreadable(movie.path, EXPECTED, f"{len(due)} frames that cannot be decoded")
 
 
-def _frames_of(path: Path, movie: Movie, packet: Any) -> list[Any]:
+def _frames_of(movie: Movie, packet: Any) -> list[Any]:
     import av
 
-    with decoding(path):
+    with _decoding(movie.path):
         try:
             return movie.decoder.decode(packet)
         except av.EOFError:
