@@ -46,13 +46,15 @@ def check_axes(axes: str | None) -> None:
         >>> check_axes("fhwc"), check_axes("hw"), check_axes(None)
         (None, None, None)
     """
-    if axes is None:
-        return
-    if not {"h", "w"} <= set(axes) <= set("cfhw") or len(set(axes)) < len(axes):
+    if axes is not None and not _is_order(axes):
         raise ValueError(
             "axes must name the stored order in the letters c (channels), f (frames), h, w, each "
             f"at most once and h and w always, got {axes!r}; pass for example 'fhwc' or 'fhw'"
         )
+
+
+def _is_order(axes: str) -> bool:
+    return {"h", "w"} <= set(axes) <= set("cfhw") and len(set(axes)) == len(axes)
 
 
 def resolve_axes(
@@ -79,9 +81,9 @@ def resolve_axes(
         ('fchw', 3)
     """
     axes = _axes_of_shape(shape, channels, path) if axes is None else axes
-    if len(axes) != len(shape):
-        got = f"the shape {tuple(shape)}"
-        raise unreadable(path, f"the axes {axes!r}", got, "state the axes that it has")
+    if len(axes) != len(shape) or not _is_order(axes):
+        expected = f"axes such as 'fhwc' for the shape {tuple(shape)}"
+        raise unreadable(path, expected, repr(axes), "state the axes that it has")
     stored = dict(zip(axes, shape, strict=True)).get("c", 1)
     if channels not in (None, stored):
         got = f"{stored} in the shape {tuple(shape)} with the axes {axes!r}"
@@ -312,7 +314,7 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str, max_bytes: int
         if needed > limit:
             expected = f"an array of at most {limit} bytes"
             raise unreadable(
-                path, expected, f"{packed} that inflate to {needed}", "store it as .npy"
+                path, expected, f"{packed} bytes that inflate to {needed}", "store it as .npy"
             )
         # One byte more than needed: a member's checksum is only compared at its end
         content = file.read(needed + 1)
