@@ -611,8 +611,9 @@ def test_every_cut_is_noticed(write_movie, name):
     assert missing_bytes(path) == 0
     for length in [*range(20, len(content), 97), len(content) - 1]:
         path.write_bytes(content[:length])
-        missing = missing_bytes(path)
-        assert 0 < missing <= len(content) - length
+        assert missing_bytes(path) <= len(content) - length
+        with pytest.raises(UnreadableVideoError):
+            MovieReader(path)
 
 
 def test_what_follows_an_mp4_does_not_matter(write_movie):
@@ -632,13 +633,6 @@ def test_boxes_of_64_bit_and_of_open_length(tmp_path):
     assert missing_bytes(path) == 0
     path.write_bytes(index + struct.pack(">I4s", 3, b"mdat") * 5)  # no box is that small
     assert missing_bytes(path) == 0
-
-
-def test_an_mp4_without_its_index(tmp_path):
-    path = tmp_path / "clip.mp4"
-    for size in (16, 0):
-        path.write_bytes(struct.pack(">I4sQ", size, b"mdat", 1000))
-        assert missing_bytes(path) == 8
 
 
 def test_a_live_recording_states_no_length(write_movie):
@@ -938,7 +932,7 @@ def test_mirrored(write_movie, matrix, expected):
 
 def test_other_turns_are_refused(write_movie):
     path = write_movie("clip.mp4", num_frames=1, rotation=30)
-    text = r"turned by quarters of a circle, got a display matrix of \d+, .*; turn the frames"
+    text = r"rotated by multiples of 90 degrees, got a display matrix of \d+, .*; rotate"
     with MovieReader(path) as reader, pytest.raises(UnreadableVideoError, match=text):
         next(reader.pictures([0]))
 

@@ -1,4 +1,4 @@
-"""Films: frames that FFmpeg decodes by PyAV, by their number or time."""
+"""Movies: random access to frames, decoded by FFmpeg through PyAV."""
 
 from __future__ import annotations
 
@@ -34,21 +34,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-_MP4_BOXES = (b"ftyp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"free", b"skip", b"udta")
+_MP4_BOXES = (
+    *(b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"ssix", b"free", b"skip"),
+    *(b"udta", b"uuid", b"wide", b"pnot", b"meta", b"prft", b"emsg", b"pdin"),
+)
 _MKV_SEGMENT = b"\x18\x53\x80\x67"
 
 
 def missing_bytes(path: Path) -> int:
-    """Tell how much of a movie file is missing at its end, as far as its bytes say.
+    """Number of bytes missing at the end of a truncated movie file.
 
-    A file that was cut short is often played up to where it ends, as if it were a shorter one.
+    FFmpeg plays such a file up to its end, as if it were a shorter one.
 
     Args:
         path: A file whose signature fits its name.
 
     Returns:
-        The number of bytes missing; 0 where the file is complete, or does not state its length (as
-        recordings of live streams in mkv).
+        A lower bound; 0 if the file is complete, or does not state its length (as recordings of
+        live streams in mkv).
 
     Example:
         >>> import tempfile
@@ -65,29 +68,25 @@ def missing_bytes(path: Path) -> int:
 
 
 def _end_of_mp4(file: BinaryIO, total: int) -> int:
-    """Go from box to box (ISO/IEC 14496-12, section 4.2); what follows and is no box is left."""
-    position, has_index = 0, False
+    """Walks the boxes (ISO/IEC 14496-12, section 4.2), up to the first unknown one."""
+    position = 0
     while position < total:
         file.seek(position)
         header = file.read(16)
-        kind = header[4:8]
-        if has_index and len(kind) == 4 and kind not in _MP4_BOXES:
+        size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if len(kind) == 4 and (size == 0 or kind not in _MP4_BOXES):  # up to the end of the file
             return total
-        has_index = has_index or kind in (b"moov", b"moof")
-        size = int.from_bytes(header[:4], "big")
-        if size == 0 and len(kind) == 4:  # up to the end of the file
-            return total if has_index else total + 8
         if size == 1:
             size = int.from_bytes(header[8:], "big")
         position += max(size, 8)
-    return position if has_index else max(position, total + 8)
+    return position
 
 
 def _end_of_mkv(file: BinaryIO, total: int) -> int:
-    """Add up the EBML header and the segment (RFC 8794, section 6)."""
+    """Adds up the EBML header and the segment (RFC 8794, section 6)."""
 
     def number(position: int) -> tuple[int | None, int]:
-        """Read a size of 1 to 8 bytes; None stands for unknown."""
+        """A size of 1 to 8 bytes, None if unknown, and where it ends."""
         file.seek(position)
         first = file.read(1)
         if not first or not first[0]:
@@ -108,7 +107,7 @@ def _end_of_mkv(file: BinaryIO, total: int) -> int:
 
 
 def _end_of_avi(file: BinaryIO, total: int) -> int:
-    """Go from RIFF chunk to RIFF chunk: files of more than a gigabyte have several."""
+    """Walks the RIFF chunks: files of more than a gigabyte have several."""
     position = 0
     while position < total:
         file.seek(position)
@@ -126,17 +125,17 @@ _MOST_OF_A_REPEAT = 64  # bytes
 
 
 def in_frames(packets: Iterable[Any], stream: Any) -> Iterator[Any]:
-    """Take packets of two frames apart, and date them by when they are decoded.
+    """Splits packets of two MPEG-4 frames, and sets their time stamps.
 
-    An avi counts packets, and some of its encoders put a frame and the one that refers to it into
-    one packet, and a placeholder into the next ("packed B-frames").
+    An avi has no time stamps but counts packets, and some encoders put a frame and the B-frame that
+    refers to it into one packet, and a placeholder into the next ("packed B-frames").
 
     Args:
         packets: As demuxed, from a keyframe on.
         stream: PyAV's stream.
 
     Yields:
-        Packets of one frame each; those without a byte as they are.
+        Packets of one frame each; empty ones unchanged.
     """
     from av.bitstream import BitStreamFilterContext
 
@@ -164,7 +163,7 @@ def in_frames(packets: Iterable[Any], stream: Any) -> Iterator[Any]:
 
 
 def is_coded(packet: Any) -> bool:
-    """Tell whether a packet holds a frame, rather than a repeat of the one before.
+    """Whether an MPEG-4 packet holds a frame, rather than a repeat of the one before.
 
     Args:
         packet: One of `in_frames`.
@@ -185,10 +184,10 @@ def _kind(data: bytes) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _bits_of_time(header: bytes) -> int:
-    """Read from the layer's header how long a frame's time is; 0 if unknown (ISO/IEC 14496-2)."""
+    """Number of bits of a frame's time, by the layer's header; 0 if unknown (ISO/IEC 14496-2)."""
     start = re.search(rb"\x00\x00\x01[\x20-\x2f]", header)
     bits = _bits_behind(start.group(), header) if start else ""
-    place = 9  # behind whether any frame can be begun with, and the type
+    place = 9  # after the flag for random access, and the type
     place += 8 if bits[place : place + 1] == "1" else 1
     place += 20 if bits[place : place + 4] == "1111" else 4  # the shape of pixels
     if bits[place : place + 1] == "1":  # control parameters
@@ -229,17 +228,17 @@ class Movie(NamedTuple):
 
 
 class MovieIndex(NamedTuple):
-    """Which frames a movie shows.
+    """The frames that a movie displays.
 
     Attributes:
-        pts: When each frame is shown, in units of `time_base`, in the order of showing, 8 bytes per
-            frame; empty where the file does not say, or says the same of two frames.
-        keyframes: Those of the times at which decoding can begin, in order.
-            Empty where decoding has to begin with the file.
-        num_frames: How many frames are shown.
+        pts: When each frame is displayed, in units of `time_base`, ascending; empty if the file
+            does not say, or says the same of two frames.
+        keyframes: Those of these times at which decoding can begin, ascending; empty if decoding
+            has to begin with the file.
+        num_frames: Number of displayed frames.
         time_base: Seconds per unit of time.
-        end: When the last frame stops being shown; None where the file does not say.
-        palettes: The times from which on a palette holds, in order, and the palettes.
+        end: When the last frame stops being displayed; None if unknown.
+        palettes: The times at which the palette changes, ascending, and the palettes.
     """
 
     pts: array[int]
@@ -252,20 +251,20 @@ class MovieIndex(NamedTuple):
 
 @contextlib.contextmanager
 def open_movie(path: Path) -> Iterator[Movie]:
-    """Open a movie file for demuxing.
+    """Opens a movie file for demuxing.
 
-    The file is handed to FFmpeg opened, and the kind of container is fixed by the name's ending:
-    what the file says cannot make it reach for other files or addresses.
+    FFmpeg gets the opened file, and the container format is set by the name's extension, so that
+    the content of the file cannot make it open other files or addresses.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableVideoError: It holds no video, or one with frames larger than Pillow's limit.
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: It holds no video, or frames larger than Pillow's limit.
     """
     import av
     from PIL import Image as pillow
 
     limit = pillow.MAX_IMAGE_PIXELS or 2**31 - 1
-    # Checksums are compared, and what breaks a codec's syntax is not overlooked
+    # Compare checksums, and report syntax errors of the codec
     options = {"max_pixels": str(limit), "err_detect": "crccheck+bitstream+buffer"}
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open_file(path))
@@ -295,7 +294,7 @@ def _check_streams(path: Path, streams: list[Any], limit: int) -> None:
 
 
 def _decoder(stream: Any, options: dict[str, str]) -> Any:
-    """Give what decodes a stream in one thread: the processes that load data are many already."""
+    """The decoder of a stream, in one thread: there are many processes that load data already."""
     import av
 
     decoder: Any = stream.codec_context
@@ -334,7 +333,7 @@ def packets_of(movie: Movie, *, with_empty: bool = False) -> Iterator[Any]:
     started = False
     with _decoding(movie.path):
         packets = movie.container.demux(movie.stream)
-        if _counts_packets(movie.stream) and movie.decoder.name == "mpeg4":
+        if movie.stream.container.format.name == "avi" and movie.decoder.name == "mpeg4":
             packets = in_frames(packets, movie.stream)
         for packet in packets:
             if not packet.size:
@@ -349,31 +348,26 @@ def packets_of(movie: Movie, *, with_empty: bool = False) -> Iterator[Any]:
 
 
 def is_shown(packet: Any) -> bool:
-    """Tell whether a packet's frame is shown, rather than only needed by others."""
-    if packet.is_discard:  # cut off by an edit list
+    """Whether a packet's frame is displayed, rather than only a reference of others."""
+    if packet.is_discard:  # removed by an edit list
         return False
     name = packet.stream.codec_context.name
     if name == "mpeg4":
         return is_coded(packet)
-    # VP8 keeps hidden reference frames in packets of their own, and says so in its first byte
+    # VP8 has hidden reference frames in packets of their own, with a flag in the first byte
     return name not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)
 
 
 def time_of(packet: Any) -> int | None:
-    """Give the time at which a packet's frame is shown; None where the file does not say."""
+    """When a packet's frame is displayed; None if the file does not say."""
     stream = packet.stream
-    # FFmpeg guesses wrongly where the codec reorders frames
-    is_guess = _counts_packets(stream) and stream.codec_context.name in _REORDERING
+    # An avi only counts packets, of which FFmpeg derives wrong times where frames are reordered
+    is_guess = stream.container.format.name == "avi" and stream.codec_context.name in _REORDERING
     return None if is_guess else packet.pts
 
 
-def _counts_packets(stream: Any) -> bool:
-    """Tell whether the container knows no times but the numbers of the packets."""
-    return bool(stream.container.format.name == "avi")
-
-
 def _is_before(time: int | None, first: int | None) -> bool:
-    """Whether a frame is shown before the keyframe at which decoding began."""
+    """Whether a frame is displayed before the keyframe at which decoding began."""
     return time is not None and first is not None and time < first
 
 
@@ -437,12 +431,12 @@ def _read_index(path: Path, size: int, modified: int) -> MovieIndex:
 
 
 def _times_of_decoding(path: Path, decoded: list[Any], duration: int) -> list[int | None]:
-    """Give the times of frames of which it is known only when each packet is decoded.
+    """The display times of frames of which only the decoding times are known.
 
-    A decoder holds as many frames back as it may have to put before them, and then shows one for
-    each packet. The first packets are decoded to see how many these are, and how many frames
-    behind the first keyframe refer to frames before it, as in a file cut out of a longer one: they
-    are never shown.
+    A decoder delays its output by the number of frames that it may reorder, and then returns one
+    frame per packet. The first packets are decoded to find this number, and that of the frames
+    after the first keyframe that refer to frames before it, as in a file cut out of a longer one:
+    they are never displayed.
     """
     shown: set[int] = set()
     with open_movie(path) as movie:
@@ -469,7 +463,7 @@ _BT2020_TO_BT709 = (  # ITU-R BT.2087
 
 
 def channels_of_format(pixel_format: Any) -> int:
-    """Give the number of channels that a movie's pixels have: 1, 3, or 4 with opacity.
+    """Number of channels of a movie's pixels: 1, 3, or 4 with opacity.
 
     Args:
         pixel_format: PyAV's `VideoFormat`.
@@ -485,7 +479,7 @@ def channels_of_format(pixel_format: Any) -> int:
 
 
 def is_measured(pixel_format: Any) -> bool:
-    """Tell whether pixels are grey or RGB values of more than 8 bits, as of a microscope.
+    """Whether pixels are grey or RGB values of more than 8 bits, as from a microscope.
 
     Args:
         pixel_format: PyAV's `VideoFormat`.
@@ -512,12 +506,12 @@ def _may_be_transparent(name: str) -> bool:
 
 
 def square_width(frame: Any, shape: Fraction | None, path: Path) -> int:
-    """Give the width of a frame once its pixels are squares, at the same height.
+    """Width of a frame that is scaled so that its pixels are square, at the same height.
 
     Args:
         frame: PyAV's `VideoFrame`.
         shape: Width of a pixel by its height; None or 0 if unknown.
-        path: The file, for the error's message.
+        path: The file, for the error.
 
     Raises:
         UnreadableVideoError: The frame would be larger than Pillow's limit.
@@ -528,33 +522,30 @@ def square_width(frame: Any, shape: Fraction | None, path: Path) -> int:
         return int(frame.width)
     width = max(1, round(frame.width * shape))
     if width * frame.height > max(pillow.MAX_IMAGE_PIXELS or 2**31 - 1, frame.width * frame.height):
-        raise unreadable(
-            path,
-            "pixels that are squares or nearly so",
-            f"pixels {shape} times as wide as high, for frames of {frame.width} x {frame.height}",
-            "pass square_pixels=False if that is not meant",
-        )
+        got = f"pixels {shape} times as wide as high, for frames of {frame.width} x {frame.height}"
+        advice = "pass square_pixels=False to ignore it"
+        raise unreadable(path, "pixels that are nearly square", got, advice)
     return width
 
 
 def picture_of(
     frame: Any, channels: int, path: Path, reformatter: Any, width: int | None = None
 ) -> Image:
-    """Convert a frame to 8 bit, and turn it as the file says that it is to be shown.
+    """Converts a frame to 8 bits, and rotates it as the file says.
 
     HDR (PQ or HLG) and BT.2020 colours are converted to BT.709: luminance up to the reference
     white of 203 cd/m2 is kept, and highlights above it are clipped (ITU-R BT.2408).
 
     Args:
         frame: PyAV's `VideoFrame`.
-        channels: 1, 3 or 4. Into 1 and 3 a frame with opacity is put on black.
-        path: The file, for the error's message.
-        reformatter: PyAV's `VideoReformatter`, the same for all frames of a movie: a new one costs
-            more than to convert a small frame.
-        width: To scale to, before it is turned; None for that of the frame.
+        channels: 1, 3 or 4. With 1 and 3, frames with opacity are composed on black.
+        path: The file, for the error.
+        reformatter: PyAV's `VideoReformatter`, the same for all frames of a movie: a new one takes
+            longer than the conversion of a small frame.
+        width: Target width, before rotation; None for that of the frame.
 
     Raises:
-        UnreadableVideoError: The file asks for another turn than a quarter's.
+        UnreadableVideoError: The rotation is not by a multiple of 90 degrees.
     """
     from PIL import Image as pillow
 
@@ -583,7 +574,7 @@ def picture_of(
 def values_of(
     frame: Any, channels: int, path: Path, reformatter: Any, width: int | None = None
 ) -> torch.Tensor:
-    """Give the values that a frame stores, `(c, h, w)` float32, the right way up.
+    """The values that a frame stores, `(c, h, w)` float32, rotated as the file says.
 
     Args:
         frame: PyAV's `VideoFrame`, of which `is_measured` is true.
@@ -608,7 +599,7 @@ def values_of(
 
 
 def _standard_range(pixels: np.ndarray, curve: int, primaries: int) -> np.ndarray:
-    """Convert pixels `(h, w, 3 or 4)` of 10 bit to BT.709, 8 bit."""
+    """Converts pixels `(h, w, 3 or 4)` of 10 bits to BT.709 of 8 bits."""
     light = _light(curve)[pixels[..., :3]]
     if curve == _HLG:  # a display of 1000 cd/m2, to which the curve of a scene belongs
         luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
@@ -622,9 +613,9 @@ def _standard_range(pixels: np.ndarray, curve: int, primaries: int) -> np.ndarra
 
 @functools.cache
 def _light(curve: int) -> np.ndarray:
-    """Give the light of each 10-bit code, `(1024,)`, in units of the reference white.
+    """The light of each 10-bit code, `(1024,)`, in units of the reference white.
 
-    That of the scene, from 0 to 1, for HLG (ITU-R BT.2100); BT.1886 where the range is standard.
+    For HLG the light of the scene, from 0 to 1 (ITU-R BT.2100); BT.1886 for standard range.
     """
     code = np.minimum(np.arange(1024) / 1020, 1)  # FFmpeg makes 1020 of the white of YUV
     if curve == _PQ:
@@ -640,21 +631,18 @@ def _light(curve: int) -> np.ndarray:
 
 
 def _upright(pixels: np.ndarray, frame: Any, path: Path) -> np.ndarray:
-    """Turn pixels `(h, w, ...)` by a frame's display matrix.
+    """Rotates pixels `(h, w, ...)` by a frame's display matrix.
 
-    By it a pixel at (x, y) is shown at (a x + c y, b x + d y), y downwards.
+    It displays the pixel (x, y) at (a x + c y, b x + d y), y downwards.
     """
     matrix = _side_data(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
     if [a == 0, b == 0, c == 0, d == 0] not in ([0, 1, 1, 0], [1, 0, 0, 1]):
-        raise unreadable(
-            path,
-            "frames turned by quarters of a circle",
-            f"a display matrix of {a}, {b}, {c}, {d} in units of 1/65536",
-            "turn the frames themselves, with a video editor",
-        )
+        got = f"a display matrix of {a}, {b}, {c}, {d} in units of 1/65536"
+        advice = "rotate the frames themselves, with a video editor"
+        raise unreadable(path, "frames rotated by multiples of 90 degrees", got, advice)
     if b:
         pixels = pixels.swapaxes(0, 1)
     if min(a, c) < 0:
@@ -663,7 +651,7 @@ def _upright(pixels: np.ndarray, frame: Any, path: Path) -> np.ndarray:
 
 
 def _side_data(frame: Any) -> Any:
-    """Give what comes with a frame, but for kinds that PyAV does not know, such as EXIF."""
+    """The side data of a frame, without the types that PyAV does not know, such as EXIF."""
     from av.filter import Graph
 
     try:
@@ -679,24 +667,24 @@ def _side_data(frame: Any) -> Any:
     return _side_data(graph.pull())
 
 
-# Frames decoded and thrown away rather than looking up where the next keyframe is
+# Frames that are decoded and dropped rather than looking up the next keyframe
 _WORTH_AN_INDEX = 32
 
 
 class MovieReader(VideoReader):
     """Frames of a movie, decoded by FFmpeg.
 
-    A frame is found by going to the last keyframe before it and decoding from there; it is the same
-    frame, bit for bit, as when all are decoded in order.
+    A frame is found by seeking the last keyframe before it and decoding from there; it is the same,
+    bit for bit, as when all frames are decoded in order.
 
     Args:
         path: The file; it stays open until `close`.
         channels: 1 (grey), 3 (colour), 4 (colour and opacity); None for what the file stores.
-        square_pixels: Scale the width where the file says that its pixels are no squares.
+        square_pixels: Scale the width if the file says that its pixels are not square.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableVideoError: The file is cut short, damaged, or holds no video.
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: The file is truncated, damaged, or holds no video.
         ValueError: `channels` is none of 1, 3, 4, None.
     """
 
@@ -724,7 +712,7 @@ class MovieReader(VideoReader):
 
     @property
     def num_frames(self) -> int:
-        """How many frames the movie shows, those that an edit list cuts off not counted."""
+        """Number of frames, without those that an edit list removes."""
         return self._index.num_frames
 
     @property
@@ -736,7 +724,7 @@ class MovieReader(VideoReader):
 
     @property
     def times(self) -> Sequence[float]:
-        """When each frame is shown, in seconds after the first.
+        """When each frame is displayed, in seconds after the first.
 
         Raises:
             UnreadableVideoError: The file does not say.
@@ -745,14 +733,14 @@ class MovieReader(VideoReader):
         if index.pts:
             return _seconds(index, index.pts)
         if not self.fps and index.num_frames != 1:
-            expected = "a movie that says when its frames are shown"
+            expected = "a movie that says when its frames are displayed"
             advice = "choose frames by number, or convert it, for example with ffmpeg"
             raise unreadable(self.path, expected, "one without times or rate", advice)
         return [number / (self.fps or 1) for number in range(index.num_frames)]
 
     @property
     def end(self) -> float | None:
-        """When the last frame stops being shown, in seconds after the first is; None if unknown."""
+        """When the last frame stops being displayed, in seconds after the first, if known."""
         index = self._index
         if index.pts:
             return None if index.end is None else _seconds(index, [index.end])[0]
@@ -798,9 +786,9 @@ class MovieReader(VideoReader):
                     raise
 
     def _approach(self, number: int) -> None:
-        """Go to the last keyframe before a frame, unless decoding already stands behind it."""
+        """Seeks the last keyframe before a frame, unless the decoder is already past it."""
         index = self._index
-        if not index.keyframes:  # a file that does not say what is shown when is decoded in order
+        if not index.keyframes:  # a file without time stamps is decoded in order
             if number < self._next:
                 self._restart()
             return
@@ -836,7 +824,7 @@ def _seconds(index: MovieIndex, times: Iterable[int]) -> list[float]:
 
 
 def _decode(movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
-    """Decode packets from a keyframe on, and see that each gives its frame in its turn."""
+    """Decodes packets from a keyframe on, and checks that each yields its frame in order."""
     first: int | None = None
     due: list[int] = []  # a heap: the times, or else the numbers, of the frames yet to come
     is_dated = True
