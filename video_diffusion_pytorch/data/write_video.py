@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURE_ENDINGS = (".gif", ".webp", ".mp4", ".png")
-"""Of the files that `write_video` writes, those to look at."""
+"""Extensions of the viewable files that `write_video` writes."""
 
 _DEFAULT_CRF = 18.0
 
@@ -33,28 +33,28 @@ def write_video(
     crf: float | None = None,
     columns: int | None = None,
 ) -> None:
-    """Write a clip in the format that the file's name ends in; it appears complete or not at all.
+    """Writes a clip in the format of the file's extension; it appears complete or not at all.
 
-    - `.gif`: grey exactly, else up to 256 colours per frame, opacity on or off; the time of a
+    - `.gif`: grey exactly, else up to 256 colours per frame, opacity on or off; the duration of a
       frame is rounded to 10 milliseconds.
-    - `.webp`: all exactly.
+    - `.webp`: lossless.
     - `.mp4`: H.264, plays everywhere. Odd sides get one more row or column, a copy of the last one;
-      what is transparent becomes black.
-    - `.png`: all frames side by side in one picture, exactly.
-    - `.npy`: the values as they are, `(c, f, h, w)`, for NumPy.
+      transparent pixels become black.
+    - `.png`: all frames side by side in one picture, lossless.
+    - `.npy`: the unchanged values, `(c, f, h, w)`, for NumPy.
 
     Args:
         video: `(c, f, h, w)` with 1, 3 or 4 channels, any number for `.npy`: floats, clamped to
             [0, 1] and rounded to the nearest of 256 levels, or uint8.
         path: The file to write or replace.
-        fps: Frames per second, 0.01 to 1000, to 50 for `.gif`. Floats next to a fraction such as
-            30000/1001 are taken for it. `.png` and `.npy` have no clock.
-        crf: How much `.mp4` may lose, 0 to 51: 0 is next to nothing, 23 a small file; None for 18.
-        columns: Frames in a row of a `.png`; None for the number that makes it next to a square.
+        fps: Frames per second, 0.01 to 1000, up to 50 for `.gif`. Floats close to a fraction such
+            as 30000/1001 are stored as this fraction. `.png` and `.npy` have no clock.
+        crf: Compression of `.mp4`, 0 to 51: 0 is almost lossless, 23 a small file; None for 18.
+        columns: Frames in a row of a `.png`; None for a nearly square picture.
 
     Raises:
-        FileNotFoundError: The folder to write into is missing.
-        ValueError: The clip, the name or an option is not as described above.
+        FileNotFoundError: The folder is missing.
+        ValueError: The clip, the name or an option is invalid.
 
     Example:
         >>> import tempfile
@@ -90,28 +90,28 @@ def video_tensor_to_gif(
     loop: int | None = 0,
     optimize: bool = True,
 ) -> list[Image]:
-    """Write a clip as a gif; the file appears complete or not at all.
+    """Writes a clip as a gif; the file appears complete or not at all.
 
     Grey clips are stored exactly, coloured ones in up to 256 colours per frame. A gif's opacity is
-    on or off: from 0.5 up a pixel is opaque. Every frame of the clip is a frame of the file, also
-    where nothing moves.
+    on or off: from 0.5 up a pixel is opaque. Every frame of the clip is a frame of the file, even
+    if nothing moves.
 
     Args:
         tensor: `(c, f, h, w)` with 1, 3 or 4 channels: floats, clamped to [0, 1] and rounded to the
             nearest of 256 levels, or uint8.
         path: The file to write or replace; its name ends in `.gif`.
         duration: Milliseconds per frame, stored in steps of 10.
-        loop: How often viewers repeat the clip; 0 is for ever, None leaves it out (shown once).
-        optimize: Store of each later frame only the rectangle that changed.
+        loop: Number of repetitions; 0 repeats forever, None shows the clip once.
+        optimize: Store only the rectangle that changed since the frame before.
 
     Returns:
-        The frames as Pillow pictures, before their colours were reduced.
+        The frames as Pillow pictures, with all their colours.
 
     Raises:
-        FileNotFoundError: The folder to write into is missing.
-        ValueError: The tensor or the name is not as described above.
+        FileNotFoundError: The folder is missing.
+        ValueError: The tensor or the name is invalid.
 
-    Differs from the reference: returns a list, rounds rather than cuts off, keeps every frame.
+    Differs from the reference: returns a list, rounds rather than truncates, keeps every frame.
 
     Example:
         >>> import tempfile
@@ -309,18 +309,13 @@ def _check_options(
             f"fps must be 0.01 to {most} frames per second for {ending}, got {fps}; choose one in "
             "this range, or leave out frames"
         )
-    for name, value, owner in (("crf", crf, ".mp4"), ("columns", columns, ".png")):
-        if value is not None and ending != owner:
+    limits = (("crf", crf, ".mp4", 0, 51), ("columns", columns, ".png", 1, math.inf))
+    for name, value, owner, low, high in limits:
+        if value is not None and not (ending == owner and low <= value <= high):
             raise ValueError(
-                f"{name} must be None for other files than {owner}, got {value} for {ending}; "
-                "leave it out"
+                f"{name} must be {low} to {high} for {owner}, None for other files, got {value} "
+                f"for {ending}; leave it out"
             )
-    if crf is not None and not 0 <= crf <= 51:
-        raise ValueError(f"crf must be 0 to 51, got {crf}; 18 is good, 23 makes smaller files")
-    if columns is not None and columns < 1:
-        raise ValueError(
-            f"columns must be at least 1, got {columns}; pass None for a sheet like a square"
-        )
 
 
 def _to_pixels(tensor: torch.Tensor) -> np.ndarray:

@@ -18,11 +18,11 @@ from video_diffusion_pytorch.data.formats.pictures import PictureReader, frame_d
 from video_diffusion_pytorch.data.formats.readers import VideoReader
 
 FRAME_EXTS = ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp")
-"""Endings of the names of single frames in a folder."""
+"""Extensions of single frames in a folder."""
 
 _FRAME_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _ADVICE = "put numbered stills into it, such as frame_0001.png, and no other pictures"
-# What file managers leave behind, and notes on the frames
+# Files of file managers, and notes on the frames
 _NO_FRAMES = ("thumbs.db", "desktop.ini")
 _NOTES = (".txt", ".json", ".csv", ".md", ".xml")
 
@@ -30,17 +30,17 @@ _NOTES = (".txt", ".json", ".csv", ".md", ".xml")
 class FrameFolderReader(VideoReader):
     """Frames of a folder that holds them as numbered stills: frame2.png, ..., frame10.png.
 
-    If the first has more than 8 bits, `array` gives the numbers of the stills, else `pictures`
-    gives the stills.
+    If the first has more than 8 bits, `array` returns the numbers of the stills, else `pictures`
+    returns the stills.
 
     Args:
         path: The folder; hidden files and notes in it do not count, as in `is_frame_folder`.
         channels: 1 (grey), 3 (colour), 4 (colour and opacity); None for what the first still has.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        UnreadableVideoError: It holds other files than numbered stills, or no number gives their
-            order, or the first is damaged.
+        FileNotFoundError: The folder is missing.
+        UnreadableVideoError: It holds other files than numbered stills, or their order is
+            ambiguous, or the first is damaged.
         ValueError: `channels` is none of 1, 3, 4, None.
     """
 
@@ -76,20 +76,20 @@ class FrameFolderReader(VideoReader):
 
 
 def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
-    """Tell whether a folder is one video, stored as numbered stills, rather than many videos.
+    """Whether a folder is one video, stored as numbered stills, rather than many videos.
 
     Args:
         folder: The folder.
-        names: Of all that is in it.
+        names: The names of all its entries.
 
     Returns:
         True if the names are of pictures and differ in numbers only, and the first picture is not
         an animation, which would be a video by itself. Names that begin with a dot do not count,
-        nor do `Thumbs.db`, `desktop.ini` and notes: txt, json, csv, md, xml. But a txt of the same
-        name as a picture is its caption: then each picture is a clip.
+        nor do `Thumbs.db`, `desktop.ini` and notes: txt, json, csv, md, xml. But a txt with the
+        name of a picture is its caption: then each picture is a clip.
 
     Raises:
-        UnreadableVideoError: They differ in several numbers, none of which gives their order.
+        UnreadableVideoError: They differ in several numbers, and their order is ambiguous.
 
     Example:
         >>> is_frame_folder(Path("clip"), ["f1.jpg", "f2.jpg", "f10.jpg"])
@@ -124,18 +124,18 @@ def _in_order(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
-    """Sort names by the number in them that counts the frames.
+    """Sorts names by the number in them that counts the frames.
 
     It is different in each name. If several numbers differ, the others must not decrease as it
-    increases, or it must be the only one that increases by 1 (or else by one same step) from each
-    name to the next. Two numbers with a dot between count as a decimal one, too.
+    increases, or it must be the only one that increases by 1 (or else by another constant step).
+    Two numbers with a dot between them also count as a decimal.
 
     Args:
         names: They differ in numbers only.
-        folder: Where they are, for the error.
+        folder: Their folder, for the error.
 
     Returns:
-        The sorted names; none if there is but one number that differs, and two names share it.
+        The sorted names; none if only one number differs, and two names share it.
 
     Raises:
         UnreadableVideoError: There is no such number.
@@ -177,7 +177,7 @@ def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
 
 
 def _columns(names: Sequence[str]) -> list[tuple[int, ...]]:
-    """The numbers at each place of the names, and those of which two are one decimal number."""
+    """The numbers at each place of the names, and the decimals that two of them make."""
     columns = list(zip(*map(_numbers, names), strict=True))
     for place, text in enumerate(_texts(names[0])[1:-1], start=1):
         if text == ".":
@@ -189,15 +189,15 @@ def _columns(names: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def stills_among(folder: Path, names: Sequence[str]) -> list[str]:
-    """Find the numbered stills of a folder that is no video because of what else is in it.
+    """Finds the numbered stills of a folder that is no video because of its other files.
 
     Args:
         folder: The folder.
-        names: Of all that is in it.
+        names: The names of all its entries.
 
     Returns:
         Names of two or more pictures that would be one video if they were alone; empty if there
-        are none. A picture that has the name of a movie beside it is its thumbnail.
+        are none. A picture with the name of a movie is its thumbnail.
 
     Example:
         >>> stills_among(Path("clip"), ["f1.jpg", "f2.jpg", "cover.jpg"])

@@ -1,4 +1,4 @@
-"""Pictures: stills and animations that Pillow decodes, in their orientation and depth."""
+"""Pictures: stills and animations, decoded by Pillow."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ if TYPE_CHECKING:
 
 
 _NEW_SUBFILE_TYPE = 254
-# Bits of that tag: a smaller version of another page, a mask of one
+# Bits of that tag: a reduced version of another page, a mask
 _NO_PICTURE = 0b101
 
 
 def tiff_pages(content: bytes) -> list[int] | None:
-    r"""Walk the directories of a tif (revision 6.0, section 2) or BigTIFF, one per page.
+    r"""Walks the directories of a tif (revision 6.0, section 2) or BigTIFF, one per page.
 
     Args:
         content: The whole file, of at least its signature.
 
     Returns:
-        The numbers of the pages that are pictures, thumbnails and masks not counted; None if the
-        bytes end within a directory.
+        The numbers of the pages that are no thumbnails or masks; None if the bytes end within a
+        directory.
 
     Example:
         >>> tiff_pages(b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 256, 3, 1, 9, 0, 0))
@@ -83,7 +83,7 @@ def tiff_pages(content: bytes) -> list[int] | None:
 
 
 def _kind(entries: bytes, entry_size: int, order: str) -> int:
-    """The value of the tag that says what kind of page it is; 0 without it."""
+    """The value of the tag NewSubfileType; 0 without it."""
     for start in range(0, len(entries), entry_size):
         tag, kind = struct.unpack_from(order + "HH", entries, start)
         if tag >= _NEW_SUBFILE_TYPE:
@@ -93,9 +93,9 @@ def _kind(entries: bytes, entry_size: int, order: str) -> int:
     return 0
 
 
-# Numbers of EXIF's and tif's tags, and of a signed sample format
+# Tags of EXIF and tif, and the sample format of signed integers
 _ORIENTATION, _BITS, _COMPRESSION, _SAMPLE_FORMAT, _SIGNED = 274, 258, 259, 339, 2
-# Value of EXIF's orientation -> name of the member of Pillow's Transpose
+# Orientation in EXIF -> member of Pillow's Transpose
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -111,9 +111,9 @@ _ONLY_AS_NPY = "which are read only if they are stored as .npy"
 
 
 def stored_channels(image: Image) -> int:
-    """Give the number of channels that a picture's pixels have: 1, 3, or 4 with opacity.
+    """Number of channels of a picture's pixels: 1, 3, or 4 with opacity.
 
-    A transparent colour of a palette does not count: most gifs use it for what stays unchanged.
+    A transparent colour of a palette does not count: most gifs use it for unchanged pixels.
 
     Example:
         >>> from PIL import Image
@@ -126,14 +126,14 @@ def stored_channels(image: Image) -> int:
 
 
 def to_mode(image: Image, mode: str) -> Image:
-    """Convert a picture of 8 bits; what is transparent becomes black where the mode has no opacity.
+    """Converts a picture of 8 bits; transparent pixels become black if the mode has no opacity.
 
     Args:
         image: A picture of 8 bits or less per channel.
         mode: L, RGB or RGBA.
 
     Returns:
-        A new picture, also where nothing is to be converted.
+        A new picture, even if nothing is to be converted.
 
     Raises:
         ValueError: The picture holds numbers of more bits.
@@ -162,13 +162,13 @@ def to_mode(image: Image, mode: str) -> Image:
 
 
 def upright(image: Image, source: Image | None = None) -> Image:
-    """Turn a decoded picture as EXIF data say that it is to be shown; damaged ones say nothing.
+    """Rotates a decoded picture according to its EXIF data; damaged data are ignored.
 
-    Pillow turns a tif by itself, and takes the note off.
+    Pillow rotates a tif by itself, and removes the tag.
 
     Args:
         image: The picture.
-        source: The opened file that has the EXIF data; None for the picture itself.
+        source: The opened file with the EXIF data; None for the picture itself.
     """
     turn = _turn(image if source is None else source)
     return image if turn is None else image.transpose(turn)
@@ -187,7 +187,7 @@ def _turn(image: Image) -> Transpose | None:
 
 
 def is_deep(image: Image, content: bytes) -> bool:
-    """Tell whether a picture's channels have more than 8 bits, or signs.
+    """Whether a picture's channels have more than 8 bits, or signs.
 
     Args:
         image: The opened picture, at its page.
@@ -201,7 +201,7 @@ def is_deep(image: Image, content: bytes) -> bool:
 
 
 def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
-    """Give the numbers of a picture that `is_deep`.
+    """The numbers of a picture of more than 8 bits.
 
     Args:
         image: The opened picture, at its page.
@@ -212,23 +212,23 @@ def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
         `(channels, h, w)` float32.
 
     Raises:
-        ValueError: The picture is of a kind that is not decoded exactly, or opacity is asked of
-            numbers that have none.
+        ValueError: The picture is of a kind that is not decoded exactly, or `channels` is 4, and
+            its numbers have no opacity.
     """
     tags = getattr(image, "tag_v2", {})
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
     is_packed = tags.get(_COMPRESSION, 1) != 1
     if image.mode in ("I", "F") and content[:2] == b"MM" and is_packed:
-        # Pillow 12 mixes up their bytes
+        # Pillow 12 swaps their bytes
         raise ValueError(f"compressed big-endian numbers of mode {image.mode!r}, {_ONLY_AS_NPY}")
     turn, page = _turn(image), image.tell()
-    image.load()  # Pillow looks for damage, also where it does not give all bits
+    image.load()  # Pillow checks for damage, even if it does not keep all bits
     if image.mode in ("RGB", "RGBA"):
         stored = _sixteen_bit_colours(image, content, page, turn)
     elif image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
         raise ValueError(f"numbers of more than 8 bits of mode {image.mode!r}, {_ONLY_AS_NPY}")
     else:
-        # Pillow has turned a tif already
+        # Pillow has rotated a tif already
         stored = np.asarray(image if image.format == "TIFF" else upright(image))[None]
         if image.mode == "L":
             stored = stored.view(np.int8)
@@ -272,7 +272,7 @@ def with_channels(values: torch.Tensor, channels: int, most: float) -> torch.Ten
 def _sixteen_bit_colours(
     image: Image, content: bytes, page: int, turn: Transpose | None
 ) -> np.ndarray:
-    """Let FFmpeg decode what Pillow has decoded to 8 bits: `(c, h, w)` uint16."""
+    """Decodes by FFmpeg what Pillow reduces to 8 bits: `(c, h, w)` uint16."""
     import av
     from PIL import Image as pillow
 
@@ -295,14 +295,14 @@ def _sixteen_bit_colours(
             got = f"16-bit colours that FFmpeg decodes to {frame.format.name}"
             raise ValueError(f"{got}, {_ONLY_AS_NPY}")
         values[number] = np.asarray(plane)
-        has_band = number < len(bands.getbands())  # but for the opacity of one transparent colour
+        has_band = number < len(bands.getbands())  # except for one transparent colour
         if has_band and ((values[number] >> 8) != np.asarray(bands.getchannel(number))).any():
             raise ValueError(f"16-bit colours that its decoders disagree on, {_ONLY_AS_NPY}")
     return values
 
 
 class ToTensor:
-    """Turn a Pillow picture into a tensor, each pixel value divided by 255.
+    """Converts a Pillow picture to a tensor, each value divided by 255.
 
     Example:
         >>> from PIL import Image
@@ -311,7 +311,7 @@ class ToTensor:
     """
 
     def __call__(self, image: Image) -> torch.Tensor:
-        """Convert one picture.
+        """Converts one picture.
 
         Args:
             image: A picture of mode L, RGB or RGBA.
@@ -341,15 +341,15 @@ _TO_TENSOR = ToTensor()
 
 
 def seek_all_images(img: Image, channels: int = 3) -> Iterator[Image]:
-    """Go through all frames of an opened picture file.
+    """Iterates over all frames of an opened picture file.
 
     Args:
         img: An opened Pillow image; its read position moves along.
         channels: 1 (grey), 3 (colour) or 4 (colour and opacity).
 
     Returns:
-        An iterator over the frames, each converted to that many channels; with 1 or 3, what is
-        transparent is black.
+        An iterator over the frames, converted to this number of channels; with 1 or 3, transparent
+        pixels are black.
 
     Raises:
         ValueError: `channels` is none of 1, 3, 4.
@@ -365,24 +365,24 @@ def gif_to_tensor(
     channels: int = 3,
     transform: Callable[[Image], torch.Tensor] = _TO_TENSOR,
 ) -> torch.Tensor:
-    """Read a gif (or any animation that Pillow knows: webp, apng) into a clip.
+    """Reads a gif (or any animation that Pillow knows: webp, apng) into a clip.
 
     Args:
         path: The file.
         channels: 1 (grey), 3 (colour) or 4 (colour and opacity).
-        transform: Called with each frame; gives its `(c, h, w)` tensor.
+        transform: Called with each frame, returns its `(c, h, w)` tensor.
 
     Returns:
         `(c, f, h, w)`; with the default `transform` float32 in [0, 1].
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnreadableVideoError: The file is empty, cut short, damaged, not a picture, or larger than
+        UnreadableVideoError: The file is empty, truncated, damaged, not a picture, or larger than
             Pillow's limit against decompression bombs.
         ValueError: `channels` is none of 1, 3, 4.
 
-    Differs from the reference: a file that was cut short is an error, not a shorter clip; what is
-    transparent is black where `channels` is 1 or 3.
+    Differs from the reference: a truncated file is an error, not a shorter clip; transparent pixels
+    are black if `channels` is 1 or 3.
     """
     with PictureReader(Path(path), channels, formats=None) as reader:
         if reader.is_array:
