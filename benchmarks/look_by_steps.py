@@ -31,7 +31,7 @@ from torch import Tensor
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.cli.demo import CLIP, DIFFUSION, TRAINER, UNET
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.data.video_grid import video_grid
+from video_diffusion_pytorch.data.display import video_grid
 from video_diffusion_pytorch.evaluation.feature_network import random_feature_statistics
 from video_diffusion_pytorch.evaluation.frechet import frechet_distance
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 
 import video_diffusion_pytorch
 from video_diffusion_pytorch import read_video, show
-from video_diffusion_pytorch.data.false_colour import to_pictures
+from video_diffusion_pytorch.data.display import to_pictures
 
 FRAME = 2
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.data.false_colour import ValueRange, to_pictures
-from video_diffusion_pytorch.data.video_grid import video_grid
+from video_diffusion_pytorch.data.display import ValueRange, to_pictures, video_grid
 from video_diffusion_pytorch.data.write_video import write_video
 
 if TYPE_CHECKING:

@@ -123,7 +123,7 @@ def test_axes(tmp_path):
     np.save(tmp_path / "scan.npy", np.zeros((20, 8, 9), np.float64))
     video, fps = read_video(tmp_path / "scan.npy", axes="fhw")
     assert (video.shape, video.dtype, fps) == ((1, 20, 8, 9), torch.float32, None)
-    with pytest.raises(UnreadableVideoError, match="whose axes can be told"):
+    with pytest.raises(UnreadableVideoError, match="fits one of the orders"):
         open_video(tmp_path / "scan.npy")
     with pytest.raises(ValueError, match="axes must name the stored order"):
         open_video(tmp_path / "scan.gif", axes="thw")
@@ -132,11 +132,9 @@ def test_axes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"start": -1}, "start must be a whole number of at least 0, got -1; frames are counted"),
-        ({"frame_skip": 0}, "frame_skip must be a whole number of at least 1, got 0"),
-        ({"num_frames": 0}, "num_frames must be a whole number of at least 1, got 0"),
-        ({"num_frames": True}, "num_frames must be a whole number of at least 1, got True"),
-        ({"num_frames": 1.5}, "num_frames must be a whole number of at least 1, got 1.5"),
+        ({"start": -1}, "start must be at least 0, got -1; frames are counted"),
+        ({"frame_skip": 0}, "frame_skip must be at least 1, got 0"),
+        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
         ({"channels": 2}, r"channels must be one of \[1, 3, 4\], got 2"),
     ],
 )
@@ -148,7 +146,7 @@ def test_arguments_out_of_range(write_ten, options, text):
 def test_frames_of_different_sizes(tmp_path):
     for number in range(3):
         Image.new("L", (5, 4 + number)).save(tmp_path / f"{number}.png")
-    text = r"expected frames of one size, got \(height, width, channels\) \[\(4, 5, 1\), .*; bring"
+    text = r"expected frames of one size, got \[\(4, 5, 1\), .*; bring"
     with pytest.raises(UnreadableVideoError, match=text):
         read_video(tmp_path)
 

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
-from video_diffusion_pytorch.data.false_colour import NOT_FINITE, to_pictures
+from video_diffusion_pytorch.data.display import NOT_FINITE, to_pictures
 from video_diffusion_pytorch.data.video_file import gif_to_tensor
 from video_diffusion_pytorch.training.samples import (
     describe,

@@ -15,9 +15,9 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from video_diffusion_pytorch.conditions import repeat_rows
+from video_diffusion_pytorch.data.display import text_picture, video_grid
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.data.video_grid import text_picture, video_grid
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoint import list_checkpoints, newest

@@ -15,10 +15,10 @@ import torch
 
 from video_diffusion_pytorch.data.cache import ClipCache
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
-from video_diffusion_pytorch.data.formats.arrays import ArrayReader
+from video_diffusion_pytorch.data.formats.arrays import ArrayReader, ReadFn, call_reader
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
 from video_diffusion_pytorch.data.formats.pictures import PictureReader
-from video_diffusion_pytorch.data.formats.readers import FunctionReader, ReadFn, VideoReader
+from video_diffusion_pytorch.data.formats.readers import VideoReader
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video
@@ -184,7 +184,7 @@ class ClipReader:
             if self.opens_stills and path.suffix.lower().lstrip(".") in STILL_EXTS:
                 file: VideoReader = PictureReader(path, self.channels, _STILL_FORMATS)
             elif self.read_fn is not None:
-                file = FunctionReader(path, self.read_fn, self.channels)
+                file = call_reader(path, self.read_fn, self.channels)
             else:
                 file = open_video(
                     path, channels=self.channels, axes=self.axes, square_pixels=self.square_pixels
@@ -269,7 +269,7 @@ class ClipReader:
                 infinite values.
         """
         once = sorted(set(frames))
-        if isinstance(file, (ArrayReader, FunctionReader)):
+        if isinstance(file, ArrayReader):
             video = self.size.read_array(finite(file.array(once), file.path))
         elif file.is_array:
             video = _stack(list(self._numbers(file, once)), file.path)

@@ -18,7 +18,8 @@ from video_diffusion_pytorch.data.clip_files import find_clips
 from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform, Timeline
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE, ReadFn
+from video_diffusion_pytorch.data.formats.arrays import ReadFn
+from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.manifest import Clip, Manifest
 from video_diffusion_pytorch.data.transforms import (
     FrameSize,

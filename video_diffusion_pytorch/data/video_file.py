@@ -9,13 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import (
-    UnreadableVideoError,
-    missing_file,
-    regular_file,
-    unreadable,
-)
-from video_diffusion_pytorch.data.formats.arrays import MAX_BYTES, ArrayReader, check_axes
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.formats.arrays import MAX_BYTES, check_axes, open_array
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS, FrameFolderReader
 from video_diffusion_pytorch.data.formats.movies import MovieReader
 from video_diffusion_pytorch.data.formats.pictures import (
@@ -29,7 +24,8 @@ from video_diffusion_pytorch.data.formats.readers import (
     FAMILY_OF_ENDING,
     VideoReader,
     check_signature,
-    mode_of,
+    check_sizes,
+    family_of_name,
 )
 from video_diffusion_pytorch.data.write_video import video_tensor_to_gif
 
@@ -138,21 +134,18 @@ def read_video(
         >>> video.shape, video.dtype, round(fps, 2)
         (torch.Size([3, 3, 20, 30]), torch.uint8, 4.17)
     """
-    for name, value, least in (("start", start, 0), ("frame_skip", frame_skip, 1)):
-        _check_number(name, value, least)
-    if num_frames is not None:
-        _check_number("num_frames", num_frames, 1)
-    stop = sys.maxsize
-    if num_frames is not None:
-        stop = min(start + num_frames * frame_skip, stop)
+    least = {"start": 0, "frame_skip": 1, "num_frames": 1}
+    given = {"start": start, "frame_skip": frame_skip, "num_frames": num_frames}
+    for name, value in given.items():
+        if value is not None and value < least[name]:
+            raise ValueError(
+                f"{name} must be at least {least[name]}, got {value}; frames are counted from 0"
+            )
+    stop = sys.maxsize if num_frames is None else start + num_frames * frame_skip
     indices = range(start, stop, frame_skip)
-    file = Path(path)
-    with _open(file, channels, axes, max_bytes, square_pixels) as reader:
-        if reader.is_array:
-            video = _read_array(reader, indices, max_bytes)
-        else:
-            video = _read_pictures(reader, indices, max_bytes)
-        fps = reader.fps
+    with _open(Path(path), channels, axes, max_bytes, square_pixels) as reader:
+        read = _read_array if reader.is_array else _read_pictures
+        video, fps = read(reader, indices, max_bytes), reader.fps
     return video, None if fps is None else fps / frame_skip
 
 
@@ -162,12 +155,9 @@ def _open(
     check_axes(axes)
     if path.is_dir():
         return FrameFolderReader(path, channels)
-    if path.exists():
-        regular_file(path)
-    ending = path.suffix.lower().lstrip(".")
+    ending, family = path.suffix.lower().lstrip("."), family_of_name(path)
     if ending in ("tif", "tiff"):
         return PictureReader(path, channels, ("TIFF",))
-    family = FAMILY_OF_ENDING.get(ending)
     if family is None:
         if not path.exists():
             raise missing_file(path)
@@ -175,31 +165,19 @@ def _open(
             f"the name's ending must be one of {', '.join(VIDEO_EXTS)}, got {path}; convert the "
             "file, for example with ffmpeg"
         )
-    if channels is not None and family not in ("npy", "zip"):
-        mode_of(channels)
     if family in ("npy", "zip"):
-        return ArrayReader(path, channels, axes, max_bytes)
-    check_signature(path, family)
+        return open_array(path, channels, axes, max_bytes)
+    check_signature(path)
     if family in ("gif", "webp", "png"):
         return PictureReader(path, channels)
     return MovieReader(path, channels, square_pixels=square_pixels)
 
 
-def _check_number(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(
-            f"{name} must be a whole number of at least {least}, got {value!r}; frames are counted "
-            "from 0"
-        )
-
-
-def _too_large(path: Path, max_bytes: int, got: int) -> UnreadableVideoError:
-    return unreadable(
-        path,
-        f"a video of at most {max_bytes} bytes",
-        f"{got} bytes or more",
-        "read fewer frames at once, or raise max_bytes",
-    )
+def _check_size(path: Path, nbytes: int, max_bytes: int) -> None:
+    if nbytes > max_bytes:
+        expected = f"a video of at most {max_bytes} bytes"
+        advice = "read fewer frames at once, or raise max_bytes"
+        raise unreadable(path, expected, f"{nbytes} bytes or more", advice)
 
 
 def _nothing_there(reader: VideoReader, start: int) -> UnreadableVideoError:
@@ -211,29 +189,17 @@ def _read_array(reader: VideoReader, indices: range, max_bytes: int) -> torch.Te
     count = len(range(indices.start, min(indices.stop, reader.num_frames), indices.step))
     if not count:
         raise _nothing_there(reader, indices.start)
-    one = reader.array(indices[:1])
-    if count * one.nbytes > max_bytes:
-        raise _too_large(reader.path, max_bytes, count * one.nbytes)
+    _check_size(reader.path, count * reader.array(indices[:1]).nbytes, max_bytes)
     return reader.array(indices)
 
 
 def _read_pictures(reader: VideoReader, indices: range, max_bytes: int) -> torch.Tensor:
-    frames: list[np.ndarray[tuple[int, ...], np.dtype[np.uint8]]] = []
-    total = 0
+    frames: list[torch.Tensor] = []
     for picture in reader.pictures(indices):
-        pixels = np.asarray(picture)
-        total += pixels.nbytes
-        if total > max_bytes:
-            raise _too_large(reader.path, max_bytes, total)
-        frames.append(pixels.reshape(*pixels.shape[:2], -1))
+        pixels = torch.from_numpy(np.array(picture))
+        frames.append(pixels if pixels.ndim == 3 else pixels[..., None])
+        _check_size(reader.path, len(frames) * pixels.nbytes, max_bytes)
     if not frames:
         raise _nothing_there(reader, indices.start)
-    shapes = sorted({frame.shape for frame in frames})
-    if len(shapes) > 1:
-        raise unreadable(
-            reader.path,
-            "frames of one size",
-            f"(height, width, channels) {shapes}",
-            "bring them to one size first",
-        )
-    return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).contiguous()
+    check_sizes(reader.path, frames)
+    return torch.stack(frames).permute(3, 0, 1, 2).contiguous()

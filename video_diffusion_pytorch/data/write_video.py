@@ -5,25 +5,23 @@ from __future__ import annotations
 import math
 import os
 from fractions import Fraction
-from itertools import pairwise
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from einops import rearrange
 
-from video_diffusion_pytorch.data.formats.animations import encode_gif
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
-from video_diffusion_pytorch.data.formats.writers import encode_mp4, encode_webp
 from video_diffusion_pytorch.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 PICTURE_ENDINGS = (".gif", ".webp", ".mp4", ".png")
-"""Of the files that `write_video` writes, those to look at."""
+"""Extensions of the viewable files that `write_video` writes."""
 
-_MAX_SIDES = {".gif": 65535, ".webp": 16383}
 _DEFAULT_CRF = 18.0
 
 
@@ -35,29 +33,28 @@ def write_video(
     crf: float | None = None,
     columns: int | None = None,
 ) -> None:
-    """Write a clip in the format that the file's name ends in; it appears complete or not at all.
+    """Writes a clip in the format of the file's extension; it appears complete or not at all.
 
-    - `.gif`: grey exactly, else up to 256 colours per frame, opacity on or off; the time of a
+    - `.gif`: grey exactly, else up to 256 colours per frame, opacity on or off; the duration of a
       frame is rounded to 10 milliseconds.
-    - `.webp`: all exactly.
+    - `.webp`: lossless.
     - `.mp4`: H.264, plays everywhere. Odd sides get one more row or column, a copy of the last one;
-      what is transparent becomes black.
-    - `.png`: all frames side by side in one picture, exactly.
-    - `.npy`: the values as they are, `(c, f, h, w)`, for NumPy.
+      transparent pixels become black.
+    - `.png`: all frames side by side in one picture, lossless.
+    - `.npy`: the unchanged values, `(c, f, h, w)`, for NumPy.
 
     Args:
         video: `(c, f, h, w)` with 1, 3 or 4 channels, any number for `.npy`: floats, clamped to
             [0, 1] and rounded to the nearest of 256 levels, or uint8.
         path: The file to write or replace.
-        fps: Frames per second, 0.01 to 1000, to 50 for `.gif`. Floats next to a fraction such as
-            30000/1001 are taken for it. `.png` and `.npy` have no clock.
-        crf: How much `.mp4` may lose, 0 to 51: 0 is next to nothing, 23 a small file; None for 18.
-        columns: Frames in a row of a `.png`; None for the number that makes it next to a square.
+        fps: Frames per second, 0.01 to 1000, up to 50 for `.gif`. Floats close to a fraction such
+            as 30000/1001 are stored as this fraction. `.png` and `.npy` have no clock.
+        crf: Compression of `.mp4`, 0 to 51: 0 is almost lossless, 23 a small file; None for 18.
+        columns: Frames in a row of a `.png`; None for a nearly square picture.
 
     Raises:
-        FileNotFoundError: The folder to write into is missing.
-        TypeError: `video` is no tensor.
-        ValueError: The clip, the name or an option is not as described above.
+        FileNotFoundError: The folder is missing.
+        ValueError: The clip, the name or an option is invalid.
 
     Example:
         >>> import tempfile
@@ -69,24 +66,21 @@ def write_video(
     target = Path(path)
     ending = target.suffix.lower()
     _check_target(target, (*PICTURE_ENDINGS, ".npy"))
-    if not isinstance(video, torch.Tensor):
-        raise TypeError(
-            f"the clip must be a tensor, got {type(video).__name__}; convert it, for example with "
-            "torch.from_numpy"
-        )
     _check_options(ending, fps, crf, columns)
     if ending == ".npy":
         _write_npy(video, target)
-    elif ending == ".gif":
+        return
+    if ending == ".gif":
         video_tensor_to_gif(video, target, duration=10 * round(100 / fps))
-    elif ending == ".webp":
-        _write_webp(_to_pixels(video).numpy(), target, fps)
-    elif ending == ".mp4":
-        with replacing(target) as unfinished:
-            pixels = _to_pixels(video).numpy()
-            encode_mp4(pixels, unfinished, fps, _DEFAULT_CRF if crf is None else crf)
-    else:
-        _write_sheet(_to_pixels(video).numpy(), target, columns)
+        return
+    pixels = _to_pixels(video)
+    with replacing(target) as unfinished:
+        if ending == ".webp":
+            unfinished.write_bytes(_encode_webp(pixels, fps))
+        elif ending == ".mp4":
+            _write_mp4(pixels, unfinished, fps, _DEFAULT_CRF if crf is None else crf)
+        else:
+            _to_sheet(pixels, columns).save(unfinished, format="PNG")
 
 
 def video_tensor_to_gif(
@@ -96,28 +90,28 @@ def video_tensor_to_gif(
     loop: int | None = 0,
     optimize: bool = True,
 ) -> list[Image]:
-    """Write a clip as a gif; the file appears complete or not at all.
+    """Writes a clip as a gif; the file appears complete or not at all.
 
     Grey clips are stored exactly, coloured ones in up to 256 colours per frame. A gif's opacity is
-    on or off: from 0.5 up a pixel is opaque. Every frame of the clip is a frame of the file, also
-    where nothing moves.
+    on or off: from 0.5 up a pixel is opaque. Every frame of the clip is a frame of the file, even
+    if nothing moves.
 
     Args:
         tensor: `(c, f, h, w)` with 1, 3 or 4 channels: floats, clamped to [0, 1] and rounded to the
             nearest of 256 levels, or uint8.
         path: The file to write or replace; its name ends in `.gif`.
         duration: Milliseconds per frame, stored in steps of 10.
-        loop: How often viewers repeat the clip; 0 is for ever, None leaves it out (shown once).
-        optimize: Store of each later frame only the rectangle that changed.
+        loop: Number of repetitions; 0 repeats forever, None shows the clip once.
+        optimize: Store only the rectangle that changed since the frame before.
 
     Returns:
-        The frames as Pillow pictures, before their colours were reduced.
+        The frames as Pillow pictures, with all their colours.
 
     Raises:
-        FileNotFoundError: The folder to write into is missing.
-        ValueError: The tensor, the name, `duration` or `loop` is not as described above.
+        FileNotFoundError: The folder is missing.
+        ValueError: The tensor or the name is invalid.
 
-    Differs from the reference: returns a list, rounds rather than cuts off, keeps every frame.
+    Differs from the reference: returns a list, rounds rather than truncates, keeps every frame.
 
     Example:
         >>> import tempfile
@@ -126,24 +120,10 @@ def video_tensor_to_gif(
         >>> len(frames), frames[0].size
         (5, (6, 8))
     """
-    from PIL import Image as pillow
-
     target = Path(path)
-    pixels = _to_pixels(tensor)
+    frames = _to_images(_to_pixels(tensor))
     _check_target(target, (".gif",))
-    if not 0 <= duration <= 655350:
-        raise ValueError(
-            f"duration must be 0 to 655350 milliseconds per frame, got {duration}; a gif cannot "
-            "store other times, choose one in this range"
-        )
-    if loop is not None and not 0 <= loop <= 65535:
-        raise ValueError(
-            f"loop must be None or 0 to 65535 repetitions, got {loop}; use 0 to repeat for ever"
-        )
-    _check_sides(".gif", pixels.numpy())
-
-    frames = [pillow.fromarray(array) for array in _squeeze_grey(pixels.numpy())]
-    content = encode_gif(frames, duration, loop, optimize)
+    content = _encode_gif(frames, duration, loop, optimize)
     with replacing(target) as unfinished:
         unfinished.write_bytes(content)
     return frames
@@ -162,34 +142,151 @@ def _write_npy(video: torch.Tensor, target: Path) -> None:
         np.save(file, values.numpy())
 
 
-def _write_webp(pixels: np.ndarray, target: Path, fps: float | Fraction) -> None:
-    f = len(pixels)
-    _check_sides(".webp", pixels)
-    # Whole milliseconds that do not add up to an error
-    times = [round(index * 1000 / fps) for index in range(f + 1)]
-    content = encode_webp(pixels, [end - start for start, end in pairwise(times)])
-    with replacing(target) as unfinished:
-        unfinished.write_bytes(content)
+def _write_mp4(pixels: np.ndarray, path: Path, fps: float | Fraction, crf: float) -> None:
+    """H.264, 4:2:0, BT.709."""
+    import av
+    from av.video.reformatter import ColorRange, Colorspace
+
+    rate = Fraction(float(fps)).limit_denominator(1001)
+    pixels = _to_even_rgb(pixels)
+    options = {"movflags": "faststart"}
+    with av.open(str(path), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(crf)})
+        stream.height, stream.width = pixels.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # Otherwise players guess from the size of the picture
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = int(Colorspace.ITU709)
+        context.color_range = int(ColorRange.MPEG)
+        for array in pixels:
+            frame = av.VideoFrame.from_ndarray(array, format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
-def _write_sheet(pixels: np.ndarray, target: Path, columns: int | None) -> None:
+def _to_even_rgb(pixels: np.ndarray) -> np.ndarray:
+    _, h, w, c = pixels.shape
+    if c == 4:
+        opacity = pixels[..., 3:].astype(np.uint16)
+        pixels = ((pixels[..., :3] * opacity + 127) // 255).astype(np.uint8)
+    elif c == 1:
+        pixels = pixels.repeat(3, axis=-1)
+    # Each sample of colour stands for two by two pixels
+    return np.pad(pixels, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")
+
+
+def _encode_gif(frames: list[Image], duration: float, loop: int | None, optimize: bool) -> bytes:
+    """Puts frames one by one into a gif.
+
+    Pillow's own `save` merges equal consecutive frames into one that is shown longer, which loses
+    the number of frames.
+    """
+    from PIL.GifImagePlugin import getdata, getheader
+
+    mode, whole = frames[0].mode, (0, 0, *frames[0].size)
+    chunks: list[bytes] = []
+    for index, frame in enumerate(frames):
+        is_partial = index and optimize and mode != "RGBA"
+        box = _changed_box(frames[index - 1], frame) if is_partial else whole
+        indexed = _to_indexed(frame.crop(box))
+        if not index:
+            info = {"duration": duration} if loop is None else {"duration": duration, "loop": loop}
+            chunks += getheader(indexed, info=info)[0]
+        options: dict[str, object] = {"duration": duration}
+        if mode != "L":
+            options["include_color_table"] = index > 0  # the first one's is in the header
+        if mode == "RGBA":
+            options |= {"transparency": 255, "disposal": 2}  # wipe before the next frame
+        chunks += getdata(indexed, (box[0], box[1]), **options)
+    return b"".join([*chunks, b";"])
+
+
+def _to_indexed(frame: Image) -> Image:
+    """Reduces a frame to at most 256 colours; index 255 of an RGBA frame is transparent."""
     from PIL import Image as pillow
 
+    if frame.mode == "L":
+        frame = frame.copy()
+        frame.putpalette([level for level in range(256) for _ in "rgb"])
+        return frame
+    if frame.mode == "RGB":
+        return frame.convert("P", palette=pillow.Palette.ADAPTIVE)
+    indexed = frame.convert("RGB").convert("P", palette=pillow.Palette.ADAPTIVE, colors=255)
+    palette = (indexed.getpalette() or [])[:765]
+    indexed.putpalette(palette + [0] * (768 - len(palette)))
+    clear = frame.getchannel("A").point(lambda opacity: 255 * (opacity < 128))
+    indexed.paste(255, mask=clear.convert("1"))
+    return indexed
+
+
+def _changed_box(before: Image, after: Image) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the pixels that changed, or of the first pixel."""
+    from PIL import ImageChops
+
+    changed = ImageChops.difference(before, after).getbbox(alpha_only=False)
+    return changed or (0, 0, 1, 1)
+
+
+_HAS_ALPHA, _IS_ANIMATION, _DO_NOT_BLEND = 0x10, 0x02, 0x02
+
+
+def _encode_webp(pixels: np.ndarray, fps: float | Fraction) -> bytes:
+    """Puts frames one by one into a webp without loss.
+
+    libwebp's own animations merge equal consecutive frames into one that is shown longer, which
+    loses the number of frames. So it encodes single pictures here, which are put together as in
+    the WebP Container Specification, "Animation".
+    """
+    frames = _to_images(pixels)
+    w, h = frames[0].size
+    # Rounded to whole milliseconds, without accumulating the error
+    times = [round(index * 1000 / fps) for index in range(len(frames) + 1)]
+    flags = _IS_ANIMATION | (_HAS_ALPHA if frames[0].mode == "RGBA" else 0)
+    chunks = [
+        _chunk(b"VP8X", bytes([flags, 0, 0, 0]) + _uint24(w - 1) + _uint24(h - 1)),
+        _chunk(b"ANIM", bytes(4) + bytes(2)),  # no background colour, no end
+    ]
+    for index, frame in enumerate(frames):
+        whole = (0, 0, w, h)
+        left, top, right, bottom = _changed_box(frames[index - 1], frame) if index else whole
+        left, top = left // 2 * 2, top // 2 * 2  # only even ones can be stored
+        duration = times[index + 1] - times[index]
+        header = [left // 2, top // 2, right - left - 1, bottom - top - 1, duration]
+        file = BytesIO()
+        # exact: including the colours of transparent pixels
+        frame.crop((left, top, right, bottom)).save(file, "WEBP", lossless=True, exact=True)
+        content = b"".join(map(_uint24, header)) + bytes([_DO_NOT_BLEND]) + file.getvalue()[12:]
+        chunks.append(_chunk(b"ANMF", content))
+    return _chunk(b"RIFF", b"WEBP" + b"".join(chunks))
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
+
+
+def _uint24(number: int) -> bytes:
+    return number.to_bytes(3, "little")
+
+
+def _to_sheet(pixels: np.ndarray, columns: int | None) -> Image:
     f, h, w, c = pixels.shape
     if columns is None:
         columns = min(f, max(1, round(math.sqrt(f * h / w))))
     rows = -(-f // columns)
-    # No frame: black, or nothing where there is opacity
+    # Missing frames are black, or transparent
     cells = np.zeros((rows * columns, h, w, c), np.uint8)
     cells[:f] = pixels
-    sheet = cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
-    picture = pillow.fromarray(_squeeze_grey(sheet))
-    with replacing(target) as unfinished:
-        picture.save(unfinished, format="PNG")
+    sheet = rearrange(cells, "(i j) h w c -> 1 (i h) (j w) c", j=columns)
+    return _to_images(sheet)[0]
 
 
-def _squeeze_grey(pixels: np.ndarray) -> np.ndarray:
-    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+def _to_images(pixels: np.ndarray) -> list[Image]:
+    from PIL import Image as pillow
+
+    return [
+        pillow.fromarray(array) for array in (pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    ]
 
 
 def _check_target(target: Path, endings: tuple[str, ...]) -> None:
@@ -203,15 +300,6 @@ def _check_target(target: Path, endings: tuple[str, ...]) -> None:
         )
 
 
-def _check_sides(ending: str, pixels: np.ndarray) -> None:
-    _, h, w, _ = pixels.shape
-    if max(h, w) > _MAX_SIDES[ending]:
-        raise ValueError(
-            f"the sides of a {ending} must be at most {_MAX_SIDES[ending]} pixels, got {h} x {w}; "
-            "make the clip smaller"
-        )
-
-
 def _check_options(
     ending: str, fps: float | Fraction, crf: float | None, columns: int | None
 ) -> None:
@@ -221,22 +309,17 @@ def _check_options(
             f"fps must be 0.01 to {most} frames per second for {ending}, got {fps}; choose one in "
             "this range, or leave out frames"
         )
-    for name, value, owner in (("crf", crf, ".mp4"), ("columns", columns, ".png")):
-        if value is not None and ending != owner:
+    limits = (("crf", crf, ".mp4", 0, 51), ("columns", columns, ".png", 1, math.inf))
+    for name, value, owner, low, high in limits:
+        if value is not None and not (ending == owner and low <= value <= high):
             raise ValueError(
-                f"{name} must be None for other files than {owner}, got {value} for {ending}; "
-                "leave it out"
+                f"{name} must be {low} to {high} for {owner}, None for other files, got {value} "
+                f"for {ending}; leave it out"
             )
-    if crf is not None and not 0 <= crf <= 51:
-        raise ValueError(f"crf must be 0 to 51, got {crf}; 18 is good, 23 makes smaller files")
-    if columns is not None and columns < 1:
-        raise ValueError(
-            f"columns must be at least 1, got {columns}; pass None for a sheet like a square"
-        )
 
 
-def _to_pixels(tensor: torch.Tensor) -> torch.Tensor:
-    """Check a clip and give it as `(f, h, w, c)` uint8 on the CPU."""
+def _to_pixels(tensor: torch.Tensor) -> np.ndarray:
+    """Checks a clip and converts it to `(f, h, w, c)` uint8."""
     if tensor.ndim != 4 or tensor.shape[0] not in CHANNELS_TO_MODE or not tensor.numel():
         raise ValueError(
             "the clip's shape must be (channels, frames, height, width) with 1, 3 or 4 channels "
@@ -258,4 +341,4 @@ def _to_pixels(tensor: torch.Tensor) -> torch.Tensor:
                 "made them, or replace them with torch.nan_to_num"
             )
         pixels = (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
-    return pixels.permute(1, 2, 3, 0).contiguous()
+    return pixels.permute(1, 2, 3, 0).contiguous().numpy()

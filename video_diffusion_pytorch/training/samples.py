@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.conditions import repeat_rows
-from video_diffusion_pytorch.data.false_colour import ValueRange, to_pictures
+from video_diffusion_pytorch.data.display import ValueRange, to_pictures, video_grid
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
-from video_diffusion_pytorch.data.video_grid import video_grid
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.files import replacing

@@ -172,6 +172,7 @@ def test_other_folders(tmp_path):
         FrameFolderReader(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"expected a video file at .*gone, found none"):
         FrameFolderReader(tmp_path / "gone")
+    write_stills(tmp_path, ["1.png"])
     with pytest.raises(ValueError, match=r"channels must be one of .* got 2"):
         FrameFolderReader(tmp_path, channels=2)
 

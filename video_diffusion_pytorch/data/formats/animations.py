@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 MAX_PIXELS = 50_000_000
-"""Of one picture, as of a phone of 48 megapixels; to decode it takes 1 to 1.7 GB of memory."""
+"""Limit for one picture, as from a phone of 48 megapixels; decoding takes 1 to 1.7 GB of memory."""
 
 _CLEAR, _RESTORE = 2, 3
 _ROWS = 256  # composed at a time
@@ -22,15 +22,15 @@ _ROWS = 256  # composed at a time
 
 @dataclass(frozen=True)
 class Patch:
-    """What a frame changes.
+    """The part of the canvas that a frame changes.
 
     Attributes:
-        box: Where: left, top, right, bottom.
-        still: A file of this picture alone: bytes, and places in the animation's.
-        disposal: What becomes of it when the next frame comes, as a gif counts: 2 is cleared, 3
-            gives way to what was there before, others stay.
+        box: Left, top, right, bottom.
+        still: A file of this picture alone: bytes, and slices of the animation's.
+        disposal: What happens to it before the next frame, as in a gif: 2 clears it, 3 restores
+            what was there before, others leave it.
         background: The colour and opacity that it is cleared to.
-        is_over: Whether it is laid over what is there, or takes its place.
+        is_over: Whether it is alpha-blended with what is there, or replaces it.
     """
 
     box: tuple[int, int, int, int]
@@ -41,7 +41,7 @@ class Patch:
 
 
 def check_pixels(size: tuple[int, int]) -> None:
-    """Refuse a picture that would take too much memory.
+    """Rejects a picture that would take too much memory.
 
     Raises:
         PIL.Image.DecompressionBombError: It has more pixels than `MAX_PIXELS`, or than Pillow's
@@ -57,7 +57,7 @@ def check_pixels(size: tuple[int, int]) -> None:
 
 
 def scale_transparency(image: Image, header: bytes) -> None:
-    """Scale the transparent grey of a png as its pixels are: Pillow leaves it in 2 or 4 bits.
+    """Scales the transparent grey of a png of 2 or 4 bits like its pixels, which Pillow omits.
 
     Args:
         image: The opened picture.
@@ -70,15 +70,15 @@ def scale_transparency(image: Image, header: bytes) -> None:
 
 
 def composed(content: bytes, patches: Iterable[Patch], size: tuple[int, int]) -> Iterator[Image]:
-    """Go through the frames of an animation.
+    """Composes the frames of an animation.
 
     Args:
         content: The whole file.
         patches: Of all frames.
-        size: Width and height of the screen; it grows where a patch reaches beyond it.
+        size: Width and height of the canvas; it grows if a patch exceeds it.
 
     Returns:
-        An iterator over pictures of any mode, each valid until the next one is asked for.
+        An iterator over pictures of any mode, each valid until the next one is requested.
     """
     from PIL import Image as pillow
 
@@ -102,12 +102,12 @@ def composed(content: bytes, patches: Iterable[Patch], size: tuple[int, int]) ->
         if patch.disposal == _RESTORE:
             undo = (canvas.crop(patch.box).convert("RGBA"), patch.box)
         if patch.box == (0, 0, *size) and not drawn.has_transparency_data:
-            # Pillow's way from a palette to grey rounds otherwise than that from RGB
+            # Pillow converts a palette to grey with other rounding than RGB
             canvas = drawn.convert("RGB") if index and drawn.format == "GIF" else drawn
         else:
             if drawn.format == "PNG":
                 canvas = _with_opacity(canvas)
-            elif canvas.mode != "RGBA":  # what is opaque stays so, and takes less time
+            elif canvas.mode != "RGBA":  # opaque frames stay so, which is faster
                 canvas = canvas.convert("RGB")
             _draw(canvas, drawn, patch)
         del drawn, still
@@ -131,34 +131,16 @@ def _draw(canvas: Image, drawn: Image, patch: Patch) -> None:
             canvas.alpha_composite(colours, (left, top + row), strip)
 
 
-def gif_is_complete(content: bytes) -> bool:
-    """Walk the blocks of a gif up to its trailer.
-
-    Pillow takes the end of a file for the end of the animation: one cut between two frames would
-    pass for a shorter one.
-
-    Args:
-        content: The whole file, of at least its six bytes of signature.
-
-    Returns:
-        False if the bytes end before the trailer.
-
-    Example:
-        >>> empty = b"GIF89a" + bytes(7) + b";"
-        >>> gif_is_complete(empty), gif_is_complete(empty[:-1])
-        (True, False)
-    """
-    return gif_durations(content) is not None
-
-
 def gif_durations(content: bytes) -> list[float] | None:
-    """Walk the blocks of a gif (GIF89a specification, appendix B) and count its frames.
+    """Walks the blocks of a gif (GIF89a specification, appendix B) up to its trailer.
+
+    Pillow takes the end of a truncated file for the end of the animation.
 
     Args:
         content: The whole file, of at least its six bytes of signature.
 
     Returns:
-        How long each frame is to be shown, in seconds; None if the bytes end before the trailer.
+        Duration of each frame in seconds; None if the bytes end before the trailer.
 
     Example:
         >>> gif_durations(b"GIF89a" + bytes(7) + b";")
@@ -172,10 +154,10 @@ def gif_durations(content: bytes) -> list[float] | None:
 
 
 def gif_patches(content: bytes) -> Iterator[Patch]:
-    """Tell what each frame of a complete gif changes, and what becomes of that afterwards.
+    """The changes by each frame of a complete gif.
 
-    What is cleared becomes transparent if the frame has a transparent colour, else it becomes the
-    background colour, as FFmpeg does it.
+    A frame with a transparent colour is cleared to transparent, others to the background colour,
+    as by FFmpeg.
 
     Args:
         content: The whole file.
@@ -204,10 +186,10 @@ def gif_patches(content: bytes) -> Iterator[Patch]:
 
 
 def is_opaque_gif(content: bytes) -> bool:
-    """Tell whether the frames of a gif are opaque, and the first, or each, covers the screen.
+    """Whether the frames of a gif are opaque, and the first, or each, covers the canvas.
 
-    Pillow composes such a gif right, and faster than `animation.composed`, unless a frame that
-    covers a part only is to be cleared or undone.
+    Pillow composes such a gif correctly, and faster than `composed`, unless a frame that covers
+    only a part is to be cleared or restored.
 
     Args:
         content: The whole file, complete.
@@ -223,7 +205,7 @@ def is_opaque_gif(content: bytes) -> bool:
 
 
 def _frame_blocks(content: bytes) -> list[tuple[int | None, int, int]] | None:
-    """Of each frame: where its control block's fields begin, and where the frame itself and ends.
+    """Of each frame: where the fields of its control block begin, and the frame begins and ends.
 
     None if the bytes end before the trailer.
     """
@@ -262,71 +244,15 @@ def _end_of_sub_blocks(content: bytes, position: int) -> int:
     return position + 1
 
 
-def encode_gif(frames: list[Image], duration: float, loop: int | None, optimize: bool) -> bytes:
-    """Put frames one by one into a gif.
-
-    Pillow's own `save` merges equal consecutive frames into one that is shown longer, so that the
-    number of frames gets lost.
-
-    Args:
-        frames: Pictures of one size and one mode: L, RGB or RGBA.
-        duration: Milliseconds per frame.
-        loop: How often viewers repeat the animation; 0 is for ever, None leaves it out.
-        optimize: Store of each later frame only the rectangle that changed (not for RGBA).
-
-    Returns:
-        The content of the file.
-    """
-    from PIL import ImageChops
-    from PIL.GifImagePlugin import getdata, getheader
-
-    mode, whole = frames[0].mode, (0, 0, *frames[0].size)
-    chunks: list[bytes] = []
-    for index, frame in enumerate(frames):
-        box = whole
-        if index and optimize and mode != "RGBA":
-            # A frame that repeats the one before still stores a pixel, and so is counted
-            box = ImageChops.difference(frames[index - 1], frame).getbbox() or (0, 0, 1, 1)
-        indexed = _to_indexed(frame.crop(box))
-        if not index:
-            info = {"duration": duration} if loop is None else {"duration": duration, "loop": loop}
-            chunks += getheader(indexed, info=info)[0]
-        options: dict[str, object] = {"duration": duration}
-        if mode != "L":
-            options["include_color_table"] = index > 0  # the first one's is in the header
-        if mode == "RGBA":
-            options |= {"transparency": 255, "disposal": 2}  # wipe before the next frame
-        chunks += getdata(indexed, (box[0], box[1]), **options)
-    return b"".join([*chunks, b";"])
-
-
-def _to_indexed(frame: Image) -> Image:
-    """Reduce a frame to at most 256 colours; index 255 of an RGBA frame is transparent."""
-    from PIL import Image as pillow
-
-    if frame.mode == "L":
-        frame = frame.copy()
-        frame.putpalette([level for level in range(256) for _ in "rgb"])
-        return frame
-    if frame.mode == "RGB":
-        return frame.convert("P", palette=pillow.Palette.ADAPTIVE)
-    indexed = frame.convert("RGB").convert("P", palette=pillow.Palette.ADAPTIVE, colors=255)
-    palette = indexed.getpalette() or []
-    indexed.putpalette(palette[:765] + [0] * (768 - len(palette[:765])))
-    clear = frame.getchannel("A").point(lambda opacity: 255 * (opacity < 128))
-    indexed.paste(255, mask=clear.convert("1"))
-    return indexed
-
-
 def webp_durations(content: bytes) -> list[float] | None:
-    """Walk the chunks of a webp (RFC 9649, section 2) through to its end.
+    """Walks the chunks of a webp (RFC 9649, section 2).
 
     Args:
         content: The whole file, of at least its twelve bytes of signature.
 
     Returns:
-        How long each frame is shown, in seconds: one number per frame of an animation, none for a
-        still picture. None if the bytes end before the end that the header states.
+        Duration of each frame of an animation in seconds, none for a still picture. None if the
+        bytes end before the end that the header states.
 
     Example:
         >>> webp_durations(struct.pack("<4sI4s", b"RIFF", 4, b"WEBP"))
@@ -347,14 +273,14 @@ def webp_durations(content: bytes) -> list[float] | None:
 
 
 def png_durations(content: bytes) -> list[float] | None:
-    r"""Walk the chunks of a png (PNG specification, third edition, section 5) up to its end chunk.
+    r"""Walks the chunks of a png (PNG specification, third edition, section 5) up to the last.
 
     Args:
         content: The whole file, of at least its eight bytes of signature.
 
     Returns:
-        How long each frame is shown, in seconds: one number per frame of an animation, none for a
-        still picture. None if the bytes end before the end chunk, or frames are missing.
+        Duration of each frame of an animation in seconds, none for a still picture. None if the
+        bytes end before the last chunk, or frames are missing.
 
     Example:
         >>> end = struct.pack(">I4sI", 0, b"IEND", 0xAE426082)
@@ -377,7 +303,7 @@ def png_durations(content: bytes) -> list[float] | None:
 
 
 def png_patches(content: bytes) -> Iterator[Patch]:
-    """Tell what each frame of a complete animation changes, and what becomes of that afterwards.
+    """The changes by each frame of a complete animated png.
 
     Args:
         content: The whole file.
@@ -408,7 +334,7 @@ def png_patches(content: bytes) -> Iterator[Patch]:
 
 
 def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Go through the chunks: the kind of each, where its data begin, and where they end."""
+    """The type of each chunk, where its data begin, and where they end."""
     position = 8
     while position + 12 <= len(content):
         size, kind = struct.unpack_from(">I4s", content, position)

@@ -1,44 +1,43 @@
-"""Arrays: npy, npz and pt files, read frame by frame."""
+"""Arrays: npy, npz and pt files, read frame by frame, and arrays from functions of the user."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import math
 import os
 import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from io import FileIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import (
-    UnreadableVideoError,
-    is_of_the_machine,
-    regular_file,
-    unreadable,
-)
+from video_diffusion_pytorch.data.errors import regular_file, unreadable
 from video_diffusion_pytorch.data.formats.readers import (
-    FAMILY_OF_ENDING,
+    Clock,
     VideoReader,
-    check_indices,
     check_signature,
-    closed_reader,
+    decoding,
+    family_of_name,
+    open_file,
 )
+
+MAX_BYTES = 8 * 2**30
+"""Default limit for the size of a video in memory."""
 
 _COMMON_ORDERS = ("cfhw", "fchw", "fhwc")
 _MAX_CHANNELS = 4
-_EXPECTED = "an array whose axes can be told"
 
 
 def check_axes(axes: str | None) -> None:
-    """Refuse a statement of axes that no array can have.
+    """Rejects an order of axes that no array can have.
 
     Raises:
         ValueError: `axes` does not consist of `h`, `w` and perhaps `c`, `f`, each once.
@@ -47,27 +46,29 @@ def check_axes(axes: str | None) -> None:
         >>> check_axes("fhwc"), check_axes("hw"), check_axes(None)
         (None, None, None)
     """
-    if axes is None:
-        return
-    if not {"h", "w"} <= set(axes) <= set("cfhw") or len(set(axes)) < len(axes):
+    if axes is not None and not _is_order(axes):
         raise ValueError(
             "axes must name the stored order in the letters c (channels), f (frames), h, w, each "
             f"at most once and h and w always, got {axes!r}; pass for example 'fhwc' or 'fhw'"
         )
 
 
+def _is_order(axes: str) -> bool:
+    return {"h", "w"} <= set(axes) <= set("cfhw") and len(set(axes)) == len(axes)
+
+
 def resolve_axes(
     shape: Sequence[int], axes: str | None, channels: int | None, path: Path
 ) -> tuple[str, int]:
-    """Tell the order of an array's axes.
+    """The order of an array's axes.
 
     Args:
         shape: Of the array.
-        axes: The order as somebody has stated it, such as "fhwc" or, of one channel, "fhw". None:
-            an array of four axes has the one of the orders cfhw, fchw, fhwc that fits.
-        channels: How many channels there must be; None for any number, or 1 to 4 where the order
-            has to be told from the shape.
-        path: The file, for the error's message.
+        axes: The order, such as "fhwc" or, of one channel, "fhw". None for the one of the orders
+            cfhw, fchw, fhwc that fits an array of four axes.
+        channels: The required number of channels; None for any number, or 1 to 4 if the order
+            must be found from the shape.
+        path: The file, for the error.
 
     Returns:
         The order, and the number of channels.
@@ -79,61 +80,53 @@ def resolve_axes(
         >>> resolve_axes((10, 3, 64, 64), None, None, Path("a.npy"))
         ('fchw', 3)
     """
-    if axes is None:
-        axes = _tell(shape, channels, path)
-    stored = dict(zip(axes, shape, strict=False)).get("c", 1)
-    if len(axes) != len(shape):
-        got = f"the shape {tuple(shape)}"
-        raise unreadable(path, f"the axes {axes!r}", got, "state the axes that it has")
-    if channels is not None and stored != channels:
+    axes = _axes_of_shape(shape, channels, path) if axes is None else axes
+    if len(axes) != len(shape) or not _is_order(axes):
+        expected = f"axes such as 'fhwc' for the shape {tuple(shape)}"
+        raise unreadable(path, expected, repr(axes), "state the axes that it has")
+    stored = dict(zip(axes, shape, strict=True)).get("c", 1)
+    if channels not in (None, stored):
         got = f"{stored} in the shape {tuple(shape)} with the axes {axes!r}"
         raise unreadable(path, f"{channels} channels", got, "correct channels or axes")
     return axes, stored
 
 
-def _tell(shape: Sequence[int], channels: int | None, path: Path) -> str:
+def _axes_of_shape(shape: Sequence[int], channels: int | None, path: Path) -> str:
     allowed = range(1, _MAX_CHANNELS + 1) if channels is None else (channels,)
     fitting = [
         order
         for order in _COMMON_ORDERS
         if len(shape) == len(order) and shape[order.index("c")] in allowed
     ]
-    if len(fitting) == 1:
-        return fitting[0]
-    wanted = "1 to 4 channels" if channels is None else f"{channels} channels"
-    fits = f"which fits {' and '.join(fitting)}" if fitting else f"with no axis for {wanted} in it"
-    if len(shape) != 4:
-        fits = f"of {len(shape)} axes rather than four"
-    raise unreadable(
-        path,
-        f"{_EXPECTED}: one of {', '.join(_COMMON_ORDERS)} with {wanted}",
-        f"the shape {tuple(shape)}, {fits}",
-        'state the order, for example axes="fhw" for frames, height and width',
-    )
+    if len(fitting) != 1:
+        raise unreadable(
+            path,
+            f"an array of four axes that fits one of the orders {', '.join(_COMMON_ORDERS)} with "
+            f"{'1 to 4' if channels is None else channels} channels",
+            f"the shape {tuple(shape)}, which fits {' and '.join(fitting) or 'none'}",
+            'state the order, for example axes="fhw" for frames, height and width',
+        )
+    return fitting[0]
 
 
-_VIDEO_KEY = "video"
-_NOTES = ("axes", "fps")
-# Bytes between two wanted ones that are read and left out, which is faster than another call
+# Bytes between two requested entries that are read and dropped rather than read around
 _GAP = 1 << 15
-# Bytes read at once where there are gaps, into a buffer that the processor's cache holds
+# Bytes read at once
 _BLOCK = 1 << 20
-# An array that inflates to more bytes, and to so many times those in the file, is a bomb
-_LARGE, _MOST_TIMES = 1 << 30, 100
 
 
 class FileArray:
-    """An array in an open file, of which only what is asked for is read.
+    """An array in an open file, of which only the requested entries are read.
 
-    It is not mapped into memory: a mapped file that another program cuts short ends the process.
+    It is not memory-mapped: if another program truncates a mapped file, the process is killed.
 
     Args:
         file: Opened without a buffer; closed by `close`.
         state: What `_state_of` gave before anything was read.
         offset: Where the array begins, in bytes.
-        dtype: NumPy's or torch's; so is what `read` gives.
-        shape: The array's.
-        strides: Distances along each axis, in numbers; 0 or more.
+        dtype: NumPy's or torch's, as `read` returns.
+        shape: The array's shape.
+        order: Its axes from the slowest to the fastest in the file.
     """
 
     def __init__(
@@ -143,26 +136,18 @@ class FileArray:
         offset: int,
         dtype: np.dtype[Any] | torch.dtype,
         shape: Sequence[int],
-        strides: Sequence[int],
+        order: Sequence[int],
     ) -> None:
         self.shape, self.close = tuple(shape), file.close
         self._file, self._state, self._offset, self._dtype = file, state, offset, dtype
-        self._strides = tuple(strides)
-        # From the slowest axis to the fastest, as the numbers follow on each other in the file
-        steps = [step if length > 1 else 0 for length, step in zip(shape, strides, strict=True)]
-        self._order = sorted(range(len(steps)), key=lambda axis: -steps[axis])
-        gapless = _c_strides([self.shape[axis] for axis in self._order])
-        self._is_gapless = all(
-            self.shape[axis] == 1 or strides[axis] == step
-            for axis, step in zip(self._order, gapless, strict=True)
-        )
+        self._order = list(order)
 
     def read(self, axis: int | None = None, wanted: Sequence[int] = ()) -> Any:
-        """Read the array, or of one axis the entries that are wanted.
+        """Reads the array, or the requested entries of one axis.
 
         Args:
             axis: The axis; None for the whole array.
-            wanted: Numbers along it, increasing.
+            wanted: Indices along it, increasing.
 
         Returns:
             An array or a tensor in memory of its own.
@@ -170,57 +155,44 @@ class FileArray:
         Raises:
             UnreadableVideoError: The file was changed since it was opened.
         """
-        if not self._is_gapless:
-            last = sum((n - 1) * step for n, step in zip(self.shape, self._strides, strict=True))
-            flat = torch.from_numpy(self._rows(1, 1, (last + 1) * self._dtype.itemsize, [0]))
-            # `clone` leaves the rest of the memory behind
-            whole = flat.view(-1).view(cast(torch.dtype, self._dtype))
-            seen = whole.as_strided(self.shape, self._strides)
-            if axis is None:
-                return seen.clone()
-            return seen.index_select(axis, torch.tensor(list(wanted), dtype=torch.int64))
         lengths = [self.shape[i] for i in self._order]
-        place = 0 if axis is None else self._order.index(axis)
-        size = math.prod(lengths) * self._dtype.itemsize
-        if axis is None or len(wanted) == lengths[place]:
-            pixels = self._rows(1, 1, size, [0])
+        if axis is None:
+            pixels = self._entries(1, 1, math.prod(lengths) * self._dtype.itemsize, [0])
         else:
-            outer, total = math.prod(lengths[:place]), lengths[place]
-            pixels = self._rows(outer, total, size // outer // total, wanted)
+            place = self._order.index(axis)
+            size = math.prod(lengths[place + 1 :]) * self._dtype.itemsize
+            pixels = self._entries(math.prod(lengths[:place]), lengths[place], size, wanted)
             lengths[place] = len(wanted)
         back = [self._order.index(i) for i in range(len(lengths))]
         if isinstance(self._dtype, torch.dtype):
             return torch.from_numpy(pixels).view(-1).view(self._dtype).view(lengths).permute(back)
         return pixels.reshape(-1).view(self._dtype).reshape(lengths).transpose(back)
 
-    def _rows(self, outer: int, total: int, size: int, wanted: Sequence[int]) -> np.ndarray:
-        """Read of `outer` rows of `total` entries of `size` bytes the wanted entries."""
+    def _entries(self, outer: int, total: int, size: int, wanted: Sequence[int]) -> np.ndarray:
+        """In each of `outer` rows of `total` entries of `size` bytes, the wanted entries."""
         out = np.empty((outer, len(wanted), size), np.uint8)
-        if not wanted:
+        if not len(wanted):
             return out
-        target, row = out.reshape(-1).data, total * size
-        numbers = np.asarray(wanted, dtype=np.int64)
-        # In a run, what is between wanted entries is read with them
-        is_apart = np.diff(numbers) > 1 + _GAP // size
-        is_apart |= np.diff(numbers * size // _BLOCK) > 0
-        runs = [
-            (int(run[0]), int(run[-1]) + 1, int(numbers[run[0]]), numbers[run] - numbers[run[0]])
-            for run in np.split(np.arange(len(numbers)), np.flatnonzero(is_apart) + 1)
-        ]
+        numbers, row = np.asarray(wanted, dtype=np.int64), total * size
+        # Entries that are close to each other form a run, which is read at once with its gaps
+        is_apart = (np.diff(numbers) > 1 + _GAP // size) | (np.diff(numbers * size // _BLOCK) > 0)
+        cuts = [0, *(np.flatnonzero(is_apart) + 1).tolist(), len(numbers)]
+        # So are rows whose runs are close to each other
         between = row - int(numbers[-1] + 1 - numbers[0]) * size
-        at_once = max(1, _BLOCK // row) if len(runs) == 1 and between <= _GAP else 1
-        block = np.empty(at_once * row if at_once > 1 else _BLOCK + size, np.uint8)
+        at_once = max(1, _BLOCK // row) if len(cuts) == 2 and between <= _GAP else 1
         for start in range(0, outer, at_once):
-            count = min(at_once, outer - start)
-            for i, j, first, places in runs:
-                span, offset = int(places[-1]) + 1, (start * total + first) * size
-                if count == 1 and span == j - i:
-                    at = (start * len(wanted) + i) * size
-                    self._fill(target[at : at + span * size], offset)
+            for i, j in itertools.pairwise(cuts):
+                target = out[start : start + at_once, i:j]
+                places = numbers[i:j] - numbers[i]
+                span, offset = int(places[-1]) + 1, (start * total + int(numbers[i])) * size
+                nbytes = ((len(target) - 1) * total + span) * size
+                if nbytes == target.nbytes:  # without gaps
+                    self._fill(target.data.cast("B"), offset)
                     continue
-                self._fill(block.data[: ((count - 1) * total + span) * size], offset)
-                seen = np.ndarray((count, span, size), np.uint8, block, 0, (row, size, 1))
-                out[start : start + count, i:j] = seen if span == j - i else seen[:, places]
+                block = np.empty(nbytes, np.uint8)
+                self._fill(block.data, offset)
+                rows = np.ndarray((len(target), span, size), np.uint8, block, 0, (row, size, 1))
+                target[:] = rows[:, places]
         self.check_unchanged()
         return out
 
@@ -239,10 +211,10 @@ class FileArray:
             rest, offset = rest[count:], offset + count
 
     def check_unchanged(self, other: os.stat_result | None = None) -> None:
-        """Refuse a file that is not as it was when it was opened.
+        """Rejects a file that was changed since it was opened.
 
         Args:
-            other: Of what must be that file, too.
+            other: The status of a file that must be the same one.
 
         Raises:
             UnreadableVideoError: It is another one, or was written to.
@@ -257,18 +229,13 @@ def _state_of(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _c_strides(shape: Sequence[int]) -> list[int]:
-    """Distances along the axes of an array in C's order."""
-    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-
-
 class StoredArray(NamedTuple):
-    """An array as the file holds it.
+    """An array and its description.
 
     Attributes:
-        data: In the file, where only what is used is read, or in memory.
-        axes: The order of its axes, where the file states it.
-        fps: Frames per second, where the file states them.
+        data: A `FileArray`, to be closed after use, or an array in memory.
+        axes: The order of its axes, if known.
+        fps: Frames per second, if known.
     """
 
     data: np.ndarray | torch.Tensor | FileArray
@@ -276,150 +243,147 @@ class StoredArray(NamedTuple):
     fps: float | None = None
 
 
-class _Header(NamedTuple):
-    shape: tuple[int, ...]
-    order: Any
-    dtype: np.dtype[Any]
-    nbytes: int
+_VIDEO_KEY = "video"
+_NOTES = ("axes", "fps")
+# An array that inflates to more bytes, and to so many times those in the file, is a bomb
+_LARGE, _MOST_TIMES = 1 << 30, 100
 
 
 def load_npy(path: Path) -> StoredArray:
-    """Open an npy file; its `data` is to be closed.
+    """Opens an npy file.
 
     Raises:
-        UnreadableVideoError: The file is damaged or cut short, or holds no array of numbers.
+        UnreadableVideoError: The file is damaged or truncated, or holds no array of numbers.
     """
     expected = "an npy file of numbers"
-    file = regular_file(path).open("rb", buffering=0)
-    try:
+    with contextlib.ExitStack() as opened:
+        file = opened.enter_context(open_file(path))
         status = os.fstat(file.fileno())
-        try:
-            header = _read_header(cast(BinaryIO, file))
-        except Exception as error:  # what numpy raises for a damaged header is not documented
-            if is_of_the_machine(error):
-                raise
-            raise unreadable(path, expected, f"{type(error).__name__}: {error}") from error
-        _check_numbers(path, header)
-        offset = file.tell()
-        held = status.st_size - offset
-        if held < header.nbytes:
-            got = f"{held} bytes of the {header.nbytes} that the shape {header.shape} needs"
+        with decoding(path, expected):
+            shape, order, dtype = _read_header(path, file)
+        held, needed = status.st_size - file.tell(), math.prod(shape) * dtype.itemsize
+        if held < needed:
+            got = f"{held} bytes of the {needed} that the shape {shape} needs"
             raise unreadable(path, expected, got)
-        steps = _c_strides(header.shape)
-        if header.order == "F":
-            steps = _c_strides(header.shape[::-1])[::-1]
-        array = FileArray(file, _state_of(status), offset, header.dtype, header.shape, steps)
-    except BaseException:
-        file.close()
-        raise
+        axes = range(len(shape))[:: -1 if order == "F" else 1]
+        array = FileArray(file, _state_of(status), file.tell(), dtype, shape, axes)
+        opened.pop_all()
     return StoredArray(array)
 
 
-def load_npz(path: Path, max_bytes: int) -> StoredArray:
-    """Read the video from an npz file: its array "video", or its only one.
+def _read_header(path: Path, file: Any) -> tuple[tuple[int, ...], Any, np.dtype[Any]]:
+    """Shape, order in memory ("C" or "F") and type of the array that begins here."""
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,  # later ones are for structured types
+    }
+    shape, is_fortran, dtype = readers[np.lib.format.read_magic(file)](file)
+    if dtype.kind not in "biuf":
+        advice = "store booleans, whole numbers or floats"
+        raise unreadable(path, "an array of real numbers", f"the type {dtype}", advice)
+    if min(shape, default=1) <= 0:
+        raise unreadable(path, "an array that is not empty", f"the shape {shape}")
+    return shape, "F" if is_fortran else "C", dtype
 
-    Arrays called "axes" (a string) and "fps" (a number) say more about it.
+
+def load_npz(path: Path, max_bytes: int) -> StoredArray:
+    """Reads the video from an npz file: its array "video", or its only one.
+
+    Arrays "axes" (a string) and "fps" (a number) describe it.
 
     Args:
         path: The file.
-        max_bytes: How large the array may be in memory.
+        max_bytes: Limit for the size of the array.
 
     Raises:
         UnreadableVideoError: The file is damaged, holds no array of numbers, or a larger one.
     """
     expected = "an npz file of numbers"
-    try:
-        with zipfile.ZipFile(regular_file(path)) as archive:
-            members = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            arrays = {
-                key: _read_member(path, archive, members[key], max_bytes)
-                for key in (_choose(path, members), *_NOTES)
-                if key in members
-            }
-    except UnreadableVideoError:
-        raise
-    except Exception as error:  # zipfile and zlib raise almost every kind of error
-        if is_of_the_machine(error):
-            raise
-        raise unreadable(path, expected, f"{type(error).__name__}: {error}") from error
-    notes = {key: arrays[key].item() for key in _NOTES if key in arrays}
-    video = arrays[next(key for key in arrays if key not in _NOTES)]
-    return StoredArray(video, *_check_notes(path, notes))
+    with open_file(path) as file, decoding(path, expected), np.load(file) as archive:
+        key = _choose(path, archive.files)
+        video = _read_member(path, archive.zip, f"{key}.npy", max_bytes)
+        notes = {note: archive[note].item() for note in _NOTES if note in archive.files}
+    return StoredArray(video, *_described(path, notes))
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str, max_bytes: int) -> np.ndarray:
+    with archive.open(name) as file:
+        shape, order, dtype = _read_header(path, file)
+        needed, packed = math.prod(shape) * dtype.itemsize, archive.getinfo(name).compress_size
+        limit = min(max_bytes, max(_LARGE, _MOST_TIMES * packed))
+        if needed > limit:
+            expected = f"an array of at most {limit} bytes"
+            raise unreadable(
+                path, expected, f"{packed} bytes that inflate to {needed}", "store it as .npy"
+            )
+        # One byte more than needed: a member's checksum is only compared at its end
+        content = file.read(needed + 1)
+    if len(content) != needed:
+        got = f"other than the {needed} bytes that the shape {shape} needs"
+        raise unreadable(path, f"a complete array in {name}", got)
+    return np.frombuffer(content, dtype).reshape(shape, order=order)
 
 
 def load_pt(path: Path, max_bytes: int = sys.maxsize) -> StoredArray:
-    """Open a tensor that `torch.save` wrote: alone, in a dict under "video", or as its only tensor.
+    """Opens a tensor that `torch.save` wrote: alone, in a dict under "video", or its only tensor.
 
-    Entries "axes" (a string) and "fps" (a number) of the dict say more about it. `data` is to be
-    closed.
+    Entries "axes" (a string) and "fps" (a number) of the dict describe it.
 
     Args:
         path: The file.
-        max_bytes: How large a tensor may be that repeats the numbers in the file, as one from
-            `expand`.
+        max_bytes: Limit for the size of a tensor that repeats the numbers in the file, as one
+            from `expand`.
 
     Raises:
         UnreadableVideoError: The file is damaged, or holds no such tensor.
     """
-    file = regular_file(path).open("rb", buffering=0)
     with contextlib.ExitStack() as opened:
-        opened.callback(file.close)
+        file = opened.enter_context(open_file(path))
         state = _state_of(os.fstat(file.fileno()))
-        content, places = _load_pt(path, file)
+        with decoding(path, "a pt file with a tensor"):
+            content, offsets = _load_pt(path, file)
         found = content if isinstance(content, dict) else {_VIDEO_KEY: content}
         tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
         tensor = tensors[_choose(path, tensors)].detach()
         _check_tensor(path, tensor, max_bytes)
-        notes = {key: found[key] for key in _NOTES if key in found}
-        told = _check_notes(path, notes)
-        place = places.get(tensor.untyped_storage().data_ptr())
-        if place is None or tensor.is_neg():  # not as it is in the file
-            return StoredArray(tensor, *told)
-        offset = place + int(tensor.storage_offset()) * tensor.itemsize
-        array = FileArray(file, state, offset, tensor.dtype, tensor.shape, tensor.stride())
+        described = _described(path, found)
+        strides = tensor.stride()
+        order = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
+        start = offsets.get(tensor.untyped_storage().data_ptr())
+        if start is None or tensor.is_neg() or not tensor.permute(order).is_contiguous():
+            return StoredArray(copy.deepcopy(tensor), *described)  # not mapped any more
+        start += int(tensor.storage_offset()) * tensor.itemsize
+        array = FileArray(file, state, start, tensor.dtype, tensor.shape, order)
         array.check_unchanged(os.stat(path))  # torch has opened it by its name
         opened.pop_all()
-    return StoredArray(array, *told)
+    return StoredArray(array, *described)
 
 
 def _load_pt(path: Path, file: FileIO) -> tuple[Any, dict[int, int]]:
-    """What `torch.save` wrote, and by their addresses in memory where values are in the file.
-
-    The values are mapped, and not looked at.
-    """
+    """What `torch.save` wrote, mapped, and a dict: address of a storage -> offset in the file."""
     storages: list[torch.UntypedStorage] = []
 
     def note(storage: Any, location: str) -> Any:
         storages.extend([storage] * bool(storage.nbytes()))
         return storage
 
-    try:
-        with zipfile.ZipFile(file) as archive:
-            offsets = [
-                _offset_of(file, entry)
-                for entry in stored_entries(archive)
-                if "/data/" in entry.filename and entry.file_size
-            ]
-            orders = [name for name in archive.namelist() if name.endswith("/byteorder")]
-            is_swapped = any(archive.read(name).decode() != sys.byteorder for name in orders)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sparse tensors, which are refused later
-            content = torch.load(path, map_location=note, weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler raises almost every kind of error
-        if is_of_the_machine(error):
-            raise
-        got = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-        raise unreadable(path, "a pt file with a tensor", got) from error
+    with zipfile.ZipFile(file) as archive:
+        entries = [entry for entry in stored_entries(archive) if "/data/" in entry.filename]
+        offsets = sorted(_offset_of(file, entry) for entry in entries if entry.file_size)
+        names = [name for name in archive.namelist() if name.endswith("/byteorder")]
+        is_native = all(archive.read(name).decode() == sys.byteorder for name in names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of sparse tensors, which are refused later
+        content = torch.load(path, map_location=note, weights_only=True, mmap=True)
     addresses = sorted(storage.data_ptr() for storage in storages)
-    moved = {address - offset for address, offset in zip(addresses, sorted(offsets), strict=False)}
-    is_known = len(addresses) == len(offsets) and len(moved) == 1
-    return content, {} if is_swapped or not is_known else dict(
-        zip(addresses, sorted(offsets), strict=True)
-    )
+    moved = {address - offset for address, offset in zip(addresses, offsets, strict=False)}
+    if not is_native or len(addresses) != len(offsets) or len(moved) != 1:
+        return content, {}
+    return content, dict(zip(addresses, offsets, strict=True))
 
 
 def stored_entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """The entries of a zip that `torch.save` wrote: none compressed, none over another.
+    """The entries of a zip that `torch.save` wrote: not compressed, without overlap.
 
     Args:
         archive: The opened zip.
@@ -428,44 +392,37 @@ def stored_entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         ValueError: It is no such zip.
     """
     entries = archive.infolist()
-    if any(
-        entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size
-        for entry in entries
-    ):
+    if any(entry.compress_type or entry.compress_size != entry.file_size for entry in entries):
         raise ValueError("compressed entries, which torch.save does not write")
     if len({entry.filename for entry in entries}) < len(entries):
         raise ValueError("two entries of one name")
-    # A header of 30 bytes and the name come before the content
+    # A header of 30 bytes and the name precede the content
     places = sorted((e.header_offset, e.file_size + 30 + len(e.filename)) for e in entries)
     places.append((archive.start_dir, 0))
-    if any(start + size > after for (start, size), (after, _) in pairwise(places)):
+    if any(start + size > after for (start, size), (after, _) in itertools.pairwise(places)):
         raise ValueError("entries that overlap or reach beyond the file")
     # torch makes one of any size that a few bytes ask for; the unpickler knows no other spelling
     file = cast(BinaryIO, archive.fp)
     for entry in entries:
         if entry.filename.endswith("/data.pkl"):
-            file.seek(
-                _offset_of(file, entry)
-            )  # `archive.read` compares checksums, if there are any
+            file.seek(_offset_of(file, entry))  # `archive.read` would compare the checksum
             if b"bytearray\n" in file.read(entry.file_size):
                 raise ValueError("a bytearray, which torch.save does not write of tensors")
     return entries
 
 
 def _offset_of(file: BinaryIO | FileIO, entry: zipfile.ZipInfo) -> int:
-    """Where the content of an entry begins; its name and more are in front of it."""
+    """Where the content of an entry begins, after its header and name."""
     file.seek(entry.header_offset + 26)
     return entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
 
 
 def _check_tensor(path: Path, tensor: torch.Tensor, max_bytes: int) -> None:
-    expected = "a pt file with a tensor"
     is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if not is_plain or tensor.is_quantized or tensor.is_complex():
-        got = f"one of {tensor.layout}, {tensor.dtype}, on {tensor.device}"
-        raise unreadable(path, expected, got, "store a plain one, as floats or uint8")
-    if not tensor.numel():
-        raise unreadable(path, expected, f"the empty shape {tuple(tensor.shape)}")
+    if not is_plain or tensor.is_quantized or tensor.is_complex() or not tensor.numel():
+        got = f"{tensor.layout}, {tensor.dtype}, {tuple(tensor.shape)} on {tensor.device}"
+        expected = "a dense tensor of real numbers that is not empty"
+        raise unreadable(path, expected, got, "store one, as floats or uint8")
     held = tensor.untyped_storage().nbytes()
     if tensor.nbytes > max(held, max_bytes):
         expected = f"a tensor of at most {max_bytes} bytes where numbers are repeated"
@@ -473,148 +430,61 @@ def _check_tensor(path: Path, tensor: torch.Tensor, max_bytes: int) -> None:
         raise unreadable(path, expected, got, "store fewer frames")
 
 
-def _choose(path: Path, entries: Mapping[str, object]) -> str:
-    names = [key for key in entries if key not in _NOTES]
+def _choose(path: Path, names: Collection[str]) -> str:
+    names = [name for name in names if name not in _NOTES]
     if _VIDEO_KEY in names:
         return _VIDEO_KEY
     if len(names) != 1:
-        expected = f"one array, or one called {_VIDEO_KEY!r}"
-        listed = ", ".join(map(str, names[:5])) or "none"
-        raise unreadable(path, expected, f"{len(names)} ({listed})", "name or separate them")
+        got = f"{len(names)} ({', '.join(map(str, names[:5])) or 'none'})"
+        raise unreadable(path, f"one array, or one called {_VIDEO_KEY!r}", got, "name the video")
     return names[0]
 
 
-def _read_header(file: BinaryIO) -> _Header:
-    version = np.lib.format.read_magic(file)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise ValueError(f"version {version} of the format, which only structured arrays need")
-    shape, is_fortran, dtype = readers[version](file)
-    nbytes = math.prod(shape) * dtype.itemsize
-    return _Header(shape, "F" if is_fortran else "C", dtype, nbytes)
+def _described(path: Path, notes: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """The axes and the frames per second that a file states."""
+    axes = notes.get("axes")
+    return None if axes is None else str(axes), _rate(path, notes.get("fps"))
 
 
-def _check_numbers(path: Path, header: _Header) -> None:
-    if header.dtype.kind not in "biuf":
-        advice = "store booleans, whole numbers or floats"
-        raise unreadable(path, "an array of real numbers", f"the type {header.dtype}", advice)
-    if not all(type(length) is int and length > 0 for length in header.shape):
-        raise unreadable(path, "an array that is not empty", f"the shape {header.shape}")
-
-
-def _read_member(
-    path: Path, archive: zipfile.ZipFile, name: str, max_bytes: int
-) -> np.ndarray[Any, Any]:
-    with archive.open(name) as file:
-        header = _read_header(cast(BinaryIO, file))
-        if name.removesuffix(".npy") not in _NOTES:
-            _check_numbers(path, header)
-        elif header.dtype.kind not in "Uiuf" or math.prod(header.shape) != 1:
-            got = f"{header.dtype} of shape {header.shape}"
-            raise unreadable(path, f"one string or number in {name}", got, "store such a one")
-        if header.nbytes > max_bytes:
-            got = f"an array of {header.nbytes} bytes"
-            raise unreadable(path, f"at most {max_bytes} bytes", got, "store it as .npy")
-        entry = archive.getinfo(name)
-        if cast(BinaryIO, file).tell() + header.nbytes != entry.file_size:
-            got = f"other than the {header.nbytes} bytes that the shape {header.shape} needs"
-            raise unreadable(path, f"a complete array in {name}", got)
-        if header.nbytes > max(_LARGE, _MOST_TIMES * entry.compress_size):
-            got = f"{entry.compress_size} that inflate to {header.nbytes}"
-            raise unreadable(path, "no decompression bomb", got, "store it as .npy")
-        # One byte more than wanted: only at its end is a member's checksum compared
-        content = file.read(header.nbytes + 1)
-    if len(content) != header.nbytes:
-        got = f"other than the {header.nbytes} bytes that the shape {header.shape} needs"
-        raise unreadable(path, f"a complete array in {name}", got)
-    flat = np.frombuffer(content, header.dtype)
-    return flat.reshape(header.shape, order=header.order)
-
-
-def _check_notes(path: Path, notes: Mapping[str, Any]) -> tuple[str | None, float | None]:
-    axes, fps = notes.get("axes"), notes.get("fps")
-    if axes is not None and not isinstance(axes, str):
-        raise unreadable(path, "a string such as 'fhwc' as axes", repr(axes), "store such a one")
-    is_number = isinstance(fps, (int, float)) and not isinstance(fps, bool)
-    if fps is not None and not (is_number and 0 < fps < math.inf):
-        raise unreadable(path, "a number above 0 as fps", repr(fps), "store such a one")
-    return axes, None if fps is None else float(fps)
-
-
-MAX_BYTES = 8 * 2**30
-"""How large a video may become in memory, where nothing else is said."""
+def _rate(path: Path, fps: Any) -> float | None:
+    if fps is None:
+        return None
+    try:
+        rate = float(fps)
+    except (TypeError, ValueError):
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise unreadable(path, "a number above 0 as fps", f"{fps!r:.60}", "correct it")
+    return rate
 
 
 class ArrayReader(VideoReader):
-    """Frames of an array file.
+    """Frames of an array.
 
     Args:
-        path: The file, ending in .npy, .npz or .pt.
-        channels: How many there must be; None for any number.
-        axes: The stored order, as `read_video` takes it; None for what the file says, or else what
-            its shape allows.
-        max_bytes: How large an array an npz file may inflate to.
+        path: Its file.
+        stored: The array; closed with the reader.
+        channels: Required number of channels; None for any.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableVideoError: The file is cut short or damaged, holds no array of real numbers, or
-            one whose axes are not clear.
-        ValueError: `axes` is no order of axes.
+        UnreadableVideoError: The axes of the array are ambiguous, or do not fit.
     """
 
     is_array = True
 
-    def __init__(self, path: Path, channels: int | None, axes: str | None, max_bytes: int) -> None:
-        check_axes(axes)
-        stored = _load(path, max_bytes)
-        self._data: np.ndarray | torch.Tensor | FileArray | None = stored.data
+    def __init__(self, path: Path, stored: StoredArray, channels: int | None = None) -> None:
+        self._data = stored.data
         try:
-            if axes is None and stored.axes is not None:
-                axes = stored.axes
-                try:
-                    check_axes(axes)
-                except ValueError as error:
-                    expected = "axes such as 'fhwc'"
-                    raise unreadable(path, expected, repr(axes), "correct them") from error
-            self._axes, stored_channels = resolve_axes(stored.data.shape, axes, channels, path)
+            self._axes, channels = resolve_axes(stored.data.shape, stored.axes, channels, path)
         except ValueError:
             self.close()
             raise
-        self._num_frames = dict(zip(self._axes, stored.data.shape, strict=True)).get("f", 1)
-        self._fps = stored.fps
-        super().__init__(path, stored_channels)
+        num_frames = dict(zip(self._axes, stored.data.shape, strict=True)).get("f", 1)
+        super().__init__(path, channels, num_frames, Clock.of_rate(stored.fps, num_frames))
 
-    @property
-    def num_frames(self) -> int:
-        """The length of the axis f, or 1."""
-        return self._num_frames
-
-    @property
-    def fps(self) -> float | None:
-        """What an npz or pt file states in its entry "fps"; else None."""
-        return self._fps
-
-    @property
-    def times(self) -> Sequence[float] | None:
-        """When each frame is shown, in seconds; None where there is no `fps`."""
-        if self._fps is None:
-            return None
-        return [number / self._fps for number in range(self._num_frames)]
-
-    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """Read frames, as `VideoReader.array` says."""
-        check_indices(indices)
-        if self._data is None:
-            raise closed_reader(self.path)
-        wanted: range | list[int]
-        if isinstance(indices, range):
-            stop = min(indices.stop, self._num_frames)
-            wanted = range(indices.start, max(stop, indices.start), indices.step)
-        else:
-            wanted = [index for index in indices if index < self._num_frames]
+    def _array(self, indices: Sequence[int] | range) -> torch.Tensor:
+        self._check_open()
+        wanted = list(itertools.takewhile(lambda index: index < self.num_frames, indices))
         order = self._axes
         if "f" in order:
             pixels = _to_tensor(self._data, order.index("f"), wanted)
@@ -625,23 +495,98 @@ class ArrayReader(VideoReader):
         return pixels.permute([order.index(letter) for letter in "cfhw"]).contiguous()
 
     def close(self) -> None:
-        """Let go of the array, and so of the file."""
+        """Closes the file; harmless when repeated."""
+        super().close()
         if isinstance(self._data, FileArray):
             self._data.close()
-        self._data = None
+
+
+def open_array(
+    path: Path, channels: int | None, axes: str | None, max_bytes: int = MAX_BYTES
+) -> ArrayReader:
+    """Opens an array file.
+
+    Args:
+        path: The file, ending in .npy, .npz or .pt.
+        channels: Required number of channels; None for any.
+        axes: The stored order, as for `read_video`; None for what the file states, or else what
+            its shape allows.
+        max_bytes: Limit for the size of an array in an npz file.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: The file is truncated or damaged, holds no array of real numbers, or
+            one whose axes are ambiguous.
+        ValueError: `axes` is no order of axes.
+    """
+    check_axes(axes)
+    stored = _load(path, max_bytes)
+    if axes is not None:
+        stored = stored._replace(axes=axes)
+    return ArrayReader(path, stored, channels)
+
+
+ReadFn = Callable[[Path], Any]
+
+_WHOLE = "read_fn to return a number for each pixel"
+
+
+def call_reader(path: Path, read_fn: ReadFn, channels: int | None = None) -> ArrayReader:
+    """Opens what a function of the user returns for a file.
+
+    Args:
+        path: The file.
+        read_fn: Called with the path, returns an array or tensor `(c, f, h, w)`, or that and the
+            frames per second.
+        channels: Required number of channels; None for any.
+
+    Raises:
+        TypeError: The function returns something else.
+        UnreadableVideoError: The function fails, other than for lack of memory, files or disk; its
+            array has other axes or another number of channels, holds no real numbers, or has
+            masked values; or the rate is no number above 0.
+    """
+    if path.exists() and not path.is_dir():
+        regular_file(path)
+    advice = "repair or remove the file, or correct read_fn"
+    with decoding(path, "a file that read_fn can read", advice, damage=()):
+        given = read_fn(path)
+    has_rate = isinstance(given, tuple) and len(given) == 2
+    values, fps = given if has_rate else (given, None)
+    if not isinstance(values, (np.ndarray, torch.Tensor)):
+        raise TypeError(
+            f"read_fn must return an array or tensor (c, f, h, w), or (array, fps), got "
+            f"{type(values).__name__} for {path}; convert it with numpy.asarray"
+        )
+    if isinstance(values, np.ndarray):
+        if np.ma.is_masked(values):
+            got = f"{np.ma.count_masked(values)} that are masked"
+            raise unreadable(path, _WHOLE, got, "fill them in read_fn, as by values.filled(0)")
+        values, is_real = np.asarray(values), values.dtype.kind in "biuf"
+    else:
+        is_real = not values.is_complex()
+    if values.ndim != 4 or not is_real or channels not in (None, values.shape[0]):
+        wanted = "any number of" if channels is None else channels
+        raise unreadable(
+            path,
+            f"read_fn to return real numbers of shape (c, f, h, w) with {wanted} channels",
+            f"{values.dtype} of shape {tuple(values.shape)}",
+            "move the axes or convert the numbers in read_fn, or set channels",
+        )
+    return ArrayReader(path, StoredArray(values, "cfhw", _rate(path, fps)))
 
 
 def read_array(path: Path) -> torch.Tensor:
-    """Read a whole array of any number of axes, as it is stored.
+    """Reads a whole array of any number of axes, as it is stored.
 
     Args:
         path: The file, ending in .npy, .npz or .pt.
 
     Returns:
-        A tensor of the stored shape, uint8 where the file holds uint8, else float32.
+        A tensor of the stored shape, uint8 if the file holds uint8, else float32.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file is missing.
         UnreadableVideoError: The file is damaged, or holds no array of real numbers.
 
     Example:
@@ -660,31 +605,23 @@ def read_array(path: Path) -> torch.Tensor:
 
 
 def _load(path: Path, max_bytes: int) -> StoredArray:
-    ending = path.suffix.lower()
-    check_signature(path, FAMILY_OF_ENDING[ending.lstrip(".")])
-    if ending == ".npz":
-        return load_npz(path, max_bytes)
-    return load_npy(path) if ending == ".npy" else load_pt(path, max_bytes)
+    check_signature(path)
+    if family_of_name(path) == "npy":
+        return load_npy(path)
+    return load_npz(path, max_bytes) if path.suffix.lower() == ".npz" else load_pt(path, max_bytes)
 
 
 def _to_tensor(
-    data: np.ndarray | torch.Tensor | FileArray,
-    axis: int | None = None,
-    wanted: range | list[int] = range(0),
+    data: np.ndarray | torch.Tensor | FileArray, axis: int | None = None, wanted: Sequence[int] = ()
 ) -> torch.Tensor:
-    """The array, or of one axis the entries that are wanted, in memory of its own."""
+    """The array, or the requested entries of one axis, in memory of its own."""
     if isinstance(data, FileArray):
         part = data.read(axis, wanted)
-    elif axis is None:
-        part = data
     else:
-        some: Any = wanted
-        if isinstance(wanted, range):  # a slice copies nothing
-            some = slice(wanted.start, wanted.stop, wanted.step)
-        part = data[(slice(None),) * axis + (some,)]
+        part = data if axis is None else data[(slice(None),) * axis + (wanted,)]
     if isinstance(part, torch.Tensor):
         dtype = torch.uint8 if part.dtype == torch.uint8 else torch.float32
-        return part.to(dtype, copy=not isinstance(data, FileArray))
+        return part.to(dtype, copy=part is data)
     kind = np.uint8 if part.dtype == np.uint8 else np.float32
     with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
         return torch.from_numpy(np.require(part, kind, "W"))

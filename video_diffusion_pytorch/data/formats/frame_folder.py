@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from video_diffusion_pytorch.data.errors import (
     UnreadableVideoError,
@@ -14,20 +14,15 @@ from video_diffusion_pytorch.data.errors import (
     regular_file,
     unreadable,
 )
-from video_diffusion_pytorch.data.formats.animations import png_durations, webp_durations
-from video_diffusion_pytorch.data.formats.pictures import PictureReader, stack_frames
-from video_diffusion_pytorch.data.formats.readers import VideoReader, check_indices, mode_of
-
-if TYPE_CHECKING:
-    import torch
-    from PIL.Image import Image
+from video_diffusion_pytorch.data.formats.pictures import PictureReader, frame_durations
+from video_diffusion_pytorch.data.formats.readers import VideoReader
 
 FRAME_EXTS = ("png", "jpg", "jpeg", "bmp", "tif", "tiff", "webp")
-"""Endings of the names of single frames in a folder."""
+"""Extensions of single frames in a folder."""
 
 _FRAME_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _ADVICE = "put numbered stills into it, such as frame_0001.png, and no other pictures"
-# What file managers leave behind, and notes on the frames
+# Files of file managers, and notes on the frames
 _NO_FRAMES = ("thumbs.db", "desktop.ini")
 _NOTES = (".txt", ".json", ".csv", ".md", ".xml")
 
@@ -35,23 +30,21 @@ _NOTES = (".txt", ".json", ".csv", ".md", ".xml")
 class FrameFolderReader(VideoReader):
     """Frames of a folder that holds them as numbered stills: frame2.png, ..., frame10.png.
 
-    If the first has more than 8 bits, `array` gives the numbers of the stills, else `pictures`
-    gives the stills.
+    If the first has more than 8 bits, `array` returns the numbers of the stills, else `pictures`
+    returns the stills.
 
     Args:
         path: The folder; hidden files and notes in it do not count, as in `is_frame_folder`.
         channels: 1 (grey), 3 (colour), 4 (colour and opacity); None for what the first still has.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        UnreadableVideoError: It holds other files than numbered stills, or no number gives their
-            order, or the first is damaged.
+        FileNotFoundError: The folder is missing.
+        UnreadableVideoError: It holds other files than numbered stills, or their order is
+            ambiguous, or the first is damaged.
         ValueError: `channels` is none of 1, 3, 4, None.
     """
 
     def __init__(self, path: Path, channels: int | None = None) -> None:
-        if channels is not None:
-            mode_of(channels)
         try:
             names = [entry.name for entry in path.iterdir()]
         except FileNotFoundError as error:
@@ -62,74 +55,41 @@ class FrameFolderReader(VideoReader):
             raise unreadable(path, "a folder of numbered stills", listed, _ADVICE)
         self._files = [path / name for name in ordered]
         with PictureReader(self._files[0], channels, _FRAME_FORMATS) as first:
-            super().__init__(path, first.channels)
+            super().__init__(path, first.channels, len(ordered))
             self.is_array = first.is_array
 
-    @property
-    def num_frames(self) -> int:
-        """How many stills there are."""
-        return len(self._files)
-
-    @property
-    def fps(self) -> None:
-        """None: stills have no clock."""
-        return None
-
-    @property
-    def times(self) -> None:
-        """None: stills have no clock."""
-        return None
-
-    def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
-        """Decode stills, as `VideoReader.pictures` says."""
-        if self.is_array:
-            return super().pictures(indices)
-        stills = self._stills(check_indices(indices))
-        return itertools.chain.from_iterable(still.pictures(range(1)) for still in stills)
-
-    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """Decode stills of more than 8 bits, as `VideoReader.array` says."""
-        if not self.is_array:
-            return super().array(indices)
-        frames = [still.array(range(1))[:, 0] for still in self._stills(check_indices(indices))]
-        return stack_frames(frames, self.channels, self.path)
-
-    def _stills(self, indices: Sequence[int] | range) -> Iterator[PictureReader]:
-        for index in indices[: len(self._files)]:
-            if index >= len(self._files):
-                return
-            file = self._files[index]
-            with PictureReader(file, self.channels, _FRAME_FORMATS) as still:
-                if still.num_frames > 1:
-                    advice = "store each by itself; to take each file as a clip, set exts="
-                    got = f"{still.num_frames} pages or frames"
-                    raise unreadable(file, "a single picture", got, f"{advice}{file.suffix[1:]!r}")
-                if still.is_array != self.is_array:
-                    kinds = ("8 bits", "more than 8 bits")
-                    expected = f"a still of {kinds[self.is_array]}, as {self._files[0].name} is"
-                    got = f"one of {kinds[still.is_array]}"
-                    raise unreadable(file, expected, got, "store all frames alike")
-                yield still
-
-    def close(self) -> None:
-        """Nothing to let go of: each still is opened and closed when its turn comes."""
+    def _frame(self, index: int) -> Any:
+        if index >= self.num_frames:
+            return None
+        file = self._files[index]
+        with PictureReader(file, self.channels, _FRAME_FORMATS) as still:
+            if still.num_frames > 1:
+                ending, got = file.suffix[1:], f"{still.num_frames} pages or frames"
+                advice = f"store each by itself; to take each file as a clip, set exts={ending!r}"
+                raise unreadable(file, "a single picture", got, advice)
+            if still.is_array != self.is_array:
+                kinds = ("8 bits", "more than 8 bits")
+                expected = f"a still of {kinds[self.is_array]}, as {self._files[0].name} is"
+                got = f"one of {kinds[still.is_array]}"
+                raise unreadable(file, expected, got, "store all frames alike")
+            return still.array([0])[:, 0] if self.is_array else next(still.pictures([0]))
 
 
 def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
-    """Tell whether a folder is one video, stored as numbered stills, rather than many videos.
+    """Whether a folder is one video, stored as numbered stills, rather than many videos.
 
     Args:
         folder: The folder.
-        names: Of all that is in it.
+        names: The names of all its entries.
 
     Returns:
         True if the names are of pictures and differ in numbers only, and the first picture is not
         an animation, which would be a video by itself. Names that begin with a dot do not count,
-        nor do `Thumbs.db`, `desktop.ini` and notes: txt, json, csv, md, xml. But a txt of the same
-        name as a picture is its caption: then each picture is a clip.
+        nor do `Thumbs.db`, `desktop.ini` and notes: txt, json, csv, md, xml. But a txt with the
+        name of a picture is its caption: then each picture is a clip.
 
     Raises:
-        UnreadableVideoError: They differ in several numbers, none of which gives their order.
+        UnreadableVideoError: They differ in several numbers, and their order is ambiguous.
 
     Example:
         >>> is_frame_folder(Path("clip"), ["f1.jpg", "f2.jpg", "f10.jpg"])
@@ -143,13 +103,20 @@ def is_frame_folder(folder: Path, names: Sequence[str]) -> bool:
 
 
 def _in_order(folder: Path, names: Sequence[str]) -> list[str]:
-    """The stills of a folder that is one video, as `is_frame_folder` says; else none."""
-    frames = _frames_among(names)
+    """The stills of a folder that is one video, as defined by `is_frame_folder`; else none."""
+    frames = [
+        name
+        for name in names
+        if not name.startswith(".")
+        and name.lower() not in _NO_FRAMES
+        and _ending(name) not in _NOTES
+    ]
     kinds = {_texts(name) for name in frames}
     ending = _ending(frames[0])[1:] if frames else ""
     if len(kinds) != 1 or ending not in FRAME_EXTS or len(next(iter(kinds))) < 2:
         return []
-    if _captioned_among(names):
+    captions = {Path(name).stem for name in names if _ending(name) == ".txt"}
+    if any(Path(name).stem in captions for name in frames):
         return []
     if ending in ("png", "webp") and _is_animation(folder / min(frames, key=_numbers)):
         return []
@@ -157,18 +124,18 @@ def _in_order(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
-    """Sort names by the number in them that counts the frames.
+    """Sorts names by the number in them that counts the frames.
 
     It is different in each name. If several numbers differ, the others must not decrease as it
-    increases, or it must be the only one that increases by 1 (or else by one same step) from each
-    name to the next. Two numbers with a dot between count as a decimal one, too.
+    increases, or it must be the only one that increases by 1 (or else by another constant step).
+    Two numbers with a dot between them also count as a decimal.
 
     Args:
         names: They differ in numbers only.
-        folder: Where they are, for the error.
+        folder: Their folder, for the error.
 
     Returns:
-        The sorted names; none if there is but one number that differs, and two names share it.
+        The sorted names; none if only one number differs, and two names share it.
 
     Raises:
         UnreadableVideoError: There is no such number.
@@ -177,25 +144,27 @@ def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
         >>> sort_by_counter(["f_2_640x480.png", "f_10_640x480.png", "f_1_640x480.png"], Path("a"))
         ['f_1_640x480.png', 'f_2_640x480.png', 'f_10_640x480.png']
     """
-    columns = [column for column in _columns(names) if len(set(column)) > 1]
-    orders: dict[tuple[int, ...], list[set[int]]] = {}  # and by what the numbers increase
-    for column in columns:
-        if len(set(column)) == len(names):
-            order = tuple(sorted(range(len(names)), key=column.__getitem__))
-            steps = {column[b] - column[a] for a, b in itertools.pairwise(order)}
-            orders.setdefault(order, []).append(steps)
-    if len(columns) < 2 and not orders:
+    columns = [
+        dict(zip(names, column, strict=True)) for column in _columns(names) if len(set(column)) > 1
+    ]
+    counters = [column for column in columns if len(set(column.values())) == len(names)]
+    if not counters and len(columns) < 2:
         return list(names) if len(names) == 1 else []
+    orders = [sorted(names, key=counter.__getitem__) for counter in counters]
     agreed = [
         order
         for order in orders
-        if all(column[a] <= column[b] for a, b in itertools.pairwise(order) for column in columns)
+        if all([column[name] for name in order] == sorted(column.values()) for column in columns)
     ]
-    by_one = [order for order, steps in orders.items() if {1} in steps]
-    even = [order for order, steps in orders.items() if min(map(len, steps)) == 1]
+    steps = [
+        {counter[b] - counter[a] for a, b in itertools.pairwise(order)}
+        for counter, order in zip(counters, orders, strict=True)
+    ]
+    by_one = [order for order, step in zip(orders, steps, strict=True) if step == {1}]
+    even = [order for order, step in zip(orders, steps, strict=True) if len(step) == 1]
     for chosen in (agreed, by_one, even):
-        if len(chosen) == 1:
-            return [names[place] for place in chosen[0]]
+        if chosen and all(order == chosen[0] for order in chosen):
+            return chosen[0]
     some = ", ".join(sorted(names)[:3])
     ending = _ending(names[0])[1:]
     raise unreadable(
@@ -208,7 +177,7 @@ def sort_by_counter(names: Sequence[str], folder: Path) -> list[str]:
 
 
 def _columns(names: Sequence[str]) -> list[tuple[int, ...]]:
-    """The numbers at each place of the names, and those of which two are one decimal number."""
+    """The numbers at each place of the names, and the decimals that two of them make."""
     columns = list(zip(*map(_numbers, names), strict=True))
     for place, text in enumerate(_texts(names[0])[1:-1], start=1):
         if text == ".":
@@ -220,15 +189,15 @@ def _columns(names: Sequence[str]) -> list[tuple[int, ...]]:
 
 
 def stills_among(folder: Path, names: Sequence[str]) -> list[str]:
-    """Find the numbered stills of a folder that is no video because of what else is in it.
+    """Finds the numbered stills of a folder that is no video because of its other files.
 
     Args:
         folder: The folder.
-        names: Of all that is in it.
+        names: The names of all its entries.
 
     Returns:
         Names of two or more pictures that would be one video if they were alone; empty if there
-        are none. A picture that has the name of a movie beside it is its thumbnail.
+        are none. A picture with the name of a movie is its thumbnail.
 
     Example:
         >>> stills_among(Path("clip"), ["f1.jpg", "f2.jpg", "cover.jpg"])
@@ -247,22 +216,6 @@ def stills_among(folder: Path, names: Sequence[str]) -> list[str]:
         return longest
 
 
-def _frames_among(names: Sequence[str]) -> list[str]:
-    """Names without those that are hidden, or of notes."""
-    return [
-        name
-        for name in names
-        if not name.startswith(".")
-        and name.lower() not in _NO_FRAMES
-        and _ending(name) not in _NOTES
-    ]
-
-
-def _captioned_among(names: Sequence[str]) -> bool:
-    captions = {Path(name).stem for name in names if _ending(name) == ".txt"}
-    return bool(captions) and any(Path(name).stem in captions for name in _frames_among(names))
-
-
 def _ending(name: str) -> str:
     return Path(name).suffix.lower()
 
@@ -277,8 +230,6 @@ def _numbers(name: str) -> tuple[int, ...]:
 
 def _is_animation(file: Path) -> bool:
     try:
-        content = regular_file(file).read_bytes()
+        return bool(frame_durations(file, regular_file(file).read_bytes()))
     except (PermissionError, FileNotFoundError, UnreadableVideoError):
         return False  # reading the folder raises it
-    durations_of = png_durations if file.suffix.lower() == ".png" else webp_durations
-    return len(content) >= 12 and bool(durations_of(content))

@@ -1,4 +1,4 @@
-"""Films: frames that FFmpeg decodes by PyAV, by their number or time."""
+"""Movies: random access to frames, decoded by FFmpeg through PyAV."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import itertools
 import os
 import re
 import struct
-import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -20,40 +19,39 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import (
-    UnreadableVideoError,
-    is_of_the_machine,
-    missing_file,
-    regular_file,
-    unreadable,
-)
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
+from video_diffusion_pytorch.data.formats.pictures import to_mode, with_channels
 from video_diffusion_pytorch.data.formats.readers import (
-    FAMILY_OF_ENDING,
+    CHANNELS_TO_MODE,
     VideoReader,
-    check_indices,
-    closed_reader,
+    decoding,
+    family_of_name,
     mode_of,
+    open_file,
 )
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-_MP4_BOXES = (b"ftyp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"free", b"skip", b"udta")
+_MP4_BOXES = (
+    *(b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"mfra", b"sidx", b"ssix", b"free", b"skip"),
+    *(b"udta", b"uuid", b"wide", b"pnot", b"meta", b"prft", b"emsg", b"pdin"),
+)
 _MKV_SEGMENT = b"\x18\x53\x80\x67"
 
 
 def missing_bytes(path: Path) -> int:
-    """Tell how much of a movie file is missing at its end, as far as its bytes say.
+    """Number of bytes missing at the end of a truncated movie file.
 
-    A file that was cut short is often played up to where it ends, as if it were a shorter one.
+    FFmpeg plays such a file up to its end, as if it were a shorter one.
 
     Args:
         path: A file whose signature fits its name.
 
     Returns:
-        The number of bytes missing; 0 where the file is complete, or does not state its length (as
-        recordings of live streams in mkv).
+        A lower bound; 0 if the file is complete, or does not state its length (as recordings of
+        live streams in mkv).
 
     Example:
         >>> import tempfile
@@ -63,37 +61,32 @@ def missing_bytes(path: Path) -> int:
         ...     missing_bytes(file)
         100
     """
-    walk = {"mp4": _end_of_mp4, "mkv": _end_of_mkv, "avi": _end_of_avi}
-    family = FAMILY_OF_ENDING[path.suffix.lower().lstrip(".")]
-    total = os.path.getsize(path)
-    with regular_file(path).open("rb") as file:
-        return max(walk[family](file, total) - total, 0)
+    walks = {"mp4": _end_of_mp4, "mkv": _end_of_mkv, "avi": _end_of_avi}
+    with open_file(path) as file:
+        total = os.fstat(file.fileno()).st_size
+        return max(walks[family_of_name(path) or ""](file, total) - total, 0)
 
 
 def _end_of_mp4(file: BinaryIO, total: int) -> int:
-    """Go from box to box (ISO/IEC 14496-12, section 4.2); what follows and is no box is left."""
-    position, has_index = 0, False
+    """Walks the boxes (ISO/IEC 14496-12, section 4.2), up to the first unknown one."""
+    position = 0
     while position < total:
         file.seek(position)
         header = file.read(16)
-        kind = header[4:8]
-        if has_index and len(kind) == 4 and kind not in _MP4_BOXES:
+        size, kind = int.from_bytes(header[:4], "big"), header[4:8]
+        if len(kind) == 4 and (size == 0 or kind not in _MP4_BOXES):  # up to the end of the file
             return total
-        has_index = has_index or kind in (b"moov", b"moof")
-        size = int.from_bytes(header[:4], "big")
-        if size == 0 and len(kind) == 4:  # up to the end of the file
-            return total if has_index else total + 8
         if size == 1:
             size = int.from_bytes(header[8:], "big")
         position += max(size, 8)
-    return position if has_index else max(position, total + 8)
+    return position
 
 
 def _end_of_mkv(file: BinaryIO, total: int) -> int:
-    """Add up the EBML header and the segment (RFC 8794, section 6)."""
+    """Adds up the EBML header and the segment (RFC 8794, section 6)."""
 
     def number(position: int) -> tuple[int | None, int]:
-        """Read a size of 1 to 8 bytes; None stands for unknown."""
+        """A size of 1 to 8 bytes, None if unknown, and where it ends."""
         file.seek(position)
         first = file.read(1)
         if not first or not first[0]:
@@ -114,7 +107,7 @@ def _end_of_mkv(file: BinaryIO, total: int) -> int:
 
 
 def _end_of_avi(file: BinaryIO, total: int) -> int:
-    """Go from RIFF chunk to RIFF chunk: files of more than a gigabyte have several."""
+    """Walks the RIFF chunks: files of more than a gigabyte have several."""
     position = 0
     while position < total:
         file.seek(position)
@@ -132,17 +125,17 @@ _MOST_OF_A_REPEAT = 64  # bytes
 
 
 def in_frames(packets: Iterable[Any], stream: Any) -> Iterator[Any]:
-    """Take packets of two frames apart, and date them by when they are decoded.
+    """Splits packets of two MPEG-4 frames, and sets their time stamps.
 
-    An avi counts packets, and some of its encoders put a frame and the one that refers to it into
-    one packet, and a placeholder into the next ("packed B-frames").
+    An avi has no time stamps but counts packets, and some encoders put a frame and the B-frame that
+    refers to it into one packet, and a placeholder into the next ("packed B-frames").
 
     Args:
         packets: As demuxed, from a keyframe on.
         stream: PyAV's stream.
 
     Yields:
-        Packets of one frame each; those without a byte as they are.
+        Packets of one frame each; empty ones unchanged.
     """
     from av.bitstream import BitStreamFilterContext
 
@@ -170,7 +163,7 @@ def in_frames(packets: Iterable[Any], stream: Any) -> Iterator[Any]:
 
 
 def is_coded(packet: Any) -> bool:
-    """Tell whether a packet holds a frame, rather than a repeat of the one before.
+    """Whether an MPEG-4 packet holds a frame, rather than a repeat of the one before.
 
     Args:
         packet: One of `in_frames`.
@@ -191,10 +184,10 @@ def _kind(data: bytes) -> int:
 
 @functools.lru_cache(maxsize=64)
 def _bits_of_time(header: bytes) -> int:
-    """Read from the layer's header how long a frame's time is; 0 if unknown (ISO/IEC 14496-2)."""
+    """Number of bits of a frame's time, by the layer's header; 0 if unknown (ISO/IEC 14496-2)."""
     start = re.search(rb"\x00\x00\x01[\x20-\x2f]", header)
     bits = _bits_behind(start.group(), header) if start else ""
-    place = 9  # behind whether any frame can be begun with, and the type
+    place = 9  # after the flag for random access, and the type
     place += 8 if bits[place : place + 1] == "1" else 1
     place += 20 if bits[place : place + 4] == "1111" else 4  # the shape of pixels
     if bits[place : place + 1] == "1":  # control parameters
@@ -219,25 +212,33 @@ _DEMUXERS = {"mp4": "mov", "mkv": "matroska", "avi": "avi"}
 
 
 class Movie(NamedTuple):
-    """An opened movie file: PyAV's objects for the file, the video stream in it, its decoder."""
+    """An opened movie file.
 
+    Attributes:
+        path: The file.
+        container: PyAV's object for the file.
+        stream: For the video in it.
+        decoder: For its codec.
+    """
+
+    path: Path
     container: Any
     stream: Any
     decoder: Any
 
 
 class MovieIndex(NamedTuple):
-    """Which frames a movie shows.
+    """The frames that a movie displays.
 
     Attributes:
-        pts: When each frame is shown, in units of `time_base`, in the order of showing, 8 bytes per
-            frame; empty where the file does not say, or says the same of two frames.
-        keyframes: Those of the times at which decoding can begin, in order.
-            Empty where decoding has to begin with the file.
-        num_frames: How many frames are shown.
+        pts: When each frame is displayed, in units of `time_base`, ascending; empty if the file
+            does not say, or says the same of two frames.
+        keyframes: Those of these times at which decoding can begin, ascending; empty if decoding
+            has to begin with the file.
+        num_frames: Number of displayed frames.
         time_base: Seconds per unit of time.
-        end: When the last frame stops being shown; None where the file does not say.
-        palettes: The times from which on a palette holds, in order, and the palettes.
+        end: When the last frame stops being displayed; None if unknown.
+        palettes: The times at which the palette changes, ascending, and the palettes.
     """
 
     pts: array[int]
@@ -250,60 +251,56 @@ class MovieIndex(NamedTuple):
 
 @contextlib.contextmanager
 def open_movie(path: Path) -> Iterator[Movie]:
-    """Open a movie file for demuxing.
+    """Opens a movie file for demuxing.
 
-    The file is handed to FFmpeg opened, and the kind of container is fixed by the name's ending:
-    what the file says cannot make it reach for other files or addresses.
+    FFmpeg gets the opened file, and the container format is set by the name's extension, so that
+    the content of the file cannot make it open other files or addresses.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableVideoError: It holds no video, or one with frames larger than Pillow's limit.
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: It holds no video, or frames larger than Pillow's limit.
     """
     import av
     from PIL import Image as pillow
 
-    demuxer = _DEMUXERS[FAMILY_OF_ENDING[path.suffix.lower().lstrip(".")]]
     limit = pillow.MAX_IMAGE_PIXELS or 2**31 - 1
-    # Checksums are compared, and what breaks a codec's syntax is not overlooked
+    # Compare checksums, and report syntax errors of the codec
     options = {"max_pixels": str(limit), "err_detect": "crccheck+bitstream+buffer"}
-    try:
-        file = regular_file(path).open("rb", buffering=0)
-    except FileNotFoundError as error:
-        raise missing_file(path) from error
     with contextlib.ExitStack() as stack:
-        stack.enter_context(file)
-        with decoding(path):
+        file = stack.enter_context(open_file(path))
+        with _decoding(path):
+            demuxer = _DEMUXERS[family_of_name(path) or ""]
             container = stack.enter_context(
                 av.open(file, format=demuxer, options=options, metadata_errors="replace")
             )
-        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+        cover = av.stream.Disposition.attached_pic
+        streams = [s for s in container.streams.video if not s.disposition & cover]
         _check_streams(path, streams, limit)
-        with decoding(path):
+        with _decoding(path):
             decoder = _decoder(streams[0], options)
-        yield Movie(container, streams[0], decoder)
+        yield Movie(path, container, streams[0], decoder)
 
 
 def _check_streams(path: Path, streams: list[Any], limit: int) -> None:
     if not streams:
         raise unreadable(path, EXPECTED, "a file without video", "remove it")
     context = streams[0].codec_context
-    if context is None:
+    if context is None or context.format is None:
         advice = "convert it, for example with ffmpeg"
-        raise unreadable(path, EXPECTED, "a codec that PyAV has no decoder for", advice)
+        raise unreadable(path, EXPECTED, "a video that FFmpeg cannot decode", advice)
     if context.width * context.height > limit:
         got = f"frames of {context.width} x {context.height} pixels"
         raise unreadable(path, EXPECTED, got, "if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS")
-    if context.format is None:
-        raise unreadable(path, EXPECTED, "a video whose kind of pixels cannot be found out")
 
 
 def _decoder(stream: Any, options: dict[str, str]) -> Any:
-    """Give what decodes a stream in one thread: the processes that load data are many already."""
+    """The decoder of a stream, in one thread: there are many processes that load data already."""
     import av
 
     decoder: Any = stream.codec_context
-    if _stores_opacity(stream):
-        # FFmpeg's own decoders of VP8 and VP9 leave the second picture out that holds it
+    tags = {key.lower(): value for key, value in stream.metadata.items()}
+    if decoder.name in ("vp8", "vp9") and tags.get("alpha_mode") == "1":
+        # FFmpeg's own decoders ignore the second picture, which holds the opacity
         decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[decoder.name], "r")
         decoder.pix_fmt = "yuva420p"
     is_raw = decoder.name == "rawvideo" and decoder.pix_fmt == "bgra"
@@ -314,50 +311,29 @@ def _decoder(stream: Any, options: dict[str, str]) -> Any:
     return decoder
 
 
-def _stores_opacity(stream: Any) -> bool:
-    tags = {key.lower(): value for key, value in stream.metadata.items()}
-    return stream.codec_context.name in ("vp8", "vp9") and tags.get("alpha_mode") == "1"
-
-
-@contextlib.contextmanager
-def decoding(path: Path) -> Iterator[None]:
-    """Turn whatever PyAV raises for a file into an error that names it.
-
-    A disk that is lost, and too many open files, stay what they are: another file would fare no
-    better.
-
-    Raises:
-        UnreadableVideoError: Something was raised.
-    """
+def _decoding(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Converts exceptions of PyAV to errors of the file."""
     import av
 
-    try:
-        yield
-    except UnreadableVideoError:
-        raise
-    except Exception as error:
-        if is_of_the_machine(error) and not isinstance(error, av.FFmpegError):
-            raise
-        raise unreadable(path, EXPECTED, f"{type(error).__name__}: {error}") from error
+    return decoding(path, EXPECTED, damage=(av.FFmpegError, MemoryError))
 
 
-def packets_of(path: Path, movie: Movie, *, with_empty: bool = False) -> Iterator[Any]:
-    """Go through the packets of a movie from where it stands to its end.
+def packets_of(movie: Movie, *, with_empty: bool = False) -> Iterator[Any]:
+    """The packets of a movie from its current position to its end.
 
-    Those that come before the first keyframe are left out: no decoder can show them.
+    Those before the first keyframe are left out: no decoder can show them.
 
     Args:
-        path: The file, for the error's message.
         movie: The opened movie.
-        with_empty: Give packets without a byte, too: the frame before is shown for longer.
+        with_empty: Include packets without a byte, which prolong the frame before.
 
     Raises:
         UnreadableVideoError: A packet is damaged or missing.
     """
     started = False
-    with decoding(path):
+    with _decoding(movie.path):
         packets = movie.container.demux(movie.stream)
-        if _counts_packets(movie.stream) and movie.decoder.name == "mpeg4":
+        if movie.stream.container.format.name == "avi" and movie.decoder.name == "mpeg4":
             packets = in_frames(packets, movie.stream)
         for packet in packets:
             if not packet.size:
@@ -365,104 +341,55 @@ def packets_of(path: Path, movie: Movie, *, with_empty: bool = False) -> Iterato
                     yield packet
                 continue
             if packet.is_corrupt:
-                raise unreadable(path, EXPECTED, f"a damaged packet at byte {packet.pos}")
+                raise unreadable(movie.path, EXPECTED, f"a damaged packet at byte {packet.pos}")
             started = started or packet.is_keyframe
             if started:
                 yield packet
 
 
 def is_shown(packet: Any) -> bool:
-    """Tell whether a packet's frame is shown, rather than only needed by others."""
-    if packet.is_discard:  # cut off by an edit list
+    """Whether a packet's frame is displayed, rather than only a reference of others."""
+    if packet.is_discard:  # removed by an edit list
         return False
     name = packet.stream.codec_context.name
     if name == "mpeg4":
         return is_coded(packet)
-    # VP8 keeps hidden reference frames in packets of their own, and says so in its first byte
+    # VP8 has hidden reference frames in packets of their own, with a flag in the first byte
     return name not in ("vp8", "libvpx") or bool(memoryview(packet)[0] & 0x10)
 
 
 def time_of(packet: Any) -> int | None:
-    """Give the time at which a packet's frame is shown; None where the file does not say."""
+    """When a packet's frame is displayed; None if the file does not say."""
     stream = packet.stream
-    # FFmpeg guesses wrongly where the codec reorders frames
-    is_guess = _counts_packets(stream) and stream.codec_context.name in _REORDERING
+    # An avi only counts packets, of which FFmpeg derives wrong times where frames are reordered
+    is_guess = stream.container.format.name == "avi" and stream.codec_context.name in _REORDERING
     return None if is_guess else packet.pts
 
 
-def _counts_packets(stream: Any) -> bool:
-    """Tell whether the container knows no times but the numbers of the packets."""
-    return bool(stream.container.format.name == "avi")
-
-
-def is_before(time: int | None, first: int | None) -> bool:
-    """Tell whether a frame is shown before the keyframe that decoding began with.
-
-    Example:
-        >>> is_before(3, 4), is_before(4, 4), is_before(None, 4)
-        (True, False, False)
-    """
+def _is_before(time: int | None, first: int | None) -> bool:
+    """Whether a frame is displayed before the keyframe at which decoding began."""
     return time is not None and first is not None and time < first
 
 
 def movie_index(path: Path) -> MovieIndex:
-    """List the frames of a movie; remembered for as long as the file does not change.
+    """Lists the frames of a movie, for which the whole file is read.
 
-    To list them, the whole file has to be gone through. The lists of the movies used last, of five
-    million frames together (about 50 MB, or two days at 30 frames per second), stay in memory.
+    The lists of the movies used last stay in memory for as long as the file does not change; 10
+    bytes per frame, or 10 MB for 10 hours at 30 frames per second.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file is missing.
         UnreadableVideoError: The file is damaged.
     """
     try:
         state = os.stat(path)
     except FileNotFoundError as error:
         raise missing_file(path) from error
-    key = path.absolute(), state.st_size, state.st_mtime_ns
-    index = _REMEMBERED.get(key)
-    if index is None:
-        index = _read_index(key[0])
-        _REMEMBERED.add(key, index)
-    return index
+    return _read_index(path.absolute(), state.st_size, state.st_mtime_ns)
 
 
-class _Remembered:
-    """The indices used last, as many as have so many frames together.
-
-    Args:
-        most: Number of frames; an index by itself counts for `_PER_FILE`.
-    """
-
-    _PER_FILE = 100
-
-    def __init__(self, most: int) -> None:
-        self._most, self._held = most, 0
-        self._indices: dict[tuple[Path, int, int], MovieIndex] = {}  # the one used last at the end
-        self._lock = threading.Lock()
-
-    def get(self, key: tuple[Path, int, int]) -> MovieIndex | None:
-        with self._lock:
-            index = self._indices.pop(key, None)
-            if index is not None:
-                self._indices[key] = index
-            return index
-
-    def add(self, key: tuple[Path, int, int], index: MovieIndex) -> None:
-        with self._lock:
-            if key in self._indices:
-                return  # another thread was faster
-            self._indices[key] = index
-            self._held += index.num_frames + self._PER_FILE
-            while self._held > self._most and len(self._indices) > 1:
-                oldest = self._indices.pop(next(iter(self._indices)))
-                self._held -= oldest.num_frames + self._PER_FILE
-
-
-_REMEMBERED = _Remembered(5_000_000)
-
-
-def _read_index(path: Path) -> MovieIndex:
+@functools.lru_cache(maxsize=512)
+def _read_index(path: Path, size: int, modified: int) -> MovieIndex:
     times: list[int | None] = []
     decoded: list[int | None] = []
     keyframes: list[int | None] = []
@@ -470,7 +397,7 @@ def _read_index(path: Path) -> MovieIndex:
     first: int | None = None
     last, extra = (-1, 0), 0
     with open_movie(path) as movie:
-        for packet in packets_of(path, movie, with_empty=True):
+        for packet in packets_of(movie, with_empty=True):
             if not packet.size:
                 extra += packet.duration or 0
                 continue
@@ -482,7 +409,7 @@ def _read_index(path: Path) -> MovieIndex:
             if palette and (not palettes[1] or bytes(palette) != bytes(palettes[1][-1])):
                 palettes[0].append(time or 0)
                 palettes[1].append(palette)
-            if is_shown(packet) and not is_before(time, first):
+            if is_shown(packet) and not _is_before(time, first):
                 times.append(time)
                 decoded.append(packet.dts)
                 order = packet.dts if time is None else time
@@ -504,17 +431,17 @@ def _read_index(path: Path) -> MovieIndex:
 
 
 def _times_of_decoding(path: Path, decoded: list[Any], duration: int) -> list[int | None]:
-    """Give the times of frames of which it is known only when each packet is decoded.
+    """The display times of frames of which only the decoding times are known.
 
-    A decoder holds as many frames back as it may have to put before them, and then shows one for
-    each packet. The first packets are decoded to see how many these are, and how many frames
-    behind the first keyframe refer to frames before it, as in a file cut out of a longer one: they
-    are never shown.
+    A decoder delays its output by the number of frames that it may reorder, and then returns one
+    frame per packet. The first packets are decoded to find this number, and that of the frames
+    after the first keyframe that refer to frames before it, as in a file cut out of a longer one:
+    they are never displayed.
     """
     shown: set[int] = set()
     with open_movie(path) as movie:
-        packets = itertools.islice(packets_of(path, movie), _MOST_LEADING)
-        with contextlib.suppress(UnreadableVideoError), decoding(path):
+        packets = itertools.islice(packets_of(movie), _MOST_LEADING)
+        with contextlib.suppress(UnreadableVideoError), _decoding(path):
             for number, packet in enumerate(itertools.chain(packets, [None])):
                 if packet is not None:
                     packet.pts = number
@@ -524,14 +451,6 @@ def _times_of_decoding(path: Path, decoded: list[Any], duration: int) -> list[in
     later = [decoded[-1] + duration * number for number in range(1, delay + 1)]
     return [*decoded, *later][delay + lost :]
 
-
-def _is_cover(stream: Any) -> bool:
-    import av
-
-    return bool(stream.disposition & av.stream.Disposition.attached_pic)
-
-
-_FORMAT_OF_CHANNELS = {1: "gray", 3: "rgb24", 4: "rgba"}
 
 # Of FFmpeg's AVColorTransferCharacteristic and AVColorPrimaries
 _BT2020, _PQ, _HLG = 9, 16, 18
@@ -544,7 +463,7 @@ _BT2020_TO_BT709 = (  # ITU-R BT.2087
 
 
 def channels_of_format(pixel_format: Any) -> int:
-    """Give the number of channels that a movie's pixels have: 1, 3, or 4 with opacity.
+    """Number of channels of a movie's pixels: 1, 3, or 4 with opacity.
 
     Args:
         pixel_format: PyAV's `VideoFormat`.
@@ -560,7 +479,7 @@ def channels_of_format(pixel_format: Any) -> int:
 
 
 def is_measured(pixel_format: Any) -> bool:
-    """Tell whether pixels are grey or RGB values of more than 8 bits, as of a microscope.
+    """Whether pixels are grey or RGB values of more than 8 bits, as from a microscope.
 
     Args:
         pixel_format: PyAV's `VideoFormat`.
@@ -587,12 +506,12 @@ def _may_be_transparent(name: str) -> bool:
 
 
 def square_width(frame: Any, shape: Fraction | None, path: Path) -> int:
-    """Give the width of a frame once its pixels are squares, at the same height.
+    """Width of a frame that is scaled so that its pixels are square, at the same height.
 
     Args:
         frame: PyAV's `VideoFrame`.
         shape: Width of a pixel by its height; None or 0 if unknown.
-        path: The file, for the error's message.
+        path: The file, for the error.
 
     Raises:
         UnreadableVideoError: The frame would be larger than Pillow's limit.
@@ -603,60 +522,59 @@ def square_width(frame: Any, shape: Fraction | None, path: Path) -> int:
         return int(frame.width)
     width = max(1, round(frame.width * shape))
     if width * frame.height > max(pillow.MAX_IMAGE_PIXELS or 2**31 - 1, frame.width * frame.height):
-        raise unreadable(
-            path,
-            "pixels that are squares or nearly so",
-            f"pixels {shape} times as wide as high, for frames of {frame.width} x {frame.height}",
-            "pass square_pixels=False if that is not meant",
-        )
+        got = f"pixels {shape} times as wide as high, for frames of {frame.width} x {frame.height}"
+        advice = "pass square_pixels=False to ignore it"
+        raise unreadable(path, "pixels that are nearly square", got, advice)
     return width
 
 
 def picture_of(
     frame: Any, channels: int, path: Path, reformatter: Any, width: int | None = None
 ) -> Image:
-    """Convert a frame to 8 bit, and turn it as the file says that it is to be shown.
+    """Converts a frame to 8 bits, and rotates it as the file says.
 
     HDR (PQ or HLG) and BT.2020 colours are converted to BT.709: luminance up to the reference
     white of 203 cd/m2 is kept, and highlights above it are clipped (ITU-R BT.2408).
 
     Args:
         frame: PyAV's `VideoFrame`.
-        channels: 1, 3 or 4. Into 1 and 3 a frame with opacity is put on black.
-        path: The file, for the error's message.
-        reformatter: PyAV's `VideoReformatter`, the same for all frames of a movie: a new one costs
-            more than to convert a small frame.
-        width: To scale to, before it is turned; None for that of the frame.
+        channels: 1, 3 or 4. With 1 and 3, frames with opacity are composed on black.
+        path: The file, for the error.
+        reformatter: PyAV's `VideoReformatter`, the same for all frames of a movie: a new one takes
+            longer than the conversion of a small frame.
+        width: Target width, before rotation; None for that of the frame.
 
     Raises:
-        UnreadableVideoError: The file asks for another turn than a quarter's.
+        UnreadableVideoError: The rotation is not by a multiple of 90 degrees.
     """
     from PIL import Image as pillow
 
-    name = _FORMAT_OF_CHANNELS[channels]
     is_hdr = frame.color_trc in (_PQ, _HLG) or frame.color_primaries == _BT2020
-    if channels != 4 and _may_be_transparent(frame.format.name):
+    if _may_be_transparent(frame.format.name):
         name = "rgba"
-    elif is_hdr and channels == 1:
-        name = "rgb24"
-    deep = {"rgb24": "gbrp10le", "rgba": "gbrap10le"}[name] if is_hdr else name
-    pixels = reformatter.reformat(frame, width=width, format=deep).to_ndarray()
+    else:
+        name = "gray" if channels == 1 and not is_hdr else "rgb24"
     if is_hdr:
+        deep = {"rgb24": "gbrp10le", "rgba": "gbrap10le"}[name]
+        pixels = reformatter.reformat(frame, width=width, format=deep).to_ndarray()
         pixels = _standard_range(pixels, frame.color_trc, frame.color_primaries)
+    elif frame.format.name in ("yuva420p", "yuva422p") and width in (None, frame.width):
+        # FFmpeg 8 leaves the opacity of the last columns undefined, or takes it from other rows
+        colours = reformatter.reformat(frame, format="rgb24").to_ndarray()
+        plane = frame.planes[3]
+        opacity = np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width]
+        pixels = np.dstack([colours, opacity])
+    else:
+        pixels = reformatter.reformat(frame, width=width, format=name).to_ndarray()
     picture = pillow.fromarray(_upright(pixels, frame, path))
-    if name != _FORMAT_OF_CHANNELS[channels]:
-        if picture.mode == "RGBA":
-            black = pillow.new("RGB", picture.size)
-            black.paste(picture, mask=picture)
-            picture = black
-        picture = picture.convert("L" if channels == 1 else "RGB")
-    return picture
+    mode = CHANNELS_TO_MODE[channels]
+    return picture if picture.mode == mode else to_mode(picture, mode)
 
 
 def values_of(
     frame: Any, channels: int, path: Path, reformatter: Any, width: int | None = None
 ) -> torch.Tensor:
-    """Give the values that a frame stores, `(c, h, w)` float32, the right way up.
+    """The values that a frame stores, `(c, h, w)` float32, rotated as the file says.
 
     Args:
         frame: PyAV's `VideoFrame`, of which `is_measured` is true.
@@ -672,26 +590,16 @@ def values_of(
         got = f"frames of {frame.format.name} between others"
         raise unreadable(path, "frames of one kind of pixels", got)
     pixels = reformatter.reformat(frame, width=width).to_ndarray().astype(np.float32)
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
-    most = 1.0 if "f" in frame.format.name else 2.0 ** frame.format.components[0].bits - 1
-    colours, opacity = pixels[..., :3], pixels[..., 3:]
+    pixels = _upright(pixels.reshape(*pixels.shape[:2], -1), frame, path)
     if frame.format.name.startswith("bgr"):
-        colours = colours[..., ::-1]
-    if opacity.size and channels != 4:
-        colours = colours * (opacity / most)
-    if channels == 1 and colours.shape[2] == 3:  # the weights of ITU-R BT.601
-        colours = colours @ np.array([[0.299], [0.587], [0.114]], np.float32)
-    elif channels != 1 and colours.shape[2] == 1:
-        colours = colours.repeat(3, axis=2)
-    if channels == 4:
-        opaque = np.full_like(colours[..., :1], most)
-        colours = np.concatenate([colours, opacity if opacity.size else opaque], axis=2)
-    colours = _upright(colours, frame, path)
-    return torch.from_numpy(np.ascontiguousarray(colours.transpose(2, 0, 1)))
+        pixels = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    most = 1.0 if "f" in frame.format.name else 2.0 ** frame.format.components[0].bits - 1
+    values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return with_channels(values, channels, most)
 
 
 def _standard_range(pixels: np.ndarray, curve: int, primaries: int) -> np.ndarray:
-    """Convert pixels `(h, w, 3 or 4)` of 10 bit to BT.709, 8 bit."""
+    """Converts pixels `(h, w, 3 or 4)` of 10 bits to BT.709 of 8 bits."""
     light = _light(curve)[pixels[..., :3]]
     if curve == _HLG:  # a display of 1000 cd/m2, to which the curve of a scene belongs
         luminance = light @ np.array([0.2627, 0.6780, 0.0593], np.float32)
@@ -705,9 +613,9 @@ def _standard_range(pixels: np.ndarray, curve: int, primaries: int) -> np.ndarra
 
 @functools.cache
 def _light(curve: int) -> np.ndarray:
-    """Give the light of each 10-bit code, `(1024,)`, in units of the reference white.
+    """The light of each 10-bit code, `(1024,)`, in units of the reference white.
 
-    That of the scene, from 0 to 1, for HLG (ITU-R BT.2100); BT.1886 where the range is standard.
+    For HLG the light of the scene, from 0 to 1 (ITU-R BT.2100); BT.1886 for standard range.
     """
     code = np.minimum(np.arange(1024) / 1020, 1)  # FFmpeg makes 1020 of the white of YUV
     if curve == _PQ:
@@ -723,21 +631,18 @@ def _light(curve: int) -> np.ndarray:
 
 
 def _upright(pixels: np.ndarray, frame: Any, path: Path) -> np.ndarray:
-    """Turn pixels `(h, w, ...)` by a frame's display matrix.
+    """Rotates pixels `(h, w, ...)` by a frame's display matrix.
 
-    By it a pixel at (x, y) is shown at (a x + c y, b x + d y), y downwards.
+    It displays the pixel (x, y) at (a x + c y, b x + d y), y downwards.
     """
     matrix = _side_data(frame).get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))
     if [a == 0, b == 0, c == 0, d == 0] not in ([0, 1, 1, 0], [1, 0, 0, 1]):
-        raise unreadable(
-            path,
-            "frames turned by quarters of a circle",
-            f"a display matrix of {a}, {b}, {c}, {d} in units of 1/65536",
-            "turn the frames themselves, with a video editor",
-        )
+        got = f"a display matrix of {a}, {b}, {c}, {d} in units of 1/65536"
+        advice = "rotate the frames themselves, with a video editor"
+        raise unreadable(path, "frames rotated by multiples of 90 degrees", got, advice)
     if b:
         pixels = pixels.swapaxes(0, 1)
     if min(a, c) < 0:
@@ -746,7 +651,7 @@ def _upright(pixels: np.ndarray, frame: Any, path: Path) -> np.ndarray:
 
 
 def _side_data(frame: Any) -> Any:
-    """Give what comes with a frame, but for kinds that PyAV does not know, such as EXIF."""
+    """The side data of a frame, without the types that PyAV does not know, such as EXIF."""
     from av.filter import Graph
 
     try:
@@ -762,44 +667,44 @@ def _side_data(frame: Any) -> Any:
     return _side_data(graph.pull())
 
 
-# Frames decoded and thrown away rather than looking up where the next keyframe is
+# Frames that are decoded and dropped rather than looking up the next keyframe
 _WORTH_AN_INDEX = 32
 
 
 class MovieReader(VideoReader):
     """Frames of a movie, decoded by FFmpeg.
 
-    A frame is found by going to the last keyframe before it and decoding from there; it is the same
-    frame, bit for bit, as when all are decoded in order.
+    A frame is found by seeking the last keyframe before it and decoding from there; it is the same,
+    bit for bit, as when all frames are decoded in order.
 
     Args:
         path: The file; it stays open until `close`.
         channels: 1 (grey), 3 (colour), 4 (colour and opacity); None for what the file stores.
-        square_pixels: Scale the width where the file says that its pixels are no squares.
+        square_pixels: Scale the width if the file says that its pixels are not square.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableVideoError: The file is cut short, damaged, or holds no video.
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: The file is truncated, damaged, or holds no video.
         ValueError: `channels` is none of 1, 3, 4, None.
     """
 
     def __init__(
         self, path: Path, channels: int | None = None, *, square_pixels: bool = True
     ) -> None:
+        from av.video.reformatter import VideoReformatter
+
         if channels is not None:
             mode_of(channels)
         if missing := missing_bytes(path):
             raise unreadable(path, EXPECTED, f"a file cut short by at least {missing} bytes")
+        self.path, self._square_pixels = path, square_pixels
+        self._reformatter = VideoReformatter()
         self._open_file = contextlib.ExitStack()
-        # Where decoding stands: what gives the next frame, and that frame's number
+        # The position of the decoder: an iterator of the next frames, and the number of the first
         self._movie: Movie
         self._frames: Iterator[Any]
         self._next: int
         self._began_midway: bool
-        self._pixel_shape: Fraction | None
-        self._is_closed = False
-        self.path = path
-        self._square_pixels = square_pixels
         self._restart()
         pixels = self._movie.decoder.format
         self.is_array = is_measured(pixels)
@@ -807,7 +712,7 @@ class MovieReader(VideoReader):
 
     @property
     def num_frames(self) -> int:
-        """How many frames the movie shows, those that an edit list cuts off not counted."""
+        """Number of frames, without those that an edit list removes."""
         return self._index.num_frames
 
     @property
@@ -819,7 +724,7 @@ class MovieReader(VideoReader):
 
     @property
     def times(self) -> Sequence[float]:
-        """When each frame is shown, in seconds after the first.
+        """When each frame is displayed, in seconds after the first.
 
         Raises:
             UnreadableVideoError: The file does not say.
@@ -828,14 +733,14 @@ class MovieReader(VideoReader):
         if index.pts:
             return _seconds(index, index.pts)
         if not self.fps and index.num_frames != 1:
-            expected = "a movie that says when its frames are shown"
+            expected = "a movie that says when its frames are displayed"
             advice = "choose frames by number, or convert it, for example with ffmpeg"
             raise unreadable(self.path, expected, "one without times or rate", advice)
         return [number / (self.fps or 1) for number in range(index.num_frames)]
 
     @property
     def end(self) -> float | None:
-        """When the last frame stops being shown, in seconds after the first is; None if unknown."""
+        """When the last frame stops being displayed, in seconds after the first, if known."""
         index = self._index
         if index.pts:
             return None if index.end is None else _seconds(index, [index.end])[0]
@@ -845,88 +750,55 @@ class MovieReader(VideoReader):
     def _index(self) -> MovieIndex:
         return movie_index(self.path)
 
-    def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
-        """Decode frames of 8-bit movies, and of all in YUV, as `VideoReader.pictures` says."""
-        if self.is_array:
-            return super().pictures(indices)
-        return self._each(check_indices(indices), picture_of)
-
-    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """Decode frames of grey and RGB movies of more than 8 bits, as `VideoReader.array` says.
-
-        The values are those that are stored.
-        """
-        if not self.is_array:
-            return super().array(indices)
-        frames = list(self._each(check_indices(indices), values_of))
-        shapes = {frame.shape for frame in frames}
-        if len(shapes) > 1:
-            raise unreadable(self.path, "frames of one size", f"(c, h, w) {sorted(shapes)}")
-        if not frames:
-            return torch.empty(self.channels, 0, 0, 0)
-        return torch.stack(frames, dim=1)
-
-    def _each(self, indices: Sequence[int] | range, convert: Callable[..., Any]) -> Iterator[Any]:
-        from av.video.reformatter import VideoReformatter
-
-        reformatter = VideoReformatter()
-        for number in indices:
-            frame = self._frame(number)
-            if frame is None:
-                return
-            with decoding(self.path):
-                width = square_width(frame, self._pixel_shape, self.path)
-                converted = convert(frame, self.channels, self.path, reformatter, width)
-            yield converted
-
     def close(self) -> None:
-        """Close the file."""
-        self._is_closed = True
+        """Closes the file; harmless when repeated."""
+        super().close()
         self._open_file.close()
 
-    def _frame(self, number: int) -> Any:
-        """Decode one frame; None behind the last one."""
-        if self._is_closed:
-            raise closed_reader(self.path)
+    def _frame(self, index: int) -> Any:
+        frame = self._decoded(index)
+        if frame is None:
+            return None
+        convert = values_of if self.is_array else picture_of
+        shape = self._movie.stream.sample_aspect_ratio if self._square_pixels else None
+        with _decoding(self.path):
+            width = square_width(frame, shape, self.path)
+            return convert(frame, self.channels, self.path, self._reformatter, width)
+
+    def _decoded(self, number: int) -> Any:
+        """PyAV's frame of this number; None past the end."""
         if not self._next <= number <= self._next + _WORTH_AN_INDEX:
             if number >= self.num_frames:
                 return None
             self._approach(number)
-        began_midway = self._began_midway
-        try:
-            return self._advance(number)
-        except UnreadableVideoError:
-            if not began_midway:
-                raise
-        # Some files call a frame a keyframe from which decoding needs a while to become right
-        return self._advance(number)
-
-    def _advance(self, number: int) -> Any:
-        """Decode up to a frame; after an error, decoding stands at the beginning again."""
-        try:
-            for frame in self._frames:
-                self._next += 1
-                if self._next > number:
-                    return frame
-        except UnreadableVideoError:
-            self._restart()
-            raise
-        return None
+        while True:
+            try:
+                for frame in self._frames:
+                    self._next += 1
+                    if self._next > number:
+                        return frame
+                return None
+            except UnreadableVideoError:
+                # After some frames that are marked as keyframes decoding takes a while to be right
+                may_retry = self._began_midway
+                self._restart()
+                if not may_retry:
+                    raise
 
     def _approach(self, number: int) -> None:
-        """Go to the last keyframe before a frame, unless decoding already stands behind it."""
+        """Seeks the last keyframe before a frame, unless the decoder is already past it."""
         index = self._index
-        if not index.keyframes:  # a file that does not say what is shown when is decoded in order
+        if not index.keyframes:  # a file without time stamps is decoded in order
             if number < self._next:
                 self._restart()
             return
         keyframe = index.keyframes[bisect.bisect_right(index.keyframes, index.pts[number]) - 1]
         if self._next <= number and bisect.bisect_left(index.pts, keyframe) <= self._next:
             return
-        with decoding(self.path):
+        with _decoding(self.path):
             self._movie.container.seek(keyframe, stream=self._movie.stream)
             self._movie.decoder.flush_buffers()
-        packets = packets_of(self.path, self._movie)
+        packets = packets_of(self._movie)
         first = next(packets, None)
         if first is None or first.pts is None or first.pts > keyframe:
             self._restart()
@@ -934,17 +806,16 @@ class MovieReader(VideoReader):
             since, palettes = index.palettes
             if palettes:  # said only where it changes
                 first.set_sidedata(palettes[max(bisect.bisect_right(since, first.pts) - 1, 0)])
-            self._frames = _decode(self.path, self._movie, itertools.chain([first], packets))
+            self._frames = _decode(self._movie, itertools.chain([first], packets))
             self._next = bisect.bisect_left(index.pts, first.pts)
             self._began_midway = True
 
     def _restart(self) -> None:
         self._open_file.close()
         self._movie = self._open_file.enter_context(open_movie(self.path))
-        self._frames = _decode(self.path, self._movie, packets_of(self.path, self._movie))
+        self._frames = _decode(self._movie, packets_of(self._movie))
         self._next = 0
         self._began_midway = False
-        self._pixel_shape = self._movie.stream.sample_aspect_ratio if self._square_pixels else None
 
 
 def _seconds(index: MovieIndex, times: Iterable[int]) -> list[float]:
@@ -952,8 +823,8 @@ def _seconds(index: MovieIndex, times: Iterable[int]) -> list[float]:
     return [(time - first) * numerator / denominator for time in times]
 
 
-def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
-    """Decode packets from a keyframe on, and see that each gives its frame in its turn."""
+def _decode(movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
+    """Decodes packets from a keyframe on, and checks that each yields its frame in order."""
     first: int | None = None
     due: list[int] = []  # a heap: the times, or else the numbers, of the frames yet to come
     is_dated = True
@@ -964,15 +835,15 @@ def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
             if time is None or not is_dated:
                 time = packet.pts = number
             first = time if first is None else first
-            if is_shown(packet) and not (is_dated and is_before(time, first)):
+            if is_shown(packet) and not (is_dated and _is_before(time, first)):
                 heapq.heappush(due, time)
-        for frame in _frames_of(path, movie, packet):
-            if is_dated and is_before(frame.pts, first):
+        for frame in _frames_of(movie, packet):
+            if is_dated and _is_before(frame.pts, first):
                 continue  # refers to frames before the keyframe, and cannot be right
             if frame.is_corrupt:
-                raise unreadable(path, EXPECTED, f"a damaged frame at {frame.time} s")
+                raise unreadable(movie.path, EXPECTED, f"a damaged frame at {frame.time} s")
             if not due or (is_dated and due[0] != frame.pts):
-                raise unreadable(path, EXPECTED, f"damaged frames before {frame.time} s")
+                raise unreadable(movie.path, EXPECTED, f"damaged frames before {frame.time} s")
             if is_dated or frame.pts not in due:
                 heapq.heappop(due)
             else:
@@ -980,13 +851,13 @@ def _decode(path: Path, movie: Movie, packets: Iterable[Any]) -> Iterator[Any]:
             yield frame
     # The first frames of a file cut out of a longer one may refer to what came before
     if due and (is_dated or sorted(due) != list(range(1, len(due) + 1))):
-        raise unreadable(path, EXPECTED, f"{len(due)} frames that cannot be decoded")
+        raise unreadable(movie.path, EXPECTED, f"{len(due)} frames that cannot be decoded")
 
 
-def _frames_of(path: Path, movie: Movie, packet: Any) -> list[Any]:
+def _frames_of(movie: Movie, packet: Any) -> list[Any]:
     import av
 
-    with decoding(path):
+    with _decoding(movie.path):
         try:
             return movie.decoder.decode(packet)
         except av.EOFError:

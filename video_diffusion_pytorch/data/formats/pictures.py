@@ -1,4 +1,4 @@
-"""Pictures: stills and animations that Pillow decodes, in their orientation and depth."""
+"""Pictures: stills and animations, decoded by Pillow."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from video_diffusion_pytorch.data.errors import (
-    UnreadableVideoError,
-    missing_file,
-    regular_file,
-    unreadable,
-)
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, unreadable
 from video_diffusion_pytorch.data.formats import animations
 from video_diffusion_pytorch.data.formats.animations import (
     check_pixels,
@@ -36,11 +31,12 @@ from video_diffusion_pytorch.data.formats.animations import (
 )
 from video_diffusion_pytorch.data.formats.readers import (
     CHANNELS_TO_MODE,
-    FrameTimes,
+    Clock,
     VideoReader,
-    check_indices,
-    closed_reader,
+    check_sizes,
+    family_of_bytes,
     mode_of,
+    open_file,
 )
 
 if TYPE_CHECKING:
@@ -48,19 +44,19 @@ if TYPE_CHECKING:
 
 
 _NEW_SUBFILE_TYPE = 254
-# Bits of that tag: a smaller version of another page, a mask of one
+# Bits of that tag: a reduced version of another page, a mask
 _NO_PICTURE = 0b101
 
 
 def tiff_pages(content: bytes) -> list[int] | None:
-    r"""Walk the directories of a tif (revision 6.0, section 2) or BigTIFF, one per page.
+    r"""Walks the directories of a tif (revision 6.0, section 2) or BigTIFF, one per page.
 
     Args:
         content: The whole file, of at least its signature.
 
     Returns:
-        The numbers of the pages that are pictures, thumbnails and masks not counted; None if the
-        bytes end within a directory.
+        The numbers of the pages that are no thumbnails or masks; None if the bytes end within a
+        directory.
 
     Example:
         >>> tiff_pages(b"II*\0" + struct.pack("<IHHHIHHI", 8, 1, 256, 3, 1, 9, 0, 0))
@@ -87,7 +83,7 @@ def tiff_pages(content: bytes) -> list[int] | None:
 
 
 def _kind(entries: bytes, entry_size: int, order: str) -> int:
-    """The value of the tag that says what kind of page it is; 0 without it."""
+    """The value of the tag NewSubfileType; 0 without it."""
     for start in range(0, len(entries), entry_size):
         tag, kind = struct.unpack_from(order + "HH", entries, start)
         if tag >= _NEW_SUBFILE_TYPE:
@@ -97,9 +93,9 @@ def _kind(entries: bytes, entry_size: int, order: str) -> int:
     return 0
 
 
-# Numbers of EXIF's and tif's tags, and of a signed sample format
+# Tags of EXIF and tif, and the sample format of signed integers
 _ORIENTATION, _BITS, _COMPRESSION, _SAMPLE_FORMAT, _SIGNED = 274, 258, 259, 339, 2
-# Value of EXIF's orientation -> name of the member of Pillow's Transpose
+# Orientation in EXIF -> member of Pillow's Transpose
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -115,9 +111,9 @@ _ONLY_AS_NPY = "which are read only if they are stored as .npy"
 
 
 def stored_channels(image: Image) -> int:
-    """Give the number of channels that a picture's pixels have: 1, 3, or 4 with opacity.
+    """Number of channels of a picture's pixels: 1, 3, or 4 with opacity.
 
-    A transparent colour of a palette does not count: most gifs use it for what stays unchanged.
+    A transparent colour of a palette does not count: most gifs use it for unchanged pixels.
 
     Example:
         >>> from PIL import Image
@@ -130,14 +126,14 @@ def stored_channels(image: Image) -> int:
 
 
 def to_mode(image: Image, mode: str) -> Image:
-    """Convert a picture of 8 bits; what is transparent becomes black where the mode has no opacity.
+    """Converts a picture of 8 bits; transparent pixels become black if the mode has no opacity.
 
     Args:
         image: A picture of 8 bits or less per channel.
         mode: L, RGB or RGBA.
 
     Returns:
-        A new picture, also where nothing is to be converted.
+        A new picture, even if nothing is to be converted.
 
     Raises:
         ValueError: The picture holds numbers of more bits.
@@ -166,13 +162,13 @@ def to_mode(image: Image, mode: str) -> Image:
 
 
 def upright(image: Image, source: Image | None = None) -> Image:
-    """Turn a decoded picture as EXIF data say that it is to be shown; damaged ones say nothing.
+    """Rotates a decoded picture according to its EXIF data; damaged data are ignored.
 
-    Pillow turns a tif by itself, and takes the note off.
+    Pillow rotates a tif by itself, and removes the tag.
 
     Args:
         image: The picture.
-        source: The opened file that has the EXIF data; None for the picture itself.
+        source: The opened file with the EXIF data; None for the picture itself.
     """
     turn = _turn(image if source is None else source)
     return image if turn is None else image.transpose(turn)
@@ -191,7 +187,7 @@ def _turn(image: Image) -> Transpose | None:
 
 
 def is_deep(image: Image, content: bytes) -> bool:
-    """Tell whether a picture's channels have more than 8 bits, or signs.
+    """Whether a picture's channels have more than 8 bits, or signs.
 
     Args:
         image: The opened picture, at its page.
@@ -205,36 +201,34 @@ def is_deep(image: Image, content: bytes) -> bool:
 
 
 def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
-    """Give the numbers of a picture that `is_deep`.
+    """The numbers of a picture of more than 8 bits.
 
     Args:
         image: The opened picture, at its page.
         content: The whole file.
-        channels: 1 (grey, of colours 0.299 red + 0.587 green + 0.114 blue), 3 (colour) or 4 (colour
-            and opacity, 65535 for all that is opaque). Without opacity colours are multiplied by
-            it, so that what is transparent becomes 0.
+        channels: 1, 3 or 4, as for `with_channels`; opaque is 65535.
 
     Returns:
         `(channels, h, w)` float32.
 
     Raises:
-        ValueError: The picture is of a kind that is not decoded exactly, or opacity is asked of
-            numbers that have none.
+        ValueError: The picture is of a kind that is not decoded exactly, or `channels` is 4, and
+            its numbers have no opacity.
     """
     tags = getattr(image, "tag_v2", {})
     signed = _SIGNED in tags.get(_SAMPLE_FORMAT, ())
     is_packed = tags.get(_COMPRESSION, 1) != 1
     if image.mode in ("I", "F") and content[:2] == b"MM" and is_packed:
-        # Pillow 12 mixes up their bytes
+        # Pillow 12 swaps their bytes
         raise ValueError(f"compressed big-endian numbers of mode {image.mode!r}, {_ONLY_AS_NPY}")
     turn, page = _turn(image), image.tell()
-    image.load()  # Pillow looks for damage, also where it does not give all bits
+    image.load()  # Pillow checks for damage, even if it does not keep all bits
     if image.mode in ("RGB", "RGBA"):
         stored = _sixteen_bit_colours(image, content, page, turn)
     elif image.mode not in ("L", "I", "F") and not image.mode.startswith("I;16"):
         raise ValueError(f"numbers of more than 8 bits of mode {image.mode!r}, {_ONLY_AS_NPY}")
     else:
-        # Pillow has turned a tif already
+        # Pillow has rotated a tif already
         stored = np.asarray(image if image.format == "TIFF" else upright(image))[None]
         if image.mode == "L":
             stored = stored.view(np.int8)
@@ -245,14 +239,31 @@ def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
     if image.mode.startswith("I;16") and "transparency" in image.info:
         opaque = values != float(image.info["transparency"])
         values = torch.cat((values, opaque * _OPAQUE))
-    colours, opacity = (values[:-1], values[-1:]) if len(values) in (2, 4) else (values, None)
+    if channels == 4 and not has_most:
+        raise ValueError(f"numbers of mode {image.mode!r} without opacity; set channels=1")
+    return with_channels(values, channels, _OPAQUE)
+
+
+def with_channels(values: torch.Tensor, channels: int, most: float) -> torch.Tensor:
+    """Converts values of more than 8 bits to another number of channels.
+
+    Args:
+        values: `(c, h, w)` floats with 1 to 4 channels: grey or RGB, perhaps followed by opacity.
+        channels: 1 (grey, of colours 0.299 red + 0.587 green + 0.114 blue), 3 (colour) or 4 (colour
+            and opacity). Without opacity the colours are multiplied by it, so that transparent
+            pixels become 0.
+        most: The value that means opaque.
+
+    Returns:
+        `(channels, h, w)`.
+    """
+    has_opacity = len(values) in (2, 4)
+    colours = values[:-1] if has_opacity else values
     if channels == 4:
-        if opacity is None and not has_most:
-            raise ValueError(f"numbers of mode {image.mode!r} without opacity; set channels=1")
-        opacity = torch.full_like(values[:1], _OPAQUE) if opacity is None else opacity
+        opacity = values[-1:] if has_opacity else torch.full_like(values[:1], most)
         return torch.cat((colours.expand(3, -1, -1), opacity))
-    if opacity is not None:
-        colours = colours * (opacity / _OPAQUE)
+    if has_opacity:
+        colours = colours * (values[-1:] / most)
     if channels == 1 and len(colours) == 3:
         colours = (colours * torch.tensor(_LUMA).view(3, 1, 1)).sum(0, keepdim=True)
     return colours.expand(channels, -1, -1)
@@ -261,7 +272,7 @@ def stored_numbers(image: Image, content: bytes, channels: int) -> torch.Tensor:
 def _sixteen_bit_colours(
     image: Image, content: bytes, page: int, turn: Transpose | None
 ) -> np.ndarray:
-    """Let FFmpeg decode what Pillow has decoded to 8 bits: `(c, h, w)` uint16."""
+    """Decodes by FFmpeg what Pillow reduces to 8 bits: `(c, h, w)` uint16."""
     import av
     from PIL import Image as pillow
 
@@ -284,14 +295,14 @@ def _sixteen_bit_colours(
             got = f"16-bit colours that FFmpeg decodes to {frame.format.name}"
             raise ValueError(f"{got}, {_ONLY_AS_NPY}")
         values[number] = np.asarray(plane)
-        has_band = number < len(bands.getbands())  # but for the opacity of one transparent colour
+        has_band = number < len(bands.getbands())  # except for one transparent colour
         if has_band and ((values[number] >> 8) != np.asarray(bands.getchannel(number))).any():
             raise ValueError(f"16-bit colours that its decoders disagree on, {_ONLY_AS_NPY}")
     return values
 
 
 class ToTensor:
-    """Turn a Pillow picture into a tensor, each pixel value divided by 255.
+    """Converts a Pillow picture to a tensor, each value divided by 255.
 
     Example:
         >>> from PIL import Image
@@ -300,7 +311,7 @@ class ToTensor:
     """
 
     def __call__(self, image: Image) -> torch.Tensor:
-        """Convert one picture.
+        """Converts one picture.
 
         Args:
             image: A picture of mode L, RGB or RGBA.
@@ -326,39 +337,27 @@ class ToTensor:
         return "ToTensor()"
 
 
-__all__ = ["CHANNELS_TO_MODE", "PictureReader", "ToTensor", "gif_to_tensor", "seek_all_images"]
-
-
 _TO_TENSOR = ToTensor()
 
 
 def seek_all_images(img: Image, channels: int = 3) -> Iterator[Image]:
-    """Go through all frames of an opened picture file.
+    """Iterates over all frames of an opened picture file.
 
     Args:
         img: An opened Pillow image; its read position moves along.
         channels: 1 (grey), 3 (colour) or 4 (colour and opacity).
 
     Returns:
-        An iterator over the frames, each converted to that many channels; with 1 or 3, what is
-        transparent is black.
+        An iterator over the frames, converted to this number of channels; with 1 or 3, transparent
+        pixels are black.
 
     Raises:
         ValueError: `channels` is none of 1, 3, 4.
     """
+    from PIL import ImageSequence
+
     mode = mode_of(channels)
-
-    def frames() -> Iterator[Image]:
-        index = 0
-        while True:
-            try:
-                img.seek(index)
-            except EOFError:
-                return
-            yield to_mode(img, mode)
-            index += 1
-
-    return frames()
+    return (to_mode(frame, mode) for frame in ImageSequence.Iterator(img))
 
 
 def gif_to_tensor(
@@ -366,62 +365,49 @@ def gif_to_tensor(
     channels: int = 3,
     transform: Callable[[Image], torch.Tensor] = _TO_TENSOR,
 ) -> torch.Tensor:
-    """Read a gif (or any animation that Pillow knows: webp, apng) into a clip.
+    """Reads a gif (or any animation that Pillow knows: webp, apng) into a clip.
 
     Args:
         path: The file.
         channels: 1 (grey), 3 (colour) or 4 (colour and opacity).
-        transform: Called with each frame; gives its `(c, h, w)` tensor.
+        transform: Called with each frame, returns its `(c, h, w)` tensor.
 
     Returns:
         `(c, f, h, w)`; with the default `transform` float32 in [0, 1].
 
     Raises:
         FileNotFoundError: There is no such file.
-        UnreadableVideoError: The file is empty, cut short, damaged, not a picture, or larger than
+        UnreadableVideoError: The file is empty, truncated, damaged, not a picture, or larger than
             Pillow's limit against decompression bombs.
         ValueError: `channels` is none of 1, 3, 4.
 
-    Differs from the reference: a file that was cut short is an error, not a shorter clip; what is
-    transparent is black where `channels` is 1 or 3.
+    Differs from the reference: a truncated file is an error, not a shorter clip; transparent pixels
+    are black if `channels` is 1 or 3.
     """
     with PictureReader(Path(path), channels, formats=None) as reader:
         if reader.is_array:
             got = "numbers of more than 8 bits"
             raise unreadable(path, "pictures of 8 bits", got, "read them with read_video")
         frames = [transform(frame) for frame in reader.pictures(range(reader.num_frames))]
-    shapes = sorted({tuple(frame.shape) for frame in frames})
-    if len(shapes) > 1:
-        raise UnreadableVideoError(
-            f"cannot make a clip of {path}: all frames must have one shape, got {shapes}; "
-            "give a transform that resizes them, or remove the file"
-        )
+    check_sizes(Path(path), frames)
     return torch.stack(frames, dim=1)
 
 
 PICTURE_FORMATS = ("GIF", "PNG", "WEBP")
-"""What Pillow may take a file for that is opened by the name of its ending."""
+"""Formats that Pillow may detect in a file that is opened by its extension."""
 
-_EXPECTED = "a complete gif or other animation"
+_EXPECTED = "a complete picture or animation"
 _MAX_FILE_BYTES = 2**31
-_SIGNATURES: tuple[tuple[bytes, Callable[[bytes], list[float] | None], str], ...] = (
-    (b"GIF87a", gif_durations, "gif"),
-    (b"GIF89a", gif_durations, "gif"),
-    (b"\x89PNG\r\n\x1a\n", png_durations, "png"),
-    (b"RIFF", webp_durations, "webp"),
-)
-_STORE_AS_NPY = "store its numbers as .npy"
-_Frame = TypeVar("_Frame")
-# Seconds that browsers and FFmpeg show a frame for that states no time, and what counts as none
+_DURATIONS = {"gif": gif_durations, "png": png_durations, "webp": webp_durations}
+# Browsers and FFmpeg show a frame without a duration for this long
 _DEFAULT_SECONDS = 0.1
-_LEAST_SECONDS = {"gif": 0.02}
 
 
 class PictureReader(VideoReader):
     """Frames of one picture file, decoded by Pillow.
 
-    They are turned as EXIF data say. Without opacity what is transparent is black. Pictures of more
-    than 8 bits are given by `array`, as the numbers that they store.
+    They are rotated according to their EXIF data. Without opacity transparent pixels are black.
+    Pictures of more than 8 bits are returned by `array`, with the numbers that they store.
 
     Args:
         path: The file; it is read once, and not kept open.
@@ -429,8 +415,8 @@ class PictureReader(VideoReader):
         formats: Pillow's names of the formats that the file may have; None for all.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableVideoError: The file is empty, cut short, damaged, not a picture, or of more
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: The file is empty, truncated, damaged, not a picture, or of more
             pixels than `animations.MAX_PIXELS` or Pillow's limit against decompression bombs.
         ValueError: `channels` is none of 1, 3, 4, None.
     """
@@ -444,115 +430,49 @@ class PictureReader(VideoReader):
         if channels is not None:
             mode_of(channels)
         self._content = _read_all(path)
-        durations = _durations(path, self._content)
+        durations = frame_durations(path, self._content)
         self._open = functools.partial(_open, path, self._content, formats)
         self._image = self._open()
-        self._is_closed = False
-        super().__init__(path, stored_channels(self._image) if channels is None else channels)
         self.is_array = is_deep(self._image, self._content)
         if durations and self.is_array:
             got = "an animation of more than 8 bits"
             raise unreadable(path, _EXPECTED, got, "store it as numbered stills, or as .npy")
-        self._clock = FrameTimes(durations or [])
-        self._pages = self._find_pages(durations)
+        self._pages = _pages(path, self._content, self._image, durations)
         self._page_read = -1
-        # A gif or an animated png is composed of patches, from the first to the one that is wanted
+        # A gif or an animated png is composed of patches, in order
         patches_of = {"GIF": gif_patches, "PNG": png_patches}.get(self._image.format or "")
         is_simple = self._image.format == "GIF" and is_opaque_gif(self._content)
         self._patches_of = patches_of if durations and not is_simple else None
         self._frames: Iterator[Image] = iter(())
         self._next = 0
+        channels = stored_channels(self._image) if channels is None else channels
+        super().__init__(path, channels, len(self._pages), Clock.of_durations(durations or []))
 
-    def _find_pages(self, durations: list[float] | None) -> Sequence[int]:
-        """Where Pillow has the frames."""
-        if durations is not None:
-            return range(len(durations) or 1)
-        if self._image.format == "TIFF":
-            pages = tiff_pages(self._content)
-            if pages is None:
-                got = f"a tif cut short after {len(self._content)} bytes"
-                raise unreadable(self.path, _EXPECTED, got)
-            return pages
-        if self._image.format == "MPO":  # the others are previews, depths or gains
-            return range(1)
-        try:
-            with _pillows_warnings():
-                return range(getattr(self._image, "n_frames", 1))
-        except Exception as error:
-            raise _undecodable(self.path, error) from error
+    def _frame(self, index: int) -> Any:
+        if index >= self.num_frames:
+            return None
+        with _decoding(self.path):
+            if self.is_array:
+                return stored_numbers(self._page(index), self._content, self.channels)
+            if self._patches_of is not None:
+                image = self._composed(index)
+            else:
+                image = self._page(index)
+                if image.format != "GIF":  # which has no EXIF data
+                    image.load()
+                    image = upright(image)
+            return to_mode(image, CHANNELS_TO_MODE[self.channels])
 
-    @property
-    def num_frames(self) -> int:
-        """How many frames the file has."""
-        return len(self._pages)
-
-    @property
-    def fps(self) -> float | None:
-        """Average frames per second; None for a still picture."""
-        return self._clock.fps
-
-    @property
-    def times(self) -> Sequence[float] | None:
-        """When each frame is shown, in seconds; None for a still picture."""
-        return self._clock.times
-
-    @property
-    def end(self) -> float | None:
-        """When the last frame stops being shown, in seconds; None for a still picture."""
-        return self._clock.end
-
-    def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
-        """Decode frames, as `VideoReader.pictures` says."""
-        if self.is_array:
-            return super().pictures(indices)
-        return self._decode(check_indices(indices), self._picture)
-
-    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """Decode frames of more than 8 bits, as `VideoReader.array` says."""
-        if not self.is_array:
-            return super().array(indices)
-        frames = list(self._decode(check_indices(indices), self._numbers))
-        return stack_frames(frames, self.channels, self.path)
-
-    def _decode(
-        self, indices: Sequence[int] | range, decode: Callable[[int], _Frame]
-    ) -> Iterator[_Frame]:
-        # It takes as long as decoding a small frame, and of a gif Pillow warns of nothing
-        quiet = contextlib.nullcontext if self._image.format == "GIF" else _pillows_warnings
-        for index in indices[: self.num_frames]:
-            if index >= self.num_frames:
-                return
-            if self._is_closed:
-                raise closed_reader(self.path)
-            try:
-                with quiet():
-                    frame = decode(index)
-            except Exception as error:  # Pillow's decoders raise almost every kind of error
-                raise _undecodable(self.path, error) from error
-            yield frame
-            del frame  # large ones may not fit into memory twice
-
-    def _picture(self, index: int) -> Image:
-        if self._patches_of is not None:
-            if index < self._next:
-                self._next = 0
-            if not self._next:
-                patches = self._patches_of(self._content)
-                self._frames = composed(self._content, patches, self._image.size)
-            behind, self._next = index - self._next, 0  # from the beginning again after an error
-            image = next(itertools.islice(self._frames, behind, None))
-            self._next = index + 1
-            if "exif" in self._image.info:
-                image = upright(image, self._image)
-        else:
-            image = self._page(index)
-            if image.format != "GIF":  # which has no EXIF data
-                image.load()
-                image = upright(image)
-        return to_mode(image, CHANNELS_TO_MODE[self.channels])
-
-    def _numbers(self, index: int) -> torch.Tensor:
-        return stored_numbers(self._page(index), self._content, self.channels)
+    def _composed(self, index: int) -> Image:
+        assert self._patches_of is not None
+        if not 0 < self._next <= index:
+            self._next = 0
+            patches = self._patches_of(self._content)
+            self._frames = composed(self._content, patches, self._image.size)
+        ahead, self._next = index - self._next, 0  # start over after an error
+        image = next(itertools.islice(self._frames, ahead, None))
+        self._next = index + 1
+        return upright(image, self._image) if "exif" in self._image.info else image
 
     def _page(self, index: int) -> Image:
         page = self._pages[index]
@@ -567,100 +487,96 @@ class PictureReader(VideoReader):
         return self._image
 
     def close(self) -> None:
-        """Let go of the picture."""
-        self._is_closed = True
+        """Closes the picture; harmless when repeated."""
+        super().close()
         self._image.close()
 
 
 def _read_all(path: Path) -> bytes:
-    try:
-        with regular_file(path).open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            content = file.read() if size <= _MAX_FILE_BYTES else b""
-    except FileNotFoundError as error:
-        raise missing_file(path) from error
-    if size > _MAX_FILE_BYTES:
-        raise unreadable(
-            path,
-            _EXPECTED,
-            f"a file of {size} bytes",
-            "store so long a video as mp4, or as a folder of numbered frames",
-        )
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _MAX_FILE_BYTES:
+            advice = "store so long a video as mp4, or as a folder of numbered frames"
+            expected = f"a file of at most {_MAX_FILE_BYTES} bytes"
+            raise unreadable(path, expected, f"a file of {size} bytes", advice)
+        content = file.read()
     if not content:
         raise unreadable(path, _EXPECTED, "an empty file")
     return content
 
 
-def _durations(path: Path, content: bytes) -> list[float] | None:
-    """Check that the file is complete; give None for a format whose frames Pillow has to count."""
-    for signature, durations_of, name in _SIGNATURES:
-        if content.startswith(signature):
-            durations = durations_of(content) if len(content) >= 12 else None
-            if durations is None:
-                raise unreadable(path, _EXPECTED, f"a {name} cut short after {len(content)} bytes")
-            if len(durations) < 2:
-                return durations  # a picture that does not move
-            least = _LEAST_SECONDS.get(name, 1e-9)
-            return [_DEFAULT_SECONDS if seconds < least else seconds for seconds in durations]
-    return None
+def frame_durations(path: Path, content: bytes) -> list[float] | None:
+    """How long each frame of an animation is displayed, in seconds.
+
+    Args:
+        path: The file, for the error.
+        content: All of it.
+
+    Returns:
+        One number per frame, none for a still gif, png or webp; None for other formats.
+
+    Raises:
+        UnreadableVideoError: The file is truncated.
+    """
+    family = family_of_bytes(content[:16])
+    if family not in _DURATIONS:
+        return None
+    durations = _DURATIONS[family](content) if len(content) >= 12 else None
+    if durations is None:
+        raise unreadable(path, _EXPECTED, f"a {family} cut short after {len(content)} bytes")
+    if len(durations) < 2:
+        return durations  # a picture that does not move
+    least = 0.02 if family == "gif" else 1e-9
+    return [_DEFAULT_SECONDS if seconds < least else seconds for seconds in durations]
+
+
+def _pages(
+    path: Path, content: bytes, image: Image, durations: list[float] | None
+) -> Sequence[int]:
+    """Where Pillow has the frames."""
+    if durations is not None:
+        return range(len(durations) or 1)
+    if image.format == "TIFF":
+        pages = tiff_pages(content)
+        if pages is None:
+            raise unreadable(path, _EXPECTED, f"a tif cut short after {len(content)} bytes")
+        return pages
+    if image.format == "MPO":  # the others are previews, depths or gains
+        return range(1)
+    with _decoding(path):
+        return range(getattr(image, "n_frames", 1))
 
 
 def _open(path: Path, content: bytes, formats: tuple[str, ...] | None) -> Image:
     from PIL import Image as pillow
 
-    try:
-        with _pillows_warnings():
-            image = pillow.open(BytesIO(content), formats=formats)
-            check_pixels(image.size)
-            scale_transparency(image, content)
-            return image
-    except Exception as error:
-        is_tif = content[:2] in (b"II", b"MM") and "TIFF" in (formats or ("TIFF",))
-        if is_tif and isinstance(error, pillow.UnidentifiedImageError):
-            got = "one of another kind, or a damaged one"
-            raise unreadable(
-                path, "a tif of a kind that Pillow knows", got, _STORE_AS_NPY
-            ) from error
-        raise _undecodable(path, error) from error
+    with _decoding(path):
+        image = pillow.open(BytesIO(content), formats=formats)
+        check_pixels(image.size)
+        scale_transparency(image, content)
+        return image
 
 
 @contextlib.contextmanager
-def _pillows_warnings() -> Iterator[None]:
-    """Make an error of what Pillow warns of only: a picture of one to two times its limit."""
+def _decoding(path: Path) -> Iterator[None]:
+    """Converts exceptions, and Pillow's warning of a large picture, to errors of the file."""
     from PIL import Image as pillow
 
-    with warnings.catch_warnings():
-        # Notes on damaged metadata are nothing that a caller could do anything about
-        warnings.simplefilter("ignore", UserWarning)
-        warnings.simplefilter("error", pillow.DecompressionBombWarning)
-        yield
-
-
-def _undecodable(path: Path, error: Exception) -> UnreadableVideoError:
-    from PIL import Image as pillow
-
-    if isinstance(error, UnreadableVideoError):
-        return error
-    if isinstance(error, pillow.UnidentifiedImageError):
-        return unreadable(path, _EXPECTED, "bytes that Pillow does not take for a picture")
-    if isinstance(error, (pillow.DecompressionBombError, pillow.DecompressionBombWarning)):
-        got = f"a possible decompression bomb ({error})"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of damaged metadata
+            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+            yield
+    except UnreadableVideoError:
+        raise
+    except pillow.UnidentifiedImageError as error:
+        got = "bytes that Pillow does not take for a picture"
+        advice = "fetch or write the file again, convert it, or store its numbers as .npy"
+        raise unreadable(path, _EXPECTED, got, advice) from error
+    except (pillow.DecompressionBombError, pillow.DecompressionBombWarning) as error:
         advice = "make it smaller, or, if you trust it, raise PIL.Image.MAX_IMAGE_PIXELS and "
-        return unreadable(path, _EXPECTED, got, f"{advice}{animations.__name__}.MAX_PIXELS")
-    return unreadable(path, _EXPECTED, f"{type(error).__name__}: {error}")
-
-
-def stack_frames(frames: Sequence[torch.Tensor], channels: int, path: Path) -> torch.Tensor:
-    """Make one tensor `(c, f, h, w)` of frames `(c, h, w)`.
-
-    Raises:
-        UnreadableVideoError: They have different sizes.
-    """
-    if not frames:
-        return torch.empty(channels, 0, 0, 0)
-    shapes = sorted({tuple(frame.shape) for frame in frames})
-    if len(shapes) > 1:
-        got = f"(channels, height, width) {shapes}"
-        raise unreadable(path, "frames of one size", got, "bring them to one size first")
-    # of a large one no copy
-    return frames[0][:, None] if len(frames) == 1 else torch.stack(list(frames), dim=1)
+        advice += f"{animations.__name__}.MAX_PIXELS"
+        got = f"a possible decompression bomb ({error})"
+        raise unreadable(path, _EXPECTED, got, advice) from error
+    except Exception as error:  # Pillow's decoders raise almost every kind of error
+        raise unreadable(path, _EXPECTED, f"{type(error).__name__}: {error}") from error

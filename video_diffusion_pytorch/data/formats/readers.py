@@ -1,19 +1,19 @@
-"""The interface of readers, kinds of files by their first bytes, and readers of users."""
+"""The interface of readers, and the kinds of files by their names and first bytes."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+import reprlib
+from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 
 from video_diffusion_pytorch.data.errors import (
+    REPLACE,
     UnreadableVideoError,
     is_of_the_machine,
     missing_file,
@@ -22,7 +22,6 @@ from video_diffusion_pytorch.data.errors import (
 )
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
     from typing_extensions import Self
 
@@ -32,7 +31,7 @@ CHANNELS_TO_MODE = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def mode_of(channels: int) -> str:
-    """Give Pillow's name for pictures of that many channels.
+    """Pillow's name for pictures with this number of channels.
 
     Raises:
         ValueError: `channels` is none of 1, 3, 4.
@@ -45,114 +44,182 @@ def mode_of(channels: int) -> str:
     return CHANNELS_TO_MODE[channels]
 
 
-class VideoReader(ABC):
-    """An opened video, whose frames are decoded when they are asked for.
-
-    Close it after use, or open it in a `with` statement.
+class Clock(NamedTuple):
+    """Time stamps of a video; without any by default.
 
     Attributes:
+        fps: Average frames per second.
+        times: When each frame is displayed, in seconds after the first.
+        end: When the last frame stops being displayed.
+    """
+
+    fps: float | None = None
+    times: Sequence[float] | None = None
+    end: float | None = None
+
+    @classmethod
+    def of_durations(cls, durations: Sequence[float]) -> Clock:
+        """From the duration of each frame in seconds; no clock if these are all 0.
+
+        Example:
+            >>> Clock.of_durations([0.1, 0.1, 0.3])
+            Clock(fps=6.0, times=[0.0, 0.1, 0.2], end=0.5)
+        """
+        total = sum(durations)
+        if total <= 0:
+            return cls()
+        times = list(itertools.accumulate(durations[:-1], initial=0.0))
+        return cls(len(durations) / total, times, total)
+
+    @classmethod
+    def of_rate(cls, fps: float | None, num_frames: int) -> Clock:
+        """From a constant rate; no clock if it is None."""
+        return cls() if fps is None else cls(fps, [i / fps for i in range(num_frames)])
+
+
+class VideoReader:
+    """An opened video, whose frames are decoded on demand.
+
+    Close it after use, or open it in a `with` statement. A subclass decodes one frame in `_frame`.
+
+    Args:
         path: The file, or the folder of frames.
-        channels: Of the frames it gives.
+        channels: Of the decoded frames.
+        num_frames: Number of frames.
+        clock: When they are displayed.
+
+    Attributes:
+        path: As given.
+        channels: As given.
         is_array: Whether frames come from `array`, as tensors of any value range, or from
             `pictures`.
     """
 
     is_array: bool = False
 
-    def __init__(self, path: Path, channels: int) -> None:
-        self.path = path
-        self.channels = channels
+    def __init__(
+        self, path: Path, channels: int, num_frames: int = 0, clock: Clock | None = None
+    ) -> None:
+        self.path, self.channels = path, channels
+        self._num_frames, self._clock = num_frames, clock or Clock()
+        self._is_closed = False
 
     @property
-    @abstractmethod
     def num_frames(self) -> int:
-        """How many frames there are; found without decoding them."""
+        """Number of frames; found without decoding them."""
+        return self._num_frames
 
     @property
-    @abstractmethod
     def fps(self) -> float | None:
-        """Average frames per second; None where the file has no clock."""
+        """Average frames per second; None if the file has no clock."""
+        return self._clock.fps
 
     @property
-    @abstractmethod
     def times(self) -> Sequence[float] | None:
-        """When each frame is shown, in seconds after the first; None where there is no clock."""
+        """When each frame is displayed, in seconds after the first; None if there is no clock."""
+        return self._clock.times
 
     @property
     def end(self) -> float | None:
-        """When the last frame stops being shown, in the seconds of `times`; None if not known."""
-        return None
+        """When the last frame stops being displayed, in the seconds of `times`; None if unknown."""
+        return self._clock.end
 
     def pictures(self, indices: Sequence[int] | range) -> Iterator[Image]:
-        """Decode frames of a picture file or a movie.
+        """Decodes frames of a picture file or a movie.
 
         Args:
-            indices: Numbers of frames, from 0 up, strictly increasing. They may run past the end of
-                the file, where the pictures end too.
+            indices: Numbers of frames, from 0 up, strictly increasing. They may exceed the end of
+                the file, where the pictures end, too.
 
         Returns:
-            An iterator over pictures of mode L, RGB or RGBA, as `channels` says.
+            An iterator over pictures of mode L, RGB or RGBA, depending on `channels`.
 
         Raises:
             TypeError: The file holds an array.
             ValueError: `indices` are negative or do not increase, or the reader is closed.
-            UnreadableVideoError: The file is damaged; raised where the damage is met.
+            UnreadableVideoError: The file is damaged; raised when the damage is reached.
         """
-        raise TypeError(
-            f"frames of {self.path} as pictures: expected a picture file or a movie, got an array; "
-            "call array() instead"
-        )
+        if self.is_array:
+            raise TypeError(
+                f"frames of {self.path} as pictures: expected a picture file or a movie, got an "
+                "array; call array() instead"
+            )
+        return self._decode(check_indices(indices))
 
     def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """Read frames of an array file, or of a picture or movie of more than 8 bits.
+        """Reads frames of an array file, or of a picture or movie of more than 8 bits.
 
         Args:
             indices: As for `pictures`.
 
         Returns:
-            `(c, len(indices), h, w)`, uint8 where the file holds uint8, else float32.
+            `(c, len(indices), h, w)`, uint8 if the file holds uint8, else float32.
 
         Raises:
             TypeError: The file holds pictures of 8 bits.
             ValueError: `indices` are negative or do not increase, or the reader is closed.
-            UnreadableVideoError: The file is damaged.
+            UnreadableVideoError: The file is damaged, or its frames differ in size.
         """
-        raise TypeError(
-            f"frames of {self.path} as an array: expected an array file, got a picture file or a "
-            "movie; call pictures() instead"
-        )
+        if not self.is_array:
+            raise TypeError(
+                f"frames of {self.path} as an array: expected an array file, got a picture file or "
+                "a movie; call pictures() instead"
+            )
+        return self._array(check_indices(indices))
 
-    @abstractmethod
     def close(self) -> None:
-        """Let go of the file; harmless when repeated."""
+        """Closes the file; harmless when repeated."""
+        self._is_closed = True
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ValueError(
+                f"frames of {self.path}: expected an open reader, got a closed one; read inside "
+                "the with statement"
+            )
 
-def closed_reader(path: Path) -> ValueError:
-    """Say that a reader was used after it was closed, for the caller to raise.
+    def _frame(self, index: int) -> Any:
+        """A picture, or a tensor `(c, h, w)` if `is_array`; None past the end."""
+        raise NotImplementedError
 
-    Example:
-        >>> print(closed_reader(Path("a.gif")))
-        frames of a.gif: expected an open reader, got a closed one; read inside the with ...
+    def _decode(self, indices: Sequence[int] | range) -> Iterator[Any]:
+        for index in indices:
+            self._check_open()
+            frame = self._frame(index)
+            if frame is None:
+                return
+            yield frame
+            del frame  # large ones may not fit into memory twice
+
+    def _array(self, indices: Sequence[int] | range) -> torch.Tensor:
+        frames = list(self._decode(indices))
+        if not frames:
+            return torch.empty(self.channels, 0, 0, 0)
+        check_sizes(self.path, frames)
+        if len(frames) == 1:
+            return frames[0][:, None].contiguous()  # no copy of a large frame
+        return torch.stack(frames, dim=1)
+
+
+def check_sizes(path: Path, frames: Sequence[Any]) -> None:
+    """Rejects frames, as tensors or arrays, of different shapes.
+
+    Raises:
+        UnreadableVideoError: Their shapes differ.
     """
-    return ValueError(
-        f"frames of {path}: expected an open reader, got a closed one; read inside the with "
-        "statement"
-    )
+    shapes = sorted({tuple(frame.shape) for frame in frames})
+    if len(shapes) > 1:
+        raise unreadable(path, "frames of one size", f"{shapes}", "bring them to one size first")
 
 
 def check_indices(indices: Sequence[int] | range) -> Sequence[int] | range:
-    """Refuse numbers of frames that no reader can go through in one pass.
+    """Rejects numbers of frames that cannot be read in one pass.
 
     Raises:
         ValueError: They are negative or do not increase.
@@ -161,107 +228,110 @@ def check_indices(indices: Sequence[int] | range) -> Sequence[int] | range:
         >>> check_indices(range(0, 10**12, 3))
         range(0, 1000000000000, 3)
     """
-    if isinstance(indices, range):  # decided without walking through it
+    if isinstance(indices, range):  # without iterating over it
         increasing = indices.step > 0 or not indices[1:]
     else:
         increasing = all(a < b for a, b in itertools.pairwise(indices))
     if not increasing or next(iter(indices), 0) < 0:
-        is_short = isinstance(indices, range) or len(indices) < 10
-        shown = repr(indices) if is_short else f"{str(list(indices[:9]))[:-1]}, ...]"
         raise ValueError(
             "numbers of frames must be at least 0 and increase from each to the next, got "
-            f"{shown}; sort them, and leave out repeated ones"
+            f"{reprlib.repr(indices)}; sort them, and leave out repeated ones"
         )
     return indices
 
 
-class FrameTimes:
-    """What a file's clock says: durations of its frames in seconds -> rate, times and end.
-
-    Example:
-        >>> clock = FrameTimes([0.1, 0.1, 0.3])
-        >>> clock.fps, clock.times, clock.end
-        (6.0, [0.0, 0.1, 0.2], 0.5)
-    """
-
-    def __init__(self, durations: Sequence[float]) -> None:
-        total = sum(durations)
-        self.fps: float | None = len(durations) / total if total > 0 else None
-        self.times: list[float] | None = (
-            list(itertools.accumulate(durations[:-1], initial=0.0)) if total > 0 else None
-        )
-        self.end: float | None = total if total > 0 else None
-
-
-SIGNATURE_BYTES = 16
-"""How much of a file `family_of_bytes` looks at."""
+_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+_FORMATS = {  # name: extensions, offset of the signature, alternatives of it
+    "gif": (("gif",), 0, (b"GIF87a", b"GIF89a")),
+    "webp": (("webp",), 8, (b"WEBP",)),
+    "png": (("png", "apng"), 0, (b"\x89PNG\r\n\x1a\n",)),
+    "mp4": (("mp4", "m4v", "mov"), 4, _MP4_BOXES),
+    "mkv": (("mkv", "webm"), 0, (b"\x1a\x45\xdf\xa3",)),
+    "avi": (("avi",), 8, (b"AVI ",)),
+    "npy": (("npy",), 0, (b"\x93NUMPY",)),
+    "zip": (("npz", "pt"), 0, (b"PK\x03\x04",)),
+}
 
 FAMILY_OF_ENDING = {
-    "gif": "gif",
-    "webp": "webp",
-    "png": "png",
-    "apng": "png",
-    "mp4": "mp4",
-    "m4v": "mp4",
-    "mov": "mp4",
-    "mkv": "mkv",
-    "webm": "mkv",
-    "avi": "avi",
-    "npy": "npy",
-    "npz": "zip",
-    "pt": "zip",
+    ending: family for family, (endings, _, _) in _FORMATS.items() for ending in endings
 }
-"""Ending of a file's name -> the kind of bytes that belong in it."""
+"""Extension of a file's name -> the file format."""
 
-_ENDINGS_TO_SUGGEST = {"mp4": ".mp4 or .mov", "mkv": ".mkv or .webm", "zip": ".npz or .pt"}
-_MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot")
+
+def family_of_name(path: Path) -> str | None:
+    """The file format that a name promises, one of the values of `FAMILY_OF_ENDING`, or None."""
+    return FAMILY_OF_ENDING.get(path.suffix.lower().lstrip("."))
 
 
 def family_of_bytes(head: bytes) -> str | None:
-    """Tell from its first bytes what kind of video a file holds.
-
-    Args:
-        head: The first `SIGNATURE_BYTES` of the file, or all of a shorter one.
-
-    Returns:
-        One of the values of `FAMILY_OF_ENDING`; None for any other file.
+    """The file format by its first 16 bytes, one of the values of `FAMILY_OF_ENDING`, or None.
 
     Example:
         >>> family_of_bytes(b"GIF89a"), family_of_bytes(b"<!DOCTYPE html>")
         ('gif', None)
     """
-    if head[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    if head[:4] == b"RIFF":
-        return {b"WEBP": "webp", b"AVI ": "avi"}.get(head[8:12])
-    if head[4:8] in _MP4_BOXES:
-        return "mp4"
-    starts = {
-        b"\x89PNG\r\n\x1a\n": "png",
-        b"\x1a\x45\xdf\xa3": "mkv",
-        b"\x93NUMPY": "npy",
-        b"PK\x03\x04": "zip",
-    }
-    return next((family for start, family in starts.items() if head.startswith(start)), None)
+    for family, (_, offset, signatures) in _FORMATS.items():
+        if head.startswith(signatures, offset):
+            return family
+    return None
 
 
-def check_signature(path: Path, family: str) -> None:
-    """Refuse a file whose bytes do not belong under its name.
+def open_file(path: Path) -> FileIO:
+    """Opens a file for unbuffered reading.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: It is not a regular file.
+    """
+    try:
+        return regular_file(path).open("rb", buffering=0)
+    except FileNotFoundError as error:
+        raise missing_file(path) from error
+
+
+@contextlib.contextmanager
+def decoding(
+    path: Path,
+    expected: str,
+    advice: str = REPLACE,
+    damage: tuple[type[Exception], ...] = (MemoryError,),
+) -> Iterator[None]:
+    """Converts any exception of a decoder to an `UnreadableVideoError`.
+
+    A full or lost disk, and a lack of memory or of handles, are raised unchanged: they would affect
+    the next file, too.
 
     Args:
         path: The file.
-        family: What its name promises: one of the values of `FAMILY_OF_ENDING`.
+        expected: What was expected of it, for the error.
+        advice: What to do, for the error.
+        damage: Exceptions of these types concern the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        UnreadableVideoError: The file is empty, or of another kind.
+        UnreadableVideoError: Something was raised.
     """
     try:
-        with regular_file(path).open("rb") as file:
-            head = file.read(SIGNATURE_BYTES)
-    except FileNotFoundError as error:
-        raise missing_file(path) from error
-    found = family_of_bytes(head)
+        yield
+    except UnreadableVideoError:
+        raise
+    except Exception as error:
+        is_general = isinstance(error, MemoryError) or is_of_the_machine(error)
+        if is_general and not isinstance(error, damage):
+            raise
+        reason = str(error).partition("\n")[0][:500]
+        raise unreadable(path, expected, f"{type(error).__name__}: {reason}", advice) from error
+
+
+def check_signature(path: Path) -> None:
+    """Rejects a file whose content is not of the format that its name promises.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        UnreadableVideoError: The file is empty, or of another format.
+    """
+    with open_file(path) as file:
+        head = file.read(16)
+    family, found = family_of_name(path), family_of_bytes(head)
     if found == family:
         return
     expected = f"the {family} file that its name promises"
@@ -269,117 +339,5 @@ def check_signature(path: Path, family: str) -> None:
         raise unreadable(path, expected, "an empty file")
     if found is None:
         raise unreadable(path, expected, f"bytes of no known kind of video ({head!r})")
-    ending = _ENDINGS_TO_SUGGEST.get(found, f".{found}")
-    raise unreadable(path, expected, f"bytes that look like {found}", f"rename it to {ending}")
-
-
-ReadFn = Callable[[Path], Any]
-
-_WHOLE = "read_fn to give a number for each pixel"
-
-
-class FunctionReader(VideoReader):
-    """What a function of the user's gives for a file, as an opened video.
-
-    Args:
-        path: The file.
-        read_fn: Called with the path, gives an array or tensor `(c, f, h, w)`, or that and the
-            frames per second.
-        channels: Expected; None for any.
-
-    Raises:
-        TypeError: The function gives something else.
-        UnreadableVideoError: The function fails, other than for lack of memory, files or disk; its
-            array has other axes or another number of channels, holds no real numbers, or has
-            masked values; or the rate is no number above 0.
-    """
-
-    is_array = True
-
-    def __init__(self, path: Path, read_fn: ReadFn, channels: int | None = None) -> None:
-        if path.exists() and not path.is_dir():
-            regular_file(path)
-        given = _call(read_fn, path)
-        has_rate = isinstance(given, tuple) and len(given) == 2
-        values, fps = given if has_rate else (given, None)
-        self._fps = None if fps is None else _as_rate(fps, path)
-        if not isinstance(values, (np.ndarray, torch.Tensor)):
-            raise TypeError(
-                f"read_fn must give an array or tensor (c, f, h, w), or (array, fps), got "
-                f"{type(values).__name__} for {path}; convert it with numpy.asarray"
-            )
-        if np.ma.is_masked(values):
-            got = f"{np.ma.count_masked(values)} that are masked"
-            raise unreadable(path, _WHOLE, got, "fill them in read_fn, as by values.filled(0)")
-        if isinstance(values, np.ndarray):
-            is_real = values.dtype.kind in "biuf"
-        else:
-            is_real = not values.is_complex()
-        expected = "any number of" if channels is None else str(channels)
-        if values.ndim != 4 or not is_real or channels not in (None, values.shape[0]):
-            raise unreadable(
-                path,
-                f"read_fn to give real numbers of shape (c, f, h, w) with {expected} channels",
-                f"{values.dtype} of shape {tuple(values.shape)}",
-                "move the axes or convert the numbers in read_fn, or set channels",
-            )
-        if isinstance(values, np.ndarray):
-            # torch knows neither foreign byte orders nor most unsigned types
-            values = values.astype(_plain_type(values.dtype))
-            values = torch.from_numpy(np.ascontiguousarray(values))
-        super().__init__(path, values.shape[0])
-        self._video = values if values.dtype == torch.uint8 else values.float()
-
-    @property
-    def num_frames(self) -> int:
-        """How many frames the function gave."""
-        return self._video.shape[1]
-
-    @property
-    def fps(self) -> float | None:
-        """What the function said; None if nothing."""
-        return self._fps
-
-    @property
-    def times(self) -> Sequence[float] | None:
-        """By the rate that the function said."""
-        if self._fps is None:
-            return None
-        return [index / self._fps for index in range(self.num_frames)]
-
-    def array(self, indices: Sequence[int] | range) -> torch.Tensor:
-        """The frames of these numbers, as far as there are such."""
-        wanted = [index for index in check_indices(indices) if index < self.num_frames]
-        return self._video[:, wanted]
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def _call(read_fn: ReadFn, path: Path) -> Any:
-    """What the function gives; any error of its own is one of the file."""
-    try:
-        return read_fn(path)
-    except (UnreadableVideoError, MemoryError):
-        raise
-    except Exception as error:
-        if is_of_the_machine(error):
-            raise
-        got = f"{type(error).__name__}: {error!s:.500}"
-        advice = "repair or remove the file, or correct read_fn"
-        raise unreadable(path, "a file that read_fn can read", got, advice) from error
-
-
-def _as_rate(fps: Any, path: Path) -> float:
-    try:
-        rate = math.nan if isinstance(fps, (str, bytes, bool)) else float(fps)
-    except (TypeError, ValueError):
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        expected = "read_fn to give the frames per second as a number above 0, or None"
-        raise unreadable(path, expected, f"{fps!r:.60}", "correct it in read_fn")
-    return rate
-
-
-def _plain_type(dtype: np.dtype) -> type:
-    return np.uint8 if dtype == np.uint8 else np.float32
+    advice = f"rename it to .{' or .'.join(_FORMATS[found][0])}"
+    raise unreadable(path, expected, f"bytes that look like {found}", advice)

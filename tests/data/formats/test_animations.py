@@ -1,16 +1,23 @@
-"""Frames of a gif or png, composed of patches."""
+"""Animations: composed frames of gif, webp and png files, and their durations."""
 
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from video_diffusion_pytorch.data.formats.animations import (
+    gif_durations,
+    png_durations,
+    webp_durations,
+)
 from video_diffusion_pytorch.data.formats.pictures import PictureReader, gif_to_tensor
 
+GIFS = sorted((Path(__file__).parents[2] / "golden" / "gifs").glob("*.gif"))
 SIZE = (9, 7)  # width, height
 
 
@@ -222,3 +229,80 @@ def test_a_still_and_an_animation_of_one_frame_look_alike(tmp_path):
     pixels = np.asarray(frame)
     (tmp_path / "one.png").write_bytes(apng([(pixels, (0, 0), 0, 1)], 6))
     assert np.array_equal(read(tmp_path / "one.png", 3), read(tmp_path / "still.png", 3))
+
+
+# Durations
+
+
+@pytest.mark.parametrize("path", GIFS, ids=lambda path: path.stem)
+def test_no_part_of_a_gif_passes_for_the_whole(path):
+    content = path.read_bytes()
+    assert gif_durations(content) is not None
+    assert gif_durations(content + b"\0\0") is not None
+    assert not [end for end in range(6, len(content)) if gif_durations(content[:end]) is not None]
+
+
+def test_durations_of_a_gif(tmp_path):
+    frames = [Image.new("L", (4, 4), 60 * number) for number in range(3)]
+    frames[0].save(
+        tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=[100, 2560, 0]
+    )
+    content = (tmp_path / "a.gif").read_bytes()
+    assert gif_durations(content) == [0.1, 2.56, 0]
+    assert gif_durations(content[:-1]) is None
+
+
+def animated_png(count, **options):
+    first, *rest = [Image.new("L", (4, 4), number) for number in range(count)]
+    file = BytesIO()
+    first.save(file, "PNG", save_all=count > 1, append_images=rest, **options)
+    return file.getvalue()
+
+
+def test_durations_of_a_png():
+    assert png_durations(animated_png(1)) == []
+    assert png_durations(animated_png(3, duration=[100, 250, 20])) == pytest.approx(
+        [0.1, 0.25, 0.02]
+    )
+    assert png_durations(animated_png(3, default_image=True, duration=50)) == pytest.approx(
+        [0.05] * 2
+    )
+
+
+def test_every_cut_of_a_png_is_noticed():
+    content = animated_png(3)
+    assert [n for n in range(8, len(content)) if png_durations(content[:n]) is not None] == []
+
+
+def test_frames_that_are_announced_and_missing():
+    content = animated_png(3)
+    last = content.rindex(b"fcTL") - 4
+    assert png_durations(content[:last] + animated_png(1)[-12:]) is None
+
+
+def webp(count, **options):
+    first, *rest = [Image.new("RGB", (4, 4), (number, 0, 0)) for number in range(count)]
+    file = BytesIO()
+    first.save(file, "WEBP", save_all=count > 1, append_images=rest, lossless=True, **options)
+    return file.getvalue()
+
+
+def test_durations_of_a_webp():
+    assert webp_durations(webp(1)) == []
+    assert webp_durations(webp(3, duration=[100, 250, 20])) == pytest.approx([0.1, 0.25, 0.02])
+
+
+def test_every_cut_of_a_webp_is_noticed():
+    content = webp(3)
+    assert [n for n in range(12, len(content)) if webp_durations(content[:n]) is not None] == []
+
+
+def test_a_chunk_that_is_longer_than_the_file_says():
+    content = bytearray(webp(3))
+    last = content.rindex(b"ANMF")
+    content[last + 4] += 2
+    assert webp_durations(bytes(content)) is None
+
+
+def test_what_follows_the_stated_end_does_not_matter():
+    assert webp_durations(webp(1) + b"more") == []
