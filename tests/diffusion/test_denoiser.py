@@ -6,8 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from video_diffusion_pytorch.diffusion.denoiser import Denoiser, times, without_weight_gradients
-from video_diffusion_pytorch.diffusion.guidance import Guidance
+from video_diffusion_pytorch.diffusion.guidance import (
+    Denoiser,
+    Guidance,
+    times,
+    without_weight_gradients,
+)
 from video_diffusion_pytorch.diffusion.noise_schedule import NoiseLevel
 
 LEVEL = NoiseLevel(t=3, alpha=0.6, sigma=0.8)

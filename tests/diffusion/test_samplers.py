@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.diffusion.gaussian_data import GaussianVideos, moments, relative_error
-from video_diffusion_pytorch.diffusion.denoiser import Prediction
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CLEAN,
     ForwardProcess,
@@ -24,6 +23,7 @@ from video_diffusion_pytorch.diffusion.samplers import (
     Ancestral,
     DiffusersScheduler,
     DPMPlusPlus,
+    Prediction,
     Sampler,
     make_sampler,
 )

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
-from video_diffusion_pytorch.diffusion.denoiser import times
-from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion
+from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion, times
 from video_diffusion_pytorch.diffusion.noise_schedule import CLEAN, SCHEDULES
 from video_diffusion_pytorch.diffusion.objective import OBJECTIVES, target_of
 from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral

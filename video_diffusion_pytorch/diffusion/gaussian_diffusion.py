@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from types import MethodType
@@ -15,20 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.arguments import as_image_size, per_channel, plain_range, shown
-from video_diffusion_pytorch.conditions import given
+from video_diffusion_pytorch.conditions import VALUES, given, masks_of, rows_of
 from video_diffusion_pytorch.diffusion import completion
 from video_diffusion_pytorch.diffusion.conditioning import (
     CONDITION_NAMES,
     as_tensor,
-    common_length,
     encode_condition,
     is_captions,
+    join_fields,
     show_first_frames,
     unwrap,
 )
 from video_diffusion_pytorch.diffusion.config import CONFIG, plain_config, remember_training
-from video_diffusion_pytorch.diffusion.denoiser import Denoiser, in_evaluation_mode
-from video_diffusion_pytorch.diffusion.guidance import RECONSTRUCTION_WEIGHT, Guidance
+from video_diffusion_pytorch.diffusion.guidance import (
+    RECONSTRUCTION_WEIGHT,
+    Denoiser,
+    Guidance,
+    as_guidance,
+    count_videos,
+    in_evaluation_mode,
+)
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CONTINUOUS,
     ForwardProcess,
@@ -43,7 +49,7 @@ from video_diffusion_pytorch.diffusion.objective import (
     target_of,
     x_start_of,
 )
-from video_diffusion_pytorch.diffusion.random_streams import make_streams
+from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -52,31 +58,16 @@ from video_diffusion_pytorch.diffusion.samplers import (
     follow,
     make_sampler,
 )
-from video_diffusion_pytorch.diffusion.sampling import (
-    NEGATIVES,
-    SamplingRequest,
-    as_guidance,
-    batches,
-    check_denoiser_takes,
-    check_numbers,
-    check_options,
-    check_rows,
-    rows_known,
-    takes_reference_chain,
-)
 from video_diffusion_pytorch.diffusion.value_range import (
     RANGE_TOLERANCE,
     Bound,
-    check_ranges_of_file,
-    check_type,
+    check_videos,
     level_of_user,
     normalize_img,
     to_unit_range,
     unnormalize_img,
 )
 from video_diffusion_pytorch.hub import NETWORK_PREFIX, Shareable
-
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
@@ -206,11 +197,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         super().__init__(betas, config["beta_schedule"] == CONTINUOUS)
         self.config = config
         self.denoise_fn = denoise_fn
-        # each is an attribute, but for the schedule, of which the buffers are
+        # each is an attribute, except for the schedule, whose buffers are
         for name in CONFIG:
             if name not in ("timesteps", "beta_schedule"):
                 setattr(self, name, config[name])
-        self._check_given_frames()
+        self._check_room_for_given_frames()
         for name in ("value_low", "value_high", "cond_value_low", "cond_value_high"):
             self.register_buffer(name, None)
         self.config |= {"value_range": None, "cond_value_range": None}
@@ -219,8 +210,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             self.set_value_range(value_range)
         if cond_value_range is not None:
             self._set_cond_value_range(cond_value_range)
-        self.register_load_state_dict_pre_hook(check_ranges_of_file)
-        remember_training(self, self.objective)
+        remember_training(self, self.objective, self.is_continuous)
 
     # training
 
@@ -304,19 +294,17 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             }
         )
         if reduction != "mean":
-            # a subclass that is written for the reference knows none
+            # p_losses of a subclass written for the reference does not take it
             kwargs["reduction"] = reduction
         x_start = self.to_model_range(x)
         if images is not None:
-            self.check_images(images, x)
+            c, _, h, w = self.clip_shape
+            check_videos("GaussianDiffusion: images", images, (len(x), c, "k", h, w))
             x_start = torch.cat((x_start, self.to_model_range(images)), dim=2)
             kwargs |= {"image_frames": images.shape[2], "image_conditions": image_conditions}
         elif image_conditions:
-            raise ValueError(
-                "GaussianDiffusion: image_conditions must go with images, got "
-                f"{', '.join(image_conditions)} and no images; pass both, or neither"
-            )
-        t = self.draw_times(x.shape[0]).to(x.device) if t is None else self._checked_times(t, x)
+            raise ValueError("GaussianDiffusion: image_conditions must go with images, got none")
+        t = self.draw_times(len(x)).to(x.device) if t is None else self._checked_times(t, x)
         return self.p_losses(x_start, t, *args, **kwargs)
 
     def p_losses(
@@ -358,12 +346,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         check_reduction(reduction)
         if noise is None:
             noise = draw_noise(x_start)
-        if noise.shape != x_start.shape:
-            raise ValueError(
-                f"GaussianDiffusion: noise must have the shape of the clips, "
-                f"{tuple(x_start.shape)}, got {tuple(noise.shape)}; draw it with "
-                "torch.randn_like, or leave it out"
-            )
+        check_videos("GaussianDiffusion: noise", noise, x_start.shape)
         frames = x_start.shape[2] - image_frames
         if frame_mask is not None:
             frame_mask = self.check_frame_mask(frame_mask, x_start[:, :, :frames])
@@ -377,7 +360,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         elif conditions and self.denoiser_takes("null_cond_prob"):
             kwargs.setdefault("null_cond_prob", self.cond_drop_prob)
         if image_frames:
-            kwargs |= self._image_arguments(x_t[:, :, frames:], image_conditions or {})
+            of_images = self.image_conditions(x_t[:, :, frames:], image_conditions or {})
+            kwargs |= {"image_frames": image_frames, "image_conditions": of_images}
         # a denoiser written for the reference always gets cond
         arguments = {"cond": None, **conditions, **kwargs}
         output = self.denoise_fn(x_t, self._network_time(t), **arguments)
@@ -408,30 +392,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     def check_clips(self, x: Tensor) -> None:
         """Raises a ValueError for clips of another shape or type than `forward` takes."""
-        if x.ndim != 5 or tuple(x.shape[1:]) != self.clip_shape:
-            raise ValueError(
-                f"GaussianDiffusion: clips must have the shape (b, c, f, h, w) = (b, "
-                f"{', '.join(map(str, self.clip_shape))}), got {tuple(x.shape)}; resize or cut "
-                "them, or build GaussianDiffusion with their image_size, num_frames and channels"
-            )
-        check_type("clips", x)
-
-    def check_images(self, images: Any, x: Tensor) -> None:
-        """Raises a ValueError for images that don't go with clips `x`."""
-        c, _, h, w = self.clip_shape
-        shape = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
-        if (
-            not torch.is_tensor(images)
-            or images.ndim != 5
-            or images.shape[2] == 0
-            or (shape != (x.shape[0], c, images.shape[2], h, w))
-        ):
-            raise ValueError(
-                f"GaussianDiffusion: images must have the shape (b, c, k, h, w) = ({x.shape[0]}, "
-                f"{c}, k, {h}, {w}), k images for each clip, got {shape}; resize them, and stack "
-                "those of a clip along axis 2"
-            )
-        check_type("images", images)
+        check_videos("GaussianDiffusion: clips", x, ("b", *self.clip_shape))
 
     def check_frame_mask(self, frame_mask: Any, x: Tensor) -> Tensor:
         """Gives the mask of real frames on the device of clips `x`.
@@ -450,51 +411,29 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return mask
 
     def _checked_times(self, t: Any, x: Tensor) -> Tensor:
-        """Time steps of a caller's own, on the device of clips `x`.
+        """A caller's time steps on the device of clips `x`.
 
         Raises:
-            ValueError: If they are not one per clip, or none that the model is trained at.
+            ValueError: If they are not one per clip, or outside the schedule.
         """
+        t = torch.as_tensor(t)
+        t = t if t.is_floating_point() else t.long()
         first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
-        kind = "real numbers" if self.is_continuous else "whole numbers"
-        got = f"{t.dtype} of shape {tuple(t.shape)}" if torch.is_tensor(t) else type(t).__name__
-        is_real = torch.is_tensor(t) and t.is_floating_point()
-        is_whole = torch.is_tensor(t) and t.dtype in _WHOLE
-        is_right = is_whole or (is_real and self.is_continuous)
-        if is_right and t.shape == x.shape[:1]:
-            outside: Tensor | None = None
-            # on a GPU a look would make the host wait
-            if t.is_cpu and not torch.compiler.is_compiling():
-                outside = t[~((t >= first) & (t <= last))]
-            if outside is None or not len(outside):
-                return (t if is_real else t.long()).to(x.device)
-            got = ", ".join(map(str, outside.tolist()[:3]))
-        raise ValueError(
-            f"GaussianDiffusion: t must be {kind} from {first} to {last}, one per clip, shape "
-            f"({x.shape[0]},), got {got}; leave t out to have them drawn, or draw them with "
-            "draw_times"
-        )
+        is_right = t.shape == x.shape[:1] and (self.is_continuous or not t.is_floating_point())
+        # on a GPU a look at the values would synchronise
+        if is_right and t.is_cpu and not torch.compiler.is_compiling():
+            is_right = bool(((t >= first) & (t <= last)).all())
+        if not is_right:
+            raise ValueError(
+                f"GaussianDiffusion: t must be {'real' if self.is_continuous else 'whole'} numbers "
+                f"from {first} to {last}, one per clip, {len(x)}, got {shown(t)}; leave it out, or "
+                "draw it with draw_times"
+            )
+        return t.to(x.device)
 
     def denoiser_takes(self, keyword: str) -> bool:
         """Whether the denoiser's `forward` has an argument of this name, such as `drop_mask`."""
         return keyword in inspect.signature(unwrap(self.denoise_fn).forward).parameters
-
-    def _image_arguments(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """The denoiser's arguments for images at the end of the clips.
-
-        Raises:
-            ValueError: If it takes none.
-        """
-        if not self.denoiser_takes("image_frames"):
-            raise ValueError(
-                "GaussianDiffusion: images need a denoiser whose forward takes image_frames, as "
-                f"Unet3D's does, got {type(unwrap(self.denoise_fn)).__name__}; leave images out, "
-                "or add the argument"
-            )
-        return {
-            "image_frames": images.shape[2],
-            "image_conditions": self.image_conditions(images, conditions),
-        }
 
     # conditions
 
@@ -561,7 +500,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if field is not None:
             field = self._field_to_model_range(field)
         if frames is not None:
-            self._check_first_frames(frames, x)
+            expected = (*x.shape[:2], self.given_frames, *x.shape[3:])
+            check_videos("GaussianDiffusion: first_frames", frames, expected)
             frames = self.to_model_range(frames)
         elif clips is not None:
             frames = clips[:, :, : self.given_frames]
@@ -569,10 +509,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             if frames is None:
                 raise ValueError(
                     "GaussianDiffusion: this model was built with given_frames, so first_frames "
-                    f"of {self.given_frames} frames is expected, got None; pass the beginning of "
-                    "each video"
+                    f"of {self.given_frames} frames must be given; pass the beginning of each video"
                 )
-            field = self._join_fields(field, show_first_frames(frames, x.shape[2]))
+            known_frames = show_first_frames(frames, x.shape[2])
+            field = join_fields(field, known_frames, self._field_channels())
         return ready if field is None else {**ready, "cond_video": field}
 
     def image_conditions(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -601,8 +541,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             return ready
         field = self._field_to_model_range(field)
         if self.given_frames:
-            # no frame of an image is known
-            field = self._join_fields(field, show_first_frames(images[:, :, :0], k))
+            nothing_known = show_first_frames(images[:, :, :0], k)
+            field = join_fields(field, nothing_known, self._field_channels())
         return {**ready, "cond_video": field}
 
     def _network_time(self, t: Tensor) -> Tensor:
@@ -617,56 +557,15 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             return total
         return total - self.channels - 1
 
-    def _check_given_frames(self) -> None:
-        """Raises a ValueError unless the clips and the network have room for the known frames."""
-        k = self.given_frames
-        if not 0 <= k < self.num_frames:
-            raise ValueError(
-                f"GaussianDiffusion: given_frames must be from 0 to {self.num_frames - 1}, one "
-                f"less than num_frames, got {k}; leave frames to predict"
-            )
-        free = self._field_channels()
-        if k and free is not None and free < 0:
-            needed = self.channels + 1
+    def _check_room_for_given_frames(self) -> None:
+        """Raises a ValueError unless the network has channels for the known frames."""
+        free, needed = self._field_channels(), self.channels + 1
+        if self.given_frames and free is not None and free < 0:
             raise ValueError(
                 f"GaussianDiffusion: with given_frames the network must have at least {needed} "
                 f"cond_channels, those of a frame and one, got {needed + free}; build it with "
                 f"cond_channels={needed}, and more for a cond_video of your own"
             )
-
-    def _check_first_frames(self, frames: Tensor, x: Tensor) -> None:
-        if not self.given_frames:
-            raise ValueError(
-                "GaussianDiffusion: this model was built without given_frames, so first_frames "
-                f"must be None, got {tuple(frames.shape)}; build and train it with given_frames"
-            )
-        expected = (*x.shape[:2], self.given_frames, *x.shape[3:])
-        if tuple(frames.shape) != expected:
-            raise ValueError(
-                f"GaussianDiffusion: first_frames must have the shape (b, c, given_frames, h, w) = "
-                f"{expected}, got {tuple(frames.shape)}; cut or resize them"
-            )
-        check_type("first_frames", frames)
-
-    def _join_fields(self, field: Tensor | None, shown: Tensor) -> Tensor:
-        """Puts the known frames' channels behind those of the user's own field."""
-        b, _, f, h, w = shown.shape
-        channels = self._field_channels()
-        if channels is None:
-            channels = 0 if field is None else field.shape[1]
-        if field is None and channels == 0:
-            return shown
-        if field is not None and field.ndim == 4:
-            field = field.unsqueeze(2).expand(-1, -1, f, -1, -1)
-        expected = (b, channels, f, h, w)
-        if field is None or tuple(field.shape) != expected:
-            got = None if field is None else tuple(field.shape)
-            raise ValueError(
-                f"GaussianDiffusion: cond_video must have the shape {expected}, what the network's "
-                f"cond_channels leave for it, got {got}; reshape it, or build the "
-                "network with other cond_channels"
-            )
-        return torch.cat((field.to(shown.dtype), shown), dim=1)
 
     # the range of the data
 
@@ -680,10 +579,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             ValueError: If it is no range, or `auto_normalize` is False.
         """
         if not self.auto_normalize:
-            raise ValueError(
-                "GaussianDiffusion: value_range needs auto_normalize=True, got False; leave "
-                "auto_normalize out, or value_range"
-            )
+            raise ValueError("GaussianDiffusion: value_range needs auto_normalize=True, got False")
         self._store_range("value", low_high, self.channels)
         self._range_is_known = False
 
@@ -709,7 +605,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         """Maps clips from the range of the data to that of the model."""
         if self.value_low is None and x.dtype == torch.uint8:
             x = x.float() / 255
-        # while a graph is traced, by torch or by JAX, the values are not there to look at
+        # while torch or JAX traces a graph, there are no values to look at
         elif self.auto_normalize and not (torch.compiler.is_compiling() or x.device.type == "jax"):
             self._check_range(x)
         if self.value_low is not None and self.value_high is not None:
@@ -894,26 +790,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             `(b, c, f, h, w)`.
 
         Raises:
-            ValueError: If shapes differ, or `t` or `lam` is out of range.
+            ValueError: If shapes differ, or `lam` is out of range.
         """
         t = self.num_timesteps - 1 if t is None else t
-        for name, x in (("x1", x1), ("x2", x2)):
-            check_type(name, x)
-        if x1.shape != x2.shape:
-            raise ValueError(
-                f"interpolate: x1 and x2 must have the same shape, got {tuple(x1.shape)} and "
-                f"{tuple(x2.shape)}; cut or resize one"
-            )
-        if not isinstance(t, Integral) or not 0 <= t < self.num_timesteps:
-            raise ValueError(
-                f"interpolate: t must be a step from 0 to {self.num_timesteps - 1}, got "
-                f"{shown(t)}; "
-                "leave it out to blend at the last"
-            )
+        check_videos("interpolate: x1", x1)
+        check_videos("interpolate: x2", x2, x1.shape)
         if not 0 <= lam <= 1:
-            raise ValueError(
-                f"interpolate: lam must be in [0, 1], got {shown(lam)}; it is the share of x2"
-            )
+            raise ValueError(f"interpolate: lam, the share of x2, must be in [0, 1], got {lam}")
         steps = torch.full(x1.shape[:1], t, device=x1.device, dtype=torch.long)
         x1, x2 = (self.q_sample(self.to_model_range(x), steps) for x in (x1, x2))
         blend = (1 - lam) * x1 + lam * x2
@@ -1024,10 +907,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             ValueError: If conditions differ in number, or don't fit the model, or an argument is
                 outside its range.
         """
-        # mistakes first: captions may have to wait for their encoder
+        # mistakes first: captions may take a while to encode
         known = as_guidance(guidance)
-        check_numbers(batch_size=batch_size, num_frames=num_frames, max_batch=max_batch)
-        check_options(guidance_rescale, dynamic_thres_percentile, self.auto_normalize)
+        if dynamic_thres_percentile is not None and not self.auto_normalize:
+            raise ValueError(
+                "sample: dynamic_thres_percentile needs a model that clamps, got one with "
+                "auto_normalize=False, whose clips have no range; leave it out"
+            )
         sampler, levels = self._choose_sampler(sampler, steps)
         size = self.sample_shape(num_frames, image_size)
         conditions = self.prepare_conditions(
@@ -1041,71 +927,67 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 "cond_mask": cond_mask,
             }
         )
-        count = common_length(conditions, rows_known(known) or batch_size)
-        check_rows(known, count)
-        request = SamplingRequest(
-            conditions,
-            self.prepare_negative(negative_cond, cond_scale, count),
-            tuple(one.prepare(self, (count, *size)) for one in known),
-            make_streams(seed, generator, count, self.betas.device),
-            cond_scale,
-            guidance_rescale,
-            dynamic_thres_percentile,
-        )
-        check_denoiser_takes(guided(self.denoise_fn), request)
-        follower: dict[str, Any] = {"progress": progress, **given({"callback": callback})}
-        videos = [
-            self._sample_batch(
-                (rows.stop - rows.start, *size), request.rows(rows), sampler, levels, follower
+        count = count_videos(conditions, known, batch_size)
+        known = tuple(one.prepare(self, (count, *size)) for one in known)
+        negative = self.prepare_negative(negative_cond, cond_scale, count)
+        noise = make_streams(seed, generator, count, self.betas.device)
+        # the reference's chain, whose methods a subclass may override, has no other options
+        has_options = known or negative or guidance_rescale or dynamic_thres_percentile is not None
+        is_chain = type(sampler) is DDPM and noise is draw_noise and not has_options
+        if not is_chain:
+            self._warn_of_replaced_methods()
+        videos = []
+        for rows in batches(count, max_batch):
+            shape, own = (rows.stop - rows.start, *size), rows_of(conditions, rows)
+            if is_chain:
+                videos.append(self._run_chain(shape, cond_scale, own, progress, callback))
+                continue
+            draw = noise[rows] if isinstance(noise, RandomStreams) else noise
+            x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
+            clamp = partial(self._clamp, percentile=dynamic_thres_percentile)
+            denoise = Denoiser(
+                self._predictor(x, own, rows_of(negative, rows), cond_scale, guidance_rescale),
+                clamp if self.auto_normalize else None,
+                [one.rows(rows) for one in known],
+                draw,
+                self.denoise_fn,
             )
-            for rows in batches(count, max_batch)
-        ]
+            x = follow(x, sampler.run(x, levels, denoise, draw), levels, progress, callback)
+            videos.append(self.to_data_range(denoise.settle(x)))
         return torch.cat(videos)
 
-    def _sample_batch(
+    def _run_chain(
         self,
         shape: tuple[int, ...],
-        request: SamplingRequest,
-        sampler: Sampler,
-        levels: Sequence[NoiseLevel],
-        follower: Mapping[str, Any],
+        cond_scale: float,
+        conditions: Mapping[str, Any],
+        progress: bool,
+        callback: Callback | None,
     ) -> Tensor:
-        """Draws one batch of videos; `follower` are keywords of `follow`."""
-        if takes_reference_chain(sampler, request):
-            parameters = inspect.signature(self.p_sample_loop).parameters
-            # a method written for the reference has no progress
-            wanted = {k: v for k, v in follower.items() if k in parameters or k != "progress"}
-            conditions = {"cond_scale": request.cond_scale, **request.conditions}
-            return self.p_sample_loop(shape, **conditions, **wanted)
-        self._warn_of_replaced_methods()
-        x = request.noise(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
-        denoise = self._denoiser(x, request)
-        x = follow(x, sampler.run(x, levels, denoise, request.noise), levels, **follower)
-        return self.to_data_range(denoise.settle(x))
+        """Calls `p_sample_loop`, which may be a subclass's own, written for the reference."""
+        keywords: dict[str, Any] = given({"callback": callback})
+        if "progress" in inspect.signature(self.p_sample_loop).parameters:
+            keywords["progress"] = progress
+        return self.p_sample_loop(shape, cond_scale=cond_scale, **conditions, **keywords)
 
-    def _denoiser(self, x: Tensor, request: SamplingRequest) -> Denoiser:
-        """The function that a sampler calls, for videos of the shape of `x`."""
-        options: dict[str, Any] = given({"guidance_rescale": request.guidance_rescale or None})
-        if request.negative:
-            has_field = "cond_video" in request.negative
+    def _predictor(
+        self,
+        x: Tensor,
+        conditions: Mapping[str, Any],
+        negative: Mapping[str, Any],
+        cond_scale: float,
+        guidance_rescale: float,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network with its conditions, as a function of videos like `x` and time steps."""
+        options: dict[str, Any] = given({"guidance_rescale": guidance_rescale or None})
+        if negative:
             # without a field of their own, first frames are unknown as well
-            frames = request.conditions.get("first_frames") if has_field else None
-            own = {**request.negative, "first_frames": frames}
-            options["negative"] = self.network_conditions(x, own) if has_field else request.negative
-        predict = partial(
-            self._predict_x_start,
-            cond_scale=request.cond_scale,
-            conditions=self.network_conditions(x, request.conditions),
-            **options,
-        )
-        clamp = partial(self._clamp, percentile=request.dynamic_thres_percentile)
-        return Denoiser(
-            predict,
-            clamp if self.auto_normalize else None,
-            request.guidance,
-            request.noise,
-            self.denoise_fn,
-        )
+            if "cond_video" in negative:
+                frames = conditions.get("first_frames")
+                negative = self.network_conditions(x, {**negative, "first_frames": frames})
+            options["negative"] = negative
+        ready = self.network_conditions(x, conditions)
+        return partial(self._predict_x_start, cond_scale=cond_scale, conditions=ready, **options)
 
     def _choose_sampler(
         self, sampler: Any, steps: int | Sequence[float] | None
@@ -1150,23 +1032,16 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             )
         named = negative_cond if isinstance(negative_cond, Mapping) else {"cond": negative_cond}
         is_known = hasattr(unwrap(self.denoise_fn), "condition_names")
-        known = self.condition_names if is_known else NEGATIVES
-        # captions, once they are tensors, say where there was none, and where tokens are
-        allowed = {*known, *(("null_cond_mask", "cond_mask") if "cond" in named else ())}
-        unknown = [str(name) for name in named if name not in allowed]
-        if unknown:
+        known = self.condition_names if is_known else VALUES
+        # encoded captions come with masks of missing captions and of tokens
+        allowed = (*known, *(masks_of(["cond"]) if "cond" in named else ()))
+        if unknown := [str(name) for name in named if name not in allowed]:
             raise ValueError(
                 "sample: negative_cond must hold conditions that the network takes, "
                 f"{', '.join(known) or 'none'}, got {', '.join(unknown)}; give captions or "
                 "vectors, or a dict of those by name"
             )
         ready = self.prepare_conditions(named)
-        for name, value in ready.items():
-            if len(value) not in (1, count):
-                raise ValueError(
-                    f"sample: negative_cond must have 1 row or one per video, {count}, got "
-                    f"{len(value)} of {name}; give as many"
-                )
         return {name: value.expand(count, *value.shape[1:]) for name, value in ready.items()}
 
     @property
@@ -1177,13 +1052,12 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     def _warn_of_replaced_methods(self) -> None:
         """Warns that methods of a subclass are not called."""
-        replaced = self.replaced_methods
-        if replaced:
+        if replaced := self.replaced_methods:
             warnings.warn(
                 f"sample: {type(self).__name__} has a {' and '.join(replaced)} of its own, which "
                 "only the chain of all steps calls, without seed, generator, guidance and other "
                 "options; leave these out, or put the change into a Sampler or a Guidance",
-                stacklevel=4,
+                stacklevel=level_of_user(),
             )
 
     # videos of which a part is known
@@ -1219,7 +1093,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> diffusion.predict(torch.rand(2, 3, 1, 16, 16), progress=False).shape
             torch.Size([2, 3, 4, 16, 16])
         """
-        return completion.predict(self, frames, num_frames, weight, sampling)
+        length = self.num_frames if num_frames is None else num_frames
+        name = "predict: frames"
+        return completion.extend(self, name, frames, length, sampling, weight=weight)
 
     def extend(
         self,
@@ -1266,7 +1142,15 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             torch.Size([2, 3, 10, 16, 16])
         """
         return completion.extend(
-            self, video, num_frames, overlap, weight, low_resolution, frame_factor, sampling
+            self,
+            "extend: video",
+            video,
+            num_frames,
+            sampling,
+            weight=weight,
+            overlap=overlap,
+            low_resolution=low_resolution,
+            frame_factor=frame_factor,
         )
 
     def interpolate_frames(
@@ -1337,7 +1221,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> diffusion.upsample(torch.rand(1, 3, 4, 8, 8), frame_factor=2, progress=False).shape
             torch.Size([1, 3, 7, 16, 16])
         """
-        return completion.upsample(self, video, image_size, frame_factor, overlap, weight, sampling)
+        sampling |= given({"image_size": image_size})
+        return completion.upsample(self, video, frame_factor, overlap, weight, sampling)
 
     def inpaint(
         self,
@@ -1405,19 +1290,14 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
 
 def guided(denoise_fn: nn.Module) -> Any:
-    """The denoiser's `forward_with_cond_scale`, which runs compiled if the denoiser is.
-
-    Raises:
-        TypeError: If it has none.
-    """
-    inner = unwrap(denoise_fn)
-    method: Any = getattr(inner, "forward_with_cond_scale", None)
-    if method is None:
-        raise TypeError(
-            "GaussianDiffusion: to sample, the denoiser must have a method "
-            f"forward_with_cond_scale(x, t, cond=..., cond_scale=...), got {type(inner).__name__} "
-            "without; add one, which may call forward"
-        )
-    # a compiled module lends all attributes of its own, and its call is the compiled one
+    """The denoiser's `forward_with_cond_scale`, which runs compiled if the denoiser is."""
+    method: Any = unwrap(denoise_fn).forward_with_cond_scale
+    # the attributes of a compiled module are its own module's, and its call is the compiled one
     is_compiled = hasattr(denoise_fn, "_orig_mod") and hasattr(method, "__func__")
     return MethodType(method.__func__, denoise_fn) if is_compiled else method
+
+
+def batches(count: int, max_batch: int | None) -> list[slice]:
+    """The rows of the batches that `count` videos are drawn in; one batch even of none."""
+    size = max_batch or max(count, 1)
+    return [slice(i, min(i + size, count)) for i in range(0, max(count, 1), size)]
