@@ -207,7 +207,8 @@ def interpolate_frames(
     sampling: Mapping[str, Any],
 ) -> Tensor:
     """Draws frames between those of `video`; as `GaussianDiffusion.interpolate_frames`."""
-    call, longest = "interpolate_frames", diffusion.num_frames - 1
+    call, factor = "interpolate_frames", operator.index(factor)
+    longest = diffusion.num_frames - 1
     video = as_result(diffusion, f"{call}: video", video, sampling)
     if not 2 <= factor <= longest or video.shape[2] < 2:
         raise ValueError(
@@ -300,6 +301,11 @@ def fill(
     overlap = checked_overlap(call, overlap, video.shape[2], diffusion.num_frames)
     if known.ndim == 1:
         known = known.view(1, 1, -1, 1, 1).to(video.device)
+    if not all(one.isfinite().all() for one in (video, video if low is None else low.video)):
+        raise ValueError(
+            f"{call}: known values must be finite, got NaN or infinity; let inpaint draw what is "
+            "lost, with a mask that is false there"
+        )
     partly = known.amax(dim=(0, 1, 3, 4)).tolist()
     if low is not None:
         partly = [frame % low.frame_factor == 0 or has for frame, has in enumerate(partly)]
@@ -372,6 +378,7 @@ def _low(
     of its own is made of. Their equation takes the measured part, given the noisy video, to be
     as uncertain as a pixel; the mean of n pixels is n times less so.
     """
+    frame_factor = operator.index(frame_factor)
     if frame_factor < 1 or not checked_weight(name.split(":")[0], weight):
         raise ValueError(
             f"{name} needs a frame_factor of at least 1 and a weight above 0, by which it guides, "

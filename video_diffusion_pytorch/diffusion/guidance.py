@@ -163,7 +163,6 @@ class KnownRegion(Guidance):
             # unknown values become the middle of the range, so that no warning is due to them
             middle = diffusion.to_data_range(diffusion.betas.new_zeros(1, shape[1], 1, 1, 1))
             video = torch.where(mask, video, middle)
-        video = diffusion.to_model_range(video)
         if not video.isfinite().all():
             raise ValueError(
                 "KnownRegion: known values must be finite, got NaN or infinity where the mask is "
@@ -171,7 +170,7 @@ class KnownRegion(Guidance):
                 "from before it diverged or a smaller weight of the guidance"
             )
         ready = copy.copy(self)
-        ready.video, ready.mask = video, mask
+        ready.video, ready.mask = diffusion.to_model_range(video), mask
         return ready
 
     def rows(self, rows: slice) -> KnownRegion:
