@@ -344,8 +344,6 @@ def test_conditions_that_are_not_numbers_per_video(name, value, got):
         diffusion.sample(**{name: value})
 
 
-
-
 def test_conditions_that_differ_in_number():
     message = (
         "sample: all conditions and guidance must have one row per video, got 2 of cond, 3 of "
@@ -353,8 +351,6 @@ def test_conditions_that_differ_in_number():
     )
     with pytest.raises(ValueError, match=exactly(message)):
         diffusion_with(Recorder()).sample(cond=torch.randn(2, 5), labels=[1, 2, 3])
-
-
 
 
 CPU = torch.device("cpu")

@@ -50,7 +50,11 @@ def test_values_become_plain(given, plain):
 @pytest.mark.parametrize(
     ("name", "expected", "wrong"),
     [
-        ("image_size", "a whole number of pixels of", [None, 8.0, (8.0, 8.0), "88", 0, (8,), (8, 0)]),
+        (
+            "image_size",
+            "a whole number of pixels of",
+            [None, 8.0, (8.0, 8.0), "88", 0, (8,)],
+        ),
         ("timesteps", "a whole number, at least 1", [8.0, None, 0]),
         ("num_frames", "a whole number, at least 1", ["4", 0]),
         ("channels", "a whole number, at least 1", [3.0, 0]),
@@ -72,8 +76,6 @@ def test_arguments_of_another_kind_or_outside_their_range(name, expected, wrong)
         message = re.escape(f"GaussianDiffusion: {name} must be {expected}")
         with pytest.raises(ValueError, match=f"^{message}.*, got {re.escape(repr(value))}"):
             diffusion_with(**{name: value})
-
-
 
 
 OWN = tuple(torch.linspace(0.01, 0.9, 10).tolist())

@@ -238,12 +238,8 @@ def test_schedulers_of_other_processes(name, lacking):
         make_sampler(scheduler)
 
 
-
-
 @pytest.mark.parametrize("steps", [0, 1001, [999, 500]])
 def test_number_of_steps(process, steps):
     message = f"sample: steps must be a whole number from 1 to the model's 1000, got {steps}"
     with pytest.raises(ValueError, match=exactly(message)):
         DiffusersScheduler(diffusers.DDIMScheduler()).levels(process, steps)
-
-

@@ -2,8 +2,6 @@
 
 import copy
 import io
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +10,6 @@ import torch.distributed as dist
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
-
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 class Toy(nn.Module):
@@ -41,8 +37,6 @@ class Recorder(nn.Module):
 def diffusion_with(denoiser, **config):
     config = {"image_size": 8, "num_frames": 4, "timesteps": 10} | config
     return GaussianDiffusion(denoiser, **config)
-
-
 
 
 # Around the network

@@ -107,7 +107,7 @@ def test_masks_that_are_not_boolean(mask):
         "KnownRegion: mask must be a boolean tensor, true where the video is known, got "
         f"{got}; compare it, as in mask > 0.5"
     )
-    with pytest.raises(TypeError, match=exactly(message)):
+    with pytest.raises(ValueError, match=exactly(message)):
         KnownRegion(torch.rand(SHAPE), mask)
 
 
@@ -389,38 +389,28 @@ def test_a_weight_without_an_error():
 
 
 @pytest.mark.parametrize(
-    ("video", "message"),
+    ("video", "got"),
     [
-        (
-            torch.rand(SHAPE[1:]),
-            "must be a tensor of the shape (b, c, f, h, w), got (2, 3, 5, 6); convert arrays with "
-            "torch.from_numpy, and give a single video as video[None]",
-        ),
-        (
-            torch.rand(SHAPE).numpy(),
-            "must be a tensor of the shape (b, c, f, h, w), got ndarray; convert arrays with "
-            "torch.from_numpy, and give a single video as video[None]",
-        ),
-        (
-            torch.zeros(SHAPE, dtype=torch.long),
-            "must be floating-point or uint8, got torch.int64; convert it with .float(), in the "
-            "range of the clips",
-        ),
+        (torch.rand(SHAPE[1:]), "torch.float32 of shape (2, 3, 5, 6)"),
+        (torch.rand(SHAPE).numpy(), "ndarray"),
+        (torch.zeros(SHAPE, dtype=torch.long), f"torch.int64 of shape {SHAPE}"),
     ],
 )
-def test_what_is_no_video(video, message):
-    with pytest.raises(TypeError, match=exactly(f"KnownRegion: video {message}")):
+def test_videos_of_another_kind(video, got):
+    message = (
+        "KnownRegion: video must be a floating-point or uint8 tensor of shape (b, c, f, h, w), got "
+        f"{got}; convert it with .float(), move its axes, cut or resize it"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
         KnownRegion(video, torch.ones(3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 3, 5, 6), (4, 2, 2, 5, 6), (1, 2, 3, 6, 5)])
 def test_videos_of_another_shape(shape):
-    message = (
-        f"KnownRegion: video must have the shape of the videos to draw, {SHAPE}, or with one row "
-        f"for all, got {shape}; cut or resize it"
-    )
+    expected = (shape[0] if shape[0] == 1 else 4, *SHAPE[1:])
+    message = f"tensor of shape {expected}, got torch.float32 of shape {shape}; convert"
     known = KnownRegion(torch.rand(shape), torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=exactly(message)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         known.prepare(model(), SHAPE)
 
 
@@ -428,7 +418,8 @@ def test_videos_of_another_shape(shape):
 def test_known_values_that_are_none(value):
     message = (
         "KnownRegion: known values must be finite, got NaN or infinity where the mask is true; "
-        "take these out of the mask"
+        "take them out of the mask, or, if the model has drawn them, use weights from before it "
+        "diverged or a smaller weight of the guidance"
     )
     video = torch.rand(SHAPE)
     video[2, 0, 0, 1, 1] = value
@@ -437,7 +428,7 @@ def test_known_values_that_are_none(value):
         known.prepare(model(auto_normalize=False), SHAPE)
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "2", None])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_that_are_none(weight):
     message = (
         f"KnownRegion: weight must be a number, 0 or greater, got {weight!r}; 0 is without "
@@ -589,31 +580,22 @@ class Own(Guidance):
 
 
 @pytest.mark.parametrize(
-    ("squared_error", "got"),
+    "squared_error",
     [
-        (lambda x: 0.5, "float"),
-        (lambda x: x.square().sum(), "torch.float32 of ()"),
-        (lambda x: x.square(), f"torch.float32 of {SMALL}"),
-        (lambda x: x.flatten(1).sum(1) * 1j, "torch.complex64 of (2,)"),
+        lambda x: 0.5,
+        lambda x: x.square().sum(),
+        lambda x: x.square(),
+        lambda x: x.flatten(1).sum(1) * 1j,
+        lambda x: x.detach().flatten(1).sum(1),
     ],
 )
-def test_errors_that_are_none(squared_error, got):
+def test_squared_errors_of_another_shape_or_without_gradient(squared_error):
     message = (
-        "Own: squared_error must give a tensor of real numbers, one per video, of the shape (2,), "
-        f"got {got}; sum over all axes but the first, as in error.flatten(1).sum(dim=1)"
+        "Own: squared_error must give one differentiable real number per video, shape (2,), got "
     )
-    with pytest.raises(TypeError, match=exactly(message)):
-        denoiser(Linear(1.5), guidance=[Own(squared_error)])(torch.randn(SMALL), NOISY)
-
-
-def test_errors_without_a_gradient():
-    message = (
-        "Own: squared_error must be differentiable, got a result that has no gradient in x_start; "
-        "compute it from x_start with operations of torch, without rounding, detach or no_grad"
-    )
-    # beside one that has it, too
-    guidance = [Near(1.0), Own(lambda x: x.detach().flatten(1).sum(1))]
-    with pytest.raises(ValueError, match=exactly(message)):
+    # also beside a correct one
+    guidance = [Near(1.0), Own(squared_error)]
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         denoiser(Linear(1.5), guidance=guidance)(torch.randn(SMALL), NOISY)
 
 
@@ -622,14 +604,10 @@ def test_a_network_without_a_gradient():
         def forward(self, x_t, t):
             return super().forward(x_t.detach(), t)
 
-    message = (
-        "sample: the network must be differentiable, as guidance by Near with a weight needs it, "
-        "got an output that has no gradient in its input; compute it without detach or no_grad, or "
-        "set weight to 0"
-    )
     network = Blind(1.5)
-    with pytest.raises(ValueError, match=exactly(message)):
+    message = "and compute it, and the network's output, without detach or no_grad"
+    with pytest.raises(ValueError, match=message):
         denoiser(network, guidance=[Near(1.0)])(torch.randn(SMALL), NOISY)
     assert network.gain.requires_grad
-    # without a weight it will do
+    # without a weight it works
     denoiser(network, guidance=[Near(0.0)])(torch.randn(SMALL), NOISY)

@@ -134,20 +134,10 @@ def test_what_is_no_schedule_at_all(betas):
         make_betas(betas, 3)
 
 
-@pytest.mark.parametrize(
-    ("betas", "message"),
-    [
-        ([0.9] * 50, "got 0.1 after the first step and 1e-50 after the last; give smaller varian"),
-        ([0.99] * 1000, "got 0.01 after the first step and 0 after the last; give smaller varia"),
-        ([1e-17] * 5, "got 1 after the first step and 1 after the last; give larger variances"),
-    ],
-)
-def test_variances_that_leave_nothing_or_all(betas, message):
-    text = (
-        "GaussianDiffusion: beta_schedule must leave a share of the clip that float32 can tell "
-        f"from all and from none, {message}"
-    )
-    with pytest.raises(ValueError, match=re.escape(text)):
+@pytest.mark.parametrize("betas", [[0.9] * 50, [0.99] * 1000, [1e-17] * 5])
+def test_variances_that_leave_nothing_or_all_of_a_clip(betas):
+    text = "that leave a share of the clip which float32 can tell from all and from none, got "
+    with pytest.raises(ValueError, match=f"{text}.* in the shape .*; give one for each step"):
         make_betas(betas, len(betas))
 
 

@@ -278,13 +278,7 @@ class Two(Guidance):
     [
         ({"sampler": "ddpm", "steps": 5}, "DDPM: steps must be all 12 of the model, got 5"),
         ({"sampler": "euler"}, "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++sde"),
-        ({"guidance_rescale": 1.5}, "guidance_rescale must be in [0, 1], got 1.5; give it as a f"),
-        ({"dynamic_thres_percentile": -1}, "dynamic_thres_percentile must be in [0, 1], got -1"),
-        ({"guidance_rescale": "1"}, "guidance_rescale must be in [0, 1], got '1'; give it as a fr"),
-        ({"max_batch": 0}, "max_batch must be a whole number, at least 1, got 0; leave it out to"),
-        ({"max_batch": 1.5}, "max_batch must be a whole number, at least 1, got 1.5; leave it ou"),
-        ({"batch_size": 0}, "batch_size must be a whole number, at least 1, got 0; give the numb"),
-        ({"num_frames": 2.0}, "num_frames must be a whole number, at least 1, got 2.0; leave it"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be from 0 to 1, got 1.5"),
         (
             {"image_size": (8, 0)},
             "image_size must be a whole number of pixels of",
@@ -297,12 +291,11 @@ class Two(Guidance):
             {"image_size": (8, 8, 8)},
             "image_size must be a whole number of pixels of",
         ),
-        ({"guidance": Two()}, "guidance must be for as many videos as are drawn, 3, got a Two for"),
-        ({"negative_cond": COND}, "negative_cond needs a cond_scale other than 1, got 1, which"),
         (
-            {"negative_cond": COND[:2], "cond_scale": 2.0},
-            "negative_cond must have 1 row or one per video, 3, got 2 of cond; give as many",
+            {"guidance": Two()},
+            "guidance must have one row per video, got 3 of cond, 2 of Two",
         ),
+        ({"negative_cond": COND}, "negative_cond needs a cond_scale other than 1, got 1, which"),
         (
             {"negative_cond": {"text": COND}, "cond_scale": 2.0},
             "negative_cond must hold conditions that the network takes, cond, got text; give capti",
@@ -320,9 +313,7 @@ def test_a_denoiser_that_knows_no_rescaling():
             return self(x, t, cond)
 
     diffusion = GaussianDiffusion(Plain(), **SIZE)
-    with pytest.raises(
-        ValueError, match=r"forward_with_cond_scale must take guidance_rescale, as "
-    ):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'guidance_rescale'"):
         diffusion.sample(batch_size=1, guidance_rescale=0.5, cond_scale=2.0)
 
 
@@ -340,17 +331,8 @@ def test_what_is_no_guidance(diffusion, guidance):
 
 def test_a_model_that_does_not_clip_has_no_threshold():
     diffusion = knowing(auto_normalize=False)
-    with pytest.raises(ValueError, match=r"dynamic_thres_percentile needs a model that clips, got"):
+    with pytest.raises(ValueError, match=r"dynamic_thres_percentile needs a model that clamps"):
         diffusion.sample(batch_size=1, dynamic_thres_percentile=0.9)
-
-
-def test_a_denoiser_without_the_method_that_samplers_call():
-    class Half(nn.Module):
-        def forward(self, x, t, cond=None):
-            return x
-
-    with pytest.raises(TypeError, match=r"denoiser must have a method forward_with_cond_scale\(x"):
-        GaussianDiffusion(Half(), **SIZE).sample(batch_size=1, progress=False)
 
 
 def test_a_sampler_that_stops_too_early(diffusion):

@@ -185,8 +185,6 @@ def test_a_file_comes_back_without_running_code(tmp_path):
     assert config == diffusion.config
 
 
-
-
 def test_a_part_of_a_state_dict_says_nothing_of_the_range():
     missing, _ = diffusion_with(value_range=(0, 1)).load_state_dict({}, strict=False)
     assert "value_low" in missing

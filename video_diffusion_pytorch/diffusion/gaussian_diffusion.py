@@ -392,7 +392,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     def check_clips(self, x: Tensor) -> None:
         """Raises a ValueError for clips of another shape or type than `forward` takes."""
-        check_videos("GaussianDiffusion: clips", x, ("b", *self.clip_shape))
+        cure = "cut or resize them, or build GaussianDiffusion for clips of this shape"
+        check_videos("GaussianDiffusion: clips", x, ("b", *self.clip_shape), cure)
 
     def check_frame_mask(self, frame_mask: Any, x: Tensor) -> Tensor:
         """Gives the mask of real frames on the device of clips `x`.

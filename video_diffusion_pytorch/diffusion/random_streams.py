@@ -83,13 +83,13 @@ def make_streams(
         limit = torch.iinfo(torch.int64).max
         seed = int(torch.randint(limit, (), generator=generator, device=generator.device))
     elif generator is not None:
-        return RandomStreams(_one_per_video("generator", generator, torch.Generator, count))
+        return RandomStreams(_one_per_video("torch.Generator", torch.Generator, generator, count))
     if seed is None:
         return draw_noise
     if isinstance(seed, Integral):
         seeds = [stream_seed(int(seed), i) for i in range(count)]
     else:
-        each = _one_per_video("seed", seed, Integral, count)
+        each = _one_per_video("seed, an integer,", Integral, seed, count)
         seeds = [stream_seed(int(one), 0) for one in each]
     return RandomStreams([torch.Generator(device).manual_seed(one) for one in seeds])
 
@@ -119,12 +119,12 @@ def _scatter(word: int) -> int:
     return word ^ word >> 16
 
 
-def _one_per_video(name: str, values: Any, kind: type, count: int) -> Sequence[Any]:
+def _one_per_video(what: str, kind: type, values: Any, count: int) -> Sequence[Any]:
     """Raises a ValueError unless `values` is a sequence of `count` objects of a kind."""
     is_list = isinstance(values, Sequence) and all(isinstance(one, kind) for one in values)
     if not is_list or len(values) != count:
         raise ValueError(
-            f"sample: {name} must be one {kind.__name__.lower()} for all videos, or a list of one "
-            f"per video, {count}, got {shown(values)}"
+            f"sample: expected a {what} for all videos, or a list of one per video, {count}, got "
+            f"{shown(values)}"
         )
     return values

@@ -50,30 +50,33 @@ def check_type(name: str, x: Tensor) -> None:
         )
 
 
-def check_videos(name: str, x: Any, shape: Sequence[int | str] = ("b", "c", "f", "h", "w")) -> None:
+def check_videos(
+    name: str,
+    x: Any,
+    shape: Sequence[int | str] = ("b", "c", "f", "h", "w"),
+    cure: str = "convert it with .float(), move its axes, cut or resize it",
+) -> None:
     """Checks the type and shape of videos.
 
     Args:
         name: The call and its argument, for the error.
-        x: What was passed for them.
+        x: The argument's value.
         shape: The expected shape, in which a letter stands for any length but 0.
+        cure: What to do about it, for the error.
 
     Raises:
         ValueError: If `x` is not a floating-point or uint8 tensor of this shape.
     """
     is_tensor = torch.is_tensor(x)
-    is_right = (
-        is_tensor and x.ndim == len(shape) and (x.is_floating_point() or x.dtype == torch.uint8)
+    if is_tensor and (x.is_floating_point() or x.dtype == torch.uint8) and x.ndim == len(shape):
+        sizes = zip(x.shape, shape, strict=True)
+        if all(n > 0 if isinstance(wanted, str) else n == wanted for n, wanted in sizes):
+            return
+    got = f"{x.dtype} of shape {tuple(x.shape)}" if is_tensor else type(x).__name__
+    raise ValueError(
+        f"{name} must be a floating-point or uint8 tensor of shape "
+        f"({', '.join(map(str, shape))}), got {got}; {cure}"
     )
-    if not is_right or any(
-        n != m and not (isinstance(m, str) and n) for n, m in zip(x.shape, shape, strict=True)
-    ):
-        wanted = ", ".join(map(str, shape))
-        got = f"{x.dtype} of shape {tuple(x.shape)}" if is_tensor else type(x).__name__
-        raise ValueError(
-            f"{name} must be a floating-point or uint8 tensor of shape ({wanted}), got {got}; "
-            "convert, move axes, cut or resize"
-        )
 
 
 def level_of_user() -> int:
