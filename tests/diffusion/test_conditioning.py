@@ -270,8 +270,8 @@ def test_config_rebuilds_it():
 @pytest.mark.parametrize("given_frames", [-1, 4])
 def test_some_frames_must_be_left_to_predict(given_frames):
     message = (
-        "GaussianDiffusion: given_frames must be a whole number from 0 to 3, so that frames are "
-        f"left to predict, got {given_frames}"
+        "GaussianDiffusion: given_frames must be a whole number from 0 to less than num_frames = 4,"
+        f" got {given_frames}"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         diffusion_with(Recorder(), given_frames=given_frames)

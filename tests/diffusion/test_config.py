@@ -58,7 +58,7 @@ def test_values_become_plain(given, plain):
         ("timesteps", "a whole number, at least 1", [8.0, None, 0]),
         ("num_frames", "a whole number, at least 1", ["4", 0]),
         ("channels", "a whole number, at least 1", [3.0, 0]),
-        ("given_frames", "a whole number from 0 to 3, so that frames are left", [1.5, -1, 4]),
+        ("given_frames", "a whole number from 0 to less than num_frames = 4", [1.5, -1, 4]),
         ("sampling_timesteps", "a whole number from 1 to timesteps = 10, or None", [2.5, 0, 11]),
         ("loss_type", "one of l1, l2, huber", [None, "l3"]),
         ("objective", "one of pred_noise, pred_v, pred_x_start", [["pred_v"], "v"]),

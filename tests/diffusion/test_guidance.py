@@ -16,8 +16,8 @@ from video_diffusion_pytorch.diffusion.guidance import (
     KnownRegion,
     Measurement,
     expand_mask,
+    switched_off,
     times,
-    without_weight_gradients,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CLEAN,
@@ -557,7 +557,7 @@ def test_weights_get_their_gradients_back_even_after_an_error():
     network.bias.requires_grad_(False)
 
     def fails():
-        with without_weight_gradients(network):
+        with switched_off(network.parameters(), "requires_grad"):
             assert not any(weight.requires_grad for weight in network.parameters())
             raise KeyError("of the network")
 

@@ -11,7 +11,6 @@ from video_diffusion_pytorch import GaussianDiffusion, text
 from video_diffusion_pytorch.diffusion.completion import (
     LowResolution,
     Window,
-    checked_overlap,
     shrink,
     windows,
 )
@@ -89,14 +88,6 @@ def test_all_frames_are_drawn_in_order(length):
             assert window.start + window.ready < window.keep <= window.stop
             there[window.start : window.keep] = [True] * (window.keep - window.start)
         assert all(there)
-
-
-def test_half_a_window_is_the_usual_overlap():
-    assert checked_overlap("extend", None, num_frames=40, length=16) == 8
-    assert checked_overlap("extend", 3, num_frames=40, length=16) == 3
-    # a single window has none, unless it is asked for
-    assert checked_overlap("extend", None, num_frames=16, length=16) == 0
-    assert checked_overlap("extend", 3, num_frames=16, length=16) == 3
 
 
 class Recorder(nn.Module):

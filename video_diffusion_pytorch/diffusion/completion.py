@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -102,29 +102,6 @@ def _last_to_keep(partly: Sequence[bool], done: int, stop: int, reach: int) -> i
     return keep if after < keep + reach else stop
 
 
-def checked_overlap(call: str, overlap: int | None, num_frames: int, length: int) -> int:
-    """The overlap of windows.
-
-    Args:
-        call: The calling method, for the error.
-        overlap: The user's; None for half a window, or 0 for a single one.
-        num_frames: Frames in all.
-        length: Frames of a window.
-
-    Raises:
-        ValueError: If it leaves no frame to draw, or none before it.
-    """
-    if overlap is None and num_frames <= length:
-        return 0
-    overlap = length // 2 if overlap is None else operator.index(overlap)
-    if not 1 <= overlap < length:
-        raise ValueError(
-            f"{call}: overlap must be from 1 to {length - 1}, one less than the frames of the "
-            f"model's clips, got {overlap}; leave it out for half of them"
-        )
-    return overlap
-
-
 @dataclass(frozen=True)
 class LowResolution:
     """Small videos of the result, with some of its frames.
@@ -169,273 +146,242 @@ def shrink(videos: Tensor, size: tuple[int, int], first: int = 0, step: int = 1)
     return rearrange(small, "(b f) c h w -> b c f h w", b=len(videos))
 
 
-def extend(
-    diffusion: GaussianDiffusion,
-    name: str,
-    video: Any,
-    num_frames: int,
-    sampling: Mapping[str, Any],
-    *,
-    weight: float,
-    overlap: int | None = None,
-    low_resolution: Any = None,
-    frame_factor: int = 1,
-) -> Tensor:
-    """Continues `video`, called `name` in errors; arguments as in `GaussianDiffusion.extend`."""
-    call = name.split(":")[0]
-    video = as_result(diffusion, name, video, sampling)
-    k, num_frames = video.shape[2], operator.index(num_frames)
-    if num_frames <= k:
-        raise ValueError(f"{call}: num_frames must be more than the {k} given, got {num_frames}")
-    low = None
-    if low_resolution is not None:
-        name = f"{call}: low_resolution"
-        low = _low(diffusion, name, low_resolution, frame_factor, num_frames, weight, sampling)
-    elif frame_factor != 1:
-        raise ValueError(f"{call}: frame_factor is that of low_resolution, which must be given")
-    whole = F.pad(video, (0, 0, 0, 0, 0, num_frames - k))
-    known = torch.arange(num_frames) < k
-    return fill(diffusion, call, whole, known, sampling, overlap=overlap, weight=weight, low=low)
+@dataclass(frozen=True)
+class Completion:
+    """A call that completes videos: the model and the options.
 
+    Its methods take the arguments of those of `GaussianDiffusion` with the same name.
 
-def interpolate_frames(
-    diffusion: GaussianDiffusion,
-    video: Any,
-    factor: int,
-    overlap: int | None,
-    weight: float,
-    sampling: Mapping[str, Any],
-) -> Tensor:
-    """Draws frames between those of `video`; as `GaussianDiffusion.interpolate_frames`."""
-    call, factor = "interpolate_frames", operator.index(factor)
-    longest = diffusion.num_frames - 1
-    video = as_result(diffusion, f"{call}: video", video, sampling)
-    if not 2 <= factor <= longest or video.shape[2] < 2:
-        raise ValueError(
-            f"{call}: factor must be from 2 to {longest}, so that a clip of the model has two "
-            f"given frames, and video have at least 2 frames, got {factor} and {video.shape[2]}; "
-            "interpolate twice, or with a model of longer clips"
-        )
-    num_frames = (video.shape[2] - 1) * factor + 1
-    if overlap is None:
-        overlap = min(diffusion.num_frames // 2, diffusion.num_frames - factor)
-    whole = video.new_zeros(*video.shape[:2], num_frames, *video.shape[3:])
-    whole[:, :, ::factor] = video
-    known = torch.arange(num_frames) % factor == 0
-    return fill(diffusion, call, whole, known, sampling, overlap=overlap, weight=weight)
-
-
-def upsample(
-    diffusion: GaussianDiffusion,
-    video: Any,
-    frame_factor: int,
-    overlap: int | None,
-    weight: float,
-    sampling: Mapping[str, Any],
-) -> Tensor:
-    """Draws `video` at a higher resolution; as `GaussianDiffusion.upsample`."""
-    check_videos("upsample: video", video)
-    num_frames = (video.shape[2] - 1) * operator.index(frame_factor) + 1
-    low = _low(diffusion, "upsample: video", video, frame_factor, num_frames, weight, sampling)
-    b, c, f, *small = low.video.shape
-    _, _, *size = diffusion.sample_shape(None, sampling.get("image_size"))
-    if small == size and f == num_frames:
-        raise ValueError(
-            f"upsample: video must be smaller than the result, {size[0]} x {size[1]}, or have "
-            f"fewer frames, got as many of both; give a greater image_size or frame_factor"
-        )
-    whole = low.video.new_zeros(b, c, num_frames, *size)
-    known = torch.zeros(num_frames, dtype=torch.bool)
-    return fill(
-        diffusion, "upsample", whole, known, sampling, overlap=overlap, weight=weight, low=low
-    )
-
-
-def inpaint(
-    diffusion: GaussianDiffusion,
-    video: Any,
-    mask: Any,
-    overlap: int | None,
-    weight: float,
-    sampling: Mapping[str, Any],
-) -> Tensor:
-    """Draws the part of `video` where `mask` is false; as `GaussianDiffusion.inpaint`."""
-    video = as_result(diffusion, "inpaint: video", video, sampling)
-    check_mask("inpaint: mask", mask)
-    known = expand_mask("inpaint: mask", mask.to(video.device), video.shape)
-    known = known.expand(-1, -1, video.shape[2], -1, -1).clone()
-    video = torch.where(known, video, 0.0)
-    return fill(diffusion, "inpaint", video, known, sampling, overlap=overlap, weight=weight)
-
-
-@torch.no_grad()
-def fill(
-    diffusion: GaussianDiffusion,
-    call: str,
-    video: Tensor,
-    known: Tensor,
-    sampling: Mapping[str, Any],
-    *,
-    overlap: int | None,
-    weight: float,
-    low: LowResolution | None = None,
-) -> Tensor:
-    """Draws what is not known, in place.
-
-    Args:
+    Attributes:
         diffusion: The model.
-        call: The calling method, for errors.
-        video: `(b, c, f, h, w)`, from `as_result`.
-        known: Boolean, true where the video is known: by frame, `(f,)`, or with an axis for each of
-            the video's, that of frames in full, the others in full or 1.
+        call: The method that was called, for errors.
+        weight: Weight w_r of what is known, 0 or greater.
         sampling: Keywords of `sample`.
         overlap: Frames of a window that are known from before it; None for half of them.
-        weight: Weight of what is known.
-        low: Small videos of the result; None for none.
-
-    Raises:
-        ValueError: If something does not fit the videos, or values that are known or that the next
-            window needs are not finite.
     """
-    weight = checked_weight(call, weight)
-    overlap = checked_overlap(call, overlap, video.shape[2], diffusion.num_frames)
-    if known.ndim == 1:
-        known = known.view(1, 1, -1, 1, 1).to(video.device)
-    if not all(one.isfinite().all() for one in (video, video if low is None else low.video)):
-        raise ValueError(
-            f"{call}: known values must be finite, got NaN or infinity; let inpaint draw what is "
-            "lost, with a mask that is false there"
-        )
-    partly = known.amax(dim=(0, 1, 3, 4)).tolist()
-    if low is not None:
-        partly = [frame % low.frame_factor == 0 or has for frame, has in enumerate(partly)]
-    plan = windows(known.amin(dim=(0, 1, 3, 4)).tolist(), partly, diffusion.num_frames, overlap)
-    _check_beginnings(call, plan, diffusion.given_frames)
-    options, conditions, negative = _prepare_for_all(diffusion, call, sampling, video)
-    own = as_guidance(options.pop("guidance", ()))
-    for window in plan:
-        frames, kept = slice(window.start, window.stop), slice(window.start, window.keep)
-        guidance = list(own)
-        if known[:, :, frames].any():
-            guidance.append(KnownRegion(video[:, :, frames], known[:, :, frames], weight))
-        if low is not None and (measured := low.measurement(window)) is not None:
-            guidance.append(measured)
-        first_frames = video[:, :, window.start : window.start + diffusion.given_frames]
-        of_window: dict[str, Any] = {
-            "first_frames": first_frames if diffusion.given_frames else None,
-            "negative_cond": _cut(negative, frames) or None,
-            **_cut(conditions, frames),
-        }
-        drawn = diffusion.sample(
-            batch_size=len(video),
-            num_frames=window.stop - window.start,
-            guidance=guidance,
-            **given(of_window),
-            **options,
-        )[:, :, : window.keep - window.start]
-        video[:, :, kept] = torch.where(known[:, :, kept], video[:, :, kept], drawn)
-        known[:, :, kept] = True
-    return video
 
+    diffusion: GaussianDiffusion
+    call: str
+    weight: float
+    sampling: Mapping[str, Any]
+    overlap: int | None = None
 
-def as_result(
-    diffusion: GaussianDiffusion, name: str, video: Any, sampling: Mapping[str, Any]
-) -> Tensor:
-    """Checks given videos, and converts them to the units, dtype and device of the results.
-
-    Args:
-        diffusion: The model.
-        name: The call and its argument, for the error.
-        video: `(b, c, f, h, w)`.
-        sampling: Keywords of `sample`, of which `image_size` counts.
-
-    Raises:
-        ValueError: If they don't fit the model.
-    """
-    c, _, h, w = diffusion.sample_shape(None, sampling.get("image_size"))
-    check_videos(name, video, ("b", c, "f", h, w))
-    return _in_units(diffusion, video)
-
-
-def _in_units(diffusion: GaussianDiffusion, video: Tensor) -> Tensor:
-    is_bytes = video.dtype == torch.uint8 and diffusion.value_low is None
-    video = video.detach().to(diffusion.betas)
-    return video / 255 if is_bytes else video
-
-
-def _low(
-    diffusion: GaussianDiffusion,
-    name: str,
-    video: Any,
-    frame_factor: int,
-    num_frames: int,
-    weight: float,
-    sampling: Mapping[str, Any],
-) -> LowResolution:
-    """A small video of a whole result of `num_frames` frames.
-
-    Differs from Ho et al. 2022, eq. 8: its weight is `weight` times the number of pixels that each
-    of its own is made of. Their equation takes the measured part, given the noisy video, to be
-    as uncertain as a pixel; the mean of n pixels is n times less so.
-    """
-    frame_factor = operator.index(frame_factor)
-    if frame_factor < 1 or not checked_weight(name.split(":")[0], weight):
-        raise ValueError(
-            f"{name} needs a frame_factor of at least 1 and a weight above 0, by which it guides, "
-            f"got {frame_factor} and {weight}"
-        )
-    c, _, h, w = diffusion.sample_shape(None, sampling.get("image_size"))
-    frames = (num_frames - 1) // frame_factor + 1
-    check_videos(name, video, ("b", c, frames, "h", "w"))
-    if video.shape[3] > h or video.shape[4] > w:
-        raise ValueError(
-            f"{name} must be at most {h} x {w}, got {video.shape[3]} x {video.shape[4]}; shrink "
-            "it, or pass another image_size"
-        )
-    # a small pixel is the mean of several, and that much less noisy than one
-    pixels = h * w / (video.shape[3] * video.shape[4])
-    return LowResolution(_in_units(diffusion, video), frame_factor, weight * pixels)
-
-
-def _check_beginnings(call: str, plan: Sequence[Window], given_frames: int) -> None:
-    """Raises a ValueError unless all windows begin with the frames that the network is given."""
-    for window in plan:
-        if window.ready < given_frames:
+    def extend(
+        self,
+        video: Any,
+        num_frames: int,
+        *,
+        name: str = "video",
+        low_resolution: Any = None,
+        frame_factor: int = 1,
+    ) -> Tensor:
+        """Continues `video`, the argument `name`."""
+        video = self._as_result(name, video)
+        k, num_frames = video.shape[2], operator.index(num_frames)
+        if num_frames <= k:
             raise ValueError(
-                f"{call}: each window must begin with the {given_frames} known frames that a model "
+                f"{self.call}: num_frames must be more than the {k} given, got {num_frames}"
+            )
+        low = None
+        if low_resolution is not None:
+            low = self._low("low_resolution", low_resolution, frame_factor, num_frames)
+        elif frame_factor != 1:
+            raise ValueError(
+                f"{self.call}: frame_factor is that of low_resolution, which must be given"
+            )
+        whole = F.pad(video, (0, 0, 0, 0, 0, num_frames - k))
+        return self._fill(whole, torch.arange(num_frames) < k, low)
+
+    def interpolate_frames(self, video: Any, factor: int) -> Tensor:
+        """Draws frames between those of `video`."""
+        video = self._as_result("video", video)
+        factor, length = operator.index(factor), self.diffusion.num_frames
+        if not 2 <= factor < length or video.shape[2] < 2:
+            raise ValueError(
+                f"{self.call}: factor must be from 2 to {length - 1}, so that a clip of the model "
+                f"has two given frames, and video have at least 2 frames, got {factor} and "
+                f"{video.shape[2]}; interpolate twice, or with a model of longer clips"
+            )
+        num_frames = (video.shape[2] - 1) * factor + 1
+        whole = video.new_zeros(*video.shape[:2], num_frames, *video.shape[3:])
+        whole[:, :, ::factor] = video
+        overlap = self.overlap
+        if overlap is None:
+            # reaches the given frames on both sides of those that are drawn
+            overlap = min(length // 2, length - factor)
+        return replace(self, overlap=overlap)._fill(whole, torch.arange(num_frames) % factor == 0)
+
+    def upsample(self, video: Any, frame_factor: int) -> Tensor:
+        """Draws `video` at a higher resolution."""
+        check_videos(f"{self.call}: video", video)
+        num_frames = (video.shape[2] - 1) * operator.index(frame_factor) + 1
+        low = self._low("video", video, frame_factor, num_frames)
+        b, c, f, *small = low.video.shape
+        size = list(self._size())
+        if small == size and f == num_frames:
+            raise ValueError(
+                f"{self.call}: video must be smaller than the result, {size[0]} x {size[1]}, or "
+                "have fewer frames, got as many of both; give a greater image_size or frame_factor"
+            )
+        whole = low.video.new_zeros(b, c, num_frames, *size)
+        return self._fill(whole, torch.zeros(num_frames, dtype=torch.bool), low)
+
+    def inpaint(self, video: Any, mask: Any) -> Tensor:
+        """Draws the part of `video` where `mask` is false."""
+        video = self._as_result("video", video)
+        check_mask(f"{self.call}: mask", mask)
+        known = expand_mask(f"{self.call}: mask", mask.to(video.device), video.shape)
+        known = known.expand(-1, -1, video.shape[2], -1, -1).clone()
+        return self._fill(torch.where(known, video, 0.0), known)
+
+    @torch.no_grad()
+    def _fill(self, video: Tensor, known: Tensor, low: LowResolution | None = None) -> Tensor:
+        """Draws what is not known, in place.
+
+        Args:
+            video: `(b, c, f, h, w)`, from `_as_result`.
+            known: Boolean, true where the video is known: by frame, `(f,)`, or with an axis for
+                each of the video's, that of frames in full, the others in full or 1.
+            low: Small videos of the result; None for none.
+
+        Raises:
+            ValueError: If something does not fit the videos, or values that are known or that the
+                next window needs are not finite.
+        """
+        diffusion, weight = self.diffusion, checked_weight(self.call, self.weight)
+        if known.ndim == 1:
+            known = known.view(1, 1, -1, 1, 1).to(video.device)
+        if not all(one.isfinite().all() for one in (video, video if low is None else low.video)):
+            raise ValueError(
+                f"{self.call}: known values must be finite, got NaN or infinity; let inpaint draw "
+                "what is lost, with a mask that is false there"
+            )
+        plan = self._plan(known, 0 if low is None else low.frame_factor)
+        options, conditions, negative = self._prepare_for_all(video)
+        own = as_guidance(options.pop("guidance", ()))
+        for window in plan:
+            frames, kept = slice(window.start, window.stop), slice(window.start, window.keep)
+            guidance = list(own)
+            if known[:, :, frames].any():
+                guidance.append(KnownRegion(video[:, :, frames], known[:, :, frames], weight))
+            if low is not None and (measured := low.measurement(window)) is not None:
+                guidance.append(measured)
+            first_frames = video[:, :, window.start : window.start + diffusion.given_frames]
+            of_window: dict[str, Any] = {
+                "first_frames": first_frames if diffusion.given_frames else None,
+                "negative_cond": _cut(negative, frames) or None,
+                **_cut(conditions, frames),
+            }
+            drawn = diffusion.sample(
+                batch_size=len(video),
+                num_frames=window.stop - window.start,
+                guidance=guidance,
+                **given(of_window),
+                **options,
+            )[:, :, : window.keep - window.start]
+            video[:, :, kept] = torch.where(known[:, :, kept], video[:, :, kept], drawn)
+            known[:, :, kept] = True
+        return video
+
+    def _plan(self, known: Tensor, frame_factor: int) -> list[Window]:
+        """The windows for a mask with five axes; a low resolution has every so many frames.
+
+        Raises:
+            ValueError: If the overlap leaves no frame to draw, or none before it, or a window lacks
+                frames that the network needs.
+        """
+        num_frames, length = known.shape[2], self.diffusion.num_frames
+        overlap = length // 2 if self.overlap is None else operator.index(self.overlap)
+        if self.overlap is None and num_frames <= length:
+            # a single window
+            overlap = 0
+        elif not 1 <= overlap < length:
+            raise ValueError(
+                f"{self.call}: overlap must be from 1 to {length - 1}, one less than the frames of "
+                f"the model's clips, got {overlap}; leave it out for half of them"
+            )
+        partly = known.amax(dim=(0, 1, 3, 4)).tolist()
+        if frame_factor:
+            partly = [frame % frame_factor == 0 or has for frame, has in enumerate(partly)]
+        plan = windows(known.amin(dim=(0, 1, 3, 4)).tolist(), partly, length, overlap)
+        needed = self.diffusion.given_frames
+        for window in (window for window in plan if window.ready < needed):
+            raise ValueError(
+                f"{self.call}: each window must begin with the {needed} known frames that a model "
                 f"with given_frames needs, got {window.ready} at frame {window.start}; give more "
                 "frames at the beginning, or a greater overlap"
             )
+        return plan
 
+    def _prepare_for_all(
+        self, video: Tensor
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """Keywords of `sample` for all windows, and conditions to be cut for each.
 
-def _prepare_for_all(
-    diffusion: GaussianDiffusion, call: str, sampling: Mapping[str, Any], video: Tensor
-) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """Keywords of `sample` for all windows, and conditions to be cut for each.
+        Captions are encoded and random streams started here, once for all windows.
+        """
+        options, count = dict(self.sampling), len(video)
+        own = {name: options.pop(name) for name in CONDITIONS if name in options}
+        conditions = self.diffusion.prepare_conditions(own)
+        scale, negative_cond = options.get("cond_scale", 1.0), options.pop("negative_cond", None)
+        negative = self.diffusion.prepare_negative(negative_cond, scale, count)
+        for name, value in (*conditions.items(), *negative.items()):
+            kind, num_frames = CONDITIONS[name], video.shape[2]
+            sizes = dict(zip(kind.axes, value.shape, strict=False))
+            has_frames = value.ndim == len(kind.axes)
+            if len(value) != count or (has_frames and sizes.get("f", num_frames) != num_frames):
+                raise ValueError(
+                    f"{self.call}: {name} must have one row per video, {count}, and, if it has "
+                    f"frames, all {num_frames} of the result, which are cut for each window, got "
+                    f"{tuple(value.shape)}"
+                )
+        seed, generator = options.pop("seed", None), options.pop("generator", None)
+        streams = make_streams(seed, generator, count, video.device)
+        if isinstance(streams, RandomStreams):
+            options["generator"] = streams.generators
+        return options, conditions, negative
 
-    Captions are encoded and random streams started here, once for all windows.
-    """
-    options = dict(sampling)
-    own = {name: options.pop(name) for name in CONDITIONS if name in options}
-    conditions = diffusion.prepare_conditions(own)
-    scale, count = options.get("cond_scale", 1.0), len(video)
-    negative = diffusion.prepare_negative(options.pop("negative_cond", None), scale, count)
-    for name, value in (*conditions.items(), *negative.items()):
-        kind, num_frames = CONDITIONS[name], video.shape[2]
-        sizes = dict(zip(kind.axes, value.shape, strict=False))
-        has_frames = value.ndim == len(kind.axes)
-        if len(value) != count or (has_frames and sizes.get("f", num_frames) != num_frames):
+    def _size(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return self.diffusion.sample_shape(None, self.sampling.get("image_size"))[2:]
+
+    def _as_result(self, name: str, video: Any) -> Tensor:
+        """Checks given videos, and converts them to the units, dtype and device of the result."""
+        shape = ("b", self.diffusion.channels, "f", *self._size())
+        check_videos(f"{self.call}: {name}", video, shape)
+        return self._in_units(video)
+
+    def _in_units(self, video: Tensor) -> Tensor:
+        is_bytes = video.dtype == torch.uint8 and self.diffusion.value_low is None
+        video = video.detach().to(self.diffusion.betas)
+        return video / 255 if is_bytes else video
+
+    def _low(self, name: str, video: Any, frame_factor: int, num_frames: int) -> LowResolution:
+        """A small video of a whole result of `num_frames` frames.
+
+        Differs from Ho et al. 2022, eq. 8: its weight is `weight` times the number of pixels that
+        each of its own is made of. Their equation takes the measured part, given the noisy video,
+        to be as uncertain as a pixel; the mean of n pixels is n times less so.
+        """
+        name, frame_factor = f"{self.call}: {name}", operator.index(frame_factor)
+        weight = checked_weight(self.call, self.weight)
+        if frame_factor < 1 or not weight:
             raise ValueError(
-                f"{call}: {name} must have one row per video, {count}, and, if it has frames, all "
-                f"{num_frames} of the result, which are cut for each window, got "
-                f"{tuple(value.shape)}"
+                f"{name} needs a frame_factor of at least 1 and a weight above 0, by which it "
+                f"guides, got {frame_factor} and {self.weight}"
             )
-    streams = make_streams(
-        options.pop("seed", None), options.pop("generator", None), count, video.device
-    )
-    if isinstance(streams, RandomStreams):
-        options["generator"] = streams.generators
-    return options, conditions, negative
+        frames = (num_frames - 1) // frame_factor + 1
+        check_videos(name, video, ("b", self.diffusion.channels, frames, "h", "w"))
+        (height, width), (h, w) = self._size(), video.shape[3:]
+        if h > height or w > width:
+            raise ValueError(
+                f"{name} must be at most {height} x {width}, got {h} x {w}; shrink it, or pass "
+                "another image_size"
+            )
+        # a small pixel is the mean of several, and that much less noisy than one
+        return LowResolution(
+            self._in_units(video), frame_factor, weight * (height * width / (h * w))
+        )
 
 
 def _cut(conditions: Mapping[str, Tensor], frames: slice) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -32,6 +32,9 @@ CONFIG = (
 )
 """The constructor arguments that a checkpoint holds, in addition to the value ranges."""
 
+_OR_NONE = ", or None"
+_Kind = tuple[Callable[[Any], Any], Callable[[Any], Any], str]
+
 # the objective of weights that name none, such as the reference's
 _USUAL_OBJECTIVE = "pred_noise"
 
@@ -46,47 +49,43 @@ def plain_config(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: If one has another type than the constructor expects, or is outside its range.
     """
     config = dict(given)
-
-    def settle(
-        names: Sequence[str],
-        convert: Callable[[Any], Any],
-        is_allowed: Callable[[Any], Any],
-        expected: str,
-    ) -> None:
-        for name in names:
-            config[name] = _plain(name, given[name], convert, is_allowed, expected)
-
     size = as_image_size(given["image_size"], "GaussianDiffusion: image_size")
     config["image_size"] = size[0] if isinstance(given["image_size"], Integral) else size
-    settle(_FLAGS, bool, lambda flag: flag in (True, False), "True or False")
-    settle(_COUNTS, operator.index, lambda count: count >= 1, "a whole number, at least 1")
-    settle(_FRACTIONS, float, lambda share: 0 <= share <= 1, "a number in [0, 1]")
-    for name, choices in _CHOICES.items():
-        settle([name], str, choices.__contains__, f"one of {', '.join(choices)}")
-    last, steps = config["num_frames"] - 1, config["timesteps"]
-    expected = f"a whole number from 0 to {last}, so that frames are left to predict"
-    settle(["given_frames"], operator.index, lambda k: 0 <= k <= last, expected)
-    if given["min_snr_gamma"] is not None:
-        settle(["min_snr_gamma"], float, lambda gamma: gamma > 0, "a number above 0, or None")
-    if given["sampling_timesteps"] is not None:
-        expected = f"a whole number from 1 to timesteps = {steps}, or None"
-        settle(["sampling_timesteps"], operator.index, lambda n: 1 <= n <= steps, expected)
+    for name, (convert, is_allowed, expected) in _kinds(given).items():
+        if given[name] is None and expected.endswith(_OR_NONE):
+            continue
+        try:
+            config[name] = convert(given[name]) if is_allowed(given[name]) else None
+        except (TypeError, ValueError, RuntimeError):
+            config[name] = None
+        if config[name] is None:
+            raise ValueError(
+                f"GaussianDiffusion: {name} must be {expected}, got {shown(given[name])}"
+            )
     return config
 
 
-def _plain(
-    name: str,
-    value: Any,
-    convert: Callable[[Any], Any],
-    is_allowed: Callable[[Any], Any],
-    expected: str,
-) -> Any:
-    try:
-        if is_allowed(value):
-            return convert(value)
-    except (TypeError, ValueError, RuntimeError):
-        pass
-    raise ValueError(f"GaussianDiffusion: {name} must be {expected}, got {shown(value)}")
+def _kinds(given: Mapping[str, Any]) -> dict[str, _Kind]:
+    """For each setting how it becomes plain, which values are allowed, and both in words."""
+    frames, steps = given["num_frames"], given["timesteps"]
+    one_of = {name: f"one of {', '.join(choices)}" for name, choices in _CHOICES.items()}
+    return {
+        **dict.fromkeys(_FLAGS, (bool, lambda flag: flag in (True, False), "True or False")),
+        **dict.fromkeys(_COUNTS, (operator.index, lambda n: n >= 1, "a whole number, at least 1")),
+        **dict.fromkeys(_FRACTIONS, (float, lambda x: 0 <= x <= 1, "a number in [0, 1]")),
+        **{name: (str, _CHOICES[name].__contains__, one_of[name]) for name in _CHOICES},
+        "given_frames": (
+            operator.index,
+            lambda k: 0 <= k < frames,
+            f"a whole number from 0 to less than num_frames = {frames}",
+        ),
+        "min_snr_gamma": (float, lambda gamma: gamma > 0, f"a number above 0{_OR_NONE}"),
+        "sampling_timesteps": (
+            operator.index,
+            lambda n: 1 <= n <= steps,
+            f"a whole number from 1 to timesteps = {steps}{_OR_NONE}",
+        ),
+    }
 
 
 def remember_training(module: nn.Module, objective: str, is_continuous: bool) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from video_diffusion_pytorch.arguments import as_image_size, per_channel, plain_range, shown
 from video_diffusion_pytorch.conditions import VALUES, given, masks_of, rows_of
-from video_diffusion_pytorch.diffusion import completion
+from video_diffusion_pytorch.diffusion.completion import Completion
 from video_diffusion_pytorch.diffusion.conditioning import (
     CONDITION_NAMES,
     as_tensor,
@@ -33,7 +33,7 @@ from video_diffusion_pytorch.diffusion.guidance import (
     Guidance,
     as_guidance,
     count_videos,
-    in_evaluation_mode,
+    switched_off,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CONTINUOUS,
@@ -209,7 +209,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if value_range is not None:
             self.set_value_range(value_range)
         if cond_value_range is not None:
-            self._set_cond_value_range(cond_value_range)
+            self._store_range("cond_value", cond_value_range, self._field_channels())
         remember_training(self, self.objective, self.is_continuous)
 
     # training
@@ -584,16 +584,6 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         self._store_range("value", low_high, self.channels)
         self._range_is_known = False
 
-    def _set_cond_value_range(self, low_high: tuple[Bound, Bound]) -> None:
-        channels = self._field_channels()
-        if channels == 0:
-            raise ValueError(
-                "GaussianDiffusion: cond_value_range needs a network that takes a cond_video "
-                f"of your own, got {shown(low_high)} and none; build the network with more "
-                "cond_channels, or leave it out"
-            )
-        self._store_range("cond_value", low_high, channels)
-
     def _store_range(self, kind: str, given: Any, channels: int | None) -> None:
         limits = plain_range(given, channels, f"GaussianDiffusion: {kind}_range")
         counts = [len(bound) for bound in limits if isinstance(bound, tuple)]
@@ -710,7 +700,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
         """
         arguments = {"cond": None, **conditions, **guidance}
-        with in_evaluation_mode(self.denoise_fn):
+        # without dropout, also in training
+        with switched_off(self.denoise_fn.modules(), "training"):
             output = guided(self.denoise_fn)(
                 x, self._network_time(t), cond_scale=cond_scale, **arguments
             )
@@ -935,13 +926,18 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         # the reference's chain, whose methods a subclass may override, has no other options
         has_options = known or negative or guidance_rescale or dynamic_thres_percentile is not None
         is_chain = type(sampler) is DDPM and noise is draw_noise and not has_options
+        follower: dict[str, Any] = given({"progress": progress, "callback": callback})
         if not is_chain:
             self._warn_of_replaced_methods()
+        elif "progress" not in inspect.signature(self.p_sample_loop).parameters:
+            # a subclass's own, written for the reference
+            del follower["progress"]
         videos = []
         for rows in batches(count, max_batch):
             shape, own = (rows.stop - rows.start, *size), rows_of(conditions, rows)
             if is_chain:
-                videos.append(self._run_chain(shape, cond_scale, own, progress, callback))
+                video = self.p_sample_loop(shape, cond_scale=cond_scale, **own, **follower)
+                videos.append(video)
                 continue
             draw = noise[rows] if isinstance(noise, RandomStreams) else noise
             x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
@@ -953,23 +949,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 draw,
                 self.denoise_fn,
             )
-            x = follow(x, sampler.run(x, levels, denoise, draw), levels, progress, callback)
+            x = follow(x, sampler.run(x, levels, denoise, draw), levels, **follower)
             videos.append(self.to_data_range(denoise.settle(x)))
         return torch.cat(videos)
-
-    def _run_chain(
-        self,
-        shape: tuple[int, ...],
-        cond_scale: float,
-        conditions: Mapping[str, Any],
-        progress: bool,
-        callback: Callback | None,
-    ) -> Tensor:
-        """Calls `p_sample_loop`, which may be a subclass's own, written for the reference."""
-        keywords: dict[str, Any] = given({"callback": callback})
-        if "progress" in inspect.signature(self.p_sample_loop).parameters:
-            keywords["progress"] = progress
-        return self.p_sample_loop(shape, cond_scale=cond_scale, **conditions, **keywords)
 
     def _predictor(
         self,
@@ -1095,8 +1077,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             torch.Size([2, 3, 4, 16, 16])
         """
         length = self.num_frames if num_frames is None else num_frames
-        name = "predict: frames"
-        return completion.extend(self, name, frames, length, sampling, weight=weight)
+        return Completion(self, "predict", weight, sampling).extend(frames, length, name="frames")
 
     def extend(
         self,
@@ -1142,16 +1123,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> diffusion.extend(first, num_frames=10, seed=0, progress=False).shape
             torch.Size([2, 3, 10, 16, 16])
         """
-        return completion.extend(
-            self,
-            "extend: video",
-            video,
-            num_frames,
-            sampling,
-            weight=weight,
-            overlap=overlap,
-            low_resolution=low_resolution,
-            frame_factor=frame_factor,
+        return Completion(self, "extend", weight, sampling, overlap).extend(
+            video, num_frames, low_resolution=low_resolution, frame_factor=frame_factor
         )
 
     def interpolate_frames(
@@ -1181,7 +1154,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             TypeError: If the video is no such tensor, or a keyword is unknown.
             ValueError: If shapes don't fit the model, or no window has room for two given frames.
         """
-        return completion.interpolate_frames(self, video, factor, overlap, weight, sampling)
+        completion = Completion(self, "interpolate_frames", weight, sampling, overlap)
+        return completion.interpolate_frames(video, factor)
 
     def upsample(
         self,
@@ -1223,7 +1197,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             torch.Size([1, 3, 7, 16, 16])
         """
         sampling |= given({"image_size": image_size})
-        return completion.upsample(self, video, frame_factor, overlap, weight, sampling)
+        completion = Completion(self, "upsample", weight, sampling, overlap)
+        return completion.upsample(video, frame_factor)
 
     def inpaint(
         self,
@@ -1262,7 +1237,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> torch.equal(diffusion.inpaint(video, kept, progress=False)[..., 8:], video[..., 8:])
             True
         """
-        return completion.inpaint(self, video, mask, overlap, weight, sampling)
+        return Completion(self, "inpaint", weight, sampling, overlap).inpaint(video, mask)
 
     # files
 

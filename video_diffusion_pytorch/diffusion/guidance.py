@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -391,10 +392,11 @@ def count_videos(
     return counts[0][1] if counts else default
 
 
+@dataclass(frozen=True)
 class Denoiser:
     """The denoiser as samplers call it: noisy videos and their noise level in, a prediction out.
 
-    Args:
+    Attributes:
         predict_x_start: The network with its conditions: maps noisy videos `(b, c, f, h, w)` and
             time steps `(b,)` to clean videos.
         clamp: Brings predicted clean videos into their range; None to leave them as they are.
@@ -403,19 +405,11 @@ class Denoiser:
         network: The network, whose weights need no gradient while guidance takes that of its input.
     """
 
-    def __init__(
-        self,
-        predict_x_start: Callable[[Tensor, Tensor], Tensor],
-        clamp: Callable[[Tensor], Tensor] | None,
-        guidance: Sequence[Guidance],
-        noise: Noise,
-        network: nn.Module,
-    ) -> None:
-        self.predict_x_start = predict_x_start
-        self.clamp = clamp
-        self.guidance = guidance
-        self.noise = noise
-        self.network = network
+    predict_x_start: Callable[[Tensor, Tensor], Tensor]
+    clamp: Callable[[Tensor], Tensor] | None
+    guidance: Sequence[Guidance]
+    noise: Noise
+    network: nn.Module
 
     def __call__(self, x_t: Tensor, level: NoiseLevel) -> Prediction:
         """Predicts the clean videos in `x_t`, and the noise that follows from them.
@@ -458,7 +452,8 @@ class Denoiser:
         with (
             torch.inference_mode(False),
             torch.enable_grad(),
-            without_weight_gradients(self.network),
+            # saves the memory of the weights' gradients
+            switched_off(self.network.parameters(), "requires_grad"),
         ):
             z = x_t.detach().clone().requires_grad_()
             x_start = self.predict_x_start(z, times(level, z))
@@ -489,26 +484,13 @@ def times(level: NoiseLevel, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def without_weight_gradients(network: nn.Module) -> Iterator[None]:
-    """Saves the memory of weight gradients while the gradient of the input is taken."""
-    trained = [weight for weight in network.parameters() if weight.requires_grad]
-    for weight in trained:
-        weight.requires_grad_(False)
+def switched_off(owners: Iterable[Any], flag: str) -> Iterator[None]:
+    """Sets a flag of modules or weights to False, and restores it afterwards."""
+    switched = [owner for owner in owners if getattr(owner, flag)]
+    for owner in switched:
+        setattr(owner, flag, False)
     try:
         yield
     finally:
-        for weight in trained:
-            weight.requires_grad_(True)
-
-
-@contextmanager
-def in_evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Switches dropout off, and afterwards restores the mode of each module."""
-    in_training = [module for module in network.modules() if module.training]
-    for module in in_training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
+        for owner in switched:
+            setattr(owner, flag, True)

@@ -59,7 +59,7 @@ def spaced_times(
         Falling times, without the clean end.
 
     Raises:
-        ValueError: If `steps` is out of range, times don't fall, or the spacing is unknown.
+        ValueError: If `steps` is out of range, or times don't fall.
 
     Example:
         >>> from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
@@ -69,7 +69,6 @@ def spaced_times(
         >>> spaced_times(process, 4, "spectrum")
         [999.0, 865.0, 495.0, 126.0]
     """
-    check_spacing(spacing)
     if isinstance(steps, (int, Integral)):
         return [float(t) for t in SPACINGS[spacing](process, _checked_number(process, steps))]
     last = process.num_timesteps - 1
@@ -147,15 +146,6 @@ SPACINGS: dict[str, Callable[[ForwardProcess, int], Sequence[float]]] = {
     "karras": karras_times,
     "spectrum": spectrum_times,
 }
-
-
-def check_spacing(spacing: str) -> None:
-    """Raises a ValueError for an unknown spacing."""
-    if spacing not in SPACINGS:
-        raise ValueError(
-            f"sample: spacing must be one of {', '.join(SPACINGS)}, got {shown(spacing)}; choose "
-            "one, or pass a list of time steps"
-        )
 
 
 def _checked_number(process: ForwardProcess, steps: Any) -> int:
@@ -238,7 +228,11 @@ class Sampler:
     spacing: str = "trailing"
 
     def __init__(self, *, spacing: str = "trailing") -> None:
-        check_spacing(spacing)
+        if spacing not in SPACINGS:
+            raise ValueError(
+                f"sample: spacing must be one of {', '.join(SPACINGS)}, got {shown(spacing)}; "
+                "choose one, or pass a list of time steps"
+            )
         self.spacing = spacing
 
     def levels(self, process: ForwardProcess, steps: int | Sequence[float]) -> list[NoiseLevel]:
