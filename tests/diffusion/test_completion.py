@@ -74,7 +74,7 @@ every_call = pytest.mark.parametrize("call", LENGTHS)
 
 @pytest.mark.parametrize("units", UNITS)
 @every_call
-def test_known_values_are_given_back(call, units):
+def test_known_values_are_returned(call, units):
     torch.manual_seed(0)
     diffusion = model(**UNITS[units])
     video = diffusion.to_data_range(torch.rand(2, 2, 5, 4, 4) * 2 - 1)
@@ -91,7 +91,7 @@ def test_known_values_are_given_back(call, units):
 
 @pytest.mark.parametrize("units", UNITS)
 @every_call
-def test_bytes_are_what_the_model_takes_bytes_for(call, units):
+def test_uint8_videos_are_read_as_training_clips(call, units):
     diffusion = model(**UNITS[units])
     diffusion._range_is_known = True  # bytes need not be in the range of the model
     video = torch.randint(0, 256, (2, 2, 5, 4, 4), dtype=torch.uint8)
@@ -102,7 +102,7 @@ def test_bytes_are_what_the_model_takes_bytes_for(call, units):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 @every_call
-def test_results_have_the_number_type_of_the_model(call, dtype):
+def test_results_have_the_dtype_of_the_model(call, dtype):
     video = torch.rand(2, 2, 5, 4, 4).to(dtype).requires_grad_()
     result, given_back, given = call(model(), video)
     assert result.dtype == torch.float32
@@ -111,7 +111,7 @@ def test_results_have_the_number_type_of_the_model(call, dtype):
 
 
 @every_call
-def test_the_given_video_is_left_alone(call):
+def test_the_given_video_is_not_changed(call):
     video = torch.rand(2, 2, 5, 4, 4)
     before = video.clone()
     call(model(), video)
@@ -119,7 +119,7 @@ def test_the_given_video_is_left_alone(call):
 
 
 @every_call
-def test_gradients_are_taken_where_they_are_needed(call):
+def test_gradients_are_taken_only_with_a_weight(call):
     for weight, expected in ((0, {False}), (1.5, {True})):
         diffusion = model()
         call(diffusion, torch.rand(2, 2, 5, 4, 4), weight=weight)
@@ -127,7 +127,7 @@ def test_gradients_are_taken_where_they_are_needed(call):
 
 
 @every_call
-def test_a_seed_tells_all_whatever_the_batch(call):
+def test_a_seed_gives_the_same_result_in_any_batch(call):
     diffusion = model()
     video = torch.rand(3, 2, 5, 4, 4)
     # a mask that does not depend on the batch
@@ -148,7 +148,7 @@ def test_a_seed_tells_all_whatever_the_batch(call):
     assert not torch.allclose(draw(video, seed=4), whole)
 
 
-def test_any_frames_may_be_inpainted_and_what_is_lost_may_be_nan():
+def test_any_frames_may_be_inpainted_and_unknown_ones_may_be_nan():
     video = torch.rand(1, 2, 6, 4, 4)
     mask = torch.tensor([True, False, False, True, False, True])
     spoilt = video.clone()
@@ -160,7 +160,7 @@ def test_any_frames_may_be_inpainted_and_what_is_lost_may_be_nan():
     assert results[0].isfinite().all()
 
 
-def test_a_video_without_a_gap_is_given_back():
+def test_a_video_without_a_gap_is_returned():
     video, mask = torch.rand(1, 2, 6, 4, 4), torch.ones(6, dtype=torch.bool)
     diffusion = model()
     assert torch.equal(diffusion.inpaint(video, mask), video)
@@ -191,7 +191,7 @@ def test_upsampling_in_inference_mode():
 # Lengths and sizes
 
 
-def test_predict_makes_a_clip_or_what_is_asked_for():
+def test_predict_returns_the_requested_length():
     frames = torch.rand(1, 2, 1, 4, 4)
     assert model().predict(frames, progress=False).shape[2] == 4
     for num_frames in (2, 3, 9):
@@ -385,7 +385,7 @@ def test_a_low_resolution_that_is_larger_than_the_result(size):
         model().extend(torch.rand(1, 2, 2, 4, 4), 4, low_resolution=small)
 
 
-def test_a_low_resolution_that_is_no_video():
+def test_a_low_resolution_of_another_kind():
     with pytest.raises(ValueError, match=r"^upsample: video must be .* \(b, c, f, h, w\), got"):
         model().upsample([1.0])
     with pytest.raises(ValueError, match=r"^upsample: video must be .* \(b, 2, 4, h, w\), got"):
@@ -393,7 +393,7 @@ def test_a_low_resolution_that_is_no_video():
 
 
 @pytest.mark.parametrize(("frames", "factor"), [(4, 1), (1, 2)])
-def test_nothing_to_make_larger(frames, factor):
+def test_nothing_to_upsample(frames, factor):
     message = (
         "upsample: video must be smaller than the result, 4 x 4, or have fewer frames, got as many "
         "of both; give a greater image_size or frame_factor"
@@ -436,7 +436,7 @@ def test_a_frame_factor_without_low_resolution():
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
-def test_a_weight_that_is_none(weight):
+def test_weights_outside_their_range(weight):
     message = (
         f"extend: weight must be a number, 0 or greater, got {weight!r}; 0 is without correction, "
         "2 is common"
@@ -448,7 +448,7 @@ def test_a_weight_that_is_none(weight):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @every_call
-def test_known_values_that_are_none(call, value):
+def test_known_values_that_are_not_finite(call, value):
     # found before anything is drawn, be they in the last window
     message = (
         f"{NAMES[call]}: known values must be finite, got NaN or infinity; let inpaint draw what "

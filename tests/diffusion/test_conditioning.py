@@ -20,7 +20,7 @@ TINY_BERT = Path(__file__).parents[1] / "golden" / "tiny_bert"
 
 
 class Recorder(nn.Module):
-    """Notes what it is called with; predicts noise of zero."""
+    """Records its arguments; predicts noise of zero."""
 
     def __init__(self, cond_channels=None):
         super().__init__()
@@ -62,7 +62,7 @@ def exactly(message):
 
 
 CLIPS = torch.rand(2, 3, 4, 8, 8)
-TOLD = {
+CONDITIONS = {
     "cond": torch.randn(2, 5),
     "labels": torch.tensor([3, -1]),
     "frame_cond": torch.randn(2, 4, 6),
@@ -75,18 +75,18 @@ TOLD = {
 # Passing on
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", CONDITIONS)
 def test_every_call_takes_every_condition(name):
-    calls = every_call(diffusion_with(Recorder()), CLIPS, **{name: TOLD[name]})
+    calls = every_call(diffusion_with(Recorder()), CLIPS, **{name: CONDITIONS[name]})
     assert len(calls) == 4 + 3 + 2 + 3
     for call in calls:
-        assert torch.equal(call[name], TOLD[name])
+        assert torch.equal(call[name], CONDITIONS[name])
         assert call.keys() - {"null_cond_prob", "cond_scale"} == {"cond", name}
     # dropped in training as a vector is, and in sampling not
     assert [call.get("null_cond_prob") for call in calls] == [0.1, 0.1] + [None] * 10
 
 
-def test_what_is_not_given_is_not_passed_on():
+def test_missing_conditions_are_not_passed_on():
     for call in every_call(diffusion_with(Recorder()), CLIPS):
         assert call.keys() - {"null_cond_prob", "cond_scale"} == {"cond"}
         assert call["cond"] is None
@@ -95,16 +95,16 @@ def test_what_is_not_given_is_not_passed_on():
 
 
 @pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist])
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", CONDITIONS)
 def test_arrays_and_lists_become_tensors(name, convert):
     diffusion = diffusion_with(Recorder())
-    diffusion(CLIPS, **{name: convert(TOLD[name])})
-    diffusion.sample(progress=False, **{name: convert(TOLD[name])})
+    diffusion(CLIPS, **{name: convert(CONDITIONS[name])})
+    diffusion.sample(progress=False, **{name: convert(CONDITIONS[name])})
     for call in diffusion.denoise_fn.calls:
-        assert torch.equal(call[name], TOLD[name])
+        assert torch.equal(call[name], CONDITIONS[name])
 
 
-def test_double_precision_of_an_array_is_not_meant():
+def test_arrays_take_the_precision_of_the_model():
     diffusion = diffusion_with(Recorder())
     diffusion(CLIPS, cond=np.random.default_rng(0).random((2, 5))[::-1])
     assert diffusion.denoise_fn.calls[0]["cond"].dtype == torch.float32
@@ -122,10 +122,10 @@ def test_a_conditional_network_trains_and_samples():
         attn_heads=1,
     )
     diffusion = diffusion_with(unet)
-    told = {name: value for name, value in TOLD.items() if name != "cond_mask"}
-    diffusion(CLIPS, **told).backward()
+    received = {name: value for name, value in CONDITIONS.items() if name != "cond_mask"}
+    diffusion(CLIPS, **received).backward()
     assert all(p.grad is not None for p in unet.parameters() if p.requires_grad)
-    videos = diffusion.sample(**told, cond_scale=2.0, progress=False)
+    videos = diffusion.sample(**received, cond_scale=2.0, progress=False)
     assert videos.shape == (2, 3, 4, 8, 8)
     assert videos.isfinite().all()
 
@@ -199,7 +199,7 @@ def test_missing_captions_sample_as_the_null_condition():
 # Known frames
 
 
-def test_known_frames_and_where_they_are():
+def test_known_frames_become_channels_with_a_mask():
     frames = torch.randn(2, 3, 2, 8, 8)
     shown = show_first_frames(frames, 5)
     assert shown.shape == (2, 4, 5, 8, 8)
@@ -210,7 +210,7 @@ def test_known_frames_and_where_they_are():
 
 @pytest.mark.parametrize("field", [None, torch.randn(2, 2, 8, 8), torch.randn(2, 2, 4, 8, 8)])
 @pytest.mark.parametrize("cond_channels", [None, 4])
-def test_the_network_is_told_the_first_frames(field, cond_channels):
+def test_the_network_gets_the_first_frames(field, cond_channels):
     if field is not None and cond_channels is not None:
         cond_channels += 2
     diffusion = diffusion_with(Recorder(cond_channels), given_frames=2, value_range=(0, 10))
@@ -228,7 +228,7 @@ def test_the_network_is_told_the_first_frames(field, cond_channels):
         assert "first_frames" not in call
 
 
-def test_every_call_takes_first_frames_also_as_bytes():
+def test_every_call_takes_first_frames_in_uint8():
     diffusion = diffusion_with(Recorder(4), given_frames=1)
     frames = torch.randint(0, 256, (2, 3, 1, 8, 8), dtype=torch.uint8)
     calls = every_call(diffusion, CLIPS, first_frames=frames)
@@ -239,8 +239,8 @@ def test_every_call_takes_first_frames_also_as_bytes():
         )
 
 
-def test_a_network_learns_to_go_on_from_a_frame():
-    # clips that stand still: the first frame tells all
+def test_a_network_learns_to_continue_a_frame():
+    # clips that stand still: the first frame determines all
     torch.manual_seed(0)
     unet = Unet3D(16, channels=1, cond_channels=2, dim_mults=(1,), attn_heads=2, attn_dim_head=16)
     config = {"channels": 1, "image_size": 2, "num_frames": 3, "timesteps": 20, "loss_type": "l2"}
@@ -308,7 +308,7 @@ def test_first_frames_that_do_not_fit():
 
 
 @pytest.mark.parametrize("field", [None, torch.randn(2, 3, 8, 8), torch.randn(2, 2, 4, 4)])
-def test_a_field_that_does_not_fit_beside_known_frames(field):
+def test_a_field_that_does_not_fit_next_to_known_frames(field):
     got = None if field is None else (*field.shape[:2], 4, *field.shape[2:])
     message = (
         "GaussianDiffusion: cond_video must have the shape (2, 2, 4, 8, 8), what the network's "
@@ -357,7 +357,7 @@ CPU = torch.device("cpu")
 
 
 class Reader(nn.Module):
-    """Takes states of text; predicts their mean, 0 without, and notes what it is told."""
+    """Takes states of text; predicts their mean, 0 without, and records its arguments."""
 
     takes_text_states = True
     condition_names = ("cond",)
@@ -390,11 +390,11 @@ class Reader(nn.Module):
     def forward_with_cond_scale(
         self, x, t, cond=None, *, cond_scale=1.0, negative=None, **conditions
     ):
-        told = self(x, t, cond, **conditions)
+        received = self(x, t, cond, **conditions)
         if cond_scale == 1:
-            return told
-        instead = self(x, t, **negative) if negative else torch.zeros_like(told)
-        return instead + (told - instead) * cond_scale
+            return received
+        instead = self(x, t, **negative) if negative else torch.zeros_like(received)
+        return instead + (received - instead) * cond_scale
 
 
 @pytest.fixture(autouse=True)
@@ -436,7 +436,7 @@ def any_diffusion(request):
     return reading(unet)
 
 
-def test_what_captions_are():
+def test_captions_are_lists_of_strings_and_none():
     assert is_captions(["a", None])
     assert is_captions((None,))
     assert not is_captions("a")
@@ -445,14 +445,14 @@ def test_what_captions_are():
 
 
 def test_captions_become_states_and_their_mask():
-    told = encode_condition({"cond": ["ab", None, "c"]}, states=True, use_cls=True, device=CPU)
-    assert told["cond"].shape == (3, 2, 2)
-    assert told["cond_mask"].tolist() == [[True, True], [False, False], [True, False]]
-    assert told["null_cond_mask"].tolist() == [False, True, False]
-    assert told["cond"][2].tolist() == [[99.0, 0.0], [0.0, 0.0]]
+    received = encode_condition({"cond": ["ab", None, "c"]}, states=True, use_cls=True, device=CPU)
+    assert received["cond"].shape == (3, 2, 2)
+    assert received["cond_mask"].tolist() == [[True, True], [False, False], [True, False]]
+    assert received["null_cond_mask"].tolist() == [False, True, False]
+    assert received["cond"][2].tolist() == [[99.0, 0.0], [0.0, 0.0]]
 
 
-def test_a_wrapped_network_takes_states_too(diffusion):
+def test_a_wrapped_network_takes_states(diffusion):
     assert diffusion.takes_text_states
     diffusion.denoise_fn = nn.DataParallel(diffusion.denoise_fn)
     assert diffusion.takes_text_states
@@ -462,13 +462,13 @@ def test_a_wrapped_network_takes_states_too(diffusion):
 
 def test_captions_reach_every_call_as_states(diffusion, spelt):
     t = torch.zeros(2, dtype=torch.long)
-    told = {"cond": ["ab", "abc"]}
-    diffusion(CLIPS, **told)
+    received = {"cond": ["ab", "abc"]}
+    diffusion(CLIPS, **received)
     diffusion(CLIPS, ["ab", "abc"])
-    diffusion.p_losses(CLIPS * 2 - 1, t, **told)
-    diffusion.p_mean_variance(CLIPS, t, clip_denoised=True, **told)
-    diffusion.p_sample(CLIPS, t, **told)
-    options = {"progress": False, **told}
+    diffusion.p_losses(CLIPS * 2 - 1, t, **received)
+    diffusion.p_mean_variance(CLIPS, t, clip_denoised=True, **received)
+    diffusion.p_sample(CLIPS, t, **received)
+    options = {"progress": False, **received}
     diffusion.p_sample_loop(CLIPS.shape, **options)
     diffusion.interpolate(CLIPS, CLIPS, **options)
     diffusion.sample(**options)
@@ -482,14 +482,14 @@ def test_captions_reach_every_call_as_states(diffusion, spelt):
         assert call["cond_mask"].tolist() == [[True, True, False], [True, True, True]]
 
 
-def test_states_of_ones_own_reach_every_call(diffusion):
+def test_given_states_reach_every_call(diffusion):
     states, mask = text.encode_captions(["ab", "abc"])
     t = torch.zeros(2, dtype=torch.long)
     for own in ({"cond": states, "cond_mask": mask}, {"cond": states.tolist(), "cond_mask": mask}):
-        told = {**own, "progress": False}
+        received = {**own, "progress": False}
         found = diffusion(CLIPS, **own, t=t, noise=CLIPS)
         assert torch.equal(found, diffusion(CLIPS, ["ab", "abc"], t=t, noise=CLIPS))
-        drawn = diffusion.sample(**told, seed=3)
+        drawn = diffusion.sample(**received, seed=3)
         assert torch.equal(drawn, diffusion.sample(["ab", "abc"], seed=3, progress=False))
     # without a mask all count
     diffusion.denoise_fn.calls.clear()
@@ -497,7 +497,7 @@ def test_states_of_ones_own_reach_every_call(diffusion):
     assert all(call["cond_mask"] is None for call in diffusion.denoise_fn.calls)
 
 
-def test_a_video_does_not_change_with_the_captions_beside_it(any_diffusion):
+def test_a_video_does_not_depend_on_the_other_captions(any_diffusion):
     diffusion = any_diffusion
     captions = ["ab", "a much longer caption", None]
     together = diffusion.sample(captions, seed=[0, 1, 2], progress=False)
@@ -528,30 +528,30 @@ def test_captions_of_images_become_states(diffusion):
     captions = [["a", "bc"], [None, "d"]]
     diffusion(CLIPS, cond=["ab", "abc"], images=images, image_conditions={"cond": captions})
     [call] = diffusion.denoise_fn.calls
-    told = call["of_images"]
-    assert told["cond"].shape == (2, 2, 2, 2)
-    counts = told["cond_mask"].sum(dim=2)
+    received = call["of_images"]
+    assert received["cond"].shape == (2, 2, 2, 2)
+    counts = received["cond_mask"].sum(dim=2)
     assert counts.tolist() == [[1, 2], [0, 1]]
-    assert told["null_cond_mask"].tolist() == [[False, False], [True, False]]
-    own = {"cond": told["cond"], "cond_mask": told["cond_mask"]}
+    assert received["null_cond_mask"].tolist() == [[False, False], [True, False]]
+    own = {"cond": received["cond"], "cond_mask": received["cond_mask"]}
     diffusion(CLIPS, cond=["ab", "abc"], images=images, image_conditions=own)
     again = diffusion.denoise_fn.calls[-1]["of_images"]
     assert all(torch.equal(again[name], own[name]) for name in own)
 
 
-def test_captions_bring_their_own_mask(diffusion):
+def test_captions_exclude_a_mask_of_tokens(diffusion):
     message = "cond_mask must be None with captions, .*, got Tensor; leave it out, or give states"
     mask = torch.ones(2, 3).bool()
     with pytest.raises(ValueError, match=message):
         diffusion(CLIPS, ["ab", "abc"], cond_mask=mask)
     with pytest.raises(ValueError, match=message):
         diffusion.sample(["ab", "abc"], cond_mask=mask)
-    told = {"cond": [["a"], ["b"]], "cond_mask": mask[:, None]}
+    received = {"cond": [["a"], ["b"]], "cond_mask": mask[:, None]}
     with pytest.raises(ValueError, match=message):
-        diffusion(CLIPS, ["ab", "abc"], images=CLIPS[:, :, :1], image_conditions=told)
+        diffusion(CLIPS, ["ab", "abc"], images=CLIPS[:, :, :1], image_conditions=received)
 
 
-def test_an_encoder_of_the_other_kind_is_named(diffusion):
+def test_an_encoder_of_another_kind_is_refused(diffusion):
     text.set_text_encoder(lambda captions: torch.ones(len(captions), 5))
     with pytest.raises(ValueError, match="build the network so that it takes vectors"):
         diffusion.sample(["ab"])

@@ -19,7 +19,7 @@ def diffusion_with(**config):
     return GaussianDiffusion(nn.Identity(), **config)
 
 
-def test_config_holds_every_argument_but_the_network():
+def test_config_holds_every_argument_except_the_network():
     diffusion = diffusion_with()
     assert set(diffusion.config) == {*CONFIG, "value_range", "cond_value_range"}
     assert diffusion.config == diffusion_with(**diffusion.config).config
@@ -98,7 +98,7 @@ def trained_with(**config):
 
 
 @pytest.mark.parametrize(("own", "theirs"), list(itertools.product(KINDS, KINDS)))
-def test_weights_go_into_a_model_of_their_kind_only(own, theirs):
+def test_weights_load_only_into_a_model_of_their_kind(own, theirs):
     model, state = trained_with(**own), trained_with(**theirs).state_dict()
     if own == theirs:
         model.load_state_dict(state)
@@ -123,16 +123,16 @@ def test_a_usual_model_stores_no_more_than_the_reference():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_state_dict_tells_how_to_build_the_model(kind):
+def test_the_state_dict_holds_the_settings_of_training(kind):
     state = trained_with(**kind).state_dict()
-    told = training_of({f"a.{name}": value for name, value in state.items()}, "a.")
-    assert told["objective"] == kind.get("objective", "pred_noise")
+    received = training_of({f"a.{name}": value for name, value in state.items()}, "a.")
+    assert received["objective"] == kind.get("objective", "pred_noise")
     schedule = kind.get("beta_schedule", "cosine")
     if not isinstance(schedule, str):
         # float64 as it was given, float32 as it is stored
         schedule = pytest.approx(schedule, rel=1e-6)
-    assert told["beta_schedule"] == schedule
-    assert told["timesteps"] == 10
+    assert received["beta_schedule"] == schedule
+    assert received["timesteps"] == 10
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_differs_is_named(own, theirs, message):
         whole.load_state_dict({f"diffusion.{key}": value for key, value in state.items()})
 
 
-def test_rounding_is_no_other_schedule():
+def test_rounded_betas_are_the_same_schedule():
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         coarse = trained_with().to(dtype)
         trained_with().load_state_dict(coarse.state_dict())
@@ -184,7 +184,7 @@ def test_another_number_of_steps_is_left_to_torch():
         trained_with().load_state_dict(state)
 
 
-def test_the_networks_weights_alone_go_anywhere():
+def test_the_weights_of_the_network_alone_fit_any_model():
     state = trained_with(objective="pred_v", beta_schedule="linear").state_dict()
     kept = {name: value for name, value in state.items() if name.startswith("denoise_fn.")}
     model = trained_with()
@@ -193,7 +193,7 @@ def test_the_networks_weights_alone_go_anywhere():
     model.denoise_fn.load_state_dict({n.removeprefix("denoise_fn."): v for n, v in kept.items()})
 
 
-def test_a_model_without_memory_takes_them_by_assignment():
+def test_a_meta_model_loads_by_assignment():
     state = trained_with().state_dict()
     with torch.device("meta"):
         model = trained_with()

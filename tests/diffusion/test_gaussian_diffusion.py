@@ -20,7 +20,7 @@ class Toy(nn.Module):
 
 
 class Recorder(nn.Module):
-    """Notes what it is called with; predicts noise of zero."""
+    """Records its arguments; predicts noise of zero."""
 
     def __init__(self):
         super().__init__()
@@ -126,7 +126,7 @@ def test_the_network_may_be_wrapped(wrap):
 # Numbers of other libraries
 
 
-def test_numbers_of_numpy_do_not_reach_the_file():
+def test_config_holds_no_numpy_numbers():
     given = {
         "image_size": (np.int64(6), np.int32(10)),
         "num_frames": np.int64(4),
@@ -157,7 +157,7 @@ def test_numbers_of_numpy_do_not_reach_the_file():
     assert {name: type(diffusion.config[name]) for name in kinds} == kinds
 
 
-def test_the_networks_channels_may_be_numpys():
+def test_the_channels_of_a_network_may_be_numpy_numbers():
     network = Toy()
     network.channels = np.int64(2)
     assert type(diffusion_with(network).config["channels"]) is int
@@ -172,7 +172,7 @@ def make(unet, **options):
 
 
 class Listening(Unet3D):
-    """Remembers the times that it is told."""
+    """Records its times."""
 
     def forward(self, x, time, *args, **kwargs):
         self.heard = [*getattr(self, "heard", []), time.clone()]
@@ -180,7 +180,7 @@ class Listening(Unet3D):
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "continuous_cosine"])
-def test_a_network_is_told_the_log_snr_if_it_asks(schedule):
+def test_a_network_gets_the_log_snr_if_it_takes_it(schedule):
     unet = Listening(**SMALL, time_input="log_snr")
     diffusion = make(unet, beta_schedule=schedule)
     clips, t = torch.rand(2, 1, 2, 8, 8), torch.tensor([0, 7])
@@ -197,7 +197,7 @@ def test_a_network_is_told_the_log_snr_if_it_asks(schedule):
     assert all(time.is_floating_point() for time in unet.heard)
 
 
-def test_a_network_is_told_the_step_if_not():
+def test_other_networks_get_the_step():
     unet = Listening(**SMALL)
     diffusion = make(unet)
     t = torch.tensor([0, 7])
@@ -220,7 +220,7 @@ def test_samples_are_drawn_without_dropout():
         assert torch.equal(with_training, without)
 
 
-def test_after_sampling_training_goes_on_as_it_was():
+def test_sampling_restores_the_training_mode():
     unet = Unet3D(**SMALL, dropout=0.5)
     diffusion = make(unet).train()
     unet.mid_block1.eval()

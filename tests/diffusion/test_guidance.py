@@ -42,7 +42,7 @@ def model(**config):
 
 
 class Blind(nn.Module):
-    """Predicts a black video whatever it sees."""
+    """Predicts a black video for any input."""
 
     def forward_with_cond_scale(self, x, t, cond=None, cond_scale=1.0):
         return torch.zeros_like(x)
@@ -117,7 +117,7 @@ def test_masks_that_are_not_boolean(mask):
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("mask_shape", [(3,), (5, 6), (4, 1, 3, 5, 6)])
-def test_what_is_known_is_put_in_place(units, rows, mask_shape):
+def test_known_values_are_inserted(units, rows, mask_shape):
     torch.manual_seed(0)
     diffusion = model(**UNITS[units])
     video, mask = in_units(diffusion, (rows, *SHAPE[1:])), torch.rand(mask_shape) > 0.5
@@ -142,7 +142,7 @@ def test_what_is_known_is_put_in_place(units, rows, mask_shape):
 
 
 @pytest.mark.parametrize("units", ["unit", "own", "kelvin", "channels"])
-def test_bytes_are_what_the_model_takes_bytes_for(units):
+def test_uint8_videos_are_read_as_training_clips(units):
     diffusion = model(**UNITS[units])
     diffusion._range_is_known = True  # bytes need not be in the model's range
     video = torch.randint(0, 256, SHAPE, dtype=torch.uint8)
@@ -152,7 +152,7 @@ def test_bytes_are_what_the_model_takes_bytes_for(units):
 
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_what_is_unknown_does_not_matter(units, value):
+def test_unknown_values_are_ignored(units, value):
     # nor does it look as if the clips were in another range, which would be a warning
     torch.manual_seed(0)
     diffusion = model(**UNITS[units])
@@ -170,7 +170,7 @@ def test_what_is_unknown_does_not_matter(units, value):
         assert torch.equal(plain, other)
 
 
-def test_unknown_bytes_do_not_look_as_if_in_another_range():
+def test_unknown_uint8_values_give_no_warning():
     video = torch.full(SHAPE, 255, dtype=torch.uint8)
     video[:, :, 0] = 10
     mask = torch.tensor([True, False, False])
@@ -178,7 +178,7 @@ def test_unknown_bytes_do_not_look_as_if_in_another_range():
     assert (known.settle(torch.ones(SHAPE))[:, :, 0] == 0).all()
 
 
-def test_noise_is_drawn_for_all_whatever_the_mask():
+def test_noise_is_drawn_for_all_values():
     calls = []
 
     def noise(like):
@@ -204,7 +204,7 @@ def test_rows_of_a_batch(rows, mask_shape):
 
 
 @pytest.mark.parametrize("units", UNITS)
-def test_in_inference_mode_there_is_a_gradient_all_the_same(units):
+def test_guidance_has_a_gradient_in_inference_mode(units):
     diffusion, x = model(**UNITS[units]), torch.randn(SHAPE)
     video = in_units(diffusion)
     gradients = []
@@ -220,7 +220,7 @@ def test_in_inference_mode_there_is_a_gradient_all_the_same(units):
     assert gradients[0].abs().max() > 0
 
 
-def test_what_is_known_needs_no_gradient():
+def test_known_values_need_no_gradient():
     video = torch.rand(SHAPE, requires_grad=True)
     known = KnownRegion(video, torch.arange(3) < 2).prepare(model(), SHAPE)
     assert not known.settle(torch.zeros(SHAPE)).requires_grad
@@ -245,7 +245,7 @@ def test_it_can_be_used_again():
     ("rows", "mask_shape", "expected"),
     [(1, (3,), None), (4, (3,), 4), (1, (4, 1, 3, 1, 1), 4), (1, (1, 1, 3, 1, 1), None)],
 )
-def test_it_tells_how_many_videos(rows, mask_shape, expected):
+def test_the_number_of_videos(rows, mask_shape, expected):
     mask = torch.ones(mask_shape, dtype=torch.bool)
     assert KnownRegion(torch.rand(rows, *SHAPE[1:]), mask).num_videos == expected
 
@@ -278,7 +278,7 @@ def deviating(deviations):
 @pytest.mark.parametrize(
     ("weight", "error", "width"), [(0, 0.154, 1.1), (1, 0.104, 1.01), (2, 0.061, 0.93)]
 )
-def test_guidance_brings_the_rest_nearer_to_what_it_should_be(weight, error, width):
+def test_guidance_reduces_the_error_of_the_rest(weight, error, width):
     # the paper's criticism of replacement is that its error is not small, and stays so
     video = deviating([0.5, 0.5])
     samples = draw_given(KnownRegion(video, FIRST_TWO, weight))
@@ -304,7 +304,7 @@ def test_every_sampler_is_guided(sampler):
     assert errors[1] < 0.75 * errors[0]
 
 
-def test_several_things_are_known_at_once():
+def test_several_kinds_of_guidance_at_once():
     # the first frame, and the mean of the last two
     video = deviating([0.5])
     y = torch.tensor([0.8]).view(1, 1, 1, 1).expand(1, 1, 32, 32)
@@ -341,7 +341,7 @@ def test_splitting_the_batch_changes_nothing():
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm++", "dpm++sde"])
-def test_samplers_go_on_from_what_was_put_in(sampler):
+def test_samplers_continue_from_replaced_values(sampler):
     class Shifted(Guidance):
         def replace(self, x_t, level, noise):
             return x_t + 100 if level.t == 3 else x_t
@@ -363,7 +363,7 @@ def test_samplers_go_on_from_what_was_put_in(sampler):
     assert (shifted - plain).min() > 0.5
 
 
-def test_the_base_does_nothing():
+def test_the_base_class_does_nothing():
     x, guidance = torch.randn(SHAPE), Guidance()
     assert guidance.prepare(model(), SHAPE) is guidance
     assert guidance.rows(slice(0, 1)) is guidance
@@ -415,7 +415,7 @@ def test_videos_of_another_shape(shape):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_known_values_that_are_none(value):
+def test_known_values_that_are_not_finite(value):
     message = (
         "KnownRegion: known values must be finite, got NaN or infinity where the mask is true; "
         "take them out of the mask, or, if the model has drawn them, use weights from before it "
@@ -429,7 +429,7 @@ def test_known_values_that_are_none(value):
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-def test_weights_that_are_none(weight):
+def test_weights_that_are_negative_or_infinite(weight):
     message = (
         f"KnownRegion: weight must be a number, 0 or greater, got {weight!r}; 0 is without "
         f"correction, {RECONSTRUCTION_WEIGHT:g} is common"
@@ -448,10 +448,10 @@ class Linear(nn.Module):
     def __init__(self, gain):
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(gain))
-        self.told = []
+        self.received = []
 
     def forward(self, x_t, t):
-        self.told.append((t, torch.is_grad_enabled()))
+        self.received.append((t, torch.is_grad_enabled()))
         return self.gain * x_t
 
 
@@ -466,7 +466,7 @@ class Near(Guidance):
 
 
 class Marks(Guidance):
-    """Leaves a trace wherever it is asked."""
+    """Changes what each method gets."""
 
     def replace(self, x_t, level, noise):
         return x_t + noise(x_t)
@@ -483,7 +483,7 @@ def denoiser(network, clip=clamp, guidance=()):
     return Denoiser(network, clip, guidance, torch.ones_like, network)
 
 
-def test_video_and_noise_add_up_to_what_was_seen():
+def test_video_and_noise_add_up_to_the_noisy_video():
     x_t = torch.randn(SMALL)
     with torch.no_grad():
         found = denoiser(Linear(3.0))(x_t, NOISY)
@@ -500,7 +500,7 @@ def test_reconstruction_guidance_is_equation_7(weight):
     # x_hat - (w alpha / 2) d/dz sum (x_hat - 0.5)^2, with d x_hat / d z = 1.5
     expected = 1.5 * x_t - weight * 0.6 / 2 * 2 * (1.5 * x_t - 0.5) * 1.5
     torch.testing.assert_close(found.x_start, expected)
-    assert network.told[0][1]
+    assert network.received[0][1]
     assert network.gain.requires_grad
     assert network.gain.grad is None
     assert not found.x_start.requires_grad
@@ -514,7 +514,7 @@ def test_several_corrections_add_up():
     torch.testing.assert_close(both.x_start, once.x_start)
 
 
-def test_a_prediction_far_outside_its_range_is_corrected_all_the_same():
+def test_a_prediction_far_outside_its_range_is_still_corrected():
     # clipped it is 1, and the clip's own gradient would be nothing
     x_t = torch.full(SMALL, 100.0)
     with torch.no_grad():
@@ -536,7 +536,7 @@ def test_without_a_weight_there_is_no_gradient():
     network = Linear(1.0)
     with torch.no_grad():
         found = denoiser(network, clamp, [Marks()])(torch.zeros(SMALL), NOISY)
-    assert not network.told[0][1]
+    assert not network.received[0][1]
     # what was replaced, and then what was settled
     assert (found.x_start[:, :, 0] == 9).all()
     assert (found.x_start[:, :, 1:] == 1).all()
@@ -552,7 +552,7 @@ def test_time_steps_are_whole_where_they_can_be():
     assert between.dtype == x.dtype
 
 
-def test_weights_get_their_gradients_back_even_after_an_error():
+def test_flags_are_restored_after_an_error():
     network = nn.Linear(2, 2)
     network.bias.requires_grad_(False)
 
@@ -571,7 +571,7 @@ def test_weights_get_their_gradients_back_even_after_an_error():
 
 
 class Own(Guidance):
-    """A user's, who got it wrong."""
+    """Guidance with an error of a given form."""
 
     weight = 1.0
 
@@ -593,7 +593,7 @@ def test_squared_errors_of_another_shape_or_without_gradient(squared_error):
     message = (
         "Own: squared_error must give one differentiable real number per video, shape (2,), got "
     )
-    # also beside a correct one
+    # also next to a correct one
     guidance = [Near(1.0), Own(squared_error)]
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         denoiser(Linear(1.5), guidance=guidance)(torch.randn(SMALL), NOISY)

@@ -1,4 +1,4 @@
-"""What is known of videos: whatever was measured of them."""
+"""Guidance by measurements of videos."""
 
 import copy
 import re
@@ -63,7 +63,7 @@ def test_the_operator_sees_the_units_of_the_user():
 
 
 @pytest.mark.parametrize("scale", [0.1, torch.tensor([0.1, 2.0]), torch.rand(4, 2) + 0.1])
-def test_a_scale_of_ones_own(scale):
+def test_a_custom_scale(scale):
     def level(videos):
         return videos.mean(dim=(2, 3, 4))
 
@@ -86,7 +86,7 @@ def test_rows_of_a_batch(rows):
     torch.testing.assert_close(torch.cat(split), measured.squared_error(x))
 
 
-def test_in_inference_mode_there_is_a_gradient_all_the_same():
+def test_guidance_has_a_gradient_in_inference_mode():
     y, x = torch.rand(4, 2, 5, 6), torch.randn(SHAPE)
     scale = torch.rand(4, 2, 5, 6) + 0.5
     gradients = []
@@ -101,13 +101,13 @@ def test_in_inference_mode_there_is_a_gradient_all_the_same():
     assert torch.equal(*gradients)
 
 
-def test_counts_are_numbers_too():
+def test_measurements_may_be_integers():
     measured = Measurement(torch.tensor([3]), lambda videos: videos.sum(dim=(1, 2, 3, 4)), 1.0)
     error = measured.prepare(model(auto_normalize=False), SHAPE).squared_error(torch.zeros(SHAPE))
     assert error.tolist() == [9.0] * 4
 
 
-def test_nothing_is_put_in_place():
+def test_a_measurement_inserts_no_values():
     measured = Measurement(torch.rand(1, 2, 5, 6), mean_over_time).prepare(model(), SHAPE)
     x = torch.randn(SHAPE)
     assert measured.settle(x) is x
@@ -128,7 +128,7 @@ def test_it_can_be_used_again():
 # Sampling, where all that is right is known
 
 
-def test_samples_are_what_was_measured():
+def test_samples_agree_with_the_measurement():
     # of frames of which the mean over time is known
     videos = GaussianVideos()
     network = PerfectNetwork(videos, ForwardProcess(cosine_beta_schedule(1000)))
@@ -187,7 +187,7 @@ def test_complex_measurements_as_real_ones():
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, 0.0])])
-def test_scales_that_are_none(scale):
+def test_scales_outside_their_range(scale):
     message = (
         f"Measurement: scale must be positive and finite, got {scale}; give the size of an error "
         "that counts as much as one of 1 in a video in [-1, 1]"
@@ -197,7 +197,7 @@ def test_scales_that_are_none(scale):
 
 
 @pytest.mark.parametrize("y", [torch.rand(4), torch.rand(1, 5)])
-def test_a_scale_is_asked_for_where_channels_differ(y):
+def test_a_scale_is_required_where_channels_differ(y):
     message = (
         "Measurement: scale is needed where the channels' ranges differ and axis 1 of y is not the "
         f"2 channels, got None and y of {tuple(y.shape)}; give the scale of an error in the units "

@@ -98,7 +98,7 @@ def test_the_continuous_schedule_in_steps(steps):
     torch.testing.assert_close(process.log_snr(torch.arange(steps)), log_snr, rtol=1e-5, atol=1e-4)
 
 
-def test_a_schedule_of_ones_own():
+def test_a_custom_schedule():
     own = [0.1, 0.2, 0.5]
     for given in (own, torch.tensor(own)):
         assert make_betas(given, 3).tolist() == pytest.approx(own, rel=1e-6)
@@ -122,13 +122,13 @@ def test_unknown_schedules_are_named():
         0.1,
     ],
 )
-def test_variances_that_are_none(betas):
+def test_variances_outside_their_range(betas):
     with pytest.raises(ValueError, match=r"must hold timesteps = 3 variances above 0 and below"):
         make_betas(betas, 3)
 
 
 @pytest.mark.parametrize("betas", [None, {"a": 0.1}, [0.1, "0.2", 0.3], [[0.1], [0.2, 0.3]]])
-def test_what_is_no_schedule_at_all(betas):
+def test_schedules_of_another_type(betas):
     message = f"beta_schedule must be one of cosine, linear, .*, got {re.escape(repr(betas))}; cho"
     with pytest.raises(ValueError, match=message):
         make_betas(betas, 3)
@@ -150,7 +150,7 @@ def test_extract_gives_one_number_per_video():
     assert extract(a, torch.tensor([3, 7]), SHAPE).flatten().tolist() == [3, 7]
 
 
-def test_noise_does_not_depend_on_the_format_in_memory():
+def test_noise_does_not_depend_on_the_memory_format():
     x = torch.zeros(SHAPE)
     torch.manual_seed(3)
     expected = torch.randn(SHAPE)
@@ -220,7 +220,7 @@ def test_a_single_step_has_finite_numbers():
 # q
 
 
-def test_noise_and_clip_are_told_from_their_mixture(process):
+def test_noise_and_clip_are_recovered_from_their_mixture(process):
     x_start, t = clips()
     noise = torch.randn(SHAPE)
     x_t = process.q_sample(x_start, t, noise)
@@ -335,7 +335,7 @@ def test_time_and_log_snr_are_each_others_inverse(name, request):
     assert schedule.time_of(-100.0) == pytest.approx(last)
 
 
-def test_a_whole_step_has_one_noise_level_whatever_the_type_of_t(process, continuous):
+def test_a_whole_step_has_the_same_noise_level_for_any_type_of_t(process, continuous):
     t = torch.tensor([0, 20, 39])
     for schedule in (process, continuous):
         for whole, real in zip(
@@ -357,7 +357,7 @@ def test_continuous_time_is_drawn_between_the_steps(process, continuous):
     assert continuous.log_snr(drawn).abs().max() <= 20.001
 
 
-def test_times_can_be_drawn_from_a_generator_of_ones_own(process, continuous):
+def test_times_can_be_drawn_from_a_generator(process, continuous):
     for chain in (process, continuous):
         state = torch.get_rng_state()
         first, again, other = (
@@ -374,7 +374,7 @@ def test_times_can_be_drawn_from_a_generator_of_ones_own(process, continuous):
 
 
 @pytest.mark.parametrize("t", [torch.tensor([0, 1, 20, 30]), torch.tensor([0.5, 3.25, 20, 30.9])])
-def test_clip_noise_and_v_tell_each_other(process, t):
+def test_clip_noise_and_v_follow_from_each_other(process, t):
     x_start, _ = clips()
     noise = torch.randn(SHAPE)
     x_t = process.q_sample(x_start, t, noise)

@@ -35,7 +35,7 @@ def generators(*seeds):
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_video_does_not_change_with_its_batch(times):
+def test_a_stream_does_not_depend_on_its_batch(times):
     whole = draws(make_streams(5, None, 4, "cpu"), 4, times)
     assert torch.equal(draws(make_streams(5, None, 2, "cpu"), 2, times), whole[:2])
     parts = make_streams(5, None, 4, "cpu")
@@ -51,7 +51,7 @@ def test_one_seed_per_video():
         assert torch.equal(draws(make_streams(seed, None, 1, "cpu"), 1)[0], row)
 
 
-def test_a_generator_that_goes_on():
+def test_one_generator_for_all_videos():
     generator = torch.Generator().manual_seed(1)
     first, second = (draws(make_streams(None, generator, 2, "cpu"), 2) for _ in range(2))
     assert not torch.equal(first, second)
@@ -92,7 +92,7 @@ def test_seeds_of_numpy():
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_draws_are_as_what_they_are_for(dtype):
+def test_draws_have_the_shape_and_type_of_their_argument(dtype):
     like = torch.empty(2, *SHAPE, dtype=dtype).transpose(1, 3)
     noise = make_streams(0, None, 2, "cpu")(like)
     assert (noise.shape, noise.dtype, noise.device) == (like.shape, dtype, like.device)

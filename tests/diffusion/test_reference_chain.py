@@ -125,7 +125,7 @@ def test_samples_are_clips():
     assert diffusion.p_sample_loop((1, 2, 7, 4, 4), progress=False).shape == (1, 2, 7, 4, 4)
 
 
-def test_samples_in_a_range_of_their_own_are_not_cut():
+def test_samples_in_a_range_of_their_own_are_not_clamped():
     diffusion = toy_diffusion(auto_normalize=False)
     torch.manual_seed(0)
     videos = diffusion.sample(batch_size=2, progress=False)
@@ -188,7 +188,7 @@ def test_every_step_is_taken_once_from_the_last_to_the_first():
     assert steps == [[t, t] for t in reversed(range(10))]
 
 
-def test_the_seed_settles_the_sample_whatever_the_format_in_memory():
+def test_samples_do_not_depend_on_the_memory_format():
     class ChannelsLast(Toy):
         def forward(self, x, t, cond=None):
             return super().forward(x, t).contiguous(memory_format=torch.channels_last_3d)

@@ -146,7 +146,7 @@ def test_gamma_widens_the_samples(process, videos):
 
 
 @pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
-def test_single_numbers_are_as_good_as_double(process, videos, make):
+def test_float32_is_as_good_as_float64(process, videos, make):
     sampler = make()
     levels = sampler.levels(process, sampler.default_steps or process.num_timesteps)
     single = moments(sampler, levels, videos, dtype=torch.float32)
@@ -158,7 +158,7 @@ def test_single_numbers_are_as_good_as_double(process, videos, make):
 
 
 def other_path(scheduler, levels, x):
-    """What a scheduler of diffusers does if it is told the clean video at each step."""
+    """The videos of a scheduler of diffusers that gets the clean video at each step."""
     noise = Recorded()
     videos = []
     for level, t in zip(levels, scheduler.timesteps, strict=False):
@@ -207,7 +207,7 @@ def test_dpm_plus_plus_is_that_of_diffusers(process, sde, order, spacing):
         algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++",
         solver_order=order,
         use_karras_sigmas=spacing == "karras",
-        # else steps of karras are told in whole numbers
+        # else steps of karras are rounded to whole numbers
         beta_schedule="squaredcos_cap_v2",
     )
     if spacing == "karras":
@@ -307,7 +307,7 @@ def test_a_langevin_step_follows_all_steps_but_the_last(process, sampler):
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DPMPlusPlus()])
-def test_without_chance_no_noise_is_drawn(process, sampler):
+def test_deterministic_samplers_draw_no_noise(process, sampler):
     def none(like):
         raise AssertionError
 
@@ -315,20 +315,20 @@ def test_without_chance_no_noise_is_drawn(process, sampler):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_noise_at_the_start_is_left_as_it_is(name):
+def test_the_initial_noise_is_not_changed(name):
     process = ForwardProcess(cosine_beta_schedule(10))
     sampler, x = make_sampler(name), start()
     path(sampler, sampler.levels(process, 10), x, noise=draw_noise)
     assert torch.equal(x, start())
 
 
-def test_times_of_the_users_choice(process):
+def test_given_time_steps_become_levels(process):
     levels = DDIM().levels(process, [800, 300.5, 20])
     assert [level.t for level in levels] == [800, 300.5, 20, -1]
     assert levels[1] == process.noise_level(300.5)
 
 
-def test_a_sampler_of_ones_own_needs_run_only(process, videos):
+def test_a_custom_sampler_only_needs_run(process, videos):
     class Euler(Sampler):
         def run(self, x, levels, denoise, noise):
             for t, s in pairwise(levels):
@@ -371,7 +371,7 @@ def test_unknown_name():
 
 
 @pytest.mark.parametrize("thing", [5, DDIM, diffusers.DDIMScheduler])
-def test_no_sampler(thing):
+def test_samplers_of_another_type(thing):
     message = (
         "sample: sampler must be a name (ddpm, ancestral, ddim, dpm++, dpm++sde), a Sampler or a "
         f"scheduler of diffusers, got {thing!r}; pass e.g. sampler='ddim'"

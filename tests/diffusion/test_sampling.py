@@ -17,7 +17,7 @@ SIZE = {"image_size": 8, "num_frames": 3, "timesteps": 12}
 
 
 class Knows(nn.Module):
-    """A denoiser that knows the only clip there is, a brightness of 0.3 everywhere."""
+    """The perfect denoiser for a single clip, 0.3 everywhere."""
 
     channels = 1
     cond_scales: list
@@ -121,12 +121,12 @@ def test_number_of_steps(built, asked, steps, is_noisy, monkeypatch):
     assert (len(drawn) > 1) == is_noisy
 
 
-def test_time_steps_of_ones_own_reach_the_denoiser():
+def test_given_time_steps_reach_the_denoiser():
     diffusion = knowing()
     diffusion.sample(batch_size=2, steps=[11, 6, 2.5], progress=False)
-    told = [call["t"] for call in diffusion.denoise_fn.calls]
-    assert [t.tolist() for t in told] == [[11, 11], [6, 6], [2.5, 2.5]]
-    assert [t.dtype for t in told] == [torch.long, torch.long, torch.float32]
+    received = [call["t"] for call in diffusion.denoise_fn.calls]
+    assert [t.tolist() for t in received] == [[11, 11], [6, 6], [2.5, 2.5]]
+    assert [t.dtype for t in received] == [torch.long, torch.long, torch.float32]
     assert times(CLEAN, torch.zeros(2, 1)).dtype == torch.long
 
 
@@ -134,7 +134,7 @@ def test_time_steps_of_ones_own_reach_the_denoiser():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_video_does_not_change_with_the_batch_around_it(diffusion, sampler):
+def test_a_video_does_not_depend_on_its_batch(diffusion, sampler):
     whole = draw(diffusion, sampler=sampler, seed=7)
     few = draw(diffusion, sampler=sampler, seed=7, cond=COND[:2])
     split = draw(diffusion, sampler=sampler, seed=7, max_batch=2)
@@ -166,7 +166,7 @@ def test_more_frames_and_other_sizes_than_in_training(diffusion):
 # Guidance by conditions
 
 
-def test_a_negative_condition_takes_the_nulls_place(diffusion):
+def test_a_negative_condition_replaces_the_null_condition(diffusion):
     negative = torch.randn(1, 5)
     unet = diffusion.denoise_fn
     plain = draw(diffusion, cond_scale=3.0, seed=1, steps=4)
@@ -192,7 +192,7 @@ def test_rescaled_guidance_and_thresholds_change_the_samples(diffusion):
         assert not torch.allclose(draw(diffusion, cond_scale=5.0, seed=1, steps=4, **option), plain)
 
 
-def test_dynamic_thresholds_are_those_of_the_models_option(diffusion):
+def test_dynamic_thresholds_equal_the_option_of_the_model(diffusion):
     expected = draw(diffusion, seed=1, steps=4, dynamic_thres_percentile=0.8)
     diffusion.use_dynamic_thres, diffusion.dynamic_thres_percentile = True, 0.8
     try:
@@ -207,8 +207,10 @@ def test_conditions_follow_their_videos_when_the_batch_is_split():
     diffusion.sample(
         labels=labels, cond_scale=2.0, negative_cond={"labels": labels + 10}, steps=1, max_batch=2
     )
-    told = [(c["labels"].tolist(), c["negative"]["labels"].tolist()) for c in calls_of(diffusion)]
-    assert told == [([0, 1], [10, 11]), ([2, 3], [12, 13]), ([4], [14])]
+    received = [
+        (c["labels"].tolist(), c["negative"]["labels"].tolist()) for c in calls_of(diffusion)
+    ]
+    assert received == [([0, 1], [10, 11]), ([2, 3], [12, 13]), ([4], [14])]
 
 
 def calls_of(diffusion):
@@ -307,7 +309,7 @@ def test_mistakes_are_named(diffusion, options, message):
         draw(diffusion, **options)
 
 
-def test_a_denoiser_that_knows_no_rescaling():
+def test_a_denoiser_without_rescaling():
     class Plain(Knows):
         def forward_with_cond_scale(self, x, t, cond=None, cond_scale=1.0):
             return self(x, t, cond)
@@ -317,19 +319,19 @@ def test_a_denoiser_that_knows_no_rescaling():
         diffusion.sample(batch_size=1, guidance_rescale=0.5, cond_scale=2.0)
 
 
-def test_the_number_of_videos_follows_from_what_is_known_of_them():
+def test_guidance_determines_the_number_of_videos():
     diffusion = knowing()
     assert len(diffusion.sample(guidance=Nothing(), steps=1, progress=False)) == 4
     assert len(diffusion.sample(guidance=[Guidance()], steps=1, batch_size=2, progress=False)) == 2
 
 
 @pytest.mark.parametrize("guidance", [None, 5, ["much"], Guidance])
-def test_what_is_no_guidance(diffusion, guidance):
+def test_objects_that_are_not_guidance(diffusion, guidance):
     with pytest.raises(TypeError, match=r"guidance must be a Guidance, such as KnownRegion or Mea"):
         draw(diffusion, guidance=guidance)
 
 
-def test_a_model_that_does_not_clip_has_no_threshold():
+def test_a_model_without_clamping_has_no_threshold():
     diffusion = knowing(auto_normalize=False)
     with pytest.raises(ValueError, match=r"dynamic_thres_percentile needs a model that clamps"):
         diffusion.sample(batch_size=1, dynamic_thres_percentile=0.9)
@@ -384,7 +386,7 @@ class AsInTheReference(GaussianDiffusion):
         return super().p_sample_loop(shape, cond, cond_scale, progress=False)
 
 
-def test_methods_of_a_subclass_are_called_where_they_can_be(diffusion):
+def test_methods_of_a_subclass_are_called_in_the_reference_chain(diffusion):
     changed = AsInTheReference(diffusion.denoise_fn, **SIZE)
     torch.manual_seed(1)
     expected = draw(diffusion)

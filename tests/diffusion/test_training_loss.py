@@ -23,7 +23,7 @@ class Toy(nn.Module):
 
 
 class Silent(nn.Module):
-    """Notes what it is called with; predicts noise of zero."""
+    """Records its arguments; predicts noise of zero."""
 
     def __init__(self):
         super().__init__()
@@ -79,7 +79,7 @@ def test_all_time_steps_are_trained():
     assert set(recorder.calls[0]["t"].tolist()) == set(range(10))
 
 
-def test_clips_come_to_the_denoiser_in_the_models_range():
+def test_the_denoiser_gets_clips_in_the_range_of_the_model():
     recorder = Silent()
     diffusion = model_with(recorder, timesteps=1000)
     clips = torch.rand(2, 3, 4, 8, 8)
@@ -111,7 +111,7 @@ def test_bytes_are_fractions_of_255(auto_normalize):
     assert torch.equal(*losses)
 
 
-def test_the_seed_settles_the_loss_whatever_the_format_in_memory():
+def test_the_loss_does_not_depend_on_the_memory_format():
     diffusion = model_with(Toy())
     clips = torch.rand(2, 3, 4, 8, 8)
     losses = []
@@ -127,7 +127,7 @@ def test_the_seed_settles_the_loss_whatever_the_format_in_memory():
 @pytest.mark.parametrize(
     ("clips", "got"), [(torch.linspace(-1, 1, 768), "-1 to 1"), (torch.arange(256.0), "0 to 255")]
 )
-def test_clips_outside_their_range_are_told_once(clips, got):
+def test_clips_outside_their_range_give_one_warning(clips, got):
     diffusion = model_with(Toy())
     clips = clips.repeat(768 // len(clips)).view(1, 3, 4, 8, 8)
     message = (
@@ -142,7 +142,7 @@ def test_clips_outside_their_range_are_told_once(clips, got):
         diffusion(clips)
 
 
-def test_clips_within_their_range_are_not_warned_of():
+def test_clips_within_their_range_give_no_warning():
     diffusion = model_with(Toy())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -252,7 +252,7 @@ CLIPS = (B, 3, 2, 8, 8)
 
 
 class Recorder(nn.Module):
-    """Notes what it is called with; what it predicts depends on the clip."""
+    """Records its arguments; its prediction depends on the clip."""
 
     def __init__(self):
         super().__init__()
@@ -268,16 +268,16 @@ def diffusion_with(denoiser, **config):
     return GaussianDiffusion(denoiser, **config)
 
 
-def loss_of(diffusion, seed=0, **told):
+def loss_of(diffusion, seed=0, **received):
     torch.manual_seed(seed)
-    return diffusion(torch.rand(CLIPS), **told)
+    return diffusion(torch.rand(CLIPS), **received)
 
 
 # Times
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "continuous_cosine"])
-def test_given_times_are_those_of_the_loss(schedule):
+def test_the_loss_takes_given_times(schedule):
     recorder = Recorder()
     diffusion = diffusion_with(recorder, beta_schedule=schedule)
     torch.manual_seed(0)
@@ -405,8 +405,8 @@ def padded(objective="pred_noise", **config):
 @pytest.mark.parametrize("objective", ["pred_noise", "pred_v", "pred_x_start"])
 def test_the_loss_is_that_of_the_real_frames(objective, loss_type, gamma):
     diffusion, clips, noise, t = padded(objective, loss_type=loss_type, min_snr_gamma=gamma)
-    told = {"noise": noise, "t": t, "frame_mask": MASK}
-    found = diffusion(clips, reduction="none", **told)
+    received = {"noise": noise, "t": t, "frame_mask": MASK}
+    found = diffusion(clips, reduction="none", **received)
     x_start = clips * 2 - 1
     target = {
         "pred_noise": noise,
@@ -428,7 +428,7 @@ def test_the_loss_is_that_of_the_real_frames(objective, loss_type, gamma):
     ]
     torch.testing.assert_close(found[:3], torch.stack(expected) * weight[:3])
     assert found[3] == 0
-    torch.testing.assert_close(diffusion(clips, **told), found.mean())
+    torch.testing.assert_close(diffusion(clips, **received), found.mean())
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -436,9 +436,9 @@ def test_the_loss_is_that_of_the_real_frames(objective, loss_type, gamma):
 @pytest.mark.parametrize("loss_type", ["l1", "l2", "huber"])
 def test_without_padding_a_mask_changes_no_bit(loss_type, gamma, reduction):
     diffusion, clips, noise, t = padded(loss_type=loss_type, min_snr_gamma=gamma)
-    told = {"noise": noise, "t": t, "reduction": reduction}
-    masked = diffusion(clips, frame_mask=torch.ones(B, 5, dtype=torch.bool), **told)
-    assert torch.equal(masked, diffusion(clips, **told))
+    received = {"noise": noise, "t": t, "reduction": reduction}
+    masked = diffusion(clips, frame_mask=torch.ones(B, 5, dtype=torch.bool), **received)
+    assert torch.equal(masked, diffusion(clips, **received))
 
 
 class Constant(nn.Module):
@@ -452,9 +452,9 @@ class Constant(nn.Module):
         return self.value.expand(x.shape)
 
 
-def loss_and_gradients(diffusion, *args, **told):
+def loss_and_gradients(diffusion, *args, **received):
     diffusion.zero_grad()
-    loss = diffusion(*args, **told)
+    loss = diffusion(*args, **received)
     loss.backward()
     return [loss.detach(), *(p.grad.clone() for p in diffusion.parameters() if p.grad is not None)]
 
@@ -477,11 +477,11 @@ def test_padding_that_no_frame_sees_has_no_influence():
     unet = Unet3D(dim=4, dim_mults=(1,), attn_heads=1)
     diffusion = GaussianDiffusion(unet, image_size=8, num_frames=5, objective="pred_v")
     _, clips, noise, t = padded()
-    told = {"focus_present_mask": torch.ones(B, dtype=torch.bool), "noise": noise, "t": t}
+    received = {"focus_present_mask": torch.ones(B, dtype=torch.bool), "noise": noise, "t": t}
     results = []
     for value in (0, 1):
         clips[~MASK[:, None].expand(-1, 3, -1)] = value
-        results.append(loss_and_gradients(diffusion, clips, frame_mask=MASK, **told))
+        results.append(loss_and_gradients(diffusion, clips, frame_mask=MASK, **received))
     for before, after in zip(*results, strict=True):
         torch.testing.assert_close(before, after)
     assert len(results[0]) > 9
@@ -491,14 +491,14 @@ def test_padding_that_no_frame_sees_has_no_influence():
     assert not torch.allclose(diffusion(clips, frame_mask=MASK, noise=noise, t=t), other)
 
 
-def test_images_beside_a_padded_clip_count_in_full():
+def test_images_of_a_padded_clip_are_never_padding():
     diffusion, clips, noise, t = padded(loss_type="l2")
     images = torch.rand(B, 3, 2, 8, 8)
     noise = torch.cat((noise, torch.randn(B, 3, 2, 8, 8)), dim=2)
     recorder = diffusion.denoise_fn
     recorder.forward = lambda x, t, image_frames=0, image_conditions=None, **kwargs: 0.3 * x
-    told = {"images": images, "noise": noise, "t": t, "reduction": "none"}
-    found = diffusion(clips, frame_mask=MASK, **told)
+    received = {"images": images, "noise": noise, "t": t, "reduction": "none"}
+    found = diffusion(clips, frame_mask=MASK, **received)
     whole = torch.cat((clips, images), dim=2) * 2 - 1
     squares = (0.3 * diffusion.q_sample(whole, t, noise) - noise) ** 2
     real = [[0, 1, 2, 5, 6], [1, 2, 5, 6], [*range(7)], [5, 6]]
@@ -529,37 +529,37 @@ def test_a_mask_of_another_kind(mask, got):
 # Which clips lose their conditions
 
 
-def test_who_loses_conditions_is_drawn_or_told():
+def test_dropped_conditions_are_drawn_or_given():
     recorder = Recorder()
     diffusion = diffusion_with(recorder, cond_drop_prob=0.25)
     mask, cond = torch.tensor([True, False, False, True]), torch.randn(B, 5)
     loss_of(diffusion, cond=cond, drop_mask=mask)
     loss_of(diffusion, cond=cond, drop_mask=mask.tolist())
     loss_of(diffusion, cond=cond, drop_mask=None)
-    told, listed, drawn = recorder.calls
-    assert torch.equal(told["drop_mask"], mask)
+    received, listed, drawn = recorder.calls
+    assert torch.equal(received["drop_mask"], mask)
     assert torch.equal(listed["drop_mask"], mask)
-    assert told["null_cond_prob"] == listed["null_cond_prob"] == 0.0
+    assert received["null_cond_prob"] == listed["null_cond_prob"] == 0.0
     assert "drop_mask" not in drawn
     assert drawn["null_cond_prob"] == 0.25
 
 
-def test_a_clip_that_is_told_nothing_has_the_loss_of_none():
+def test_a_clip_with_dropped_conditions_has_the_unconditional_loss():
     torch.manual_seed(0)
     unet = Unet3D(8, dim_mults=(1,), attn_heads=1, cond_dim=5, num_classes=3).eval()
     diffusion = diffusion_with(unet)
     fixed = {"t": torch.tensor([1, 4, 7, 9]), "noise": torch.randn(CLIPS), "reduction": "none"}
-    told = {"cond": torch.randn(B, 5), "labels": torch.tensor([0, 1, 2, 0])}
+    received = {"cond": torch.randn(B, 5), "labels": torch.tensor([0, 1, 2, 0])}
     mask = torch.tensor([True, False, False, True])
     with torch.no_grad():
-        some = loss_of(diffusion, drop_mask=mask, **fixed, **told)
-        full = loss_of(diffusion, drop_mask=torch.zeros_like(mask), **fixed, **told)
+        some = loss_of(diffusion, drop_mask=mask, **fixed, **received)
+        full = loss_of(diffusion, drop_mask=torch.zeros_like(mask), **fixed, **received)
         none = loss_of(diffusion, null_cond_prob=1.0, **fixed)
     torch.testing.assert_close(some, torch.where(mask, none, full))
     assert not torch.isclose(none, full).any()
 
 
-def test_what_the_denoiser_takes():
+def test_denoiser_takes():
     diffusion = diffusion_with(Unet3D(8, dim_mults=(1,), attn_heads=1))
     assert diffusion.denoiser_takes("drop_mask")
     assert not diffusion.denoiser_takes("drop_maks")

@@ -36,7 +36,7 @@ def test_a_short_video_is_one_window():
         assert spans(windows(known, known, length=16, overlap=4)) == [(0, 8)]
 
 
-def test_windows_go_on_from_what_is_there():
+def test_windows_continue_known_frames():
     known = first(20, 40)
     plan = windows(known, known, length=16, overlap=4)
     assert spans(plan) == [(16, 32), (24, 40)]  # the last overlaps more
@@ -46,7 +46,7 @@ def test_windows_go_on_from_what_is_there():
     assert windows(first(2, 40), first(2, 40), 16, 8)[0] == Window(0, 16, 2, 16)
 
 
-def test_known_frames_are_passed_over():
+def test_known_frames_are_skipped():
     known = [True] * 40
     assert windows(known, known, length=8, overlap=4) == []
     known[3] = known[30] = False
@@ -80,7 +80,7 @@ def test_all_frames_are_drawn_in_order(length):
         partly = [a or b for a, b in zip(known, partly, strict=True)]
         there = list(known)
         for window in windows(known, partly, length, overlap):
-            # goes on from all before it, is full if it can be, and draws something
+            # continues all before it, is full if it can be, and draws something
             assert all(there[: window.start + window.ready])
             assert not there[window.start + window.ready]
             assert window.stop - window.start == min(length, len(known))
@@ -91,7 +91,7 @@ def test_all_frames_are_drawn_in_order(length):
 
 
 class Recorder(nn.Module):
-    """Notes what it is called with; predicts noise of zero."""
+    """Records its arguments; predicts noise of zero."""
 
     def __init__(self):
         super().__init__()
@@ -103,7 +103,7 @@ class Recorder(nn.Module):
 
 
 class Watched(GaussianDiffusion):
-    """Notes how it is asked for each window, and what the network is told in the first step."""
+    """Records its arguments for each window, and those of the network in the first step."""
 
     def sample(self, *, guidance=(), **options):
         regions = [one for one in guidance if isinstance(one, KnownRegion)]
@@ -111,14 +111,14 @@ class Watched(GaussianDiffusion):
         self.denoise_fn.calls.clear()
         drawn = super().sample(guidance=guidance, **options)
         self.asked.append({"guidance": guidance, **options})
-        self.told.append(self.denoise_fn.calls[0])
+        self.received.append(self.denoise_fn.calls[0])
         return drawn
 
 
 def watched(**config):
     config = {"image_size": 4, "num_frames": 4, "timesteps": 3, "channels": 1} | config
     diffusion = Watched(Recorder(), **config)
-    diffusion.known, diffusion.asked, diffusion.told = [], [], []
+    diffusion.known, diffusion.asked, diffusion.received = [], [], []
     return diffusion
 
 
@@ -136,7 +136,7 @@ QUIET = {"progress": False, "weight": 0}
 
 
 class Spy(Guidance):
-    """Notes the noisy videos it is asked about."""
+    """Records the noisy videos."""
 
     def __init__(self):
         self.seen = []
@@ -146,7 +146,7 @@ class Spy(Guidance):
         return x_t
 
 
-def test_each_window_goes_on_from_those_before():
+def test_each_window_continues_those_before():
     diffusion = watched()
     result = diffusion.extend(VIDEO, 8, weight=1.5, progress=False)
     assert len(diffusion.asked) == 3
@@ -159,7 +159,7 @@ def test_each_window_goes_on_from_those_before():
         assert torch.equal(video[:, :, :ready], result[:, :, start : start + ready])
 
 
-def test_known_parts_of_frames_and_frames_drawn():
+def test_windows_know_parts_of_frames_and_drawn_frames():
     diffusion = watched()
     mask = torch.zeros(1, 1, 7, 4, 4, dtype=torch.bool)
     mask[..., 0] = True  # the first column of every frame, and all of the last
@@ -172,7 +172,7 @@ def test_known_parts_of_frames_and_frames_drawn():
     assert torch.equal(second, expected)
 
 
-def test_where_nothing_is_known_there_is_no_region():
+def test_windows_without_known_values_have_no_region():
     diffusion = watched()
     diffusion.inpaint(VIDEO, torch.tensor([False] * 3), **QUIET)
     assert diffusion.asked[0]["guidance"] == []
@@ -181,7 +181,7 @@ def test_where_nothing_is_known_there_is_no_region():
     assert [type(one) for one in diffusion.asked[1]["guidance"]] == [Measurement]
 
 
-def test_frames_behind_the_last_known_one_are_drawn_again():
+def test_frames_after_the_last_known_one_are_drawn_again():
     # windows of 6 of which the first ends between two given frames
     diffusion = watched(num_frames=6)
     result = diffusion.interpolate_frames(VIDEO, 4, **QUIET)
@@ -200,7 +200,7 @@ def test_a_video_shorter_than_a_window():
     assert single.inpaint(VIDEO[:, :, :1], torch.eye(4, dtype=torch.bool), **QUIET).shape[2] == 1
 
 
-def test_guidance_of_ones_own_guides_each_window():
+def test_custom_guidance_guides_each_window():
     for given in (Spy(), [Spy(), Spy()]):
         diffusion = watched()
         diffusion.extend(VIDEO, 8, guidance=given, **QUIET)
@@ -212,7 +212,7 @@ def test_guidance_of_ones_own_guides_each_window():
 # Low resolution
 
 
-def test_what_a_low_resolution_tells_of_a_window():
+def test_the_measurement_of_a_low_resolution():
     low = LowResolution(torch.rand(2, 1, 5, 2, 2), frame_factor=3, weight=4.0)  # frames 0 to 12
     for window, frames in {
         (0, 4): [0, 3],
@@ -242,7 +242,7 @@ def test_shrinking_takes_means():
     torch.testing.assert_close(shrink(stripes, (8, 8))[..., 1:-1], torch.full((1, 1, 2, 8, 6), 0.5))
 
 
-def test_windows_without_a_low_resolution_are_drawn_from_those_before():
+def test_windows_without_low_resolution_frames_continue_those_before():
     # of frames 0 and 6, the second window has neither
     diffusion = watched()
     low = torch.rand(2, 1, 2, 2, 2)
@@ -252,7 +252,7 @@ def test_windows_without_a_low_resolution_are_drawn_from_those_before():
     assert kinds == [[Measurement], [KnownRegion], [KnownRegion, Measurement]]
 
 
-def test_frames_behind_the_last_measured_one_are_drawn_again():
+def test_frames_after_the_last_measured_one_are_drawn_again():
     # of the first four frames the last is drawn with the fifth, which is measured
     diffusion = watched()
     result = diffusion.upsample(torch.rand(2, 1, 4, 2, 2), frame_factor=2, progress=False)
@@ -263,7 +263,7 @@ def test_frames_behind_the_last_measured_one_are_drawn_again():
 
 
 @pytest.mark.parametrize(("size", "pixels"), [((2, 2), 4), ((1, 2), 8), ((4, 4), 1)])
-def test_a_small_pixel_weighs_as_those_it_is_made_of(size, pixels):
+def test_a_small_pixel_has_the_weight_of_those_it_averages(size, pixels):
     diffusion = watched()
     low = torch.rand(2, 1, 8, *size)
     diffusion.extend(VIDEO, 8, low_resolution=low, weight=1.5, progress=False)
@@ -274,7 +274,7 @@ def test_a_small_pixel_weighs_as_those_it_is_made_of(size, pixels):
 # Conditions
 
 
-def test_each_window_is_told_its_part_of_the_conditions():
+def test_each_window_gets_its_part_of_the_conditions():
     diffusion = watched()
     conditions = {
         "cond": torch.randn(2, 5),
@@ -284,28 +284,28 @@ def test_each_window_is_told_its_part_of_the_conditions():
         "null_cond_mask": torch.tensor([True, False]),
     }
     diffusion.extend(VIDEO, 8, **conditions, cond_scale=2.0, **QUIET)
-    for (start, stop), told in zip(SPANS, diffusion.told, strict=True):
+    for (start, stop), received in zip(SPANS, diffusion.received, strict=True):
         for name in ("cond", "labels", "null_cond_mask"):
-            assert torch.equal(told[name], conditions[name])
-        assert torch.equal(told["frame_cond"], conditions["frame_cond"][:, start:stop])
-        assert torch.equal(told["cond_video"], conditions["cond_video"][:, :, start:stop])
-        assert told["cond_scale"] == 2.0
+            assert torch.equal(received[name], conditions[name])
+        assert torch.equal(received["frame_cond"], conditions["frame_cond"][:, start:stop])
+        assert torch.equal(received["cond_video"], conditions["cond_video"][:, :, start:stop])
+        assert received["cond_scale"] == 2.0
 
 
-def test_a_field_for_all_frames_alike_stays():
+def test_a_field_for_all_frames_is_not_cut():
     diffusion = watched()
     field = torch.randn(2, 3, 4, 4)
     diffusion.extend(VIDEO, 8, cond_video=field, **QUIET)
-    assert all(torch.equal(told["cond_video"], field) for told in diffusion.told)
+    assert all(torch.equal(received["cond_video"], field) for received in diffusion.received)
 
 
-def test_what_to_guide_away_from_is_cut_as_well():
+def test_negative_conditions_are_cut():
     diffusion = watched()
     conditions = {"cond": torch.randn(2, 5), "frame_cond": torch.randn(2, 8, 6)}
     negative = {"cond": torch.randn(1, 5), "frame_cond": torch.randn(1, 8, 6)}
     diffusion.extend(VIDEO, 8, **conditions, negative_cond=negative, cond_scale=3, **QUIET)
-    for (start, stop), told in zip(SPANS, diffusion.told, strict=True):
-        away = told["negative"]
+    for (start, stop), received in zip(SPANS, diffusion.received, strict=True):
+        away = received["negative"]
         assert torch.equal(away["cond"], negative["cond"].expand(2, -1))
         frames = negative["frame_cond"][:, start:stop]
         assert torch.equal(away["frame_cond"], frames.expand(2, -1, -1))
@@ -325,10 +325,10 @@ def test_captions_are_encoded_once():
     finally:
         text.set_text_encoder()
     assert calls == [["a", ""], ["bad"]]
-    for told in diffusion.told:
-        assert told["cond"][0].tolist() == [1.0, 1.0]
-        assert told["null_cond_mask"].tolist() == [False, True]
-        assert told["negative"]["cond"].tolist() == [[3.0, 1.0]] * 2
+    for received in diffusion.received:
+        assert received["cond"][0].tolist() == [1.0, 1.0]
+        assert received["null_cond_mask"].tolist() == [False, True]
+        assert received["negative"]["cond"].tolist() == [[3.0, 1.0]] * 2
 
 
 def test_captions_to_guide_away_from_may_be_missing():
@@ -339,40 +339,40 @@ def test_captions_to_guide_away_from_may_be_missing():
         diffusion.extend(VIDEO, 8, cond=["aa", None], **options)
     finally:
         text.set_text_encoder()
-    assert len(diffusion.told) == 3
-    for told in diffusion.told:
-        assert told["cond"][0].tolist() == [2.0, 1.0]
-        assert told["null_cond_mask"].tolist() == [False, True]
-        assert told["negative"]["cond"][0].tolist() == [3.0, 1.0]
-        assert told["negative"]["null_cond_mask"].tolist() == [False, True]
+    assert len(diffusion.received) == 3
+    for received in diffusion.received:
+        assert received["cond"][0].tolist() == [2.0, 1.0]
+        assert received["null_cond_mask"].tolist() == [False, True]
+        assert received["negative"]["cond"][0].tolist() == [3.0, 1.0]
+        assert received["negative"]["null_cond_mask"].tolist() == [False, True]
 
 
-def test_a_model_with_given_frames_is_told_those_of_each_window():
+def test_a_model_with_given_frames_gets_those_of_each_window():
     diffusion = watched(given_frames=2, value_range=(0, 2))
     result = diffusion.extend(VIDEO, 8, **QUIET)
-    for (start, stop), told in zip(SPANS, diffusion.told, strict=True):
+    for (start, stop), received in zip(SPANS, diffusion.received, strict=True):
         expected = show_first_frames(result[:, :, start : start + 2] - 1, stop - start)
-        torch.testing.assert_close(told["cond_video"], expected)
+        torch.testing.assert_close(received["cond_video"], expected)
 
 
 # Randomness
 
 
 @pytest.mark.parametrize("seed", [5, [5, 6]])
-def test_streams_go_on_from_window_to_window(seed):
+def test_streams_continue_from_window_to_window(seed):
     diffusion = watched()
     options = {"sampler": "ddim", "seed": seed, **QUIET}
     first = diffusion.extend(VIDEO, 8, **options)
-    starts = [told["x"][:, :, 3] for told in diffusion.told]
+    starts = [received["x"][:, :, 3] for received in diffusion.received]
     assert not any(torch.equal(starts[0], start) for start in starts[1:])
     assert torch.equal(diffusion.extend(VIDEO, 8, **options), first)
     # the first window is what it would be alone
     again = watched()
     again.extend(VIDEO, 5, **options)
-    assert torch.equal(again.told[0]["x"], diffusion.told[0]["x"])
+    assert torch.equal(again.received[0]["x"], diffusion.received[0]["x"])
 
 
-def test_generators_go_on_where_they_are():
+def test_generators_continue():
     generators = [torch.Generator().manual_seed(i) for i in (0, 1)]
     states = [generator.get_state() for generator in generators]
     diffusion = watched()
@@ -386,7 +386,7 @@ def test_generators_go_on_where_they_are():
     assert torch.equal(diffusion.extend(VIDEO, 8, generator=generators, **QUIET), first)
 
 
-def test_without_a_seed_the_global_stream_rules():
+def test_without_a_seed_the_global_stream_is_used():
     results = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -402,7 +402,7 @@ def test_options_of_sampling_reach_each_window():
     diffusion = watched(timesteps=10)
     diffusion.extend(VIDEO, 8, sampler="ddim", steps=2, max_batch=1, callback=steps.append, **QUIET)
     assert len(steps) == 3 * 2 * 2
-    assert all(len(told["x"]) == 1 for told in diffusion.told)
+    assert all(len(received["x"]) == 1 for received in diffusion.received)
 
 
 def test_an_unknown_keyword_is_refused():
@@ -412,7 +412,7 @@ def test_an_unknown_keyword_is_refused():
     assert diffusion.denoise_fn.calls == []
 
 
-def test_guidance_that_is_none():
+def test_guidance_of_another_type():
     with pytest.raises(TypeError, match=r"guidance must be a Guidance.*, got 3; "):
         watched().extend(VIDEO, 8, guidance=3, **QUIET)
 
@@ -435,7 +435,7 @@ def test_a_model_that_has_diverged():
 
 
 @pytest.mark.parametrize("overlap", [-1, 0, 4])
-def test_an_overlap_that_is_none(overlap):
+def test_overlaps_outside_their_range(overlap):
     message = (
         "extend: overlap must be from 1 to 3, one less than the frames of the model's clips, got "
         f"{overlap}; leave it out for half of them"
@@ -444,7 +444,7 @@ def test_an_overlap_that_is_none(overlap):
         watched().extend(VIDEO, 8, overlap=overlap)
 
 
-def test_clips_of_one_frame_cannot_go_on():
+def test_clips_of_one_frame_cannot_be_extended():
     with pytest.raises(ValueError, match="extend: overlap must be from 1 to 0, one less"):
         watched(num_frames=1).extend(VIDEO, 8)
 

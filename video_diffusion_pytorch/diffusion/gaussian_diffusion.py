@@ -1,4 +1,4 @@
-"""The diffusion: a clip in, a loss out; noise in, a video out."""
+"""The diffusion: from a clip to a loss, and from noise to a video."""
 
 from __future__ import annotations
 
@@ -89,20 +89,19 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         use_dynamic_thres: Whether samples are clamped at a percentile of their own values instead
             of at 1 (Saharia et al. 2022, section 2.3).
         dynamic_thres_percentile: That percentile, as a fraction in [0, 1].
-        cond_drop_prob: How often the conditions of a clip are replaced by the network's null values
-            in training, as guided sampling needs; `null_cond_prob` in the call overrides it.
+        cond_drop_prob: Probability that the conditions of a clip are replaced by the network's null
+            values in training, as guided sampling needs; `null_cond_prob` in the call overrides it.
         auto_normalize: Whether clips are in [0, 1]. If False they are in a range of their own
             (latents, physical fields), best with mean 0 and variance 1, and samples are
             neither clamped nor rescaled.
         value_range: `(low, high)`, the range of the clips in units of their own, each a number or
-            one per channel. Clips come in these units and samples go out in them; bytes are
-            then numbers from 0 to 255 of these units. None for [0, 1]. Weights remember it.
-        cond_value_range: The same for `cond_video`; None for bytes, or a field that is as the
-            network takes it, best in [-1, 1].
+            one per channel. Clips, uint8 ones too, and samples are then in these units. None for
+            [0, 1]. It is stored with the weights.
+        cond_value_range: The same for `cond_video`; None for uint8, or for a field in the range
+            that the network takes, best [-1, 1].
         given_frames: Number of frames at the beginning of each clip that the network is conditioned
             on, to learn to predict the rest; 0 for none. They are appended to the channels of
-            `cond_video`, as many channels as a frame has plus a mask, which is 1 for known
-            frames.
+            `cond_video`: those of a frame, and a mask that is 1 where frames are known.
         objective: What the network predicts: `"pred_noise"`, `"pred_x_start"`, or `"pred_v"`, for
             `v = alpha * noise - sigma * x_start` (Salimans and Ho 2022).
         beta_schedule: `"cosine"` (Nichol and Dhariwal 2021), `"linear"` (Ho et al. 2020),
@@ -111,14 +110,14 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             training, and the log-SNR is between -20 and 20.
         min_snr_gamma: Loss weighting by noise level, so that low noise does not dominate
             training (Hang et al. 2023, whose value is 5); None for equal weights.
-        sampling_timesteps: Number of steps that samples take; None for all, or what suits the
-            sampler. With fewer than `timesteps`, `sample` uses ddim.
+        sampling_timesteps: Number of sampling steps; None for all, or the sampler's default. With
+            fewer than `timesteps`, `sample` uses ddim.
         ddim_sampling_eta: How much noise ddim adds in each step: 0 for none, 1 for as much as ddpm.
 
     Raises:
         ValueError: If an argument is outside its range.
 
-    Differs from the reference: conditions are dropped while training; `text_use_bert_cls` holds in
+    Differs from the reference: conditions are dropped in training; `text_use_bert_cls` applies in
     `sample`; `interpolate` takes conditions and works on clips in [0, 1]; `sample` returns
     an ordinary tensor.
 
@@ -201,7 +200,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         for name in CONFIG:
             if name not in ("timesteps", "beta_schedule"):
                 setattr(self, name, config[name])
-        self._check_room_for_given_frames()
+        free, needed = self._field_channels(), self.channels + 1
+        if self.given_frames and free is not None and free < 0:
+            raise ValueError(
+                f"GaussianDiffusion: with given_frames the network must have at least {needed} "
+                f"cond_channels, those of a frame and one, got {needed + free}; build it with "
+                f"cond_channels={needed}, and more for a cond_video of your own"
+            )
         for name in ("value_low", "value_high", "cond_value_low", "cond_value_high"):
             self.register_buffer(name, None)
         self.config |= {"value_range": None, "cond_value_range": None}
@@ -234,28 +239,28 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     ) -> Tensor:
         """The training loss of a batch of clips.
 
-        Conditions are tensors, arrays or lists of numbers, with one row per clip; which of them
-        there must be is a matter of the network.
+        Conditions are tensors, arrays or lists of numbers, with one row per clip; the network
+        determines which are needed.
 
         Args:
             x: Clips, `(b, c, f, h, w)`: in [0, 1], or uint8, or in `value_range`, or, if
                 `auto_normalize` is False, in their own range.
             *args: As in `p_losses`, after `t`: `cond` and `noise`. `cond` is a tensor of vectors,
-                `(b, cond_dim)`, or of states of text, `(b, n, cond_dim)`, whichever the network
-                takes; or a list of `b` captions, None where there is no caption.
+                `(b, cond_dim)`, or of states of text, `(b, n, cond_dim)`, as the network takes; or
+                a list of `b` captions, None where there is no caption.
             labels: Classes, integers `(b,)`, -1 for none.
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
-                or in `cond_value_range`, or without that range as the network takes it.
+                or in `cond_value_range`, or, without that, in the range that the network takes.
             first_frames: For a model with `given_frames`, known frames instead of the clips' first
                 ones, `(b, c, given_frames, h, w)` in the range of the clips; None for their own.
-            null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            null_cond_mask: Boolean `(b,)`, true where `cond` is dropped.
             cond_mask: Of states of text, boolean `(b, n)`, true where there is a token; None for
                 all. Captions bring their own.
-            images: `k` images for each clip, `(b, c, k, h, w)`, in the range of the clips, to be
-                learned jointly (Ho et al. 2022, section 4.3.1, where `k` is up to 8); None
+            images: `k` images for each clip, `(b, c, k, h, w)`, in the range of the clips, to
+                train on jointly (Ho et al. 2022, section 4.3.1, where `k` is up to 8); None
                 for none. They share the clip's noise level, and attend to no other frame.
-            image_conditions: Conditions of the images, of those that the clips have: `cond`
+            image_conditions: Conditions of the images, of the same kinds as the clips': `cond`
                 `(b, k, cond_dim)`, states `(b, k, n, cond_dim)` with a `cond_mask` `(b, k, n)`, or
                 `b` lists of `k` captions, `labels` `(b, k)`, `frame_cond` `(b, k, d)`,
                 `cond_video` `(b, n, k, h, w)`. Images without conditions get the null
@@ -267,18 +272,18 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 `cond_drop_prob`.
             reduction: `"mean"` for one number, `"none"` for one per clip.
             frame_mask: Boolean `(b, f)`, false where a frame is padding, which the loss leaves out:
-                that of a clip is the mean over its real frames, and its images, and 0 if there are
-                none. The network sees the padding as it sees other frames. None if all are real.
+                that of a clip is the mean over its real frames and its images, and 0 without any.
+                The network sees padding like other frames. None if all frames are real.
             **kwargs: As in `p_losses`.
 
         Returns:
-            The mean loss, a scalar, or with `reduction="none"` the loss of each clip, `(b,)`, by
-            `min_snr_gamma` weighed, whose mean it is.
+            The mean loss, a scalar, or with `reduction="none"` the loss of each clip, `(b,)`,
+            weighted as in the mean.
 
         Raises:
             TypeError: If a condition cannot become a tensor.
-            ValueError: If shapes are not those of the model's clips and conditions, if `t` is
-                outside the schedule, or if `reduction` is unknown.
+            ValueError: If shapes don't fit the model, `t` is outside the schedule, or `reduction`
+                is unknown.
         """
         self.check_clips(x)
         kwargs |= given(
@@ -340,8 +345,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             The mean loss, a scalar, or with `reduction="none"` that of each clip, `(b,)`.
 
         Raises:
-            ValueError: If `noise` has another shape than the clips, `frame_mask` another one than
-                their frames, or `reduction` is unknown.
+            ValueError: If the shape of `noise` or `frame_mask` does not fit the clips, or
+                `reduction` is unknown.
         """
         check_reduction(reduction)
         if noise is None:
@@ -372,14 +377,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return distance(self.loss_type, output, target, weight, reduction, frame_mask)
 
     def check_batch(self, x: Tensor, **conditions: Any) -> None:
-        """Checks shapes and types of a batch for `forward`.
+        """Raises a ValueError for a batch that `forward` would refuse.
 
         Args:
             x: As in `forward`.
             **conditions: As in `forward`; captions can be left out.
-
-        Raises:
-            ValueError: If it is not.
         """
         self.check_clips(x)
         denoiser: Any = unwrap(self.denoise_fn)
@@ -387,7 +389,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             return
         steps = torch.zeros(len(x), dtype=torch.long)
         ready = self.network_conditions(x, conditions, clips=x.to(self.betas))
-        # with probability 1 of no condition, those that are left out are not missed
+        # if conditions are dropped with probability 1, none is required
         denoiser.check_inputs(x, self._network_time(steps.to(self.betas.device)), 1.0, **ready)
 
     def check_clips(self, x: Tensor) -> None:
@@ -396,11 +398,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         check_videos("GaussianDiffusion: clips", x, ("b", *self.clip_shape), cure)
 
     def check_frame_mask(self, frame_mask: Any, x: Tensor) -> Tensor:
-        """Gives the mask of real frames on the device of clips `x`.
-
-        Raises:
-            ValueError: If it is not boolean with one element per frame.
-        """
+        """The mask of real frames on the device of clips `x`, after a check of type and shape."""
         mask = torch.as_tensor(frame_mask, device=x.device)
         expected = x.shape[0], x.shape[2]
         if mask.dtype != torch.bool or mask.shape != expected:
@@ -412,11 +410,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return mask
 
     def _checked_times(self, t: Any, x: Tensor) -> Tensor:
-        """A caller's time steps on the device of clips `x`.
-
-        Raises:
-            ValueError: If they are not one per clip, or outside the schedule.
-        """
+        """A caller's time steps on the device of clips `x`, after a check of shape and range."""
         t = torch.as_tensor(t)
         t = t if t.is_floating_point() else t.long()
         first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
@@ -462,14 +456,14 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
         Args:
             conditions: By keyword of `sample`; those that are None are left out. `cond` may be
-                captions, of which some may be None.
+                captions, some of which may be None.
 
         Returns:
-            Those that are given, a row per video.
+            By keyword, a row per video.
 
         Raises:
-            TypeError: If one has an unknown name, or cannot become a tensor.
-            ValueError: If one is a single number, or the masks do not go with captions.
+            TypeError: If one has an unknown name, or is not numbers with a row per video.
+            ValueError: If there is a `cond_mask` for captions.
         """
         if unknown := [name for name in conditions if name not in CONDITION_NAMES]:
             raise TypeError(
@@ -489,12 +483,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     def network_conditions(
         self, x: Tensor, conditions: Mapping[str, Any], clips: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The conditions with which the denoiser is called.
+        """The conditions as arguments of the denoiser.
 
         Args:
-            x: Noisy videos, of which only the shape counts.
+            x: Noisy videos, for their shape.
             conditions: As in `prepare_conditions`.
-            clips: Clips in [-1, 1] that known frames are taken from; None to need `first_frames`.
+            clips: Clips in [-1, 1] that known frames are taken from; None to require
+                `first_frames`.
         """
         ready = self.prepare_conditions(conditions)
         field, frames = ready.pop("cond_video", None), ready.pop("first_frames", None)
@@ -517,10 +512,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return ready if field is None else {**ready, "cond_video": field}
 
     def image_conditions(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Tensor]:
-        """As `network_conditions`, for images at the end of clips: a row per image.
+        """As `network_conditions`, for images at the end of clips, with a row per image.
 
         Args:
-            images: `(b, c, k, h, w)`, of which only the shape counts.
+            images: `(b, c, k, h, w)`, for their shape.
             conditions: `cond` `(b, k, d)` or `(b, k, n, d)`, or `b` lists of `k` captions;
                 `cond_mask` `(b, k, n)`, `labels` `(b, k)`, `frame_cond` `(b, k, d)`, `cond_video`
                 `(b, n, k, h, w)`, `null_cond_mask` `(b, k)`.
@@ -547,37 +542,27 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return {**ready, "cond_video": field}
 
     def _network_time(self, t: Tensor) -> Tensor:
-        """Time steps as the network wants them: themselves, or their log-SNR."""
-        wanted = getattr(unwrap(self.denoise_fn), "time_input", "step")
-        return self.log_snr(t) if wanted == "log_snr" else t
+        """Time steps as the network takes them: themselves, or their log-SNR."""
+        taken = getattr(unwrap(self.denoise_fn), "time_input", "step")
+        return self.log_snr(t) if taken == "log_snr" else t
 
     def _field_channels(self) -> int | None:
-        """Channels that the user's own `cond_video` must have; None if they are unknown."""
+        """Channels of the user's own `cond_video`; None if they are unknown."""
         total = getattr(unwrap(self.denoise_fn), "cond_channels", None)
         if total is None or not self.given_frames:
             return total
         return total - self.channels - 1
 
-    def _check_room_for_given_frames(self) -> None:
-        """Raises a ValueError unless the network has channels for the known frames."""
-        free, needed = self._field_channels(), self.channels + 1
-        if self.given_frames and free is not None and free < 0:
-            raise ValueError(
-                f"GaussianDiffusion: with given_frames the network must have at least {needed} "
-                f"cond_channels, those of a frame and one, got {needed + free}; build it with "
-                f"cond_channels={needed}, and more for a cond_video of your own"
-            )
-
     # the range of the data
 
     def set_value_range(self, low_high: tuple[Bound, Bound]) -> None:
-        """Sets `value_range`, if it becomes known after the model is built; before training.
+        """Sets `value_range`, where it becomes known only after the model is built.
 
         Args:
             low_high: As `value_range` of the constructor.
 
         Raises:
-            ValueError: If it is no range, or `auto_normalize` is False.
+            ValueError: If it is not a range, or `auto_normalize` is False.
         """
         if not self.auto_normalize:
             raise ValueError("GaussianDiffusion: value_range needs auto_normalize=True, got False")
@@ -626,7 +611,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return to_unit_range(field, self.cond_value_low, self.cond_value_high)
 
     def _check_range(self, x: Tensor) -> None:
-        """Warns once of clips outside their range; on a GPU only the first batch is checked."""
+        """Warns once about clips outside their range; on a GPU it checks the first batch only."""
         if self._range_is_known:
             return
         low, high = 0.0, 1.0
@@ -635,7 +620,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             low, high = self.value_low.min().item(), self.value_high.max().item()
             unit = unnormalize_img(to_unit_range(unit, self.value_low, self.value_high))
         least, most = (value.item() for value in torch.aminmax(unit))
-        # NaN is outside, too
+        # NaN is outside as well
         outside = not (least >= -RANGE_TOLERANCE and most <= 1 + RANGE_TOLERANCE)
         # on a GPU each check would synchronise
         self._range_is_known = outside or not x.is_cpu
@@ -670,9 +655,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             x: Noisy videos, `(b, c, f, h, w)`.
             t: Time steps, `(b,)`.
-            clip_denoised: Whether the predicted x_start is brought into [-1, 1].
+            clip_denoised: Whether the predicted x_start is clamped to [-1, 1].
             cond: As in `sample`.
-            cond_scale: Strength of the guidance; 1 is without.
+            cond_scale: Strength of the guidance; 1 for none.
             **conditions: The other conditions, by keyword of `sample`.
         """
         ready = self.network_conditions(x, {"cond": cond, **conditions})
@@ -690,13 +675,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         conditions: Mapping[str, Tensor],
         **guidance: Any,
     ) -> Tensor:
-        """The clean video, as the network predicts it, not clamped.
+        """The clean videos that the network predicts, not clamped.
 
         Args:
             x: Noisy videos, `(b, c, f, h, w)`.
             t: Time steps, `(b,)`.
-            cond_scale: Strength of the guidance; 1 is without.
-            conditions: What `network_conditions` gives.
+            cond_scale: Strength of the guidance; 1 for none.
+            conditions: From `network_conditions`.
             **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
         """
         arguments = {"cond": None, **conditions, **guidance}
@@ -708,7 +693,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return x_start_of(self.objective, self, output, x, t)
 
     def _clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
-        """Brings videos into [-1, 1], at a percentile of their values if one is given."""
+        """Clamps videos to [-1, 1], or at a percentile of their values, and rescales them."""
         if percentile is None and not self.use_dynamic_thres:
             return x_start.clamp(-1, 1)
         percentile = self.dynamic_thres_percentile if percentile is None else percentile
@@ -732,7 +717,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             x, t, clip_denoised=clip_denoised, cond=cond, cond_scale=cond_scale, **conditions
         )
         noise = draw_noise(x)
-        # the last step is without noise
+        # no noise in the last step
         noisy = (t > 0).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
         return mean + noisy * (0.5 * log_variance).exp() * noise
 
@@ -804,8 +789,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         progress: bool,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Takes `x` from step `steps - 1` to the end, and into the range of the clips."""
-        # captions go through their encoder once, not at every step
+        """Denoises `x` in `steps` steps, and maps it to the range of the clips."""
+        # captions are encoded once, not at every step
         conditions = {"cond": None, **self.prepare_conditions(conditions)}
         times = range(steps - 1, -1, -1)
 
@@ -851,52 +836,51 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     ) -> Tensor:
         """Draws videos from the model.
 
-        Conditions are tensors, arrays or lists of numbers, with one row per video; which of them
-        there must be is a matter of the network.
+        Conditions are tensors, arrays or lists of numbers, with one row per video; the network
+        determines which are needed.
 
         Args:
             cond: Vectors, `(b, cond_dim)`, or states of text, `(b, n, cond_dim)`, as the network
-                takes; or a list of `b` captions, of which some may be None; None for none.
-            cond_scale: Strength of the guidance by conditions; 1 is without.
+                takes; or a list of `b` captions, some of which may be None; None for none.
+            cond_scale: Strength of the guidance by conditions; 1 for none.
             batch_size: Number of videos, if neither conditions nor `guidance` determine it.
             labels: Classes, integers `(b,)`, -1 for none.
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
-                or in `cond_value_range`, or without that range as the network takes it.
+                or in `cond_value_range`, or, without that, in the range that the network takes.
             first_frames: The known first frames, `(b, c, given_frames, h, w)` in the range of
                 the clips; for a model with `given_frames`.
-            null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            null_cond_mask: Boolean `(b,)`, true where `cond` is dropped.
             cond_mask: Of states, boolean `(b, n)`, true where there is a token; None for all.
             sampler: `"ddpm"` (the reference's, all steps), `"ancestral"`, `"ddim"`, `"dpm++"`,
-                `"dpm++sde"`, an object of `diffusion.samplers` with options of its own, or a
-                scheduler of the diffusers package. None for ddpm, or, where fewer steps are asked
-                for, ddim.
+                `"dpm++sde"`, a `Sampler` with options of its own, or a scheduler of the diffusers
+                package. None for ddpm, or, with fewer steps, ddim.
             steps: Number of steps, or falling time steps to stop at; None for the model's
-                `sampling_timesteps`, or without these what suits the sampler.
+                `sampling_timesteps`, or without these the sampler's default.
             guidance: What is known of the videos: a `Measurement`, a `KnownRegion`, or several.
-            negative_cond: What to guide away from, in the place of no condition: as `cond`, or a
+            negative_cond: What to guide away from, instead of from no condition: as `cond`, or a
                 dict of conditions by name; one row for all or one per video.
-            guidance_rescale: How far a guided prediction is brought back to the standard deviation
-                of the unguided one, in [0, 1] (Lin et al. 2023, section 3.4; theirs is 0.7).
-            dynamic_thres_percentile: Clips at this percentile, as `use_dynamic_thres` does for all
-                samples; None for what the model does.
+            guidance_rescale: How far a guided prediction is rescaled to the standard deviation of
+                the unguided one, in [0, 1] (Lin et al. 2023, section 3.4; theirs is 0.7).
+            dynamic_thres_percentile: Percentile at which samples are clamped, as with
+                `use_dynamic_thres`; None for the model's setting.
             num_frames: Frames of a video; None for the training clips'.
             image_size: Height and width, an int or `(h, w)`; None for the training clips'.
-            seed: One for all, of which each video gets a stream of random numbers of its own, so
-                that it is the same in any batch; or one per video. None for torch's global stream.
-            generator: In the place of `seed`: a generator that draws a seed for all, or one per
-                video, from which its noise comes.
-            max_batch: The most videos to draw at a time, where memory is short; None for all.
+            seed: One for all, from which each video gets a random stream of its own, so that it is
+                the same in any batch; or one per video. None for torch's global stream.
+            generator: Instead of `seed`: a generator that draws a seed for all, or one per video
+                that draws its noise.
+            max_batch: Maximum number of videos to draw at a time; None for all.
             callback: Called with a `SamplingStep` after each step.
             progress: Whether to show a progress bar.
 
         Returns:
-            `(b, c, f, h, w)` in [0, 1], or in `value_range`, or in the clips' range if
-            `auto_normalize` is False.
+            `(b, c, f, h, w)` in [0, 1], or in `value_range`, or, if `auto_normalize` is False, in
+            the range of the clips.
 
         Raises:
-            TypeError: If a condition cannot become a tensor, or the sampler is none.
-            ValueError: If conditions differ in number, or don't fit the model, or an argument is
+            TypeError: If a condition or the sampler has another type.
+            ValueError: If conditions differ in number or don't fit the model, or an argument is
                 outside its range.
         """
         # mistakes first: captions may take a while to encode
@@ -937,20 +921,20 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             shape, own = (rows.stop - rows.start, *size), rows_of(conditions, rows)
             if is_chain:
                 video = self.p_sample_loop(shape, cond_scale=cond_scale, **own, **follower)
-                videos.append(video)
-                continue
-            draw = noise[rows] if isinstance(noise, RandomStreams) else noise
-            x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
-            clamp = partial(self._clamp, percentile=dynamic_thres_percentile)
-            denoise = Denoiser(
-                self._predictor(x, own, rows_of(negative, rows), cond_scale, guidance_rescale),
-                clamp if self.auto_normalize else None,
-                [one.rows(rows) for one in known],
-                draw,
-                self.denoise_fn,
-            )
-            x = follow(x, sampler.run(x, levels, denoise, draw), levels, **follower)
-            videos.append(self.to_data_range(denoise.settle(x)))
+            else:
+                draw = noise[rows] if isinstance(noise, RandomStreams) else noise
+                x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
+                clamp = partial(self._clamp, percentile=dynamic_thres_percentile)
+                denoise = Denoiser(
+                    self._predictor(x, own, rows_of(negative, rows), cond_scale, guidance_rescale),
+                    clamp if self.auto_normalize else None,
+                    [one.rows(rows) for one in known],
+                    draw,
+                    self.denoise_fn,
+                )
+                x = follow(x, sampler.run(x, levels, denoise, draw), levels, **follower)
+                video = self.to_data_range(denoise.settle(x))
+            videos.append(video)
         return torch.cat(videos)
 
     def _predictor(
@@ -975,7 +959,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     def _choose_sampler(
         self, sampler: Any, steps: int | Sequence[float] | None
     ) -> tuple[Sampler, list[NoiseLevel]]:
-        """The sampler, and the noise levels that it goes through."""
+        """The sampler, and the noise levels that it stops at."""
         if self.betas.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 "sample: the model must be in float32 or float64, which the schedule "
@@ -987,6 +971,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if sampler is None:
             is_all = times is None or (isinstance(times, Integral) and times == all_steps)
             sampler = "ddpm" if is_all else "ddim"
+        # the name alone takes the model's eta
         is_ddim = isinstance(sampler, str) and sampler == "ddim"
         chosen = DDIM(eta=self.ddim_sampling_eta) if is_ddim else make_sampler(sampler)
         if steps is None and (times is None or isinstance(chosen, DDPM)):
@@ -1065,8 +1050,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             `(b, c, num_frames, h, w)`, beginning with `frames`, in the range of `sample`.
 
         Raises:
-            TypeError: If the frames are no such tensor, or a keyword is unknown.
-            ValueError: If shapes don't fit the model, frames are not finite, or none is left to
+            TypeError: If a keyword is unknown.
+            ValueError: If the frames don't fit the model or are not finite, or none is left to
                 predict.
 
         Example:
@@ -1099,21 +1084,20 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             weight: Weight w_r of what is known in the guidance; 0 for replacement alone.
             low_resolution: The whole result, small, which guides every window:
                 `(b, c, ceil(num_frames / frame_factor), h', w')`; None for none.
-            frame_factor: It has every `frame_factor`-th frame of the result, from the first on.
+            frame_factor: `low_resolution` has every `frame_factor`-th frame, from the first on.
             **sampling: As in `sample`, without `batch_size` and `first_frames`. Conditions have a
                 row per video; `frame_cond` and `cond_video` have all frames of the result, and are
-                cut. `guidance` of your own guides each window. A model with `given_frames` is
-                given those of each window. Random streams continue from window to window.
+                cut. `guidance` of your own guides each window. A model with `given_frames` gets
+                those of each window. Random streams continue from window to window.
 
         Returns:
             `(b, c, num_frames, h, w)`, beginning with `video`, in the range of `sample`.
 
         Raises:
-            TypeError: If the video is no such tensor, or a keyword is unknown.
-            ValueError: If shapes don't fit the model, known values are not finite, no frame is
-                left to draw, or the overlap does not leave any, or does not give what a model with
-                `given_frames` needs.
-            RuntimeError: If drawn frames that the next window needs are not finite.
+            TypeError: If a keyword is unknown.
+            ValueError: If shapes don't fit the model, no frame is left to draw, the overlap does
+                not leave any, or does not give what a model with `given_frames` needs, or values
+                that are known, or that the model has drawn for the next window, are not finite.
 
         Example:
             >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
@@ -1141,8 +1125,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             video: `(b, c, f, h, w)`, at least two frames, in the range of the clips or uint8.
             factor: How many times as many frames there are in the same time, at least 2.
-            overlap: As in `extend`; None for half a window, or what lets it reach the given frames
-                on both sides of those it draws.
+            overlap: As in `extend`; None for half a window, or for fewer frames, such that each
+                window has given frames on both sides of those it draws.
             weight: Weight w_r of the known frames in the guidance; 0 for replacement alone.
             **sampling: As in `extend`.
 
@@ -1151,7 +1135,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             the range of `sample`.
 
         Raises:
-            TypeError: If the video is no such tensor, or a keyword is unknown.
+            TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit the model, or no window has room for two given frames.
         """
         completion = Completion(self, "interpolate_frames", weight, sampling, overlap)
@@ -1184,7 +1168,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             bilinearly and with every `frame_factor`-th frame, is close to `video`.
 
         Raises:
-            TypeError: If the video is no such tensor, or a keyword is unknown.
+            TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit the model, there is nothing to make larger, the weight
                 is not positive, or the model has `given_frames`: it takes `extend`, with
                 `low_resolution`.
@@ -1212,8 +1196,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         """Draws the missing part of videos.
 
         Args:
-            video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8. What it
-                holds outside the known part does not matter, be it NaN.
+            video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8. Values
+                outside the known part are ignored, even NaN.
             mask: Boolean, **true where the video is known** and kept, false where it is drawn:
                 for each value `(b, c, f, h, w)`, with 1 for an axis along which it is the same; or
                 by frame and pixel `(f, h, w)`, by pixel `(h, w)`, or by frame `(f,)`.
@@ -1225,7 +1209,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             `(b, c, f, h, w)`, equal to `video` where the mask is true, in the range of `sample`.
 
         Raises:
-            TypeError: If video or mask are no such tensors, or a keyword is unknown.
+            TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit each other or the model.
 
         Example:
