@@ -25,14 +25,19 @@ from torch import Tensor
 
 from video_diffusion_pytorch import GaussianDiffusion
 from video_diffusion_pytorch.data.moving_digits import load_digits, moving_digit_clip
-from video_diffusion_pytorch.diffusion.denoiser import Prediction
 from video_diffusion_pytorch.diffusion.guidance import KnownRegion
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     ForwardProcess,
     NoiseLevel,
     cosine_beta_schedule,
 )
-from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral, DPMPlusPlus, Sampler
+from video_diffusion_pytorch.diffusion.samplers import (
+    DDIM,
+    Ancestral,
+    DPMPlusPlus,
+    Prediction,
+    Sampler,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "diffusion"))
 from gaussian_data import GaussianVideos, PerfectNetwork, moments, relative_error

@@ -5,7 +5,7 @@ from collections import deque
 import torch
 from torch import nn
 
-from video_diffusion_pytorch.diffusion.denoiser import Prediction
+from video_diffusion_pytorch.diffusion.samplers import Prediction
 
 
 class GaussianVideos:

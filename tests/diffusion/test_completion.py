@@ -74,7 +74,7 @@ every_call = pytest.mark.parametrize("call", LENGTHS)
 
 @pytest.mark.parametrize("units", UNITS)
 @every_call
-def test_known_values_are_given_back(call, units):
+def test_known_values_are_returned(call, units):
     torch.manual_seed(0)
     diffusion = model(**UNITS[units])
     video = diffusion.to_data_range(torch.rand(2, 2, 5, 4, 4) * 2 - 1)
@@ -91,7 +91,7 @@ def test_known_values_are_given_back(call, units):
 
 @pytest.mark.parametrize("units", UNITS)
 @every_call
-def test_bytes_are_what_the_model_takes_bytes_for(call, units):
+def test_uint8_videos_are_read_as_training_clips(call, units):
     diffusion = model(**UNITS[units])
     diffusion._range_is_known = True  # bytes need not be in the range of the model
     video = torch.randint(0, 256, (2, 2, 5, 4, 4), dtype=torch.uint8)
@@ -102,7 +102,7 @@ def test_bytes_are_what_the_model_takes_bytes_for(call, units):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 @every_call
-def test_results_have_the_number_type_of_the_model(call, dtype):
+def test_results_have_the_dtype_of_the_model(call, dtype):
     video = torch.rand(2, 2, 5, 4, 4).to(dtype).requires_grad_()
     result, given_back, given = call(model(), video)
     assert result.dtype == torch.float32
@@ -111,7 +111,7 @@ def test_results_have_the_number_type_of_the_model(call, dtype):
 
 
 @every_call
-def test_the_given_video_is_left_alone(call):
+def test_the_given_video_is_not_changed(call):
     video = torch.rand(2, 2, 5, 4, 4)
     before = video.clone()
     call(model(), video)
@@ -119,7 +119,7 @@ def test_the_given_video_is_left_alone(call):
 
 
 @every_call
-def test_gradients_are_taken_where_they_are_needed(call):
+def test_gradients_are_taken_only_with_a_weight(call):
     for weight, expected in ((0, {False}), (1.5, {True})):
         diffusion = model()
         call(diffusion, torch.rand(2, 2, 5, 4, 4), weight=weight)
@@ -127,7 +127,7 @@ def test_gradients_are_taken_where_they_are_needed(call):
 
 
 @every_call
-def test_a_seed_tells_all_whatever_the_batch(call):
+def test_a_seed_gives_the_same_result_in_any_batch(call):
     diffusion = model()
     video = torch.rand(3, 2, 5, 4, 4)
     # a mask that does not depend on the batch
@@ -148,7 +148,7 @@ def test_a_seed_tells_all_whatever_the_batch(call):
     assert not torch.allclose(draw(video, seed=4), whole)
 
 
-def test_any_frames_may_be_inpainted_and_what_is_lost_may_be_nan():
+def test_any_frames_may_be_inpainted_and_unknown_ones_may_be_nan():
     video = torch.rand(1, 2, 6, 4, 4)
     mask = torch.tensor([True, False, False, True, False, True])
     spoilt = video.clone()
@@ -160,18 +160,13 @@ def test_any_frames_may_be_inpainted_and_what_is_lost_may_be_nan():
     assert results[0].isfinite().all()
 
 
-def test_a_video_without_a_gap_is_given_back():
+def test_a_video_without_a_gap_is_returned():
     video, mask = torch.rand(1, 2, 6, 4, 4), torch.ones(6, dtype=torch.bool)
     diffusion = model()
     assert torch.equal(diffusion.inpaint(video, mask), video)
     assert diffusion.denoise_fn.gradients == []
-    # mistakes are mistakes even so
-    with pytest.raises(
-        ValueError, match=r"^inpaint: weight must be a number, 0 or greater, got -1"
-    ):
+    with pytest.raises(ValueError, match=r"^inpaint: weight must be a number, 0 or greater, got"):
         diffusion.inpaint(video, mask, weight=-1)
-    with pytest.raises(TypeError, match=r"^inpaint: keywords must be its own or those of sample"):
-        diffusion.inpaint(video, mask, step=3)
 
 
 @every_call
@@ -196,7 +191,7 @@ def test_upsampling_in_inference_mode():
 # Lengths and sizes
 
 
-def test_predict_makes_a_clip_or_what_is_asked_for():
+def test_predict_returns_the_requested_length():
     frames = torch.rand(1, 2, 1, 4, 4)
     assert model().predict(frames, progress=False).shape[2] == 4
     for num_frames in (2, 3, 9):
@@ -312,57 +307,38 @@ def test_a_low_resolution_in_the_units_of_the_user(value_range):
     ],
 )
 def test_videos_that_do_not_fit(call, name):
-    for shape in ((1, 3, 2, 4, 4), (1, 2, 2, 4, 5), (1, 2, 0, 4, 4), (0, 2, 2, 4, 4)):
+    for shape in ((1, 3, 2, 4, 4), (1, 2, 2, 4, 5), (1, 2, 0, 4, 4), (0, 2, 2, 4, 4), (2, 2, 4, 4)):
         message = (
-            f"{name} must have the shape (b, 2, f, 4, 4), got {shape}; cut or resize it, or pass "
-            "another image_size"
+            f"{name} must be a floating-point or uint8 tensor of shape (b, 2, f, 4, 4), got "
+            f"torch.float32 of shape {shape}; convert "
         )
-        with pytest.raises(ValueError, match=exactly(message)):
+        with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
             call(model(), torch.rand(shape))
-    message = f"{name} must be a tensor of the shape (b, c, f, h, w), got (2, 2, 4, 4); convert"
-    with pytest.raises(TypeError, match=re.escape(message)):
-        call(model(), torch.rand(2, 2, 4, 4))
 
 
-@pytest.mark.parametrize(("call", "name"), [("predict", "frames"), ("extend", "video")])
-def test_no_frame_is_left_to_draw(call, name):
+@pytest.mark.parametrize("call", ["predict", "extend"])
+def test_no_frame_is_left_to_draw(call):
     for num_frames in (3, 4):
-        message = (
-            f"{call}: num_frames must be more than the 4 of {name}, got {num_frames}; ask for "
-            "more, or give fewer"
-        )
+        message = f"{call}: num_frames must be more than the 4 given, got {num_frames}"
         with pytest.raises(ValueError, match=exactly(message)):
             getattr(model(), call)(torch.rand(1, 2, 4, 4, 4), num_frames)
-    message = "predict: num_frames must be more than the 5 of frames, got 4; ask for more"
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match="num_frames must be more than the 5 given, got 4"):
         model().predict(torch.rand(1, 2, 5, 4, 4))
 
 
-WHOLE = [
-    ("extend: num_frames", lambda video, n: model().extend(video, n)),
-    ("extend: num_frames", lambda video, n: model().extend(video, n, low_resolution=video)),
-    (
-        "extend: frame_factor",
-        lambda video, n: model().extend(video, 8, low_resolution=video, frame_factor=n),
-    ),
-    ("interpolate_frames: factor", lambda video, n: model().interpolate_frames(video, n)),
-    ("upsample: frame_factor", lambda video, n: model().upsample(video, frame_factor=n)),
-]
-WHOLE_OR_NONE = [
-    ("predict: num_frames", lambda video, n: model().predict(video, n)),
-    ("extend: overlap", lambda video, n: model().extend(video, 8, overlap=n)),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "call", "number"),
-    [(*one, number) for one in WHOLE + WHOLE_OR_NONE for number in (6.0, 2.5, "6")]
-    + [(*one, None) for one in WHOLE],
-)
-def test_numbers_that_are_not_whole(name, call, number):
-    message = f"{name} must be a whole number, got {number!r}; give it as an int"
-    with pytest.raises(ValueError, match=exactly(message)):
-        call(torch.rand(1, 2, 2, 4, 4), number)
+@pytest.mark.parametrize("number", [6.0, 2.5, "6"])
+def test_numbers_that_are_not_whole(number):
+    video = torch.rand(1, 2, 2, 4, 4)
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        model().predict(video, number)
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        model().extend(video, 8, overlap=number)
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        model().extend(video, 8, low_resolution=video, frame_factor=number)
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        model().upsample(video, frame_factor=number)
+    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+        model().interpolate_frames(video, number)
 
 
 def test_whole_numbers_of_any_kind():
@@ -371,23 +347,15 @@ def test_whole_numbers_of_any_kind():
     assert result.shape[2] == 7
 
 
-@pytest.mark.parametrize("factor", [0, 1, 4])
-def test_frames_that_no_window_can_be_drawn_between(factor):
+@pytest.mark.parametrize(("factor", "frames"), [(0, 3), (1, 3), (4, 3), (2, 1)])
+def test_frames_that_no_window_can_be_drawn_between(factor, frames):
     message = (
         "interpolate_frames: factor must be from 2 to 3, so that a clip of the model has two given "
-        f"frames, got {factor}; interpolate twice, or with a model of longer clips"
+        f"frames, and video have at least 2 frames, got {factor} and {frames}; interpolate twice, "
+        "or with a model of longer clips"
     )
     with pytest.raises(ValueError, match=exactly(message)):
-        model().interpolate_frames(torch.rand(1, 2, 3, 4, 4), factor)
-
-
-def test_a_single_frame_has_none_beside_it():
-    message = (
-        "interpolate_frames: video must have at least 2 frames, got 1; give those to draw frames "
-        "between"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
-        model().interpolate_frames(torch.rand(1, 2, 1, 4, 4), 2)
+        model().interpolate_frames(torch.rand(1, 2, frames, 4, 4), factor)
 
 
 def test_a_mask_that_does_not_fit():
@@ -403,34 +371,32 @@ def test_a_mask_that_does_not_fit():
         "inpaint: mask must be a boolean tensor, true where the video is known, got torch.float32; "
         "compare it, as in mask > 0.5"
     )
-    with pytest.raises(TypeError, match=exactly(message)):
+    with pytest.raises(ValueError, match=exactly(message)):
         model().inpaint(video, torch.ones(6))
 
 
-@pytest.mark.parametrize("shape", [(1, 2, 4, 5, 4), (1, 2, 4, 4, 5), (1, 3, 4, 2, 2)])
-def test_a_low_resolution_that_is_none(shape):
-    message = (
-        " must have the shape (b, 2, f, h, w) with h <= 4 and w <= 4, got "
-        f"{shape}; cut or resize it, or pass another image_size"
-    )
-    with pytest.raises(ValueError, match=exactly(f"upsample: video{message}")):
-        model().upsample(torch.rand(shape))
-    with pytest.raises(ValueError, match=exactly(f"extend: low_resolution{message}")):
-        model().extend(torch.rand(1, 2, 2, 4, 4), 4, low_resolution=torch.rand(shape))
+@pytest.mark.parametrize("size", [(5, 4), (4, 5)])
+def test_a_low_resolution_that_is_larger_than_the_result(size):
+    message = f" must be at most 4 x 4, got {size[0]} x {size[1]}; shrink it, or pass another ima"
+    small = torch.rand(1, 2, 4, *size)
+    with pytest.raises(ValueError, match=f"^upsample: video{message}"):
+        model().upsample(small)
+    with pytest.raises(ValueError, match=f"^extend: low_resolution{message}"):
+        model().extend(torch.rand(1, 2, 2, 4, 4), 4, low_resolution=small)
 
 
-def test_a_low_resolution_that_is_not_tensor():
-    message = "upsample: video must be a tensor of the shape (b, c, f, h, w), got list; convert"
-    with pytest.raises(TypeError, match=re.escape(message)):
+def test_a_low_resolution_of_another_kind():
+    with pytest.raises(ValueError, match=r"^upsample: video must be .* \(b, c, f, h, w\), got"):
         model().upsample([1.0])
+    with pytest.raises(ValueError, match=r"^upsample: video must be .* \(b, 2, 4, h, w\), got"):
+        model().upsample(torch.rand(1, 3, 4, 2, 2))
 
 
 @pytest.mark.parametrize(("frames", "factor"), [(4, 1), (1, 2)])
-def test_nothing_to_make_larger(frames, factor):
+def test_nothing_to_upsample(frames, factor):
     message = (
-        "upsample: video must be smaller than the result, 4 x 4, or have fewer frames than it, "
-        f"{frames}, got both alike and nothing to draw; give a greater image_size, or a greater "
-        "frame_factor for at least 2 frames"
+        "upsample: video must be smaller than the result, 4 x 4, or have fewer frames, got as many "
+        "of both; give a greater image_size or frame_factor"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         model().upsample(torch.rand(1, 2, frames, 4, 4), frame_factor=factor)
@@ -439,10 +405,10 @@ def test_nothing_to_make_larger(frames, factor):
 @pytest.mark.parametrize(("factor", "expected"), [(1, 10), (2, 5), (4, 3)])
 def test_a_low_resolution_of_another_length(factor, expected):
     message = (
-        f"extend: low_resolution must have every {factor}-th of the 10 frames of the result, which "
-        f"are {expected}, got 6; give as many, or another frame_factor"
+        "extend: low_resolution must be a floating-point or uint8 tensor of shape "
+        f"(b, 2, {expected}, h, w), got torch.float32 of shape (1, 2, 6, 2, 2); convert"
     )
-    with pytest.raises(ValueError, match=exactly(message)):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         model().extend(
             torch.rand(1, 2, 2, 4, 4),
             10,
@@ -451,36 +417,26 @@ def test_a_low_resolution_of_another_length(factor, expected):
         )
 
 
-def test_a_frame_factor_that_is_none():
+@pytest.mark.parametrize(("factor", "weight"), [(0, 2.0), (1, 0)])
+def test_a_low_resolution_without_frames_or_weight(factor, weight):
     message = (
-        "upsample: frame_factor must be at least 1, got 0; with 1 it has all frames of the result"
+        "upsample: video needs a frame_factor of at least 1 and a weight above 0, by which it "
+        f"guides, got {factor} and {weight}"
     )
     with pytest.raises(ValueError, match=exactly(message)):
-        model().upsample(torch.rand(1, 2, 4, 2, 2), frame_factor=0)
-
-
-def test_a_frame_factor_of_nothing():
-    message = (
-        "extend: frame_factor is that of low_resolution, which must then be given, got 2 and None; "
-        "leave it out, or see interpolate_frames"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
-        model().extend(torch.rand(1, 2, 2, 4, 4), 8, frame_factor=2)
-
-
-def test_a_low_resolution_without_a_weight():
-    message = (
-        "upsample: video guides by weight, which must be above 0, got 0; without it this video "
-        "would not be looked at"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
-        model().upsample(torch.rand(1, 2, 4, 2, 2), weight=0)
+        model().upsample(torch.rand(1, 2, 4, 2, 2), frame_factor=factor, weight=weight)
     with pytest.raises(ValueError, match=r"^upsample: weight must be a number, 0 or greater"):
         model().upsample(torch.rand(1, 2, 4, 2, 2), weight=-1)
 
 
-@pytest.mark.parametrize("weight", [-1, float("nan"), "2", None])
-def test_a_weight_that_is_none(weight):
+def test_a_frame_factor_without_low_resolution():
+    message = "extend: frame_factor is that of low_resolution, which must be given"
+    with pytest.raises(ValueError, match=exactly(message)):
+        model().extend(torch.rand(1, 2, 2, 4, 4), 8, frame_factor=2)
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
+def test_weights_outside_their_range(weight):
     message = (
         f"extend: weight must be a number, 0 or greater, got {weight!r}; 0 is without correction, "
         "2 is common"
@@ -492,7 +448,7 @@ def test_a_weight_that_is_none(weight):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @every_call
-def test_known_values_that_are_none(call, value):
+def test_known_values_that_are_not_finite(call, value):
     # found before anything is drawn, be they in the last window
     message = (
         f"{NAMES[call]}: known values must be finite, got NaN or infinity; let inpaint draw what "
@@ -508,13 +464,9 @@ def test_known_values_that_are_none(call, value):
 def test_a_low_resolution_that_is_not_finite():
     small = torch.rand(1, 2, 8, 2, 2)
     small[:, :, 7] = torch.nan
-    message = (
-        " must be finite, got NaN or infinity; let inpaint draw what is lost, with a mask that is "
-        "false there"
-    )
     diffusion = model()
-    with pytest.raises(ValueError, match=exactly(f"upsample: video{message}")):
+    with pytest.raises(ValueError, match=r"^upsample: known values must be finite, got NaN or"):
         diffusion.upsample(small)
-    with pytest.raises(ValueError, match=exactly(f"extend: low_resolution{message}")):
+    with pytest.raises(ValueError, match=r"^extend: known values must be finite, got NaN or i"):
         diffusion.extend(torch.rand(1, 2, 2, 4, 4), 8, low_resolution=small)
     assert diffusion.denoise_fn.gradients == []

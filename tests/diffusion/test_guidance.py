@@ -1,4 +1,4 @@
-"""What is known of videos: parts of them, value by value."""
+"""Guidance by known values, and the denoiser that applies it."""
 
 import copy
 import re
@@ -11,10 +11,13 @@ from tests.diffusion.gaussian_data import GaussianVideos, PerfectNetwork, relati
 from video_diffusion_pytorch import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.guidance import (
     RECONSTRUCTION_WEIGHT,
+    Denoiser,
     Guidance,
     KnownRegion,
     Measurement,
     expand_mask,
+    switched_off,
+    times,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CLEAN,
@@ -39,7 +42,7 @@ def model(**config):
 
 
 class Blind(nn.Module):
-    """Predicts a black video whatever it sees."""
+    """Predicts a black video for any input."""
 
     def forward_with_cond_scale(self, x, t, cond=None, cond_scale=1.0):
         return torch.zeros_like(x)
@@ -104,7 +107,7 @@ def test_masks_that_are_not_boolean(mask):
         "KnownRegion: mask must be a boolean tensor, true where the video is known, got "
         f"{got}; compare it, as in mask > 0.5"
     )
-    with pytest.raises(TypeError, match=exactly(message)):
+    with pytest.raises(ValueError, match=exactly(message)):
         KnownRegion(torch.rand(SHAPE), mask)
 
 
@@ -114,7 +117,7 @@ def test_masks_that_are_not_boolean(mask):
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("mask_shape", [(3,), (5, 6), (4, 1, 3, 5, 6)])
-def test_what_is_known_is_put_in_place(units, rows, mask_shape):
+def test_known_values_are_inserted(units, rows, mask_shape):
     torch.manual_seed(0)
     diffusion = model(**UNITS[units])
     video, mask = in_units(diffusion, (rows, *SHAPE[1:])), torch.rand(mask_shape) > 0.5
@@ -139,7 +142,7 @@ def test_what_is_known_is_put_in_place(units, rows, mask_shape):
 
 
 @pytest.mark.parametrize("units", ["unit", "own", "kelvin", "channels"])
-def test_bytes_are_what_the_model_takes_bytes_for(units):
+def test_uint8_videos_are_read_as_training_clips(units):
     diffusion = model(**UNITS[units])
     diffusion._range_is_known = True  # bytes need not be in the model's range
     video = torch.randint(0, 256, SHAPE, dtype=torch.uint8)
@@ -149,7 +152,7 @@ def test_bytes_are_what_the_model_takes_bytes_for(units):
 
 @pytest.mark.parametrize("units", UNITS)
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_what_is_unknown_does_not_matter(units, value):
+def test_unknown_values_are_ignored(units, value):
     # nor does it look as if the clips were in another range, which would be a warning
     torch.manual_seed(0)
     diffusion = model(**UNITS[units])
@@ -167,7 +170,7 @@ def test_what_is_unknown_does_not_matter(units, value):
         assert torch.equal(plain, other)
 
 
-def test_unknown_bytes_do_not_look_as_if_in_another_range():
+def test_unknown_uint8_values_give_no_warning():
     video = torch.full(SHAPE, 255, dtype=torch.uint8)
     video[:, :, 0] = 10
     mask = torch.tensor([True, False, False])
@@ -175,7 +178,7 @@ def test_unknown_bytes_do_not_look_as_if_in_another_range():
     assert (known.settle(torch.ones(SHAPE))[:, :, 0] == 0).all()
 
 
-def test_noise_is_drawn_for_all_whatever_the_mask():
+def test_noise_is_drawn_for_all_values():
     calls = []
 
     def noise(like):
@@ -201,7 +204,7 @@ def test_rows_of_a_batch(rows, mask_shape):
 
 
 @pytest.mark.parametrize("units", UNITS)
-def test_in_inference_mode_there_is_a_gradient_all_the_same(units):
+def test_guidance_has_a_gradient_in_inference_mode(units):
     diffusion, x = model(**UNITS[units]), torch.randn(SHAPE)
     video = in_units(diffusion)
     gradients = []
@@ -217,7 +220,7 @@ def test_in_inference_mode_there_is_a_gradient_all_the_same(units):
     assert gradients[0].abs().max() > 0
 
 
-def test_what_is_known_needs_no_gradient():
+def test_known_values_need_no_gradient():
     video = torch.rand(SHAPE, requires_grad=True)
     known = KnownRegion(video, torch.arange(3) < 2).prepare(model(), SHAPE)
     assert not known.settle(torch.zeros(SHAPE)).requires_grad
@@ -242,7 +245,7 @@ def test_it_can_be_used_again():
     ("rows", "mask_shape", "expected"),
     [(1, (3,), None), (4, (3,), 4), (1, (4, 1, 3, 1, 1), 4), (1, (1, 1, 3, 1, 1), None)],
 )
-def test_it_tells_how_many_videos(rows, mask_shape, expected):
+def test_the_number_of_videos(rows, mask_shape, expected):
     mask = torch.ones(mask_shape, dtype=torch.bool)
     assert KnownRegion(torch.rand(rows, *SHAPE[1:]), mask).num_videos == expected
 
@@ -275,7 +278,7 @@ def deviating(deviations):
 @pytest.mark.parametrize(
     ("weight", "error", "width"), [(0, 0.154, 1.1), (1, 0.104, 1.01), (2, 0.061, 0.93)]
 )
-def test_guidance_brings_the_rest_nearer_to_what_it_should_be(weight, error, width):
+def test_guidance_reduces_the_error_of_the_rest(weight, error, width):
     # the paper's criticism of replacement is that its error is not small, and stays so
     video = deviating([0.5, 0.5])
     samples = draw_given(KnownRegion(video, FIRST_TWO, weight))
@@ -301,7 +304,7 @@ def test_every_sampler_is_guided(sampler):
     assert errors[1] < 0.75 * errors[0]
 
 
-def test_several_things_are_known_at_once():
+def test_several_kinds_of_guidance_at_once():
     # the first frame, and the mean of the last two
     video = deviating([0.5])
     y = torch.tensor([0.8]).view(1, 1, 1, 1).expand(1, 1, 32, 32)
@@ -338,7 +341,7 @@ def test_splitting_the_batch_changes_nothing():
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim", "dpm++", "dpm++sde"])
-def test_samplers_go_on_from_what_was_put_in(sampler):
+def test_samplers_continue_from_replaced_values(sampler):
     class Shifted(Guidance):
         def replace(self, x_t, level, noise):
             return x_t + 100 if level.t == 3 else x_t
@@ -360,7 +363,7 @@ def test_samplers_go_on_from_what_was_put_in(sampler):
     assert (shifted - plain).min() > 0.5
 
 
-def test_the_base_does_nothing():
+def test_the_base_class_does_nothing():
     x, guidance = torch.randn(SHAPE), Guidance()
     assert guidance.prepare(model(), SHAPE) is guidance
     assert guidance.rows(slice(0, 1)) is guidance
@@ -386,46 +389,37 @@ def test_a_weight_without_an_error():
 
 
 @pytest.mark.parametrize(
-    ("video", "message"),
+    ("video", "got"),
     [
-        (
-            torch.rand(SHAPE[1:]),
-            "must be a tensor of the shape (b, c, f, h, w), got (2, 3, 5, 6); convert arrays with "
-            "torch.from_numpy, and give a single video as video[None]",
-        ),
-        (
-            torch.rand(SHAPE).numpy(),
-            "must be a tensor of the shape (b, c, f, h, w), got ndarray; convert arrays with "
-            "torch.from_numpy, and give a single video as video[None]",
-        ),
-        (
-            torch.zeros(SHAPE, dtype=torch.long),
-            "must be floating-point or uint8, got torch.int64; convert it with .float(), in the "
-            "range of the clips",
-        ),
+        (torch.rand(SHAPE[1:]), "torch.float32 of shape (2, 3, 5, 6)"),
+        (torch.rand(SHAPE).numpy(), "ndarray"),
+        (torch.zeros(SHAPE, dtype=torch.long), f"torch.int64 of shape {SHAPE}"),
     ],
 )
-def test_what_is_no_video(video, message):
-    with pytest.raises(TypeError, match=exactly(f"KnownRegion: video {message}")):
+def test_videos_of_another_kind(video, got):
+    message = (
+        "KnownRegion: video must be a floating-point or uint8 tensor of shape (b, c, f, h, w), got "
+        f"{got}; convert it with .float(), move its axes, cut or resize it"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
         KnownRegion(video, torch.ones(3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("shape", [(3, 2, 3, 5, 6), (4, 2, 2, 5, 6), (1, 2, 3, 6, 5)])
 def test_videos_of_another_shape(shape):
-    message = (
-        f"KnownRegion: video must have the shape of the videos to draw, {SHAPE}, or with one row "
-        f"for all, got {shape}; cut or resize it"
-    )
+    expected = (shape[0] if shape[0] == 1 else 4, *SHAPE[1:])
+    message = f"tensor of shape {expected}, got torch.float32 of shape {shape}; convert"
     known = KnownRegion(torch.rand(shape), torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=exactly(message)):
+    with pytest.raises(ValueError, match=re.escape(message)):
         known.prepare(model(), SHAPE)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_known_values_that_are_none(value):
+def test_known_values_that_are_not_finite(value):
     message = (
         "KnownRegion: known values must be finite, got NaN or infinity where the mask is true; "
-        "take these out of the mask"
+        "take them out of the mask, or, if the model has drawn them, use weights from before it "
+        "diverged or a smaller weight of the guidance"
     )
     video = torch.rand(SHAPE)
     video[2, 0, 0, 1, 1] = value
@@ -434,11 +428,186 @@ def test_known_values_that_are_none(value):
         known.prepare(model(auto_normalize=False), SHAPE)
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf"), "2", None])
-def test_weights_that_are_none(weight):
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_negative_or_infinite(weight):
     message = (
         f"KnownRegion: weight must be a number, 0 or greater, got {weight!r}; 0 is without "
         f"correction, {RECONSTRUCTION_WEIGHT:g} is common"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         KnownRegion(torch.rand(SHAPE), torch.ones(3, dtype=torch.bool), weight)
+
+
+NOISY = NoiseLevel(t=3, alpha=0.6, sigma=0.8)
+SMALL = (2, 1, 3, 4, 4)
+
+
+class Linear(nn.Module):
+    """Predicts a multiple of what it sees."""
+
+    def __init__(self, gain):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(gain))
+        self.received = []
+
+    def forward(self, x_t, t):
+        self.received.append((t, torch.is_grad_enabled()))
+        return self.gain * x_t
+
+
+class Near(Guidance):
+    """Everything is known to be about 0.5."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def squared_error(self, x_start):
+        return self.weight * ((x_start - 0.5) ** 2).flatten(1).sum(1)
+
+
+class Marks(Guidance):
+    """Changes what each method gets."""
+
+    def replace(self, x_t, level, noise):
+        return x_t + noise(x_t)
+
+    def settle(self, x_start):
+        return x_start.index_fill(2, torch.tensor([0]), 9.0)
+
+
+def clamp(x):
+    return x.clamp(-1, 1)
+
+
+def denoiser(network, clip=clamp, guidance=()):
+    return Denoiser(network, clip, guidance, torch.ones_like, network)
+
+
+def test_video_and_noise_add_up_to_the_noisy_video():
+    x_t = torch.randn(SMALL)
+    with torch.no_grad():
+        found = denoiser(Linear(3.0))(x_t, NOISY)
+    torch.testing.assert_close(found.x_start, (3 * x_t).clamp(-1, 1))
+    torch.testing.assert_close(0.6 * found.x_start + 0.8 * found.noise, x_t)
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_reconstruction_guidance_is_equation_7(weight):
+    x_t = torch.randn(SMALL)
+    network = Linear(1.5)
+    with torch.no_grad():
+        found = denoiser(network, clip=None, guidance=[Near(weight)])(x_t, NOISY)
+    # x_hat - (w alpha / 2) d/dz sum (x_hat - 0.5)^2, with d x_hat / d z = 1.5
+    expected = 1.5 * x_t - weight * 0.6 / 2 * 2 * (1.5 * x_t - 0.5) * 1.5
+    torch.testing.assert_close(found.x_start, expected)
+    assert network.received[0][1]
+    assert network.gain.requires_grad
+    assert network.gain.grad is None
+    assert not found.x_start.requires_grad
+
+
+def test_several_corrections_add_up():
+    x_t = torch.randn(SMALL)
+    with torch.no_grad():
+        both = denoiser(Linear(1.5), None, [Near(0.5), Near(1.5)])(x_t, NOISY)
+        once = denoiser(Linear(1.5), None, [Near(2.0)])(x_t, NOISY)
+    torch.testing.assert_close(both.x_start, once.x_start)
+
+
+def test_a_prediction_far_outside_its_range_is_still_corrected():
+    # clipped it is 1, and the clip's own gradient would be nothing
+    x_t = torch.full(SMALL, 100.0)
+    with torch.no_grad():
+        found = denoiser(Linear(1.0), clamp, [Near(1.0)])(x_t, NOISY)
+    torch.testing.assert_close(found.x_start, torch.full(SMALL, 1 - 0.6 * 0.5))
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_inference_mode_changes_nothing(weight):
+    denoise, found = denoiser(Linear(1.5), clamp, [Near(weight)]), []
+    for is_on in (False, True):
+        with torch.inference_mode(is_on), torch.no_grad():
+            found.append(denoise(torch.linspace(-2, 2, 96).view(SMALL), NOISY))
+    assert all(torch.equal(*both) for both in zip(*found, strict=True))
+    assert found[1].x_start.is_inference()
+
+
+def test_without_a_weight_there_is_no_gradient():
+    network = Linear(1.0)
+    with torch.no_grad():
+        found = denoiser(network, clamp, [Marks()])(torch.zeros(SMALL), NOISY)
+    assert not network.received[0][1]
+    # what was replaced, and then what was settled
+    assert (found.x_start[:, :, 0] == 9).all()
+    assert (found.x_start[:, :, 1:] == 1).all()
+    torch.testing.assert_close(0.6 * found.x_start + 0.8 * found.noise, torch.ones(SMALL))
+
+
+def test_time_steps_are_whole_where_they_can_be():
+    x = torch.zeros(SMALL)
+    assert times(NOISY, x).tolist() == [3, 3]
+    assert times(NOISY, x).dtype == torch.long
+    between = times(NoiseLevel(2.5, 0.6, 0.8), x)
+    assert between.tolist() == [2.5, 2.5]
+    assert between.dtype == x.dtype
+
+
+def test_flags_are_restored_after_an_error():
+    network = nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+
+    def fails():
+        with switched_off(network.parameters(), "requires_grad"):
+            assert not any(weight.requires_grad for weight in network.parameters())
+            raise KeyError("of the network")
+
+    with pytest.raises(KeyError):
+        fails()
+    assert network.weight.requires_grad
+    assert not network.bias.requires_grad
+
+
+# Mistakes
+
+
+class Own(Guidance):
+    """Guidance with an error of a given form."""
+
+    weight = 1.0
+
+    def __init__(self, squared_error):
+        self.squared_error = squared_error
+
+
+@pytest.mark.parametrize(
+    "squared_error",
+    [
+        lambda x: 0.5,
+        lambda x: x.square().sum(),
+        lambda x: x.square(),
+        lambda x: x.flatten(1).sum(1) * 1j,
+        lambda x: x.detach().flatten(1).sum(1),
+    ],
+)
+def test_squared_errors_of_another_shape_or_without_gradient(squared_error):
+    message = (
+        "Own: squared_error must give one differentiable real number per video, shape (2,), got "
+    )
+    # also next to a correct one
+    guidance = [Near(1.0), Own(squared_error)]
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        denoiser(Linear(1.5), guidance=guidance)(torch.randn(SMALL), NOISY)
+
+
+def test_a_network_without_a_gradient():
+    class Blind(Linear):
+        def forward(self, x_t, t):
+            return super().forward(x_t.detach(), t)
+
+    network = Blind(1.5)
+    message = "and compute it, and the network's output, without detach or no_grad"
+    with pytest.raises(ValueError, match=message):
+        denoiser(network, guidance=[Near(1.0)])(torch.randn(SMALL), NOISY)
+    assert network.gain.requires_grad
+    # without a weight it works
+    denoiser(network, guidance=[Near(0.0)])(torch.randn(SMALL), NOISY)

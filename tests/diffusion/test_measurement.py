@@ -1,4 +1,4 @@
-"""What is known of videos: whatever was measured of them."""
+"""Guidance by measurements of videos."""
 
 import copy
 import re
@@ -58,14 +58,12 @@ def test_the_operator_sees_the_units_of_the_user():
         return videos.mean(dim=(1, 2, 3, 4))
 
     measured = Measurement(torch.zeros(1), brightness).prepare(model(value_range=(0, 8)), SHAPE)
-    # to find out about it, one video is enough
-    assert seen[0].shape == (1, *SHAPE[1:])
     measured.squared_error(torch.full(SHAPE, -0.5))
-    assert torch.equal(seen[1], torch.full(SHAPE, 2.0))
+    assert torch.equal(seen[0], torch.full(SHAPE, 2.0))
 
 
 @pytest.mark.parametrize("scale", [0.1, torch.tensor([0.1, 2.0]), torch.rand(4, 2) + 0.1])
-def test_a_scale_of_ones_own(scale):
+def test_a_custom_scale(scale):
     def level(videos):
         return videos.mean(dim=(2, 3, 4))
 
@@ -88,7 +86,7 @@ def test_rows_of_a_batch(rows):
     torch.testing.assert_close(torch.cat(split), measured.squared_error(x))
 
 
-def test_in_inference_mode_there_is_a_gradient_all_the_same():
+def test_guidance_has_a_gradient_in_inference_mode():
     y, x = torch.rand(4, 2, 5, 6), torch.randn(SHAPE)
     scale = torch.rand(4, 2, 5, 6) + 0.5
     gradients = []
@@ -103,13 +101,13 @@ def test_in_inference_mode_there_is_a_gradient_all_the_same():
     assert torch.equal(*gradients)
 
 
-def test_counts_are_numbers_too():
+def test_measurements_may_be_integers():
     measured = Measurement(torch.tensor([3]), lambda videos: videos.sum(dim=(1, 2, 3, 4)), 1.0)
     error = measured.prepare(model(auto_normalize=False), SHAPE).squared_error(torch.zeros(SHAPE))
     assert error.tolist() == [9.0] * 4
 
 
-def test_nothing_is_put_in_place():
+def test_a_measurement_inserts_no_values():
     measured = Measurement(torch.rand(1, 2, 5, 6), mean_over_time).prepare(model(), SHAPE)
     x = torch.randn(SHAPE)
     assert measured.settle(x) is x
@@ -130,7 +128,7 @@ def test_it_can_be_used_again():
 # Sampling, where all that is right is known
 
 
-def test_samples_are_what_was_measured():
+def test_samples_agree_with_the_measurement():
     # of frames of which the mean over time is known
     videos = GaussianVideos()
     network = PerfectNetwork(videos, ForwardProcess(cosine_beta_schedule(1000)))
@@ -163,25 +161,22 @@ def test_samples_are_what_was_measured():
 
 @pytest.mark.parametrize(
     ("y", "got"),
-    [([1.0], "list"), (None, "NoneType"), (torch.tensor(1.0), "a single number")],
+    [
+        ([1.0], "list"),
+        (torch.tensor(1.0), "torch.float32 of shape ()"),
+        (torch.ones(1, 2, dtype=torch.complex64), "torch.complex64 of shape (1, 2)"),
+    ],
 )
-def test_measurements_that_are_none(y, got):
+def test_measurements_of_another_kind(y, got):
     message = (
-        "Measurement: y must be a tensor with one row per video, or one for all, got "
-        f"{got}; make one of it, as with torch.stack"
+        "Measurement: y must be a tensor of real numbers with one row per video, or one for all, "
+        f"got {got}; use torch.stack, or torch.view_as_real for complex numbers"
     )
-    with pytest.raises(TypeError, match=exactly(message)):
+    with pytest.raises(ValueError, match=exactly(message)):
         Measurement(y, mean_over_time)
 
 
-def test_complex_measurements():
-    message = (
-        "Measurement: y must be real, got torch.complex64; let y and the operator give "
-        "torch.view_as_real of the complex numbers"
-    )
-    with pytest.raises(TypeError, match=exactly(message)):
-        Measurement(torch.rand(1, 2).to(torch.complex64), mean_over_time)
-    # and as it says
+def test_complex_measurements_as_real_ones():
     x = torch.rand(SHAPE)
     spectrum = Measurement(
         torch.view_as_real(torch.fft.fft2(x)),
@@ -191,17 +186,8 @@ def test_complex_measurements():
     assert ready.squared_error(x).abs().max() < 1e-6
 
 
-def test_an_operator_that_cannot_be_called():
-    message = (
-        "Measurement: operator must be a function of videos (b, c, f, h, w), got Tensor; give one "
-        "that measures y"
-    )
-    with pytest.raises(TypeError, match=exactly(message)):
-        Measurement(torch.rand(1), torch.rand(2))
-
-
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, 0.0])])
-def test_scales_that_are_none(scale):
+def test_scales_outside_their_range(scale):
     message = (
         f"Measurement: scale must be positive and finite, got {scale}; give the size of an error "
         "that counts as much as one of 1 in a video in [-1, 1]"
@@ -210,29 +196,8 @@ def test_scales_that_are_none(scale):
         Measurement(torch.rand(1, 2), mean_over_time, scale=scale)
 
 
-@pytest.mark.parametrize("scale", ["1", [1.0, 2.0], torch.ones(2, dtype=torch.complex64)])
-def test_scales_that_are_no_numbers(scale):
-    message = (
-        f"Measurement: scale must be a number or a tensor of real numbers, got {scale!r}; give the "
-        "size of an error, in the units of y"
-    )
-    with pytest.raises(TypeError, match=exactly(message)):
-        Measurement(torch.rand(1, 2), mean_over_time, scale=scale)
-
-
-@pytest.mark.parametrize("shape", [(3,), (2, 2, 1, 1), (4, 2, 5, 6, 1)])
-def test_a_scale_that_does_not_fit(shape):
-    message = (
-        "Measurement: scale must broadcast against y, (4, 2, 5, 6), got "
-        f"{shape}; give a number, or 1 for an axis along which it is the same"
-    )
-    measured = Measurement(torch.rand(4, 2, 5, 6), mean_over_time, scale=torch.ones(shape))
-    with pytest.raises(ValueError, match=exactly(message)):
-        measured.prepare(model(), SHAPE)
-
-
 @pytest.mark.parametrize("y", [torch.rand(4), torch.rand(1, 5)])
-def test_a_scale_is_asked_for_where_channels_differ(y):
+def test_a_scale_is_required_where_channels_differ(y):
     message = (
         "Measurement: scale is needed where the channels' ranges differ and axis 1 of y is not the "
         f"2 channels, got None and y of {tuple(y.shape)}; give the scale of an error in the units "
@@ -241,15 +206,6 @@ def test_a_scale_is_asked_for_where_channels_differ(y):
     measured = Measurement(y, mean_over_time)
     with pytest.raises(ValueError, match=exactly(message)):
         measured.prepare(model(**PER_CHANNEL), SHAPE)
-
-
-def test_another_number_of_rows():
-    message = (
-        "Measurement: y must have a row for each of 4 videos, or one for all, got 3; give as many, "
-        "or another batch_size"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
-        Measurement(torch.rand(3, 2, 5, 6), mean_over_time).prepare(model(), SHAPE)
 
 
 def test_values_that_were_not_measured():
@@ -265,47 +221,17 @@ def test_values_that_were_not_measured():
 @pytest.mark.parametrize(
     ("operator", "got"),
     [
-        (lambda videos: videos.mean(dim=3), "torch.float32 of (1, 2, 3, 6)"),
-        (lambda videos: mean_over_time(videos) * 1j, "torch.complex64 of (1, 2, 5, 6)"),
-        (lambda videos: [videos], "list"),
+        (lambda videos: videos.mean(dim=3), "torch.float32 of shape (4, 2, 3, 6)"),
+        (lambda videos: mean_over_time(videos) * 1j, "torch.complex64 of shape (4, 2, 5, 6)"),
+        # mixes videos
+        (lambda videos: videos.mean(dim=(0, 2))[None], "torch.float32 of shape (1, 2, 5, 6)"),
     ],
 )
 def test_an_operator_that_gives_something_else(operator, got):
     message = (
-        "Measurement: operator must give what y is, a tensor of real numbers of the shape "
-        f"(1, 2, 5, 6), got {got} for videos of (1, 2, 3, 5, 6); change it, or y"
+        "Measurement: operator must give what y is, real numbers of the shape (4, 2, 5, 6), got "
+        f"{got} for videos of {SHAPE}; change it, or y"
     )
+    ready = Measurement(torch.rand(1, 2, 5, 6), operator).prepare(model(), SHAPE)
     with pytest.raises(ValueError, match=exactly(message)):
-        Measurement(torch.rand(1, 2, 5, 6), operator).prepare(model(), SHAPE)
-
-
-def test_an_operator_that_mixes_videos():
-    # which a single video does not show
-    measured = Measurement(torch.rand(1, 2, 5, 6), lambda videos: videos.mean(dim=(0, 2))[None])
-    ready = measured.prepare(model(), SHAPE)
-    message = re.escape("of the shape (4, 2, 5, 6), got torch.float32 of (1, 2, 5, 6) for videos")
-    with pytest.raises(ValueError, match=message):
         ready.squared_error(torch.rand(SHAPE))
-
-
-@torch.no_grad()
-def test_an_operator_without_a_gradient():
-    message = (
-        "Measurement: operator must be differentiable, got a result that has no gradient; compute "
-        "it with operations of torch, without rounding, detach or no_grad"
-    )
-    y = torch.rand(1, 2, 5, 6)
-    with pytest.raises(ValueError, match=exactly(message)):
-        Measurement(y, lambda videos: mean_over_time(videos.detach())).prepare(model(), SHAPE)
-    # in a call without gradients, one that has them is none the worse
-    Measurement(y, mean_over_time).prepare(model(), SHAPE)
-
-
-@pytest.mark.parametrize("weight", [-1.0, float("nan"), "2"])
-def test_weights_that_are_none(weight):
-    message = (
-        f"Measurement: weight must be a number, 0 or greater, got {weight!r}; 0 is without "
-        f"correction, {RECONSTRUCTION_WEIGHT:g} is common"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
-        Measurement(torch.rand(1, 2, 5, 6), mean_over_time, weight)

@@ -39,8 +39,8 @@ def test_a_perfect_prediction_is_the_clip(process, batch, objective):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_min_snr_weighs_the_squared_error_of_the_clip(process, batch, objective):
-    # whatever is predicted, one error of x_start must cost the same: min(snr, gamma) of its square
+def test_min_snr_weights_the_squared_error_of_the_clip(process, batch, objective):
+    # for any objective, an error of x_start must cost the same: min(snr, gamma) of its square
     x_start, t, noise, x_t = batch
     snr = process.log_snr(t).exp()
     off = x_start + 0.1 * torch.randn(SHAPE)

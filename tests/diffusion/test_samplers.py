@@ -1,4 +1,4 @@
-"""Samplers against closed forms, against those of diffusers, and against each other."""
+"""Samplers and the spacing of their steps: closed forms, those of diffusers, and each other."""
 
 import math
 import re
@@ -6,26 +6,31 @@ from functools import partial
 from itertools import count, pairwise
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
 from tests.diffusion.gaussian_data import GaussianVideos, moments, relative_error
-from video_diffusion_pytorch.diffusion.denoiser import Prediction
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CLEAN,
     ForwardProcess,
     cosine_beta_schedule,
     draw_noise,
+    make_betas,
 )
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     DDPM,
     SAMPLERS,
+    SPACINGS,
+    SPREAD,
     Ancestral,
     DiffusersScheduler,
     DPMPlusPlus,
+    Prediction,
     Sampler,
     make_sampler,
+    spaced_times,
 )
 
 # what diffusers itself does with numpy
@@ -141,7 +146,7 @@ def test_gamma_widens_the_samples(process, videos):
 
 
 @pytest.mark.parametrize("make", SAMPLERS.values(), ids=SAMPLERS)
-def test_single_numbers_are_as_good_as_double(process, videos, make):
+def test_float32_is_as_good_as_float64(process, videos, make):
     sampler = make()
     levels = sampler.levels(process, sampler.default_steps or process.num_timesteps)
     single = moments(sampler, levels, videos, dtype=torch.float32)
@@ -153,7 +158,7 @@ def test_single_numbers_are_as_good_as_double(process, videos, make):
 
 
 def other_path(scheduler, levels, x):
-    """What a scheduler of diffusers does if it is told the clean video at each step."""
+    """The videos of a scheduler of diffusers that gets the clean video at each step."""
     noise = Recorded()
     videos = []
     for level, t in zip(levels, scheduler.timesteps, strict=False):
@@ -202,7 +207,7 @@ def test_dpm_plus_plus_is_that_of_diffusers(process, sde, order, spacing):
         algorithm_type="sde-dpmsolver++" if sde else "dpmsolver++",
         solver_order=order,
         use_karras_sigmas=spacing == "karras",
-        # else steps of karras are told in whole numbers
+        # else steps of karras are rounded to whole numbers
         beta_schedule="squaredcos_cap_v2",
     )
     if spacing == "karras":
@@ -302,7 +307,7 @@ def test_a_langevin_step_follows_all_steps_but_the_last(process, sampler):
 
 
 @pytest.mark.parametrize("sampler", [DDIM(), DPMPlusPlus()])
-def test_without_chance_no_noise_is_drawn(process, sampler):
+def test_deterministic_samplers_draw_no_noise(process, sampler):
     def none(like):
         raise AssertionError
 
@@ -310,20 +315,20 @@ def test_without_chance_no_noise_is_drawn(process, sampler):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_the_noise_at_the_start_is_left_as_it_is(name):
+def test_the_initial_noise_is_not_changed(name):
     process = ForwardProcess(cosine_beta_schedule(10))
     sampler, x = make_sampler(name), start()
     path(sampler, sampler.levels(process, 10), x, noise=draw_noise)
     assert torch.equal(x, start())
 
 
-def test_times_of_the_users_choice(process):
+def test_given_time_steps_become_levels(process):
     levels = DDIM().levels(process, [800, 300.5, 20])
     assert [level.t for level in levels] == [800, 300.5, 20, -1]
     assert levels[1] == process.noise_level(300.5)
 
 
-def test_a_sampler_of_ones_own_needs_run_only(process, videos):
+def test_a_custom_sampler_only_needs_run(process, videos):
     class Euler(Sampler):
         def run(self, x, levels, denoise, noise):
             for t, s in pairwise(levels):
@@ -366,7 +371,7 @@ def test_unknown_name():
 
 
 @pytest.mark.parametrize("thing", [5, DDIM, diffusers.DDIMScheduler])
-def test_no_sampler(thing):
+def test_samplers_of_another_type(thing):
     message = (
         "sample: sampler must be a name (ddpm, ancestral, ddim, dpm++, dpm++sde), a Sampler or a "
         f"scheduler of diffusers, got {thing!r}; pass e.g. sampler='ddim'"
@@ -385,23 +390,197 @@ def test_ddpm_takes_all_steps(process, steps):
         DDPM().levels(process, steps)
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan])
-@pytest.mark.parametrize(("kind", "name"), [(Ancestral, "gamma"), (DDIM, "eta")])
-def test_shares_are_in_range(kind, name, value):
-    message = f"{kind.__name__}: {name} must be in [0, 1], got {value}; give it as a fraction"
-    with pytest.raises(ValueError, match=exactly(message)):
-        kind(**{name: value})
-
-
-@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
 @pytest.mark.parametrize("kind", [Ancestral, DDIM])
-def test_langevin_steps_are_not_negative(kind, value):
-    message = f"{kind.__name__}: langevin_delta must be at least 0, got {value}; the paper's is 0.1"
-    with pytest.raises(ValueError, match=exactly(message)):
-        kind(langevin_delta=value)
+def test_options_are_in_range(kind):
+    name = "gamma" if kind is Ancestral else "eta"
+    for option, most, values in (
+        (name, "1", (-0.1, 1.1, math.nan)),
+        ("langevin_delta", "inf", (-1,)),
+    ):
+        for value in values:
+            message = f"{kind.__name__}: {option} must be from 0 to {most}, got {value}"
+            with pytest.raises(ValueError, match=exactly(message)):
+                kind(**{option: value})
 
 
 def test_order_of_dpm_plus_plus():
     message = "DPMPlusPlus: order must be 1 or 2, got 3; leave it out for 2"
     with pytest.raises(ValueError, match=exactly(message)):
         DPMPlusPlus(order=3)
+
+
+@pytest.mark.parametrize("spacing", ["trailing", "log_snr"])
+def test_levels_end_clean(spacing):
+    process = ForwardProcess(cosine_beta_schedule(50))
+    levels = Sampler(spacing=spacing).levels(process, 5)
+    assert len(levels) == 6
+    assert levels[0] == process.noise_level(49)
+    assert levels[-1] == CLEAN
+    log_snrs = [level.log_snr for level in levels]
+    assert log_snrs == sorted(log_snrs)
+
+
+def test_a_subclass_need_not_call_its_parent():
+    class Own(Sampler):
+        def __init__(self):
+            self.strength = 1
+
+    process = ForwardProcess(cosine_beta_schedule(50))
+    assert Own().levels(process, 5) == Sampler().levels(process, 5)
+
+
+WHOLE = ("trailing", "leading", "linspace", "spectrum")
+NUMBERS = (2, 3, 7, 10, 16, 20, 27, 48, 50, 64, 99, 256, 501, 1000)
+
+
+# Other implementations
+
+
+@pytest.mark.parametrize("steps", NUMBERS)
+@pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
+def test_whole_steps_are_those_of_diffusers(process, spacing, steps):
+    scheduler = diffusers.DDIMScheduler(1000, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    # 48 steps are a case of its own: of 1000 - 3 * (1000 / 48) it computes 937.5, less a little
+    expected = scheduler.timesteps.tolist()
+    assert spaced_times(process, steps, spacing) == pytest.approx(expected, abs=steps == 48)
+
+
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize("steps", [2, 7, 20])
+def test_karras_is_that_of_diffusers(process, steps):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        1000, trained_betas=process.betas.tolist(), use_karras_sigmas=True
+    )
+    scheduler.set_timesteps(steps)
+    levels = process.noise_levels(spaced_times(process, steps, "karras"))
+    ratios = [level.sigma / level.alpha for level in levels]
+    assert ratios == pytest.approx(scheduler.sigmas[:-1].tolist(), rel=1e-3)
+
+
+# What each is meant to be
+
+
+def test_trailing_is_the_papers_grid(process):
+    """From 1 to 0 in even steps, of which time 1 is the last step of training."""
+    assert [t + 1 for t in spaced_times(process, 8)] == [1000, 875, 750, 625, 500, 375, 250, 125]
+
+
+def test_log_snr_falls_evenly(process):
+    levels = process.noise_levels(spaced_times(process, 30, "log_snr"))
+    steps = np.diff([level.log_snr for level in levels])
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid", "continuous_cosine"])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("total", [1, 2, 30, 1000])
+def test_times_fall_from_the_noisiest_step(schedule, spacing, total):
+    is_continuous = schedule == "continuous_cosine"
+    process = ForwardProcess(make_betas(schedule, total), is_continuous)
+    for steps in {1, 2, total // 3, total - 1, total} - {0}:
+        times = spaced_times(process, min(steps, total), spacing)
+        assert len(times) == min(steps, total)
+        assert all(t > s for t, s in pairwise(times))
+        assert times[-1] >= 0
+        assert times[0] <= total - 1
+        if spacing != "leading":
+            assert times[0] == total - 1
+        if spacing in WHOLE:
+            assert all(t == int(t) for t in times)
+        if steps >= total and spacing in WHOLE:
+            assert times == list(reversed(range(total)))
+
+
+def test_spectrum_has_the_density_that_it_says(process):
+    """Between the ends, and but for the rounding to whole steps."""
+    low, high = 1 / SPREAD, SPREAD
+    levels = process.noise_levels(spaced_times(process, 40, "spectrum"))
+    ratios = np.array([level.sigma / level.alpha for level in levels])[3:-3]
+    middle = np.sqrt(ratios[1:] * ratios[:-1])
+    density = ((low + middle**2) * (high + middle**2)) ** -0.5
+    shares = -np.diff(ratios) * density
+    np.testing.assert_allclose(shares, shares.mean(), rtol=0.07)
+
+
+@pytest.mark.parametrize("kind", [DDIM, DPMPlusPlus])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_spectrum_serves_components_of_all_sizes(process, kind, steps):
+    """The deviation of what is small or large is less wrong than with even steps."""
+
+    def worst(spacing):
+        sampler = kind(spacing=spacing)
+        levels = sampler.levels(process, steps)
+        errors = []
+        for variance in (0.05, 0.25, 1.0, 5.0, 20.0):
+            videos = GaussianVideos(variance, 0.0, mean=(0.0,))
+            _, covariance = moments(sampler, levels, videos)
+            errors.append(abs(math.log(covariance.item() / variance)))
+        return max(errors)
+
+    assert worst("spectrum") < 0.8 * worst("trailing")
+
+
+@pytest.mark.parametrize(("variance", "correlation"), [(0.25, 0.8), (1.0, 0.95), (0.05, 0.8)])
+@pytest.mark.parametrize("steps", [10, 20])
+def test_spectrum_helps_dpm_plus_plus(process, variance, correlation, steps):
+    videos = GaussianVideos(variance, correlation)
+    errors = []
+    for spacing in ("spectrum", "trailing"):
+        sampler = DPMPlusPlus(spacing=spacing)
+        _, covariance = moments(sampler, sampler.levels(process, steps), videos)
+        errors.append(relative_error(covariance, videos.covariance))
+    assert errors[0] < 0.95 * errors[1]
+
+
+# The user's own
+
+
+@pytest.mark.parametrize(
+    "steps", [[999, 500.5, 0], (999, 500.5, 0), torch.tensor([999, 500.5, 0]), np.r_[999, 500.5, 0]]
+)
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_given_times(process, steps, spacing):
+    assert spaced_times(process, steps, spacing) == [999, 500.5, 0]
+
+
+def test_numbers_of_numpy(process):
+    assert spaced_times(process, np.int64(4)) == spaced_times(process, 4)
+
+
+# Errors
+
+
+@pytest.mark.parametrize("steps", [0, -3, 1001])
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_too_few_or_too_many_steps(process, steps, spacing):
+    message = f"sample: steps must be a whole number from 1 to the model's 1000, got {steps}"
+    with pytest.raises(ValueError, match=exactly(message)):
+        spaced_times(process, steps, spacing)
+
+
+@pytest.mark.parametrize(
+    "times", [[], [1000, 0], [5, -1], [5, 5], [3, 4], [math.nan], [5, math.nan]]
+)
+def test_times_out_of_range_or_order(process, times):
+    message = (
+        "sample: a list of steps must hold falling times from 999 to 0, got "
+        f"{[float(t) for t in times]}; sort them, and leave out others"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        spaced_times(process, times)
+
+
+@pytest.mark.parametrize("steps", [2.5, "few", None, [[1, 2]]])
+def test_neither_a_number_nor_times(process, steps):
+    with pytest.raises((TypeError, ValueError), match=r"not iterable|float"):
+        spaced_times(process, steps)
+
+
+def test_unknown_spacing():
+    message = (
+        "sample: spacing must be one of trailing, leading, linspace, log_snr, karras, spectrum, "
+        "got 'even'; choose one, or pass a list of time steps"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        DDIM(spacing="even")

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
-from video_diffusion_pytorch.diffusion.denoiser import times
-from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion
+from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion, times
 from video_diffusion_pytorch.diffusion.noise_schedule import CLEAN, SCHEDULES
 from video_diffusion_pytorch.diffusion.objective import OBJECTIVES, target_of
 from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral
@@ -18,7 +17,7 @@ SIZE = {"image_size": 8, "num_frames": 3, "timesteps": 12}
 
 
 class Knows(nn.Module):
-    """A denoiser that knows the only clip there is, a brightness of 0.3 everywhere."""
+    """The perfect denoiser for a single clip, 0.3 everywhere."""
 
     channels = 1
     cond_scales: list
@@ -122,12 +121,12 @@ def test_number_of_steps(built, asked, steps, is_noisy, monkeypatch):
     assert (len(drawn) > 1) == is_noisy
 
 
-def test_time_steps_of_ones_own_reach_the_denoiser():
+def test_given_time_steps_reach_the_denoiser():
     diffusion = knowing()
     diffusion.sample(batch_size=2, steps=[11, 6, 2.5], progress=False)
-    told = [call["t"] for call in diffusion.denoise_fn.calls]
-    assert [t.tolist() for t in told] == [[11, 11], [6, 6], [2.5, 2.5]]
-    assert [t.dtype for t in told] == [torch.long, torch.long, torch.float32]
+    received = [call["t"] for call in diffusion.denoise_fn.calls]
+    assert [t.tolist() for t in received] == [[11, 11], [6, 6], [2.5, 2.5]]
+    assert [t.dtype for t in received] == [torch.long, torch.long, torch.float32]
     assert times(CLEAN, torch.zeros(2, 1)).dtype == torch.long
 
 
@@ -135,7 +134,7 @@ def test_time_steps_of_ones_own_reach_the_denoiser():
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_video_does_not_change_with_the_batch_around_it(diffusion, sampler):
+def test_a_video_does_not_depend_on_its_batch(diffusion, sampler):
     whole = draw(diffusion, sampler=sampler, seed=7)
     few = draw(diffusion, sampler=sampler, seed=7, cond=COND[:2])
     split = draw(diffusion, sampler=sampler, seed=7, max_batch=2)
@@ -167,7 +166,7 @@ def test_more_frames_and_other_sizes_than_in_training(diffusion):
 # Guidance by conditions
 
 
-def test_a_negative_condition_takes_the_nulls_place(diffusion):
+def test_a_negative_condition_replaces_the_null_condition(diffusion):
     negative = torch.randn(1, 5)
     unet = diffusion.denoise_fn
     plain = draw(diffusion, cond_scale=3.0, seed=1, steps=4)
@@ -193,7 +192,7 @@ def test_rescaled_guidance_and_thresholds_change_the_samples(diffusion):
         assert not torch.allclose(draw(diffusion, cond_scale=5.0, seed=1, steps=4, **option), plain)
 
 
-def test_dynamic_thresholds_are_those_of_the_models_option(diffusion):
+def test_dynamic_thresholds_equal_the_option_of_the_model(diffusion):
     expected = draw(diffusion, seed=1, steps=4, dynamic_thres_percentile=0.8)
     diffusion.use_dynamic_thres, diffusion.dynamic_thres_percentile = True, 0.8
     try:
@@ -208,8 +207,10 @@ def test_conditions_follow_their_videos_when_the_batch_is_split():
     diffusion.sample(
         labels=labels, cond_scale=2.0, negative_cond={"labels": labels + 10}, steps=1, max_batch=2
     )
-    told = [(c["labels"].tolist(), c["negative"]["labels"].tolist()) for c in calls_of(diffusion)]
-    assert told == [([0, 1], [10, 11]), ([2, 3], [12, 13]), ([4], [14])]
+    received = [
+        (c["labels"].tolist(), c["negative"]["labels"].tolist()) for c in calls_of(diffusion)
+    ]
+    assert received == [([0, 1], [10, 11]), ([2, 3], [12, 13]), ([4], [14])]
 
 
 def calls_of(diffusion):
@@ -279,13 +280,7 @@ class Two(Guidance):
     [
         ({"sampler": "ddpm", "steps": 5}, "DDPM: steps must be all 12 of the model, got 5"),
         ({"sampler": "euler"}, "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++sde"),
-        ({"guidance_rescale": 1.5}, "guidance_rescale must be in [0, 1], got 1.5; give it as a f"),
-        ({"dynamic_thres_percentile": -1}, "dynamic_thres_percentile must be in [0, 1], got -1"),
-        ({"guidance_rescale": "1"}, "guidance_rescale must be in [0, 1], got '1'; give it as a fr"),
-        ({"max_batch": 0}, "max_batch must be a whole number, at least 1, got 0; leave it out to"),
-        ({"max_batch": 1.5}, "max_batch must be a whole number, at least 1, got 1.5; leave it ou"),
-        ({"batch_size": 0}, "batch_size must be a whole number, at least 1, got 0; give the numb"),
-        ({"num_frames": 2.0}, "num_frames must be a whole number, at least 1, got 2.0; leave it"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be from 0 to 1, got 1.5"),
         (
             {"image_size": (8, 0)},
             "image_size must be a whole number of pixels of",
@@ -298,12 +293,11 @@ class Two(Guidance):
             {"image_size": (8, 8, 8)},
             "image_size must be a whole number of pixels of",
         ),
-        ({"guidance": Two()}, "guidance must be for as many videos as are drawn, 3, got a Two for"),
-        ({"negative_cond": COND}, "negative_cond needs a cond_scale other than 1, got 1, which"),
         (
-            {"negative_cond": COND[:2], "cond_scale": 2.0},
-            "negative_cond must have 1 row or one per video, 3, got 2 of cond; give as many",
+            {"guidance": Two()},
+            "guidance must have one row per video, got 3 of cond, 2 of Two",
         ),
+        ({"negative_cond": COND}, "negative_cond needs a cond_scale other than 1, got 1, which"),
         (
             {"negative_cond": {"text": COND}, "cond_scale": 2.0},
             "negative_cond must hold conditions that the network takes, cond, got text; give capti",
@@ -315,43 +309,32 @@ def test_mistakes_are_named(diffusion, options, message):
         draw(diffusion, **options)
 
 
-def test_a_denoiser_that_knows_no_rescaling():
+def test_a_denoiser_without_rescaling():
     class Plain(Knows):
         def forward_with_cond_scale(self, x, t, cond=None, cond_scale=1.0):
             return self(x, t, cond)
 
     diffusion = GaussianDiffusion(Plain(), **SIZE)
-    with pytest.raises(
-        ValueError, match=r"forward_with_cond_scale must take guidance_rescale, as "
-    ):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'guidance_rescale'"):
         diffusion.sample(batch_size=1, guidance_rescale=0.5, cond_scale=2.0)
 
 
-def test_the_number_of_videos_follows_from_what_is_known_of_them():
+def test_guidance_determines_the_number_of_videos():
     diffusion = knowing()
     assert len(diffusion.sample(guidance=Nothing(), steps=1, progress=False)) == 4
     assert len(diffusion.sample(guidance=[Guidance()], steps=1, batch_size=2, progress=False)) == 2
 
 
 @pytest.mark.parametrize("guidance", [None, 5, ["much"], Guidance])
-def test_what_is_no_guidance(diffusion, guidance):
+def test_objects_that_are_not_guidance(diffusion, guidance):
     with pytest.raises(TypeError, match=r"guidance must be a Guidance, such as KnownRegion or Mea"):
         draw(diffusion, guidance=guidance)
 
 
-def test_a_model_that_does_not_clip_has_no_threshold():
+def test_a_model_without_clamping_has_no_threshold():
     diffusion = knowing(auto_normalize=False)
-    with pytest.raises(ValueError, match=r"dynamic_thres_percentile needs a model that clips, got"):
+    with pytest.raises(ValueError, match=r"dynamic_thres_percentile needs a model that clamps"):
         diffusion.sample(batch_size=1, dynamic_thres_percentile=0.9)
-
-
-def test_a_denoiser_without_the_method_that_samplers_call():
-    class Half(nn.Module):
-        def forward(self, x, t, cond=None):
-            return x
-
-    with pytest.raises(TypeError, match=r"denoiser must have a method forward_with_cond_scale\(x"):
-        GaussianDiffusion(Half(), **SIZE).sample(batch_size=1, progress=False)
 
 
 def test_a_sampler_that_stops_too_early(diffusion):
@@ -403,7 +386,7 @@ class AsInTheReference(GaussianDiffusion):
         return super().p_sample_loop(shape, cond, cond_scale, progress=False)
 
 
-def test_methods_of_a_subclass_are_called_where_they_can_be(diffusion):
+def test_methods_of_a_subclass_are_called_in_the_reference_chain(diffusion):
     changed = AsInTheReference(diffusion.denoise_fn, **SIZE)
     torch.manual_seed(1)
     expected = draw(diffusion)

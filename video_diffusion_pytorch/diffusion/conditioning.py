@@ -1,4 +1,4 @@
-"""Conditions of clips as tensors for the network: captions, arrays, and known frames."""
+"""Conditions of clips as tensors for the network: captions, arrays, fields and known frames."""
 
 from __future__ import annotations
 
@@ -22,6 +22,13 @@ def is_list_str(x: Any) -> bool:
     return isinstance(x, (list, tuple)) and all(isinstance(item, str) for item in x)
 
 
+def is_captions(cond: Any) -> bool:
+    """Whether `cond` is a list or tuple of captions, some of which may be None."""
+    return isinstance(cond, (list, tuple)) and all(
+        item is None or isinstance(item, str) for item in cond
+    )
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside DataParallel, DistributedDataParallel and torch.compile."""
     wrapped = getattr(module, "_orig_mod", None)
@@ -41,7 +48,7 @@ def show_first_frames(first_frames: Tensor, num_frames: int) -> Tensor:
 
     Returns:
         `(b, c + 1, num_frames, h, w)`: the frames, and a channel of ones where they are known;
-        zeros where not.
+        zeros elsewhere.
 
     Example:
         >>> shown = show_first_frames(torch.full((1, 3, 2, 4, 4), 0.5), num_frames=6)
@@ -53,11 +60,31 @@ def show_first_frames(first_frames: Tensor, num_frames: int) -> Tensor:
     return F.pad(shown, (0, 0, 0, 0, 0, num_frames - first_frames.shape[2]))
 
 
-def is_captions(cond: Any) -> bool:
-    """Whether `cond` is a list or tuple of captions, of which some may be missing."""
-    return isinstance(cond, (list, tuple)) and all(
-        item is None or isinstance(item, str) for item in cond
-    )
+def join_fields(field: Tensor | None, first_frames: Tensor, channels: int | None) -> Tensor:
+    """Appends the channels of known frames to those of the user's own field.
+
+    Args:
+        field: `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike; None for none.
+        first_frames: From `show_first_frames`, `(b, c + 1, f, h, w)`.
+        channels: The `n` that the network leaves for the field; None for any.
+
+    Raises:
+        ValueError: If the field has another shape.
+    """
+    b, _, f, h, w = first_frames.shape
+    if field is None and not channels:
+        return first_frames
+    if field is not None and field.ndim == 4:
+        field = field.unsqueeze(2).expand(-1, -1, f, -1, -1)
+    n = field.shape[1] if field is not None and channels is None else channels
+    if field is None or tuple(field.shape) != (b, n, f, h, w):
+        got = None if field is None else tuple(field.shape)
+        raise ValueError(
+            f"GaussianDiffusion: cond_video must have the shape {(b, n, f, h, w)}, what the "
+            f"network's cond_channels leave for it, got {got}; reshape it, or build the network "
+            "with other cond_channels"
+        )
+    return torch.cat((field.to(first_frames.dtype), first_frames), dim=1)
 
 
 def encode_condition(
@@ -66,16 +93,16 @@ def encode_condition(
     """Encodes captions.
 
     Args:
-        conditions: Those that are given, of which `cond` holds captions, some of them None.
+        conditions: By keyword; `cond` holds captions, some of which may be None.
         states: Whether the network takes sequences of states instead of vectors.
         use_cls: As in `text.embed_captions`.
-        device: Where the encoder runs, and the device of the result.
+        device: The device of the encoder and of the result.
 
     Returns:
         `cond`; for states also `cond_mask`; and `null_cond_mask` if captions are missing.
 
     Raises:
-        ValueError: If there is a `cond_mask`, or `null_cond_mask` does not fit the captions.
+        ValueError: If there is a `cond_mask`.
     """
     captions: Sequence[str | None] = conditions["cond"]
     if conditions.get("cond_mask") is not None:
@@ -87,8 +114,11 @@ def encode_condition(
     encoded: dict[str, Any] = {}
     if None in captions:
         missing = torch.tensor([caption is None for caption in captions])
-        encoded["null_cond_mask"] = _join_masks(missing, conditions.get("null_cond_mask"))
-    # of a missing caption no more than its place is used
+        mask = conditions.get("null_cond_mask")
+        encoded["null_cond_mask"] = (
+            missing if mask is None else missing | as_tensor("null_cond_mask", mask, missing)
+        )
+    # the vector of a missing caption is not used, but takes its row
     texts = [caption or "" for caption in captions]
     if states:
         encoded["cond"], encoded["cond_mask"] = encode_captions(texts, device=device)
@@ -97,53 +127,25 @@ def encode_condition(
     return encoded
 
 
-def _join_masks(missing: Tensor, mask: Any) -> Tensor:
-    """True where a caption is missing or the mask of a user is true."""
-    if mask is None:
-        return missing
-    mask = as_tensor("null_cond_mask", mask, missing)
-    if mask.dtype != torch.bool or mask.shape != missing.shape:
-        raise ValueError(
-            "GaussianDiffusion: null_cond_mask must be boolean with one element per caption, shape "
-            f"{tuple(missing.shape)}, got {mask.dtype} of shape {tuple(mask.shape)}; use "
-            "torch.tensor([True, False, ...])"
-        )
-    return missing | mask
-
-
 def as_tensor(name: str, value: Any, like: Tensor) -> Tensor:
-    """Numbers as a tensor on the device of `like`, and if they are no tensor yet, in its type."""
-    if not torch.is_tensor(value):
-        try:
-            # by way of an array, since a list of arrays is slow to convert
-            value = torch.tensor(np.array(value, order="C"))
-        except (TypeError, ValueError, RuntimeError) as error:
-            captions = ", or a list of captions" if name == "cond" else ""
-            raise TypeError(
-                f"GaussianDiffusion: {name} must be a tensor, an array or a list of numbers"
-                f"{captions}, got {type(value).__name__} {str(value)[:40]!r}; put one row per "
-                "video into a list or a tensor"
-            ) from error
-        if value.is_floating_point():
-            value = value.to(like.dtype)
-    if not value.ndim:
-        raise ValueError(
-            f"GaussianDiffusion: {name} must have one row per video, got a single number; "
-            "put it into a list, or expand it to the batch"
-        )
-    return value.to(like.device)
-
-
-def common_length(conditions: Mapping[str, Tensor], default: int) -> int:
-    """The number of rows that all conditions have; `default` if there are none.
+    """A condition as a tensor on the device of `like`; other numbers than tensors in its dtype.
 
     Raises:
-        ValueError: If they differ.
+        TypeError: If it is not numbers with one row per video.
     """
-    lengths = {name: len(value) for name, value in conditions.items()}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(
-            "GaussianDiffusion: all conditions must have one row per video, got "
-            f"{', '.join(f'{n} of {name}' for name, n in lengths.items())}; give as many of each"
+    tensor = value
+    if not torch.is_tensor(value):
+        try:
+            # through an array, since a list of arrays is slow to convert
+            tensor = torch.tensor(np.array(value, order="C"))
+        except (TypeError, ValueError, RuntimeError):
+            tensor = torch.zeros(())
+        if tensor.is_floating_point():
+            tensor = tensor.to(like.dtype)
+    if not tensor.ndim:
+        captions = ", or a list of captions" if name == "cond" else ""
+        raise TypeError(
+            f"GaussianDiffusion: {name} must be a tensor, an array or a list of numbers{captions}, "
+            f"with one row per video, got {type(value).__name__} {str(value)[:40]!r}"
         )
-    return next(iter(lengths.values()), default)
+    return tensor.to(like.device)

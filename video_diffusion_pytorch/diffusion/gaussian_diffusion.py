@@ -1,10 +1,10 @@
-"""The diffusion: a clip in, a loss out; noise in, a video out."""
+"""The diffusion: from a clip to a loss, and from noise to a video."""
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from types import MethodType
@@ -15,20 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.arguments import as_image_size, per_channel, plain_range, shown
-from video_diffusion_pytorch.conditions import given
-from video_diffusion_pytorch.diffusion import completion
+from video_diffusion_pytorch.conditions import VALUES, given, masks_of, rows_of
+from video_diffusion_pytorch.diffusion.completion import Completion
 from video_diffusion_pytorch.diffusion.conditioning import (
     CONDITION_NAMES,
     as_tensor,
-    common_length,
     encode_condition,
     is_captions,
+    join_fields,
     show_first_frames,
     unwrap,
 )
 from video_diffusion_pytorch.diffusion.config import CONFIG, plain_config, remember_training
-from video_diffusion_pytorch.diffusion.denoiser import Denoiser, in_evaluation_mode
-from video_diffusion_pytorch.diffusion.guidance import RECONSTRUCTION_WEIGHT, Guidance
+from video_diffusion_pytorch.diffusion.guidance import (
+    RECONSTRUCTION_WEIGHT,
+    Denoiser,
+    Guidance,
+    as_guidance,
+    count_videos,
+    switched_off,
+)
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CONTINUOUS,
     ForwardProcess,
@@ -43,7 +49,7 @@ from video_diffusion_pytorch.diffusion.objective import (
     target_of,
     x_start_of,
 )
-from video_diffusion_pytorch.diffusion.random_streams import make_streams
+from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -52,31 +58,16 @@ from video_diffusion_pytorch.diffusion.samplers import (
     follow,
     make_sampler,
 )
-from video_diffusion_pytorch.diffusion.sampling import (
-    NEGATIVES,
-    SamplingRequest,
-    as_guidance,
-    batches,
-    check_denoiser_takes,
-    check_numbers,
-    check_options,
-    check_rows,
-    rows_known,
-    takes_reference_chain,
-)
 from video_diffusion_pytorch.diffusion.value_range import (
     RANGE_TOLERANCE,
     Bound,
-    check_ranges_of_file,
-    check_type,
+    check_videos,
     level_of_user,
     normalize_img,
     to_unit_range,
     unnormalize_img,
 )
 from video_diffusion_pytorch.hub import NETWORK_PREFIX, Shareable
-
-_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
@@ -98,20 +89,19 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         use_dynamic_thres: Whether samples are clamped at a percentile of their own values instead
             of at 1 (Saharia et al. 2022, section 2.3).
         dynamic_thres_percentile: That percentile, as a fraction in [0, 1].
-        cond_drop_prob: How often the conditions of a clip are replaced by the network's null values
-            in training, as guided sampling needs; `null_cond_prob` in the call overrides it.
+        cond_drop_prob: Probability that the conditions of a clip are replaced by the network's null
+            values in training, as guided sampling needs; `null_cond_prob` in the call overrides it.
         auto_normalize: Whether clips are in [0, 1]. If False they are in a range of their own
             (latents, physical fields), best with mean 0 and variance 1, and samples are
             neither clamped nor rescaled.
         value_range: `(low, high)`, the range of the clips in units of their own, each a number or
-            one per channel. Clips come in these units and samples go out in them; bytes are
-            then numbers from 0 to 255 of these units. None for [0, 1]. Weights remember it.
-        cond_value_range: The same for `cond_video`; None for bytes, or a field that is as the
-            network takes it, best in [-1, 1].
+            one per channel. Clips, uint8 ones too, and samples are then in these units. None for
+            [0, 1]. It is stored with the weights.
+        cond_value_range: The same for `cond_video`; None for uint8, or for a field in the range
+            that the network takes, best [-1, 1].
         given_frames: Number of frames at the beginning of each clip that the network is conditioned
             on, to learn to predict the rest; 0 for none. They are appended to the channels of
-            `cond_video`, as many channels as a frame has plus a mask, which is 1 for known
-            frames.
+            `cond_video`: those of a frame, and a mask that is 1 where frames are known.
         objective: What the network predicts: `"pred_noise"`, `"pred_x_start"`, or `"pred_v"`, for
             `v = alpha * noise - sigma * x_start` (Salimans and Ho 2022).
         beta_schedule: `"cosine"` (Nichol and Dhariwal 2021), `"linear"` (Ho et al. 2020),
@@ -120,14 +110,14 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             training, and the log-SNR is between -20 and 20.
         min_snr_gamma: Loss weighting by noise level, so that low noise does not dominate
             training (Hang et al. 2023, whose value is 5); None for equal weights.
-        sampling_timesteps: Number of steps that samples take; None for all, or what suits the
-            sampler. With fewer than `timesteps`, `sample` uses ddim.
+        sampling_timesteps: Number of sampling steps; None for all, or the sampler's default. With
+            fewer than `timesteps`, `sample` uses ddim.
         ddim_sampling_eta: How much noise ddim adds in each step: 0 for none, 1 for as much as ddpm.
 
     Raises:
         ValueError: If an argument is outside its range.
 
-    Differs from the reference: conditions are dropped while training; `text_use_bert_cls` holds in
+    Differs from the reference: conditions are dropped in training; `text_use_bert_cls` applies in
     `sample`; `interpolate` takes conditions and works on clips in [0, 1]; `sample` returns
     an ordinary tensor.
 
@@ -206,11 +196,17 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         super().__init__(betas, config["beta_schedule"] == CONTINUOUS)
         self.config = config
         self.denoise_fn = denoise_fn
-        # each is an attribute, but for the schedule, of which the buffers are
+        # each is an attribute, except for the schedule, whose buffers are
         for name in CONFIG:
             if name not in ("timesteps", "beta_schedule"):
                 setattr(self, name, config[name])
-        self._check_given_frames()
+        free, needed = self._field_channels(), self.channels + 1
+        if self.given_frames and free is not None and free < 0:
+            raise ValueError(
+                f"GaussianDiffusion: with given_frames the network must have at least {needed} "
+                f"cond_channels, those of a frame and one, got {needed + free}; build it with "
+                f"cond_channels={needed}, and more for a cond_video of your own"
+            )
         for name in ("value_low", "value_high", "cond_value_low", "cond_value_high"):
             self.register_buffer(name, None)
         self.config |= {"value_range": None, "cond_value_range": None}
@@ -218,9 +214,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if value_range is not None:
             self.set_value_range(value_range)
         if cond_value_range is not None:
-            self._set_cond_value_range(cond_value_range)
-        self.register_load_state_dict_pre_hook(check_ranges_of_file)
-        remember_training(self, self.objective)
+            self._store_range("cond_value", cond_value_range, self._field_channels())
+        remember_training(self, self.objective, self.is_continuous)
 
     # training
 
@@ -244,28 +239,28 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     ) -> Tensor:
         """The training loss of a batch of clips.
 
-        Conditions are tensors, arrays or lists of numbers, with one row per clip; which of them
-        there must be is a matter of the network.
+        Conditions are tensors, arrays or lists of numbers, with one row per clip; the network
+        determines which are needed.
 
         Args:
             x: Clips, `(b, c, f, h, w)`: in [0, 1], or uint8, or in `value_range`, or, if
                 `auto_normalize` is False, in their own range.
             *args: As in `p_losses`, after `t`: `cond` and `noise`. `cond` is a tensor of vectors,
-                `(b, cond_dim)`, or of states of text, `(b, n, cond_dim)`, whichever the network
-                takes; or a list of `b` captions, None where there is no caption.
+                `(b, cond_dim)`, or of states of text, `(b, n, cond_dim)`, as the network takes; or
+                a list of `b` captions, None where there is no caption.
             labels: Classes, integers `(b,)`, -1 for none.
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
-                or in `cond_value_range`, or without that range as the network takes it.
+                or in `cond_value_range`, or, without that, in the range that the network takes.
             first_frames: For a model with `given_frames`, known frames instead of the clips' first
                 ones, `(b, c, given_frames, h, w)` in the range of the clips; None for their own.
-            null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            null_cond_mask: Boolean `(b,)`, true where `cond` is dropped.
             cond_mask: Of states of text, boolean `(b, n)`, true where there is a token; None for
                 all. Captions bring their own.
-            images: `k` images for each clip, `(b, c, k, h, w)`, in the range of the clips, to be
-                learned jointly (Ho et al. 2022, section 4.3.1, where `k` is up to 8); None
+            images: `k` images for each clip, `(b, c, k, h, w)`, in the range of the clips, to
+                train on jointly (Ho et al. 2022, section 4.3.1, where `k` is up to 8); None
                 for none. They share the clip's noise level, and attend to no other frame.
-            image_conditions: Conditions of the images, of those that the clips have: `cond`
+            image_conditions: Conditions of the images, of the same kinds as the clips': `cond`
                 `(b, k, cond_dim)`, states `(b, k, n, cond_dim)` with a `cond_mask` `(b, k, n)`, or
                 `b` lists of `k` captions, `labels` `(b, k)`, `frame_cond` `(b, k, d)`,
                 `cond_video` `(b, n, k, h, w)`. Images without conditions get the null
@@ -277,18 +272,18 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 `cond_drop_prob`.
             reduction: `"mean"` for one number, `"none"` for one per clip.
             frame_mask: Boolean `(b, f)`, false where a frame is padding, which the loss leaves out:
-                that of a clip is the mean over its real frames, and its images, and 0 if there are
-                none. The network sees the padding as it sees other frames. None if all are real.
+                that of a clip is the mean over its real frames and its images, and 0 without any.
+                The network sees padding like other frames. None if all frames are real.
             **kwargs: As in `p_losses`.
 
         Returns:
-            The mean loss, a scalar, or with `reduction="none"` the loss of each clip, `(b,)`, by
-            `min_snr_gamma` weighed, whose mean it is.
+            The mean loss, a scalar, or with `reduction="none"` the loss of each clip, `(b,)`,
+            weighted as in the mean.
 
         Raises:
             TypeError: If a condition cannot become a tensor.
-            ValueError: If shapes are not those of the model's clips and conditions, if `t` is
-                outside the schedule, or if `reduction` is unknown.
+            ValueError: If shapes don't fit the model, `t` is outside the schedule, or `reduction`
+                is unknown.
         """
         self.check_clips(x)
         kwargs |= given(
@@ -304,19 +299,17 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             }
         )
         if reduction != "mean":
-            # a subclass that is written for the reference knows none
+            # p_losses of a subclass written for the reference does not take it
             kwargs["reduction"] = reduction
         x_start = self.to_model_range(x)
         if images is not None:
-            self.check_images(images, x)
+            c, _, h, w = self.clip_shape
+            check_videos("GaussianDiffusion: images", images, (len(x), c, "k", h, w))
             x_start = torch.cat((x_start, self.to_model_range(images)), dim=2)
             kwargs |= {"image_frames": images.shape[2], "image_conditions": image_conditions}
         elif image_conditions:
-            raise ValueError(
-                "GaussianDiffusion: image_conditions must go with images, got "
-                f"{', '.join(image_conditions)} and no images; pass both, or neither"
-            )
-        t = self.draw_times(x.shape[0]).to(x.device) if t is None else self._checked_times(t, x)
+            raise ValueError("GaussianDiffusion: image_conditions must go with images, got none")
+        t = self.draw_times(len(x)).to(x.device) if t is None else self._checked_times(t, x)
         return self.p_losses(x_start, t, *args, **kwargs)
 
     def p_losses(
@@ -352,18 +345,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             The mean loss, a scalar, or with `reduction="none"` that of each clip, `(b,)`.
 
         Raises:
-            ValueError: If `noise` has another shape than the clips, `frame_mask` another one than
-                their frames, or `reduction` is unknown.
+            ValueError: If the shape of `noise` or `frame_mask` does not fit the clips, or
+                `reduction` is unknown.
         """
         check_reduction(reduction)
         if noise is None:
             noise = draw_noise(x_start)
-        if noise.shape != x_start.shape:
-            raise ValueError(
-                f"GaussianDiffusion: noise must have the shape of the clips, "
-                f"{tuple(x_start.shape)}, got {tuple(noise.shape)}; draw it with "
-                "torch.randn_like, or leave it out"
-            )
+        check_videos("GaussianDiffusion: noise", noise, x_start.shape)
         frames = x_start.shape[2] - image_frames
         if frame_mask is not None:
             frame_mask = self.check_frame_mask(frame_mask, x_start[:, :, :frames])
@@ -377,7 +365,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         elif conditions and self.denoiser_takes("null_cond_prob"):
             kwargs.setdefault("null_cond_prob", self.cond_drop_prob)
         if image_frames:
-            kwargs |= self._image_arguments(x_t[:, :, frames:], image_conditions or {})
+            of_images = self.image_conditions(x_t[:, :, frames:], image_conditions or {})
+            kwargs |= {"image_frames": image_frames, "image_conditions": of_images}
         # a denoiser written for the reference always gets cond
         arguments = {"cond": None, **conditions, **kwargs}
         output = self.denoise_fn(x_t, self._network_time(t), **arguments)
@@ -388,14 +377,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return distance(self.loss_type, output, target, weight, reduction, frame_mask)
 
     def check_batch(self, x: Tensor, **conditions: Any) -> None:
-        """Checks shapes and types of a batch for `forward`.
+        """Raises a ValueError for a batch that `forward` would refuse.
 
         Args:
             x: As in `forward`.
             **conditions: As in `forward`; captions can be left out.
-
-        Raises:
-            ValueError: If it is not.
         """
         self.check_clips(x)
         denoiser: Any = unwrap(self.denoise_fn)
@@ -403,42 +389,16 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             return
         steps = torch.zeros(len(x), dtype=torch.long)
         ready = self.network_conditions(x, conditions, clips=x.to(self.betas))
-        # with probability 1 of no condition, those that are left out are not missed
+        # if conditions are dropped with probability 1, none is required
         denoiser.check_inputs(x, self._network_time(steps.to(self.betas.device)), 1.0, **ready)
 
     def check_clips(self, x: Tensor) -> None:
         """Raises a ValueError for clips of another shape or type than `forward` takes."""
-        if x.ndim != 5 or tuple(x.shape[1:]) != self.clip_shape:
-            raise ValueError(
-                f"GaussianDiffusion: clips must have the shape (b, c, f, h, w) = (b, "
-                f"{', '.join(map(str, self.clip_shape))}), got {tuple(x.shape)}; resize or cut "
-                "them, or build GaussianDiffusion with their image_size, num_frames and channels"
-            )
-        check_type("clips", x)
-
-    def check_images(self, images: Any, x: Tensor) -> None:
-        """Raises a ValueError for images that don't go with clips `x`."""
-        c, _, h, w = self.clip_shape
-        shape = tuple(images.shape) if torch.is_tensor(images) else type(images).__name__
-        if (
-            not torch.is_tensor(images)
-            or images.ndim != 5
-            or images.shape[2] == 0
-            or (shape != (x.shape[0], c, images.shape[2], h, w))
-        ):
-            raise ValueError(
-                f"GaussianDiffusion: images must have the shape (b, c, k, h, w) = ({x.shape[0]}, "
-                f"{c}, k, {h}, {w}), k images for each clip, got {shape}; resize them, and stack "
-                "those of a clip along axis 2"
-            )
-        check_type("images", images)
+        cure = "cut or resize them, or build GaussianDiffusion for clips of this shape"
+        check_videos("GaussianDiffusion: clips", x, ("b", *self.clip_shape), cure)
 
     def check_frame_mask(self, frame_mask: Any, x: Tensor) -> Tensor:
-        """Gives the mask of real frames on the device of clips `x`.
-
-        Raises:
-            ValueError: If it is not boolean with one element per frame.
-        """
+        """The mask of real frames on the device of clips `x`, after a check of type and shape."""
         mask = torch.as_tensor(frame_mask, device=x.device)
         expected = x.shape[0], x.shape[2]
         if mask.dtype != torch.bool or mask.shape != expected:
@@ -450,51 +410,25 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return mask
 
     def _checked_times(self, t: Any, x: Tensor) -> Tensor:
-        """Time steps of a caller's own, on the device of clips `x`.
-
-        Raises:
-            ValueError: If they are not one per clip, or none that the model is trained at.
-        """
+        """A caller's time steps on the device of clips `x`, after a check of shape and range."""
+        t = torch.as_tensor(t)
+        t = t if t.is_floating_point() else t.long()
         first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
-        kind = "real numbers" if self.is_continuous else "whole numbers"
-        got = f"{t.dtype} of shape {tuple(t.shape)}" if torch.is_tensor(t) else type(t).__name__
-        is_real = torch.is_tensor(t) and t.is_floating_point()
-        is_whole = torch.is_tensor(t) and t.dtype in _WHOLE
-        is_right = is_whole or (is_real and self.is_continuous)
-        if is_right and t.shape == x.shape[:1]:
-            outside: Tensor | None = None
-            # on a GPU a look would make the host wait
-            if t.is_cpu and not torch.compiler.is_compiling():
-                outside = t[~((t >= first) & (t <= last))]
-            if outside is None or not len(outside):
-                return (t if is_real else t.long()).to(x.device)
-            got = ", ".join(map(str, outside.tolist()[:3]))
-        raise ValueError(
-            f"GaussianDiffusion: t must be {kind} from {first} to {last}, one per clip, shape "
-            f"({x.shape[0]},), got {got}; leave t out to have them drawn, or draw them with "
-            "draw_times"
-        )
+        is_right = t.shape == x.shape[:1] and (self.is_continuous or not t.is_floating_point())
+        # on a GPU a look at the values would synchronise
+        if is_right and t.is_cpu and not torch.compiler.is_compiling():
+            is_right = bool(((t >= first) & (t <= last)).all())
+        if not is_right:
+            raise ValueError(
+                f"GaussianDiffusion: t must be {'real' if self.is_continuous else 'whole'} numbers "
+                f"from {first} to {last}, one per clip, {len(x)}, got {shown(t)}; leave it out, or "
+                "draw it with draw_times"
+            )
+        return t.to(x.device)
 
     def denoiser_takes(self, keyword: str) -> bool:
         """Whether the denoiser's `forward` has an argument of this name, such as `drop_mask`."""
         return keyword in inspect.signature(unwrap(self.denoise_fn).forward).parameters
-
-    def _image_arguments(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Any]:
-        """The denoiser's arguments for images at the end of the clips.
-
-        Raises:
-            ValueError: If it takes none.
-        """
-        if not self.denoiser_takes("image_frames"):
-            raise ValueError(
-                "GaussianDiffusion: images need a denoiser whose forward takes image_frames, as "
-                f"Unet3D's does, got {type(unwrap(self.denoise_fn)).__name__}; leave images out, "
-                "or add the argument"
-            )
-        return {
-            "image_frames": images.shape[2],
-            "image_conditions": self.image_conditions(images, conditions),
-        }
 
     # conditions
 
@@ -522,14 +456,14 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
         Args:
             conditions: By keyword of `sample`; those that are None are left out. `cond` may be
-                captions, of which some may be None.
+                captions, some of which may be None.
 
         Returns:
-            Those that are given, a row per video.
+            By keyword, a row per video.
 
         Raises:
-            TypeError: If one has an unknown name, or cannot become a tensor.
-            ValueError: If one is a single number, or the masks do not go with captions.
+            TypeError: If one has an unknown name, or is not numbers with a row per video.
+            ValueError: If there is a `cond_mask` for captions.
         """
         if unknown := [name for name in conditions if name not in CONDITION_NAMES]:
             raise TypeError(
@@ -549,19 +483,21 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     def network_conditions(
         self, x: Tensor, conditions: Mapping[str, Any], clips: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The conditions with which the denoiser is called.
+        """The conditions as arguments of the denoiser.
 
         Args:
-            x: Noisy videos, of which only the shape counts.
+            x: Noisy videos, for their shape.
             conditions: As in `prepare_conditions`.
-            clips: Clips in [-1, 1] that known frames are taken from; None to need `first_frames`.
+            clips: Clips in [-1, 1] that known frames are taken from; None to require
+                `first_frames`.
         """
         ready = self.prepare_conditions(conditions)
         field, frames = ready.pop("cond_video", None), ready.pop("first_frames", None)
         if field is not None:
             field = self._field_to_model_range(field)
         if frames is not None:
-            self._check_first_frames(frames, x)
+            expected = (*x.shape[:2], self.given_frames, *x.shape[3:])
+            check_videos("GaussianDiffusion: first_frames", frames, expected)
             frames = self.to_model_range(frames)
         elif clips is not None:
             frames = clips[:, :, : self.given_frames]
@@ -569,17 +505,17 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             if frames is None:
                 raise ValueError(
                     "GaussianDiffusion: this model was built with given_frames, so first_frames "
-                    f"of {self.given_frames} frames is expected, got None; pass the beginning of "
-                    "each video"
+                    f"of {self.given_frames} frames must be given; pass the beginning of each video"
                 )
-            field = self._join_fields(field, show_first_frames(frames, x.shape[2]))
+            known_frames = show_first_frames(frames, x.shape[2])
+            field = join_fields(field, known_frames, self._field_channels())
         return ready if field is None else {**ready, "cond_video": field}
 
     def image_conditions(self, images: Tensor, conditions: Mapping[str, Any]) -> dict[str, Tensor]:
-        """As `network_conditions`, for images at the end of clips: a row per image.
+        """As `network_conditions`, for images at the end of clips, with a row per image.
 
         Args:
-            images: `(b, c, k, h, w)`, of which only the shape counts.
+            images: `(b, c, k, h, w)`, for their shape.
             conditions: `cond` `(b, k, d)` or `(b, k, n, d)`, or `b` lists of `k` captions;
                 `cond_mask` `(b, k, n)`, `labels` `(b, k)`, `frame_cond` `(b, k, d)`, `cond_video`
                 `(b, n, k, h, w)`, `null_cond_mask` `(b, k)`.
@@ -601,101 +537,37 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             return ready
         field = self._field_to_model_range(field)
         if self.given_frames:
-            # no frame of an image is known
-            field = self._join_fields(field, show_first_frames(images[:, :, :0], k))
+            nothing_known = show_first_frames(images[:, :, :0], k)
+            field = join_fields(field, nothing_known, self._field_channels())
         return {**ready, "cond_video": field}
 
     def _network_time(self, t: Tensor) -> Tensor:
-        """Time steps as the network wants them: themselves, or their log-SNR."""
-        wanted = getattr(unwrap(self.denoise_fn), "time_input", "step")
-        return self.log_snr(t) if wanted == "log_snr" else t
+        """Time steps as the network takes them: themselves, or their log-SNR."""
+        taken = getattr(unwrap(self.denoise_fn), "time_input", "step")
+        return self.log_snr(t) if taken == "log_snr" else t
 
     def _field_channels(self) -> int | None:
-        """Channels that the user's own `cond_video` must have; None if they are unknown."""
+        """Channels of the user's own `cond_video`; None if they are unknown."""
         total = getattr(unwrap(self.denoise_fn), "cond_channels", None)
         if total is None or not self.given_frames:
             return total
         return total - self.channels - 1
 
-    def _check_given_frames(self) -> None:
-        """Raises a ValueError unless the clips and the network have room for the known frames."""
-        k = self.given_frames
-        if not 0 <= k < self.num_frames:
-            raise ValueError(
-                f"GaussianDiffusion: given_frames must be from 0 to {self.num_frames - 1}, one "
-                f"less than num_frames, got {k}; leave frames to predict"
-            )
-        free = self._field_channels()
-        if k and free is not None and free < 0:
-            needed = self.channels + 1
-            raise ValueError(
-                f"GaussianDiffusion: with given_frames the network must have at least {needed} "
-                f"cond_channels, those of a frame and one, got {needed + free}; build it with "
-                f"cond_channels={needed}, and more for a cond_video of your own"
-            )
-
-    def _check_first_frames(self, frames: Tensor, x: Tensor) -> None:
-        if not self.given_frames:
-            raise ValueError(
-                "GaussianDiffusion: this model was built without given_frames, so first_frames "
-                f"must be None, got {tuple(frames.shape)}; build and train it with given_frames"
-            )
-        expected = (*x.shape[:2], self.given_frames, *x.shape[3:])
-        if tuple(frames.shape) != expected:
-            raise ValueError(
-                f"GaussianDiffusion: first_frames must have the shape (b, c, given_frames, h, w) = "
-                f"{expected}, got {tuple(frames.shape)}; cut or resize them"
-            )
-        check_type("first_frames", frames)
-
-    def _join_fields(self, field: Tensor | None, shown: Tensor) -> Tensor:
-        """Puts the known frames' channels behind those of the user's own field."""
-        b, _, f, h, w = shown.shape
-        channels = self._field_channels()
-        if channels is None:
-            channels = 0 if field is None else field.shape[1]
-        if field is None and channels == 0:
-            return shown
-        if field is not None and field.ndim == 4:
-            field = field.unsqueeze(2).expand(-1, -1, f, -1, -1)
-        expected = (b, channels, f, h, w)
-        if field is None or tuple(field.shape) != expected:
-            got = None if field is None else tuple(field.shape)
-            raise ValueError(
-                f"GaussianDiffusion: cond_video must have the shape {expected}, what the network's "
-                f"cond_channels leave for it, got {got}; reshape it, or build the "
-                "network with other cond_channels"
-            )
-        return torch.cat((field.to(shown.dtype), shown), dim=1)
-
     # the range of the data
 
     def set_value_range(self, low_high: tuple[Bound, Bound]) -> None:
-        """Sets `value_range`, if it becomes known after the model is built; before training.
+        """Sets `value_range`, where it becomes known only after the model is built.
 
         Args:
             low_high: As `value_range` of the constructor.
 
         Raises:
-            ValueError: If it is no range, or `auto_normalize` is False.
+            ValueError: If it is not a range, or `auto_normalize` is False.
         """
         if not self.auto_normalize:
-            raise ValueError(
-                "GaussianDiffusion: value_range needs auto_normalize=True, got False; leave "
-                "auto_normalize out, or value_range"
-            )
+            raise ValueError("GaussianDiffusion: value_range needs auto_normalize=True, got False")
         self._store_range("value", low_high, self.channels)
         self._range_is_known = False
-
-    def _set_cond_value_range(self, low_high: tuple[Bound, Bound]) -> None:
-        channels = self._field_channels()
-        if channels == 0:
-            raise ValueError(
-                "GaussianDiffusion: cond_value_range needs a network that takes a cond_video "
-                f"of your own, got {shown(low_high)} and none; build the network with more "
-                "cond_channels, or leave it out"
-            )
-        self._store_range("cond_value", low_high, channels)
 
     def _store_range(self, kind: str, given: Any, channels: int | None) -> None:
         limits = plain_range(given, channels, f"GaussianDiffusion: {kind}_range")
@@ -709,7 +581,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         """Maps clips from the range of the data to that of the model."""
         if self.value_low is None and x.dtype == torch.uint8:
             x = x.float() / 255
-        # while a graph is traced, by torch or by JAX, the values are not there to look at
+        # while torch or JAX traces a graph, there are no values to look at
         elif self.auto_normalize and not (torch.compiler.is_compiling() or x.device.type == "jax"):
             self._check_range(x)
         if self.value_low is not None and self.value_high is not None:
@@ -739,7 +611,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return to_unit_range(field, self.cond_value_low, self.cond_value_high)
 
     def _check_range(self, x: Tensor) -> None:
-        """Warns once of clips outside their range; on a GPU only the first batch is checked."""
+        """Warns once about clips outside their range; on a GPU it checks the first batch only."""
         if self._range_is_known:
             return
         low, high = 0.0, 1.0
@@ -748,7 +620,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             low, high = self.value_low.min().item(), self.value_high.max().item()
             unit = unnormalize_img(to_unit_range(unit, self.value_low, self.value_high))
         least, most = (value.item() for value in torch.aminmax(unit))
-        # NaN is outside, too
+        # NaN is outside as well
         outside = not (least >= -RANGE_TOLERANCE and most <= 1 + RANGE_TOLERANCE)
         # on a GPU each check would synchronise
         self._range_is_known = outside or not x.is_cpu
@@ -783,9 +655,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             x: Noisy videos, `(b, c, f, h, w)`.
             t: Time steps, `(b,)`.
-            clip_denoised: Whether the predicted x_start is brought into [-1, 1].
+            clip_denoised: Whether the predicted x_start is clamped to [-1, 1].
             cond: As in `sample`.
-            cond_scale: Strength of the guidance; 1 is without.
+            cond_scale: Strength of the guidance; 1 for none.
             **conditions: The other conditions, by keyword of `sample`.
         """
         ready = self.network_conditions(x, {"cond": cond, **conditions})
@@ -803,24 +675,25 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         conditions: Mapping[str, Tensor],
         **guidance: Any,
     ) -> Tensor:
-        """The clean video, as the network predicts it, not clamped.
+        """The clean videos that the network predicts, not clamped.
 
         Args:
             x: Noisy videos, `(b, c, f, h, w)`.
             t: Time steps, `(b,)`.
-            cond_scale: Strength of the guidance; 1 is without.
-            conditions: What `network_conditions` gives.
+            cond_scale: Strength of the guidance; 1 for none.
+            conditions: From `network_conditions`.
             **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
         """
         arguments = {"cond": None, **conditions, **guidance}
-        with in_evaluation_mode(self.denoise_fn):
+        # without dropout, also in training
+        with switched_off(self.denoise_fn.modules(), "training"):
             output = guided(self.denoise_fn)(
                 x, self._network_time(t), cond_scale=cond_scale, **arguments
             )
         return x_start_of(self.objective, self, output, x, t)
 
     def _clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
-        """Brings videos into [-1, 1], at a percentile of their values if one is given."""
+        """Clamps videos to [-1, 1], or at a percentile of their values, and rescales them."""
         if percentile is None and not self.use_dynamic_thres:
             return x_start.clamp(-1, 1)
         percentile = self.dynamic_thres_percentile if percentile is None else percentile
@@ -844,7 +717,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             x, t, clip_denoised=clip_denoised, cond=cond, cond_scale=cond_scale, **conditions
         )
         noise = draw_noise(x)
-        # the last step is without noise
+        # no noise in the last step
         noisy = (t > 0).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
         return mean + noisy * (0.5 * log_variance).exp() * noise
 
@@ -894,26 +767,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             `(b, c, f, h, w)`.
 
         Raises:
-            ValueError: If shapes differ, or `t` or `lam` is out of range.
+            ValueError: If shapes differ, or `lam` is out of range.
         """
         t = self.num_timesteps - 1 if t is None else t
-        for name, x in (("x1", x1), ("x2", x2)):
-            check_type(name, x)
-        if x1.shape != x2.shape:
-            raise ValueError(
-                f"interpolate: x1 and x2 must have the same shape, got {tuple(x1.shape)} and "
-                f"{tuple(x2.shape)}; cut or resize one"
-            )
-        if not isinstance(t, Integral) or not 0 <= t < self.num_timesteps:
-            raise ValueError(
-                f"interpolate: t must be a step from 0 to {self.num_timesteps - 1}, got "
-                f"{shown(t)}; "
-                "leave it out to blend at the last"
-            )
+        check_videos("interpolate: x1", x1)
+        check_videos("interpolate: x2", x2, x1.shape)
         if not 0 <= lam <= 1:
-            raise ValueError(
-                f"interpolate: lam must be in [0, 1], got {shown(lam)}; it is the share of x2"
-            )
+            raise ValueError(f"interpolate: lam, the share of x2, must be in [0, 1], got {lam}")
         steps = torch.full(x1.shape[:1], t, device=x1.device, dtype=torch.long)
         x1, x2 = (self.q_sample(self.to_model_range(x), steps) for x in (x1, x2))
         blend = (1 - lam) * x1 + lam * x2
@@ -929,8 +789,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         progress: bool,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Takes `x` from step `steps - 1` to the end, and into the range of the clips."""
-        # captions go through their encoder once, not at every step
+        """Denoises `x` in `steps` steps, and maps it to the range of the clips."""
+        # captions are encoded once, not at every step
         conditions = {"cond": None, **self.prepare_conditions(conditions)}
         times = range(steps - 1, -1, -1)
 
@@ -976,58 +836,60 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     ) -> Tensor:
         """Draws videos from the model.
 
-        Conditions are tensors, arrays or lists of numbers, with one row per video; which of them
-        there must be is a matter of the network.
+        Conditions are tensors, arrays or lists of numbers, with one row per video; the network
+        determines which are needed.
 
         Args:
             cond: Vectors, `(b, cond_dim)`, or states of text, `(b, n, cond_dim)`, as the network
-                takes; or a list of `b` captions, of which some may be None; None for none.
-            cond_scale: Strength of the guidance by conditions; 1 is without.
+                takes; or a list of `b` captions, some of which may be None; None for none.
+            cond_scale: Strength of the guidance by conditions; 1 for none.
             batch_size: Number of videos, if neither conditions nor `guidance` determine it.
             labels: Classes, integers `(b,)`, -1 for none.
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
-                or in `cond_value_range`, or without that range as the network takes it.
+                or in `cond_value_range`, or, without that, in the range that the network takes.
             first_frames: The known first frames, `(b, c, given_frames, h, w)` in the range of
                 the clips; for a model with `given_frames`.
-            null_cond_mask: Boolean `(b,)`: where true, `cond` is as if there were none.
+            null_cond_mask: Boolean `(b,)`, true where `cond` is dropped.
             cond_mask: Of states, boolean `(b, n)`, true where there is a token; None for all.
             sampler: `"ddpm"` (the reference's, all steps), `"ancestral"`, `"ddim"`, `"dpm++"`,
-                `"dpm++sde"`, an object of `diffusion.samplers` with options of its own, or a
-                scheduler of the diffusers package. None for ddpm, or, where fewer steps are asked
-                for, ddim.
+                `"dpm++sde"`, a `Sampler` with options of its own, or a scheduler of the diffusers
+                package. None for ddpm, or, with fewer steps, ddim.
             steps: Number of steps, or falling time steps to stop at; None for the model's
-                `sampling_timesteps`, or without these what suits the sampler.
+                `sampling_timesteps`, or without these the sampler's default.
             guidance: What is known of the videos: a `Measurement`, a `KnownRegion`, or several.
-            negative_cond: What to guide away from, in the place of no condition: as `cond`, or a
+            negative_cond: What to guide away from, instead of from no condition: as `cond`, or a
                 dict of conditions by name; one row for all or one per video.
-            guidance_rescale: How far a guided prediction is brought back to the standard deviation
-                of the unguided one, in [0, 1] (Lin et al. 2023, section 3.4; theirs is 0.7).
-            dynamic_thres_percentile: Clips at this percentile, as `use_dynamic_thres` does for all
-                samples; None for what the model does.
+            guidance_rescale: How far a guided prediction is rescaled to the standard deviation of
+                the unguided one, in [0, 1] (Lin et al. 2023, section 3.4; theirs is 0.7).
+            dynamic_thres_percentile: Percentile at which samples are clamped, as with
+                `use_dynamic_thres`; None for the model's setting.
             num_frames: Frames of a video; None for the training clips'.
             image_size: Height and width, an int or `(h, w)`; None for the training clips'.
-            seed: One for all, of which each video gets a stream of random numbers of its own, so
-                that it is the same in any batch; or one per video. None for torch's global stream.
-            generator: In the place of `seed`: a generator that draws a seed for all, or one per
-                video, from which its noise comes.
-            max_batch: The most videos to draw at a time, where memory is short; None for all.
+            seed: One for all, from which each video gets a random stream of its own, so that it is
+                the same in any batch; or one per video. None for torch's global stream.
+            generator: Instead of `seed`: a generator that draws a seed for all, or one per video
+                that draws its noise.
+            max_batch: Maximum number of videos to draw at a time; None for all.
             callback: Called with a `SamplingStep` after each step.
             progress: Whether to show a progress bar.
 
         Returns:
-            `(b, c, f, h, w)` in [0, 1], or in `value_range`, or in the clips' range if
-            `auto_normalize` is False.
+            `(b, c, f, h, w)` in [0, 1], or in `value_range`, or, if `auto_normalize` is False, in
+            the range of the clips.
 
         Raises:
-            TypeError: If a condition cannot become a tensor, or the sampler is none.
-            ValueError: If conditions differ in number, or don't fit the model, or an argument is
+            TypeError: If a condition or the sampler has another type.
+            ValueError: If conditions differ in number or don't fit the model, or an argument is
                 outside its range.
         """
-        # mistakes first: captions may have to wait for their encoder
+        # mistakes first: captions may take a while to encode
         known = as_guidance(guidance)
-        check_numbers(batch_size=batch_size, num_frames=num_frames, max_batch=max_batch)
-        check_options(guidance_rescale, dynamic_thres_percentile, self.auto_normalize)
+        if dynamic_thres_percentile is not None and not self.auto_normalize:
+            raise ValueError(
+                "sample: dynamic_thres_percentile needs a model that clamps, got one with "
+                "auto_normalize=False, whose clips have no range; leave it out"
+            )
         sampler, levels = self._choose_sampler(sampler, steps)
         size = self.sample_shape(num_frames, image_size)
         conditions = self.prepare_conditions(
@@ -1041,76 +903,63 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 "cond_mask": cond_mask,
             }
         )
-        count = common_length(conditions, rows_known(known) or batch_size)
-        check_rows(known, count)
-        request = SamplingRequest(
-            conditions,
-            self.prepare_negative(negative_cond, cond_scale, count),
-            tuple(one.prepare(self, (count, *size)) for one in known),
-            make_streams(seed, generator, count, self.betas.device),
-            cond_scale,
-            guidance_rescale,
-            dynamic_thres_percentile,
-        )
-        check_denoiser_takes(guided(self.denoise_fn), request)
-        follower: dict[str, Any] = {"progress": progress, **given({"callback": callback})}
-        videos = [
-            self._sample_batch(
-                (rows.stop - rows.start, *size), request.rows(rows), sampler, levels, follower
-            )
-            for rows in batches(count, max_batch)
-        ]
+        count = count_videos(conditions, known, batch_size)
+        known = tuple(one.prepare(self, (count, *size)) for one in known)
+        negative = self.prepare_negative(negative_cond, cond_scale, count)
+        noise = make_streams(seed, generator, count, self.betas.device)
+        # the reference's chain, whose methods a subclass may override, has no other options
+        has_options = known or negative or guidance_rescale or dynamic_thres_percentile is not None
+        is_chain = type(sampler) is DDPM and noise is draw_noise and not has_options
+        follower: dict[str, Any] = given({"progress": progress, "callback": callback})
+        if not is_chain:
+            self._warn_of_replaced_methods()
+        elif "progress" not in inspect.signature(self.p_sample_loop).parameters:
+            # a subclass's own, written for the reference
+            del follower["progress"]
+        videos = []
+        for rows in batches(count, max_batch):
+            shape, own = (rows.stop - rows.start, *size), rows_of(conditions, rows)
+            if is_chain:
+                video = self.p_sample_loop(shape, cond_scale=cond_scale, **own, **follower)
+            else:
+                draw = noise[rows] if isinstance(noise, RandomStreams) else noise
+                x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
+                clamp = partial(self._clamp, percentile=dynamic_thres_percentile)
+                denoise = Denoiser(
+                    self._predictor(x, own, rows_of(negative, rows), cond_scale, guidance_rescale),
+                    clamp if self.auto_normalize else None,
+                    [one.rows(rows) for one in known],
+                    draw,
+                    self.denoise_fn,
+                )
+                x = follow(x, sampler.run(x, levels, denoise, draw), levels, **follower)
+                video = self.to_data_range(denoise.settle(x))
+            videos.append(video)
         return torch.cat(videos)
 
-    def _sample_batch(
+    def _predictor(
         self,
-        shape: tuple[int, ...],
-        request: SamplingRequest,
-        sampler: Sampler,
-        levels: Sequence[NoiseLevel],
-        follower: Mapping[str, Any],
-    ) -> Tensor:
-        """Draws one batch of videos; `follower` are keywords of `follow`."""
-        if takes_reference_chain(sampler, request):
-            parameters = inspect.signature(self.p_sample_loop).parameters
-            # a method written for the reference has no progress
-            wanted = {k: v for k, v in follower.items() if k in parameters or k != "progress"}
-            conditions = {"cond_scale": request.cond_scale, **request.conditions}
-            return self.p_sample_loop(shape, **conditions, **wanted)
-        self._warn_of_replaced_methods()
-        x = request.noise(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
-        denoise = self._denoiser(x, request)
-        x = follow(x, sampler.run(x, levels, denoise, request.noise), levels, **follower)
-        return self.to_data_range(denoise.settle(x))
-
-    def _denoiser(self, x: Tensor, request: SamplingRequest) -> Denoiser:
-        """The function that a sampler calls, for videos of the shape of `x`."""
-        options: dict[str, Any] = given({"guidance_rescale": request.guidance_rescale or None})
-        if request.negative:
-            has_field = "cond_video" in request.negative
+        x: Tensor,
+        conditions: Mapping[str, Any],
+        negative: Mapping[str, Any],
+        cond_scale: float,
+        guidance_rescale: float,
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network with its conditions, as a function of videos like `x` and time steps."""
+        options: dict[str, Any] = given({"guidance_rescale": guidance_rescale or None})
+        if negative:
             # without a field of their own, first frames are unknown as well
-            frames = request.conditions.get("first_frames") if has_field else None
-            own = {**request.negative, "first_frames": frames}
-            options["negative"] = self.network_conditions(x, own) if has_field else request.negative
-        predict = partial(
-            self._predict_x_start,
-            cond_scale=request.cond_scale,
-            conditions=self.network_conditions(x, request.conditions),
-            **options,
-        )
-        clamp = partial(self._clamp, percentile=request.dynamic_thres_percentile)
-        return Denoiser(
-            predict,
-            clamp if self.auto_normalize else None,
-            request.guidance,
-            request.noise,
-            self.denoise_fn,
-        )
+            if "cond_video" in negative:
+                frames = conditions.get("first_frames")
+                negative = self.network_conditions(x, {**negative, "first_frames": frames})
+            options["negative"] = negative
+        ready = self.network_conditions(x, conditions)
+        return partial(self._predict_x_start, cond_scale=cond_scale, conditions=ready, **options)
 
     def _choose_sampler(
         self, sampler: Any, steps: int | Sequence[float] | None
     ) -> tuple[Sampler, list[NoiseLevel]]:
-        """The sampler, and the noise levels that it goes through."""
+        """The sampler, and the noise levels that it stops at."""
         if self.betas.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 "sample: the model must be in float32 or float64, which the schedule "
@@ -1122,6 +971,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if sampler is None:
             is_all = times is None or (isinstance(times, Integral) and times == all_steps)
             sampler = "ddpm" if is_all else "ddim"
+        # the name alone takes the model's eta
         is_ddim = isinstance(sampler, str) and sampler == "ddim"
         chosen = DDIM(eta=self.ddim_sampling_eta) if is_ddim else make_sampler(sampler)
         if steps is None and (times is None or isinstance(chosen, DDPM)):
@@ -1150,23 +1000,16 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             )
         named = negative_cond if isinstance(negative_cond, Mapping) else {"cond": negative_cond}
         is_known = hasattr(unwrap(self.denoise_fn), "condition_names")
-        known = self.condition_names if is_known else NEGATIVES
-        # captions, once they are tensors, say where there was none, and where tokens are
-        allowed = {*known, *(("null_cond_mask", "cond_mask") if "cond" in named else ())}
-        unknown = [str(name) for name in named if name not in allowed]
-        if unknown:
+        known = self.condition_names if is_known else VALUES
+        # encoded captions come with masks of missing captions and of tokens
+        allowed = (*known, *(masks_of(["cond"]) if "cond" in named else ()))
+        if unknown := [str(name) for name in named if name not in allowed]:
             raise ValueError(
                 "sample: negative_cond must hold conditions that the network takes, "
                 f"{', '.join(known) or 'none'}, got {', '.join(unknown)}; give captions or "
                 "vectors, or a dict of those by name"
             )
         ready = self.prepare_conditions(named)
-        for name, value in ready.items():
-            if len(value) not in (1, count):
-                raise ValueError(
-                    f"sample: negative_cond must have 1 row or one per video, {count}, got "
-                    f"{len(value)} of {name}; give as many"
-                )
         return {name: value.expand(count, *value.shape[1:]) for name, value in ready.items()}
 
     @property
@@ -1177,13 +1020,12 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     def _warn_of_replaced_methods(self) -> None:
         """Warns that methods of a subclass are not called."""
-        replaced = self.replaced_methods
-        if replaced:
+        if replaced := self.replaced_methods:
             warnings.warn(
                 f"sample: {type(self).__name__} has a {' and '.join(replaced)} of its own, which "
                 "only the chain of all steps calls, without seed, generator, guidance and other "
                 "options; leave these out, or put the change into a Sampler or a Guidance",
-                stacklevel=4,
+                stacklevel=level_of_user(),
             )
 
     # videos of which a part is known
@@ -1208,8 +1050,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             `(b, c, num_frames, h, w)`, beginning with `frames`, in the range of `sample`.
 
         Raises:
-            TypeError: If the frames are no such tensor, or a keyword is unknown.
-            ValueError: If shapes don't fit the model, frames are not finite, or none is left to
+            TypeError: If a keyword is unknown.
+            ValueError: If the frames don't fit the model or are not finite, or none is left to
                 predict.
 
         Example:
@@ -1219,7 +1061,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> diffusion.predict(torch.rand(2, 3, 1, 16, 16), progress=False).shape
             torch.Size([2, 3, 4, 16, 16])
         """
-        return completion.predict(self, frames, num_frames, weight, sampling)
+        length = self.num_frames if num_frames is None else num_frames
+        return Completion(self, "predict", weight, sampling).extend(frames, length, name="frames")
 
     def extend(
         self,
@@ -1241,21 +1084,20 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             weight: Weight w_r of what is known in the guidance; 0 for replacement alone.
             low_resolution: The whole result, small, which guides every window:
                 `(b, c, ceil(num_frames / frame_factor), h', w')`; None for none.
-            frame_factor: It has every `frame_factor`-th frame of the result, from the first on.
+            frame_factor: `low_resolution` has every `frame_factor`-th frame, from the first on.
             **sampling: As in `sample`, without `batch_size` and `first_frames`. Conditions have a
                 row per video; `frame_cond` and `cond_video` have all frames of the result, and are
-                cut. `guidance` of your own guides each window. A model with `given_frames` is
-                given those of each window. Random streams continue from window to window.
+                cut. `guidance` of your own guides each window. A model with `given_frames` gets
+                those of each window. Random streams continue from window to window.
 
         Returns:
             `(b, c, num_frames, h, w)`, beginning with `video`, in the range of `sample`.
 
         Raises:
-            TypeError: If the video is no such tensor, or a keyword is unknown.
-            ValueError: If shapes don't fit the model, known values are not finite, no frame is
-                left to draw, or the overlap does not leave any, or does not give what a model with
-                `given_frames` needs.
-            RuntimeError: If drawn frames that the next window needs are not finite.
+            TypeError: If a keyword is unknown.
+            ValueError: If shapes don't fit the model, no frame is left to draw, the overlap does
+                not leave any, or does not give what a model with `given_frames` needs, or values
+                that are known, or that the model has drawn for the next window, are not finite.
 
         Example:
             >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
@@ -1265,8 +1107,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> diffusion.extend(first, num_frames=10, seed=0, progress=False).shape
             torch.Size([2, 3, 10, 16, 16])
         """
-        return completion.extend(
-            self, video, num_frames, overlap, weight, low_resolution, frame_factor, sampling
+        return Completion(self, "extend", weight, sampling, overlap).extend(
+            video, num_frames, low_resolution=low_resolution, frame_factor=frame_factor
         )
 
     def interpolate_frames(
@@ -1283,8 +1125,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             video: `(b, c, f, h, w)`, at least two frames, in the range of the clips or uint8.
             factor: How many times as many frames there are in the same time, at least 2.
-            overlap: As in `extend`; None for half a window, or what lets it reach the given frames
-                on both sides of those it draws.
+            overlap: As in `extend`; None for half a window, or for fewer frames, such that each
+                window has given frames on both sides of those it draws.
             weight: Weight w_r of the known frames in the guidance; 0 for replacement alone.
             **sampling: As in `extend`.
 
@@ -1293,10 +1135,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             the range of `sample`.
 
         Raises:
-            TypeError: If the video is no such tensor, or a keyword is unknown.
+            TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit the model, or no window has room for two given frames.
         """
-        return completion.interpolate_frames(self, video, factor, overlap, weight, sampling)
+        completion = Completion(self, "interpolate_frames", weight, sampling, overlap)
+        return completion.interpolate_frames(video, factor)
 
     def upsample(
         self,
@@ -1325,7 +1168,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             bilinearly and with every `frame_factor`-th frame, is close to `video`.
 
         Raises:
-            TypeError: If the video is no such tensor, or a keyword is unknown.
+            TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit the model, there is nothing to make larger, the weight
                 is not positive, or the model has `given_frames`: it takes `extend`, with
                 `low_resolution`.
@@ -1337,7 +1180,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> diffusion.upsample(torch.rand(1, 3, 4, 8, 8), frame_factor=2, progress=False).shape
             torch.Size([1, 3, 7, 16, 16])
         """
-        return completion.upsample(self, video, image_size, frame_factor, overlap, weight, sampling)
+        sampling |= given({"image_size": image_size})
+        completion = Completion(self, "upsample", weight, sampling, overlap)
+        return completion.upsample(video, frame_factor)
 
     def inpaint(
         self,
@@ -1351,8 +1196,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         """Draws the missing part of videos.
 
         Args:
-            video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8. What it
-                holds outside the known part does not matter, be it NaN.
+            video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8. Values
+                outside the known part are ignored, even NaN.
             mask: Boolean, **true where the video is known** and kept, false where it is drawn:
                 for each value `(b, c, f, h, w)`, with 1 for an axis along which it is the same; or
                 by frame and pixel `(f, h, w)`, by pixel `(h, w)`, or by frame `(f,)`.
@@ -1364,7 +1209,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             `(b, c, f, h, w)`, equal to `video` where the mask is true, in the range of `sample`.
 
         Raises:
-            TypeError: If video or mask are no such tensors, or a keyword is unknown.
+            TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit each other or the model.
 
         Example:
@@ -1376,7 +1221,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> torch.equal(diffusion.inpaint(video, kept, progress=False)[..., 8:], video[..., 8:])
             True
         """
-        return completion.inpaint(self, video, mask, overlap, weight, sampling)
+        return Completion(self, "inpaint", weight, sampling, overlap).inpaint(video, mask)
 
     # files
 
@@ -1405,19 +1250,14 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
 
 def guided(denoise_fn: nn.Module) -> Any:
-    """The denoiser's `forward_with_cond_scale`, which runs compiled if the denoiser is.
-
-    Raises:
-        TypeError: If it has none.
-    """
-    inner = unwrap(denoise_fn)
-    method: Any = getattr(inner, "forward_with_cond_scale", None)
-    if method is None:
-        raise TypeError(
-            "GaussianDiffusion: to sample, the denoiser must have a method "
-            f"forward_with_cond_scale(x, t, cond=..., cond_scale=...), got {type(inner).__name__} "
-            "without; add one, which may call forward"
-        )
-    # a compiled module lends all attributes of its own, and its call is the compiled one
+    """The denoiser's `forward_with_cond_scale`, which runs compiled if the denoiser is."""
+    method: Any = unwrap(denoise_fn).forward_with_cond_scale
+    # the attributes of a compiled module are its own module's, and its call is the compiled one
     is_compiled = hasattr(denoise_fn, "_orig_mod") and hasattr(method, "__func__")
     return MethodType(method.__func__, denoise_fn) if is_compiled else method
+
+
+def batches(count: int, max_batch: int | None) -> list[slice]:
+    """The rows of the batches that `count` videos are drawn in; one batch even of none."""
+    size = max_batch or max(count, 1)
+    return [slice(i, min(i + size, count)) for i in range(0, max(count, 1), size)]

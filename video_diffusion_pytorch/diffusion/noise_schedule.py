@@ -141,8 +141,8 @@ def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) ->
         `betas`, float64 `(timesteps,)`.
 
     Raises:
-        ValueError: If the name is unknown, or the variances are not as said, or leave nothing of
-            a clip or add no noise, in float32.
+        ValueError: If the name is unknown, the variances are not as described, or they leave
+            nothing of a clip or add no noise in float32.
     """
     if isinstance(beta_schedule, str) and beta_schedule in SCHEDULES:
         return SCHEDULES[beta_schedule](timesteps)
@@ -153,19 +153,15 @@ def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) ->
             f"GaussianDiffusion: beta_schedule must be one of {', '.join(SCHEDULES)}, or the "
             f"betas themselves, got {shown(beta_schedule)}; choose one of them"
         ) from error
-    if betas.shape != (timesteps,) or not bool(((betas > 0) & (betas < 1)).all()):
+    kept = (1 - betas).cumprod(0)
+    is_usable = betas.shape == (timesteps,) and bool(((betas > 0) & (betas < 1)).all())
+    # after float32 rounding some of the clip must be lost at the first step, and left at the last
+    if not is_usable or kept[0] == 1 or kept[-1] < torch.finfo(torch.float32).tiny:
         found = f"{betas.min():.3g} to {betas.max():.3g}" if betas.numel() else "none"
         raise ValueError(
             f"GaussianDiffusion: beta_schedule must hold timesteps = {timesteps} variances above 0 "
-            f"and below 1, got {found} in the shape {tuple(betas.shape)}; give one for each step"
-        )
-    kept = (1 - betas).cumprod(0)
-    least, most = kept[-1].item(), kept[0].item()
-    if least < torch.finfo(torch.float32).tiny or most == 1:
-        raise ValueError(
-            "GaussianDiffusion: beta_schedule must leave a share of the clip that float32 can tell "
-            f"from all and from none, got {most:.3g} after the first step and {least:.3g} after "
-            f"the last; give {'smaller' if most < 1 else 'larger'} variances"
+            "and below 1 that leave a share of the clip which float32 can tell from all and from "
+            f"none, got {found} in the shape {tuple(betas.shape)}; give one for each step"
         )
     return betas.detach()
 
@@ -175,8 +171,12 @@ def extract(a: Tensor, t: Tensor, x_shape: tuple[int, ...]) -> Tensor:
     return a.gather(-1, t).reshape(t.shape[0], *[1] * (len(x_shape) - 1))
 
 
+Noise = Callable[[Tensor], Tensor]
+"""Draws standard normal noise of the shape, type and device of its argument."""
+
+
 def draw_noise(like: Tensor) -> Tensor:
-    """A standard normal draw of the shape of `like`, the same whatever its memory format."""
+    """Standard normal noise of the shape of `like`, the same in any memory format."""
     return torch.randn(like.shape, device=like.device, dtype=like.dtype)
 
 

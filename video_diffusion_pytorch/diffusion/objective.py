@@ -37,8 +37,8 @@ def x_start_of(
 def min_snr_weight(objective: str, log_snr: Tensor, gamma: float) -> Tensor:
     """Loss weighting that keeps low noise from dominating training (Hang et al. 2023, eq. 8).
 
-    In the space of `x_start` they are `min(snr, gamma)`; a squared error of the noise is `snr`
-    times, and one of v `snr + 1` times, that of `x_start`, by which they are divided.
+    In the space of `x_start` the weights are `min(snr, gamma)`. A squared error of the noise is
+    `snr` times, and one of v `snr + 1` times, that of `x_start`; the weights are divided by that.
 
     Args:
         objective: One of `OBJECTIVES`.
@@ -79,11 +79,7 @@ def distance(
 
     Returns:
         The mean loss, a scalar, or, for `"none"`, the loss of each video, `(b,)`, whose mean it is.
-
-    Raises:
-        ValueError: If `reduction` is another.
     """
-    check_reduction(reduction)
     if weight is None and reduction == "mean" and frame_mask is None:
         return LOSSES[loss_type](output, target)
     each = LOSSES[loss_type](output, target, reduction="none")
@@ -100,7 +96,7 @@ def distance(
 
 
 def check_reduction(reduction: str) -> None:
-    """Raises a ValueError for what is none of `REDUCTIONS`."""
+    """Raises a ValueError for a reduction that does not exist."""
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"GaussianDiffusion: reduction must be one of {', '.join(REDUCTIONS)}, got "

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +17,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.arguments import shown
-from video_diffusion_pytorch.diffusion.denoiser import Denoise, Noise
-from video_diffusion_pytorch.diffusion.noise_schedule import CLEAN, ForwardProcess, NoiseLevel
+from video_diffusion_pytorch.diffusion.noise_schedule import (
+    CLEAN,
+    ForwardProcess,
+    Noise,
+    NoiseLevel,
+)
 
 SPREAD = 100.0
 """The spacing `spectrum` expects components of the data of variance 1 / SPREAD to SPREAD."""
@@ -30,7 +34,7 @@ KARRAS_RHO = 7.0
 def spaced_times(
     process: ForwardProcess, steps: int | Sequence[float], spacing: str = "trailing"
 ) -> list[float]:
-    """The time steps at which a sampler asks the network.
+    """The time steps at which a sampler calls the network.
 
     Args:
         process: The model's forward process.
@@ -48,15 +52,14 @@ def spaced_times(
             - `"log_snr"`: evenly in log-SNR, from the noisiest to the cleanest step.
             - `"karras"`: evenly in `(sigma / alpha) ** (1 / 7)` between the same (Karras et al.
               2022, eq. 5).
-            - `"spectrum"`: as close as the samples need them, see `spectrum_times`. Whole steps.
+            - `"spectrum"`: densest where most components of videos emerge, see `spectrum_times`.
+              Whole steps.
 
     Returns:
         Falling times, without the clean end.
 
     Raises:
-        TypeError: If `steps` is neither a number nor numbers.
-        ValueError: If there are too many or too few, or they don't fall or are out of range, or the
-            spacing is unknown.
+        ValueError: If `steps` is out of range, or times don't fall.
 
     Example:
         >>> from video_diffusion_pytorch.diffusion.noise_schedule import cosine_beta_schedule
@@ -66,16 +69,17 @@ def spaced_times(
         >>> spaced_times(process, 4, "spectrum")
         [999.0, 865.0, 495.0, 126.0]
     """
-    check_spacing(spacing)
-    number = whole_number(steps)
-    if number is None:
-        return _checked_times(process, steps)
-    if not 1 <= number <= process.num_timesteps:
+    if isinstance(steps, (int, Integral)):
+        return [float(t) for t in SPACINGS[spacing](process, _checked_number(process, steps))]
+    last = process.num_timesteps - 1
+    times = [float(t) for t in steps]
+    falls = all(t > s for t, s in pairwise(times))
+    if not times or not falls or not all(0 <= t <= last for t in times):
         raise ValueError(
-            f"sample: steps must be from 1 to the model's {process.num_timesteps}, got {steps}; "
-            "pass such a number, or a list of time steps"
+            f"sample: a list of steps must hold falling times from {last} to 0, got {times}; sort "
+            "them, and leave out others"
         )
-    return [float(t) for t in SPACINGS[spacing](process, number)]
+    return times
 
 
 def trailing_times(process: ForwardProcess, steps: int) -> list[int]:
@@ -95,7 +99,7 @@ def linspace_times(process: ForwardProcess, steps: int) -> list[int]:
     last = process.num_timesteps - 1
     if steps == 1:
         return [last]
-    # upwards, as diffusers, since by rounding the order decides where halves go
+    # rising, as in diffusers: the order decides how halves are rounded
     return np.linspace(0, last, steps).round()[::-1].astype(int).tolist()
 
 
@@ -113,18 +117,18 @@ def karras_times(process: ForwardProcess, steps: int) -> list[float]:
 
 
 def spectrum_times(process: ForwardProcess, steps: int) -> list[int]:
-    """Whole steps that are dense where noise is of the size of something in the data.
+    """Whole steps, dense where the noise has the size of some component of the data.
 
     In `r = sigma / alpha`, Euler steps of density `g` get the log variance of a normal component
     of variance `c` wrong by the integral of `c / (c + r^2)^2 / g`. For one `c` the best density is
     `1 / (c + r^2)` (a tangent law, as in Sabour et al. 2024), and for `c = 1` that is even in the
-    time of the cosine schedule. But videos have components of many sizes, from what stays the same
-    all over to the finest detail. If `c` is anywhere from `low` to `high`, evenly in its logarithm,
-    the best density is `1 / sqrt((low + r^2) * (high + r^2))`: even in log-SNR in between, thinner
-    on either side, where there is nothing but noise, or next to none.
+    time of the cosine schedule. But videos have components of many sizes, from their mean to the
+    finest detail. If the logarithm of `c` is uniform between those of `low` and `high`, the best
+    density is `1 / sqrt((low + r^2) * (high + r^2))`: even in log-SNR in between, and thinner on
+    either side, where there is only noise, or hardly any.
     """
     low, high = 1 / SPREAD, SPREAD
-    # by the angle whose tangent is r / sqrt(low), all of r is a short interval
+    # integrate over the angle whose tangent is r / sqrt(low): a short interval covers all r
     end = math.atan(_noise_ratio(process, process.num_timesteps - 1) / math.sqrt(low))
     angle = np.linspace(0, end, 10_001)
     density = (high * np.cos(angle) ** 2 + low * np.sin(angle) ** 2) ** -0.5
@@ -144,36 +148,14 @@ SPACINGS: dict[str, Callable[[ForwardProcess, int], Sequence[float]]] = {
 }
 
 
-def whole_number(steps: Any) -> int | None:
-    """`steps` as an int; None if it is something else."""
-    return int(steps) if isinstance(steps, Integral) else None
-
-
-def check_spacing(spacing: str) -> None:
-    """Raises a ValueError for a spacing that there is not."""
-    if spacing not in SPACINGS:
+def _checked_number(process: ForwardProcess, steps: Any) -> int:
+    """A number of steps as an int; raises a ValueError unless the model has as many."""
+    if not isinstance(steps, Integral) or not 1 <= int(steps) <= process.num_timesteps:
         raise ValueError(
-            f"sample: spacing must be one of {', '.join(SPACINGS)}, got {shown(spacing)}; choose "
-            "one, or pass a list of time steps"
+            "sample: steps must be a whole number from 1 to the model's "
+            f"{process.num_timesteps}, got {shown(steps)}"
         )
-
-
-def _checked_times(process: ForwardProcess, steps: Any) -> list[float]:
-    last = process.num_timesteps - 1
-    try:
-        times = [float(t) for t in steps]
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"sample: steps must be a whole number of steps, or a list of time steps, got "
-            f"{shown(steps)}; pass e.g. steps=50"
-        ) from error
-    falls = all(t > s for t, s in pairwise(times))
-    if not times or not falls or not all(0 <= t <= last for t in times):
-        raise ValueError(
-            f"sample: a list of steps must hold falling times from {last} to 0, got {times}; sort "
-            "them, and leave out others"
-        )
-    return times
+    return int(steps)
 
 
 def _noise_ratio(process: ForwardProcess, t: float) -> float:
@@ -182,7 +164,7 @@ def _noise_ratio(process: ForwardProcess, t: float) -> float:
 
 
 def _between_the_ends(process: ForwardProcess, log_snrs: np.ndarray) -> list[float]:
-    """Times of log-SNRs from the noisiest step's to the cleanest's, free of rounding at these."""
+    """Times of log-SNRs from the noisiest step's to the cleanest's, exact at these two."""
     inner = [process.time_of(log_snr) for log_snr in log_snrs[1:-1].tolist()]
     return [process.num_timesteps - 1, *inner, 0][: len(log_snrs)]
 
@@ -191,26 +173,44 @@ def _distinct(times: Sequence[float], process: ForwardProcess) -> list[int]:
     """Whole steps close to falling times, no two of them the same."""
     still_to_come = np.arange(len(times))[::-1]
     room = np.round(times).astype(int) - still_to_come
-    # as many steps must be left below each as are still to come, and above it as came before
+    # below each step there must be room for those to come, and above it for those before
     room = np.maximum.accumulate(room[::-1])[::-1]
     room = np.minimum(room, process.num_timesteps - len(times))
     return (room + still_to_come).tolist()
 
 
-class Sampler:
-    """Takes noise to a video in steps; a subclass of your own needs no more than `run`.
-
-    Args:
-        spacing: How the steps are spaced, a name from `diffusion.spacing`.
+class Prediction(NamedTuple):
+    """What the denoiser predicts from noisy videos.
 
     Attributes:
-        default_steps: Number of steps where none is asked for; None for all steps of the model.
+        x_start: The clean videos, `(b, c, f, h, w)`, in [-1, 1] where the model clamps.
+        noise: The noise that, with `x_start`, gives `x_t`; of the same shape.
+        x_t: The noisy videos with known parts replaced by guidance: a sampler continues from these.
+    """
+
+    x_start: Tensor
+    noise: Tensor
+    x_t: Tensor
+
+
+Denoise = Callable[[Tensor, NoiseLevel], Prediction]
+"""The denoiser as samplers call it: noisy videos and their noise level in, a prediction out."""
+
+
+class Sampler:
+    """Denoises videos in steps; a subclass of your own only needs `run`.
+
+    Args:
+        spacing: How the steps are spaced, see `spaced_times`.
+
+    Attributes:
+        default_steps: Number of steps by default; None for all steps of the model.
 
     Raises:
         ValueError: If the spacing is unknown.
 
     Example:
-        The shortest sampler that there is, which is DDIM:
+        The shortest sampler, DDIM:
 
         >>> from itertools import pairwise
         >>> class Shortest(Sampler):
@@ -228,11 +228,15 @@ class Sampler:
     spacing: str = "trailing"
 
     def __init__(self, *, spacing: str = "trailing") -> None:
-        check_spacing(spacing)
+        if spacing not in SPACINGS:
+            raise ValueError(
+                f"sample: spacing must be one of {', '.join(SPACINGS)}, got {shown(spacing)}; "
+                "choose one, or pass a list of time steps"
+            )
         self.spacing = spacing
 
     def levels(self, process: ForwardProcess, steps: int | Sequence[float]) -> list[NoiseLevel]:
-        """The noise levels to stop at, one more than there are steps.
+        """The noise levels to stop at, one more than steps.
 
         Args:
             process: The model's forward process.
@@ -240,22 +244,21 @@ class Sampler:
                 is followed by the clean end.
 
         Returns:
-            Falling: the first is that of the noise at the start, the last is `CLEAN`.
+            Falling levels, from that of the initial noise to `CLEAN`.
 
         Raises:
-            TypeError: If `steps` is neither a number nor a list.
-            ValueError: If there are too many or too few, or times don't fall.
+            ValueError: If `steps` is out of range, or times don't fall.
         """
         return [*process.noise_levels(spaced_times(process, steps, self.spacing)), CLEAN]
 
     def run(
         self, x: Tensor, levels: Sequence[NoiseLevel], denoise: Denoise, noise: Noise
     ) -> Iterator[Tensor]:
-        """Takes videos from the first noise level to the last.
+        """Denoises videos from the first noise level to the last.
 
         Args:
             x: Noisy videos of the first level, `(b, c, f, h, w)`; left unchanged.
-            levels: As `levels` gives them.
+            levels: From the method `levels`.
             denoise: Predicts the clean videos and the noise in videos of a level.
             noise: Draws standard normal noise in the shape of its argument.
 
@@ -263,12 +266,9 @@ class Sampler:
             The videos after each step, of the next level.
 
         Raises:
-            NotImplementedError: If a subclass has no such method.
+            NotImplementedError: If a subclass does not override it.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__}: a sampler must define run(x, levels, denoise, noise), got "
-            "none; see the example in Sampler"
-        )
+        raise NotImplementedError
 
 
 class SamplingStep(NamedTuple):
@@ -299,12 +299,12 @@ def follow(
     progress: bool,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Lets a sampler run to its end, and gives the last video.
+    """Runs a sampler to its end and returns the last videos.
 
     Args:
-        x: The video that it starts from.
+        x: The initial noise.
         run: The noisy videos after each step.
-        levels: Their noise levels, and before these that of the noise at the start.
+        levels: Their noise levels, after that of the initial noise.
         progress: Whether to show a progress bar.
         callback: Called after each step.
 
@@ -324,7 +324,7 @@ def follow(
     return x
 
 
-# settings of a scheduler that the model determines, if its configuration has them
+# settings of a scheduler that the model determines, where its config has them
 _OVERRIDES = {
     "prediction_type": "v_prediction",
     "clip_sample": False,
@@ -335,20 +335,20 @@ _OVERRIDES = {
 
 
 class DiffusersScheduler(Sampler):
-    """Samples by a scheduler of the diffusers package, which need not be installed otherwise.
+    """Samples with a scheduler of the optional diffusers package.
 
-    The scheduler keeps its own configuration, spacing of steps included, but for the betas, the
-    kind of prediction and the clipping, which are the model's. It is copied, never changed.
-    Random draws follow the seeds of `sample`: by `variance_noise`, where its `step` takes that, or
-    else by a generator per video that is seeded from a draw of the video's stream.
+    The scheduler keeps its own config, including the spacing of steps, except for the betas, the
+    kind of prediction and the clamping, which are the model's. It is copied, never changed.
+    Random draws follow the seeds of `sample`: through `variance_noise` where its `step` takes that,
+    else through a generator per video, seeded from a draw of the video's stream.
 
     Args:
         scheduler: Such as `diffusers.DPMSolverMultistepScheduler()`; any object with its
             `config`, `from_config`, `set_timesteps`, `scale_model_input` and `step`.
 
     Raises:
-        TypeError: If it cannot take betas or predictions of v, as those of flow matching, or its
-            `step` needs more arguments than others.
+        TypeError: If it does not take betas or predictions of v, as those of flow matching, or its
+            `step` needs other arguments.
     """
 
     default_steps: int | None = 50
@@ -370,26 +370,19 @@ class DiffusersScheduler(Sampler):
         self.scheduler = scheduler
 
     def levels(self, process: ForwardProcess, steps: int | Sequence[float]) -> list[NoiseLevel]:
-        """The noise levels at which the scheduler asks the network.
+        """The noise levels at which the scheduler calls the network.
 
         Args:
             process: The model's forward process.
             steps: Their number. A scheduler that calls the network twice in a step has more.
 
         Returns:
-            They fall, but one that is asked for twice follows itself.
+            Falling levels; one that the scheduler asks for twice follows itself.
 
         Raises:
-            ValueError: If `steps` is not a number from 1 to `num_timesteps`, or the scheduler goes
-                from videos to noise.
+            ValueError: If `steps` is not a number from 1 to `num_timesteps`.
         """
-        number = whole_number(steps)
-        if number is None or not 1 <= number <= process.num_timesteps:
-            raise ValueError(
-                "sample: with a diffusers scheduler, steps must be a number from 1 to "
-                f"{process.num_timesteps}, got {steps}; choose where they are in the scheduler's "
-                "config, e.g. timestep_spacing"
-            )
+        number = _checked_number(process, steps)
         scheduler = self._fitted(process)
         scheduler.set_timesteps(number, device=process.betas.device)
         times = [float(t) for t in scheduler.timesteps]
@@ -398,33 +391,22 @@ class DiffusersScheduler(Sampler):
         if len(ratios) == len(times) + 1:
             # more exact than the times, which some schedulers round
             levels = [_level_of(t, ratio) for t, ratio in zip(times, ratios, strict=False)]
-        if levels[0].log_snr > levels[-1].log_snr:
-            raise ValueError(
-                "sample: a diffusers scheduler must go from noise to videos, got "
-                f"{type(scheduler).__name__}, which goes from step {times[0]:g} to {times[-1]:g}; "
-                "take the one that it is the inverse of"
-            )
         return ScheduledLevels([*levels, CLEAN], scheduler)
 
     def run(
         self, x: Tensor, levels: Sequence[NoiseLevel], denoise: Denoise, noise: Noise
     ) -> Iterator[Tensor]:
-        """See `Sampler.run`.
-
-        Raises:
-            TypeError: If the levels are not from this class's `levels`.
-        """
-        if not isinstance(levels, ScheduledLevels):
-            raise TypeError(
-                "DiffusersScheduler: levels must be what its method levels returned, got "
-                f"{type(levels).__name__}; a scheduler cannot stop elsewhere, so pass them whole"
-            )
+        """See `Sampler.run`; `levels` must come from this class's `levels`."""
+        assert isinstance(levels, ScheduledLevels)
         scheduler = copy.deepcopy(levels.scheduler)
-        draws = _Draws(scheduler, x, noise)
+        keywords = inspect.signature(scheduler.step).parameters
+        draws: dict[str, Any] = {}
+        if "generator" in keywords and "variance_noise" not in keywords:
+            draws["generator"] = [_generator(row) for row in noise(x)]
         if hasattr(scheduler, "set_begin_index"):
             # else it searches for the first time, and may find a later step of the same time
             scheduler.set_begin_index(0)
-        # some schedulers work on x / alpha, and say so by what they do before the network
+        # some schedulers work on x / alpha, which shows in how they scale the network's input
         first = scheduler.scale_model_input(x.new_ones(()), scheduler.timesteps[0])
         is_divided = float(first) != 1.0
         x = x / first
@@ -432,15 +414,17 @@ class DiffusersScheduler(Sampler):
             scale = scheduler.scale_model_input(x.new_ones(()), t)
             scaled = scheduler.scale_model_input(x, t)
             seen = denoise(scaled, level)
-            # what guidance has put in, and without any the same to the last digit
+            # guidance may have changed the noisy videos; without any, x stays the same bit for bit
             x = x + (seen.x_t - scaled) / scale
             # v, since it fixes both the noise and the video at either end of the schedule
             v = level.alpha * seen.noise - level.sigma * seen.x_start
-            x = scheduler.step(v, t, x, return_dict=False, **draws.options(x))[0]
+            if "variance_noise" in keywords:
+                draws["variance_noise"] = noise(x)
+            x = scheduler.step(v, t, x, return_dict=False, **draws)[0]
             yield x * after.alpha if is_divided else x
 
     def _fitted(self, process: ForwardProcess) -> Any:
-        """A new scheduler, of the same configuration but for what is the model's."""
+        """A new scheduler with the same config, except for the model's own settings."""
         total = process.num_timesteps
         kept = [1.0, *(level.alpha**2 for level in process.noise_levels(range(total)))]
         betas = [1 - after / before for before, after in pairwise(kept)]
@@ -452,70 +436,34 @@ class DiffusersScheduler(Sampler):
 
 
 class ScheduledLevels(list[NoiseLevel]):
-    """Noise levels, and the scheduler that stops at them."""
+    """Noise levels and the scheduler that stops at them."""
 
     def __init__(self, levels: Sequence[NoiseLevel], scheduler: Any) -> None:
         super().__init__(levels)
         self.scheduler = scheduler
 
 
-class _Draws:
-    """Gives a scheduler's `step` its random numbers in the form that it takes."""
-
-    def __init__(self, scheduler: Any, x: Tensor, noise: Noise) -> None:
-        parameters = inspect.signature(scheduler.step).parameters
-        self.noise = noise
-        self.takes_noise = "variance_noise" in parameters
-        self.generators: list[torch.Generator] | None = None
-        if "generator" in parameters and not self.takes_noise:
-            self.generators = [_generator(row) for row in noise(x)]
-
-    def options(self, x: Tensor) -> dict[str, Any]:
-        """Keywords of `step`."""
-        if self.takes_noise:
-            return {"variance_noise": self.noise(x)}
-        return {} if self.generators is None else {"generator": self.generators}
-
-
 def _generator(row: Tensor) -> torch.Generator:
-    """A generator that is seeded from some random numbers."""
+    """A generator seeded from random numbers."""
     words = row.flatten()[:8].float().cpu().numpy().view(np.uint32)
     (seed,) = np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)
     return torch.Generator(row.device).manual_seed(int(seed))
 
 
 def _level_of(t: float, ratio: float) -> NoiseLevel:
-    """The noise level of a ratio of sigma to alpha."""
+    """The noise level with a given ratio of sigma to alpha."""
     length = math.hypot(1.0, ratio)
     return NoiseLevel(t, 1 / length, ratio / length)
-
-
-def is_scheduler(thing: Any) -> bool:
-    """Whether it has what a scheduler object of the diffusers package has."""
-    is_object = not isinstance(thing, type)
-    return is_object and hasattr(thing, "set_timesteps") and hasattr(thing, "step")
-
-
-__all__ = [
-    "DDIM",
-    "DDPM",
-    "SAMPLERS",
-    "Ancestral",
-    "DPMPlusPlus",
-    "DiffusersScheduler",
-    "Sampler",
-    "make_sampler",
-]
 
 
 class Ancestral(Sampler):
     """The paper's sampler: each step draws from the posterior (Ho et al. 2022, eq. 3, 4).
 
     Args:
-        gamma: Where the variance of a step lies, in [0, 1]: at 0 it is the posterior's, which is
-            the least, at 1 that of the forward process, the most. The paper takes 0 to 0.3.
+        gamma: Interpolates the variance of a step, in [0, 1], from the posterior's, the smallest,
+            at 0, to that of the forward process, the largest, at 1. The paper uses 0 to 0.3.
         langevin_delta: Size of a Langevin step after each step (eq. 5), which calls the network
-            once more; the paper takes 0.1. 0 for none.
+            once more; the paper uses 0.1. 0 for none.
         spacing: As in `Sampler`.
 
     Raises:
@@ -528,8 +476,8 @@ class Ancestral(Sampler):
         self, gamma: float = 0.0, langevin_delta: float = 0.0, *, spacing: str = "trailing"
     ) -> None:
         super().__init__(spacing=spacing)
-        self.gamma = _checked_share("Ancestral", "gamma", gamma)
-        self.langevin_delta = _checked_delta("Ancestral", langevin_delta)
+        self.gamma = _checked("Ancestral: gamma", gamma, 1)
+        self.langevin_delta = _checked("Ancestral: langevin_delta", langevin_delta, math.inf)
 
     def run(
         self, x: Tensor, levels: Sequence[NoiseLevel], denoise: Denoise, noise: Noise
@@ -550,8 +498,8 @@ class Ancestral(Sampler):
 class DDPM(Ancestral):
     """The reference's sampler: `Ancestral` with `gamma=0` over all steps of the model.
 
-    Where nothing but conditions guides the samples, and no seed is given, `sample` runs the same
-    chain by `p_sample`, whose numbers are the reference's to the last bit.
+    Without guidance other than conditions and without seed, `sample` runs the same chain with
+    `p_sample`, whose numbers are the reference's bit for bit.
     """
 
     default_steps: int | None = None
@@ -565,20 +513,20 @@ class DDPM(Ancestral):
         Raises:
             ValueError: If `steps` is not the number of all steps.
         """
-        if whole_number(steps) != process.num_timesteps:
+        if not isinstance(steps, Integral) or steps != process.num_timesteps:
             raise ValueError(
-                f"DDPM: steps must be all {process.num_timesteps} of the model, got {steps}; for "
-                "others pass sampler='ancestral', 'ddim' or 'dpm++'"
+                f"DDPM: steps must be all {process.num_timesteps} of the model, got {shown(steps)};"
+                " for others pass sampler='ancestral', 'ddim' or 'dpm++'"
             )
         return super().levels(process, steps)
 
 
 class DDIM(Sampler):
-    """Steps along the noise that is predicted, of which a part can be new (Song et al. 2021).
+    """Steps along the predicted noise, part of which can be new (Song et al. 2021).
 
     Args:
-        eta: Share of new noise, in [0, 1] (eq. 12, 16): at 0 the video is a function of the noise
-            at the start, at 1 this is ancestral sampling.
+        eta: Share of new noise, in [0, 1] (eq. 12, 16): at 0 the video is a function of the
+            initial noise, at 1 this is ancestral sampling.
         langevin_delta: As in `Ancestral`.
         spacing: As in `Sampler`.
 
@@ -592,8 +540,8 @@ class DDIM(Sampler):
         self, eta: float = 0.0, langevin_delta: float = 0.0, *, spacing: str = "trailing"
     ) -> None:
         super().__init__(spacing=spacing)
-        self.eta = _checked_share("DDIM", "eta", eta)
-        self.langevin_delta = _checked_delta("DDIM", langevin_delta)
+        self.eta = _checked("DDIM: eta", eta, 1)
+        self.langevin_delta = _checked("DDIM: langevin_delta", langevin_delta, math.inf)
 
     def run(
         self, x: Tensor, levels: Sequence[NoiseLevel], denoise: Denoise, noise: Noise
@@ -612,15 +560,15 @@ class DDIM(Sampler):
 
 
 class DPMPlusPlus(Sampler):
-    """DPM-Solver++ (2M): extrapolates the predicted video, for good samples in few steps.
+    """DPM-Solver++ (2M): extrapolates the predicted video for good samples in few steps.
 
     The multistep form with the midpoint rule (Lu et al. 2022, algorithm 2), with one call of the
     network per step.
 
     Args:
         sde: Whether each step draws new noise, as the reverse diffusion does (SDE-DPM-Solver++).
-        order: 2, or 1 for no extrapolation, which without `sde` is `DDIM()`. The first step, which
-            has none before it, and the last, which is infinitely long, are always of order 1.
+        order: 2, or 1 for no extrapolation, which without `sde` is `DDIM()`. The first step, with
+            none before it, and the last, which is infinitely long, always have order 1.
         spacing: As in `Sampler`.
 
     Raises:
@@ -653,7 +601,7 @@ class DPMPlusPlus(Sampler):
                 middle = x_start + step / (2 * step_before) * (x_start - x_start_before)
             x_start_before, step_before = x_start, step
 
-            # the exact solution, were the predicted video the same all along the step
+            # the exact solution for a predicted video that is constant during the step
             length = 2 * step if self.sde else step
             gain = -math.expm1(-length)
             x = s.sigma / t.sigma * math.exp(step - length) * x + s.alpha * gain * middle
@@ -672,14 +620,14 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
 
 
 def make_sampler(sampler: Any) -> Sampler:
-    """The sampler that a user names or gives.
+    """A sampler by name, or from an object.
 
     Args:
         sampler: A name in `SAMPLERS`, a `Sampler`, or a scheduler of the diffusers package.
 
     Raises:
-        TypeError: If it is something else, or a scheduler that cannot take the model's steps.
-        ValueError: If there is none of this name.
+        TypeError: If it is something else, or a scheduler that does not fit.
+        ValueError: If the name is unknown.
 
     Example:
         >>> make_sampler("ddim").eta
@@ -694,7 +642,8 @@ def make_sampler(sampler: Any) -> Sampler:
                 f"{shown(sampler)}; choose one"
             )
         return SAMPLERS[sampler]()
-    if is_scheduler(sampler):
+    is_object = not isinstance(sampler, type)
+    if is_object and hasattr(sampler, "set_timesteps") and hasattr(sampler, "step"):
         return DiffusersScheduler(sampler)
     raise TypeError(
         f"sample: sampler must be a name ({', '.join(SAMPLERS)}), a Sampler or a scheduler of "
@@ -703,7 +652,7 @@ def make_sampler(sampler: Any) -> Sampler:
 
 
 def _share_of_new(t: NoiseLevel, s: NoiseLevel) -> float:
-    """`1 - exp(log_snr_t - log_snr_s)`, without loss of digits for short steps."""
+    """`1 - exp(log_snr_t - log_snr_s)`, accurate for short steps."""
     return -math.expm1(t.log_snr - s.log_snr)
 
 
@@ -718,17 +667,8 @@ def _corrected(
     return x - pull + math.sqrt(delta) * level.sigma * noise(x)
 
 
-def _checked_share(sampler: str, name: str, value: float) -> float:
-    if not isinstance(value, Real) or not 0 <= value <= 1:
-        raise ValueError(
-            f"{sampler}: {name} must be in [0, 1], got {shown(value)}; give it as a fraction"
-        )
-    return value
-
-
-def _checked_delta(sampler: str, value: float) -> float:
-    if not isinstance(value, Real) or not 0 <= value < math.inf:
-        raise ValueError(
-            f"{sampler}: langevin_delta must be at least 0, got {shown(value)}; the paper's is 0.1"
-        )
+def _checked(name: str, value: float, most: float) -> float:
+    """Raises a ValueError unless an option is from 0 to `most`."""
+    if not 0 <= value <= most:
+        raise ValueError(f"{name} must be from 0 to {most:g}, got {value}")
     return value

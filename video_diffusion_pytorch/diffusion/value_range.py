@@ -1,20 +1,20 @@
-"""Ranges of values: from the units of the data to [-1, 1], and back."""
+"""Value ranges and shapes of clips: from the units of the data to [-1, 1] and back."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # how far outside its range a clip's values may be before it looks like a mistake
 RANGE_TOLERANCE = 0.05
 
-# whose lines are no user's
+# folders whose lines are not a user's
 _LIBRARIES = tuple(
     f"{folder}{os.sep}" for folder in (Path(__file__).parents[1], Path(torch.__file__).parent)
 )
@@ -42,15 +42,7 @@ def to_unit_range(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def check_type(name: str, x: Tensor) -> None:
-    """Finds out whether clips, or parts of clips, are of a number type that has a range.
-
-    Args:
-        name: What they are, for the message.
-        x: Of any shape.
-
-    Raises:
-        ValueError: If they are neither floating-point nor uint8.
-    """
+    """Raises a ValueError unless clips, called `name` in it, are floating-point or uint8."""
     if not x.is_floating_point() and x.dtype != torch.uint8:
         raise ValueError(
             f"GaussianDiffusion: {name} must be floating-point or uint8, got {x.dtype}; convert "
@@ -58,40 +50,38 @@ def check_type(name: str, x: Tensor) -> None:
         )
 
 
+def check_videos(
+    name: str,
+    x: Any,
+    shape: Sequence[int | str] = ("b", "c", "f", "h", "w"),
+    cure: str = "convert it with .float(), move its axes, cut or resize it",
+) -> None:
+    """Checks the type and shape of videos.
+
+    Args:
+        name: The call and its argument, for the error.
+        x: The argument's value.
+        shape: The expected shape, in which a letter stands for any length but 0.
+        cure: What to do about it, for the error.
+
+    Raises:
+        ValueError: If `x` is not a floating-point or uint8 tensor of this shape.
+    """
+    is_tensor = torch.is_tensor(x)
+    if is_tensor and (x.is_floating_point() or x.dtype == torch.uint8) and x.ndim == len(shape):
+        sizes = zip(x.shape, shape, strict=True)
+        if all(n > 0 if isinstance(wanted, str) else n == wanted for n, wanted in sizes):
+            return
+    got = f"{x.dtype} of shape {tuple(x.shape)}" if is_tensor else type(x).__name__
+    raise ValueError(
+        f"{name} must be a floating-point or uint8 tensor of shape "
+        f"({', '.join(map(str, shape))}), got {got}; {cure}"
+    )
+
+
 def level_of_user() -> int:
-    """The `stacklevel` that makes a warning of the caller's point at the user's own line."""
+    """The `stacklevel` with which a warning of the caller points at the user's own line."""
     frame, level = sys._getframe(1), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame, level = frame.f_back, level + 1
     return level
-
-
-def check_ranges_of_file(
-    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
-) -> None:
-    """Refuses weights that were trained on clips in other units.
-
-    Raises:
-        ValueError: If the state dict's range is not the module's.
-    """
-    if f"{prefix}betas" not in state_dict:
-        return
-    buffers = dict(module.named_buffers(recurse=False))
-    for kind in ("value", "cond_value"):
-        names = (f"{kind}_low", f"{kind}_high")
-        own = [buffers[name] for name in names if buffers.get(name) is not None]
-        theirs = [state_dict[prefix + name] for name in names if prefix + name in state_dict]
-        if [bound.tolist() for bound in own] == [bound.tolist() for bound in theirs]:
-            continue
-        wanted = _in_words(theirs)
-        raise ValueError(
-            f"GaussianDiffusion: the state dict must have the model's {kind}_range, "
-            f"{_in_words(own)}, got {wanted}; build GaussianDiffusion with {kind}_range={wanted}"
-        )
-
-
-def _in_words(bounds: Sequence[Tensor]) -> str:
-    # the shortest text that identifies the float32
-    plain = [tuple(float(str(value)) for value in bound.cpu().numpy()) for bound in bounds]
-    alike = [values[0] if len(set(values)) == 1 else values for values in plain]
-    return str(tuple(alike)) if alike else "None"

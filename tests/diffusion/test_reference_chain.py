@@ -1,6 +1,5 @@
 """Sampling: from noise to videos."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -126,7 +125,7 @@ def test_samples_are_clips():
     assert diffusion.p_sample_loop((1, 2, 7, 4, 4), progress=False).shape == (1, 2, 7, 4, 4)
 
 
-def test_samples_in_a_range_of_their_own_are_not_cut():
+def test_samples_in_a_range_of_their_own_are_not_clamped():
     diffusion = toy_diffusion(auto_normalize=False)
     torch.manual_seed(0)
     videos = diffusion.sample(batch_size=2, progress=False)
@@ -189,7 +188,7 @@ def test_every_step_is_taken_once_from_the_last_to_the_first():
     assert steps == [[t, t] for t in reversed(range(10))]
 
 
-def test_the_seed_settles_the_sample_whatever_the_format_in_memory():
+def test_samples_do_not_depend_on_the_memory_format():
     class ChannelsLast(Toy):
         def forward(self, x, t, cond=None):
             return super().forward(x, t).contiguous(memory_format=torch.channels_last_3d)
@@ -312,22 +311,13 @@ def test_interpolation_takes_conditions_and_gives_clips():
 def test_clips_that_cannot_be_interpolated():
     diffusion = toy_diffusion()
     x = torch.rand(2, 3, 4, 8, 8)
-    message = (
-        "interpolate: x1 and x2 must have the same shape, got (2, 3, 4, 8, 8) and "
-        "(1, 3, 4, 8, 8); cut or resize one"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        diffusion.interpolate(x, x[:1])
-    with pytest.raises(ValueError, match=r"x2 must be floating-point or uint8, got torch.int64"):
-        diffusion.interpolate(x, x.long())
-    with pytest.raises(ValueError, match=r"lam must be in \[0, 1\], got 2; it is the share of x2"):
+    for other in (x[:1], x.long()):
+        message = r"^interpolate: x2 must be .* tensor of shape \(2, 3, 4, 8, 8\), got torch"
+        with pytest.raises(ValueError, match=message):
+            diffusion.interpolate(x, other)
+    message = r"interpolate: lam, the share of x2, must be in \[0, 1\], got 2"
+    with pytest.raises(ValueError, match=message):
         diffusion.interpolate(x, x, lam=2)
-    for t in (-1, 10, 2.5):
-        message = (
-            f"interpolate: t must be a step from 0 to 9, got {t}; leave it out to blend at the last"
-        )
-        with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            diffusion.interpolate(x, x, t=t)
 
 
 # Small ones
