@@ -8,8 +8,8 @@ from video_diffusion_pytorch.model.blocks import join_channels
 from video_diffusion_pytorch.model.conditioning import (
     TextPooling,
     TextTokens,
-    dropped_videos,
     focus_mask,
+    mask_of_videos,
     mean_state,
     prob_mask_like,
 )
@@ -345,15 +345,22 @@ def test_no_focus_needs_no_mask():
     assert focus_mask(given, 0.0, x) is given
 
 
-def test_a_network_without_conditions_draws_none_to_drop():
+def test_a_given_mask_is_taken_and_no_other_drawn():
     x, given = torch.zeros(3, 1, 2, 4, 4), torch.tensor([True, False, True])
     before = torch.get_rng_state()
-    assert dropped_videos(None, 0.5, x, has_cond=False) is None
-    assert dropped_videos(given, 0.5, x, has_cond=False) is None
-    assert dropped_videos(given, 0.5, x, has_cond=True) is given
+    assert mask_of_videos("drop_mask", given, 0.5, x) is given
     assert torch.equal(torch.get_rng_state(), before)
-    assert dropped_videos(None, 0.5, x, has_cond=True).shape == (3,)
+    assert mask_of_videos("drop_mask", None, 0.5, x).shape == (3,)
     assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_network_without_conditions_draws_none_to_drop():
+    before = torch.get_rng_state()
+    unet = tiny_unet()
+    x, time = videos()
+    before = torch.get_rng_state()
+    unet(x, time, null_cond_prob=0.5)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 # Tokens of captions

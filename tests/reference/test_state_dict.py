@@ -116,14 +116,14 @@ def test_the_wrong_normalisation_is_told(wrapped):
             for unet in (grouped, plain)
         )
     message = (
-        "Unet3D: the state dict must have the network's normalisation, RMSNorm, got GroupNorm "
-        "(reference versions 0.6.x); build the network with resnet_groups=8"
+        "Unet3D: the state dict must have the network's normalisation, RMSNorm, got GroupNorm; "
+        "build the network with resnet_groups=8"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         plain.load_state_dict(to_reference_state_dict(grouped.state_dict()))
     message = (
-        "Unet3D: the state dict must have the network's normalisation, GroupNorm, got RMSNorm "
-        "(reference version 0.7.0); build the network without resnet_groups"
+        "Unet3D: the state dict must have the network's normalisation, GroupNorm, got RMSNorm; "
+        "build the network without resnet_groups"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         grouped.load_state_dict(to_reference_state_dict(plain.state_dict()))

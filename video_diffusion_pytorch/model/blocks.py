@@ -160,18 +160,9 @@ class ResnetBlock(nn.Module):
             x: The features.
             time_emb: The embedding vector, `(b, time_emb_dim)`, or one per frame,
                 `(b, f, time_emb_dim)`.
-
-        Raises:
-            ValueError: If the block was built with `time_emb_dim` and `time_emb` is missing.
         """
         scale_shift = None
         if self.mlp is not None:
-            if time_emb is None:
-                raise ValueError(
-                    "ResnetBlock: this block was built with time_emb_dim, so it expects time_emb "
-                    f"of shape (b, {self.mlp[1].in_features}), got None; pass the embedding or "
-                    "build the block without time_emb_dim"
-                )
             emb = self.mlp(time_emb)
             per_frame = emb if emb.ndim == 3 else emb[:, None]
             scale, shift = per_frame.transpose(1, 2)[..., None, None].chunk(2, dim=1)
