@@ -165,7 +165,7 @@ def test_a_misspelt_keyword(unet, wrong):
         ({"dim_mults": (1, 0)}, "must be positive factors, one for each resolution, got (1, 0)"),
         ({"block_type": "convnext"}, "Unet3D: block_type must be 'resnet', got 'convnext'"),
         ({"text_pooling": "max"}, "text_pooling must be 'mean' or 'attention', got 'max'"),
-        ({"token_shift": "x"}, "must be None or 'time' or 'space' or 'both', got 'x'"),
+        ({"token_shift": "x"}, "must be None, 'time', 'space' or 'both', got 'x'"),
         ({"time_input": "t"}, "Unet3D: time_input must be 'step' or 'log_snr', got 't'"),
         ({"full_attn_levels": (0, 2)}, "numbers of levels from 0, the finest, to 1, got (0, 2)"),
         ({"temporal_attn_levels": (-1,)}, "numbers of levels from 0, the finest, to 1, got (-1,)"),

@@ -143,11 +143,9 @@ class ResnetBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.mlp = (
-            None
-            if time_emb_dim is None
-            else nn.Sequential(nn.SiLU(), nn.Linear(time_emb_dim, dim_out * 2))
-        )
+        self.mlp = None
+        if time_emb_dim is not None:
+            self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(time_emb_dim, dim_out * 2))
         self.block1 = Block(dim, dim_out, groups=groups)
         self.dropout = nn.Dropout(dropout)
         self.block2 = Block(dim_out, dim_out, groups=groups)

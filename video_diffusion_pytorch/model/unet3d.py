@@ -40,12 +40,6 @@ from video_diffusion_pytorch.reference.state_dict import (
     unet_config_from_state_dict,
 )
 
-_CHOICES: dict[str, tuple[str | None, ...]] = {
-    "block_type": ("resnet",),
-    "text_pooling": ("mean", "attention"),
-    "token_shift": (None, "time", "space", "both"),
-    "time_input": ("step", "log_snr"),
-}
 # Local names of the constructor that are no settings of the network
 _NOT_IN_CONFIG = ("self", "__class__", "gradient_checkpointing")
 
@@ -693,10 +687,13 @@ def _check_arguments(config: Mapping[str, Any]) -> None:
     levels = set(range(len(mults)))
     numbers = f"numbers of levels from 0, the finest, to {len(mults) - 1}"
     rules = {
-        name: (config[name] in choices, " or ".join(map(repr, choices)))
-        for name, choices in _CHOICES.items()
-    }
-    rules |= {
+        "block_type": (config["block_type"] == "resnet", "'resnet'"),
+        "text_pooling": (config["text_pooling"] in ("mean", "attention"), "'mean' or 'attention'"),
+        "token_shift": (
+            config["token_shift"] in (None, "time", "space", "both"),
+            "None, 'time', 'space' or 'both'",
+        ),
+        "time_input": (config["time_input"] in ("step", "log_snr"), "'step' or 'log_snr'"),
         "dim_mults": (mults and min(mults) >= 1, "positive factors, one for each resolution"),
         "init_kernel_size": (config["init_kernel_size"] % 2 == 1, "odd"),
         "resnet_groups": (

@@ -57,54 +57,41 @@ def read_reference_state_dict(
     """Renames the reference's tensors to ours, in place, before `Unet3D` loads them.
 
     Raises:
-        ValueError: If the file's normalisation, heads or time input differ from the network's.
+        ValueError: If the file's normalisation, time input or heads differ from the network's.
     """
     for key in [key for key in state_dict if key.startswith(prefix)]:
         state_dict[prefix + _from_reference(key.removeprefix(prefix))] = state_dict.pop(key)
     theirs = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    if not theirs:
+    if "init_conv.weight" not in theirs:
         return
     # the frequencies are a constant, which some versions of the rotary library do not store
     state_dict.setdefault(prefix + ROTARY, module.get_parameter(ROTARY))
     ours = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
-    norm, expected = _norm_of(theirs), _norm_of(ours)
-    if norm is not None and norm != expected:
-        fix = "with resnet_groups=8" if norm == "GroupNorm" else "without resnet_groups"
-        raise _mismatch("normalisation", expected, norm, fix)
-    if "init_conv.weight" not in theirs:
-        return
-    time_input, expected = _time_input_of(theirs), _time_input_of(ours)
-    if time_input != expected:
-        raise _mismatch("time_input", expected, time_input, f"with time_input={time_input!r}")
-    widths, own_widths = theirs.get(HEAD_WIDTHS), ours.get(HEAD_WIDTHS)
-    heads, expected = _heads_text(widths), _heads_text(own_widths)
-    if heads != expected:
-        fix = "with its attn_heads, attn_dim_head and spatial_attn_dim_head"
-        raise _mismatch("heads", expected, heads, fix)
+    for expected, got in zip(_hidden_settings(ours), _hidden_settings(theirs), strict=True):
+        if got != expected:
+            raise ValueError(
+                f"Unet3D: the state dict must be of a network with {expected}, got {got}; build "
+                "the network with the same keywords"
+            )
 
 
-def _mismatch(setting: str, ours: str | None, theirs: str, fix: str) -> ValueError:
-    return ValueError(
-        f"Unet3D: the state dict must have the network's {setting}, {ours}, got {theirs}; build "
-        f"the network {fix}"
-    )
+def _hidden_settings(tensors: Mapping[str, Tensor]) -> tuple[str, str, str]:
+    """Normalisation, time input and heads, which decide the meaning of weights of equal names."""
+    norm, heads, widths = "RMSNorm (resnet_groups=None)", "attn_heads", tensors.get(HEAD_WIDTHS)
+    if _has_group_norm(tensors):
+        norm = "GroupNorm (resnet_groups=8 in versions 0.6.x)"
+    if widths is not None:
+        numbers = None if widths.is_meta else widths.tolist()
+        heads = f"attn_heads=None, attn_dim_head and spatial_attn_dim_head {numbers}"
+    return norm, f"time_input={_time_input(tensors)!r}", heads
 
 
-def _norm_of(tensors: Mapping[str, Tensor]) -> str | None:
-    norms = {"weight": "GroupNorm", "gamma": "RMSNorm"}
-    names = {name: f"mid_block1.block1.norm.{parameter}" for parameter, name in norms.items()}
-    return next((name for name in names if names[name] in tensors), None)
+def _has_group_norm(tensors: Mapping[str, Tensor]) -> bool:
+    return "mid_block1.block1.norm.weight" in tensors
 
 
-def _time_input_of(tensors: Mapping[str, Tensor]) -> str:
+def _time_input(tensors: Mapping[str, Tensor]) -> str:
     return "log_snr" if LOG_SNR_INPUT in tensors else "step"
-
-
-def _heads_text(widths: Tensor | None) -> str:
-    if widths is None:
-        return "attn_heads"
-    numbers = "" if widths.is_meta else " of {} and {} channels".format(*widths.tolist())
-    return f"as many as suit heads{numbers}"
 
 
 def to_reference_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +183,7 @@ def _config_of(ours: Mapping[str, Tensor]) -> dict[str, Any]:
         "init_dim": init_dim,
         "init_kernel_size": kernel,
         "use_sparse_linear_attn": 4 in axes.values(),
-        "resnet_groups": 8 if _norm_of(ours) == "GroupNorm" else None,
+        "resnet_groups": 8 if _has_group_norm(ours) else None,
         "num_classes": None if classes is None else classes - 1,
         "frame_cond_dim": length("null_frame_cond", 2),
         "cond_channels": cond_channels,
@@ -209,7 +196,7 @@ def _config_of(ours: Mapping[str, Tensor]) -> dict[str, Any]:
         "spatial_attn_dim_head": spatial_dim_head,
         "emb_dim": None if emb_dim == 4 * dim else emb_dim,
         "emb_layers": _count(r"time_mlp\.\d+\.weight", ours),
-        "time_input": _time_input_of(ours),
+        "time_input": _time_input(ours),
     }
 
 
