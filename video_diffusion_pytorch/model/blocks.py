@@ -44,7 +44,7 @@ def Upsample(dim: int) -> nn.Module:
 
 
 def keep_kernels_channels_last(module: nn.Module) -> None:
-    """Gives all 3-D kernels in `module` the memory format of the videos that they meet."""
+    """Gives all 3-D kernels in `module` the memory format of their input videos."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
             # .contiguous() would leave 1×1×1 kernels alone, whose strides DDP then warns of

@@ -219,7 +219,7 @@ class Unet3D(Shareable, part="unet"):
         """Compiles each residual block and attention layer in place, when it is first called.
 
         Dozens of small graphs are compiled sooner than one large one, equal ones share their
-        kernels in torch's cache, and a layer that meets another shape is compiled again alone.
+        kernels in torch's cache, and a layer whose input has another shape is compiled again alone.
         Weights, names in the state dict and results stay as they are, up to rounding. A copy by
         `copy.deepcopy` or `pickle` is not compiled, and may be compiled itself.
 
@@ -666,7 +666,7 @@ def _call_uncompiled(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """An argument in Python's own numbers, as files hold it, whatever library it is of."""
+    """An argument in Python's own numbers and tuples, from NumPy's, torch's or its own."""
     value = value.tolist() if hasattr(value, "tolist") else value
     is_several = isinstance(value, Sequence) and not isinstance(value, str)
     return tuple(map(plain, value)) if is_several else value
