@@ -30,7 +30,8 @@ def _fresh_compiler():
 
 def tiny_unet(**config):
     torch.manual_seed(0)
-    return Unet3D(**{"dim": 8, "dim_mults": (1,), "attn_heads": 2, "attn_dim_head": 8} | config)
+    layers = {"dim_mults": (1,), "blocks_per_level": 1, "temporal_attn_levels": ()}
+    return Unet3D(**{"dim": 8, "attn_heads": 2, "attn_dim_head": 8} | layers | config)
 
 
 def layers_of(network):
@@ -88,7 +89,7 @@ def test_training_gives_the_same():
     for checkpointing in (False, True):
         unet.gradient_checkpointing = checkpointing
         actual = gradients_of(unet, call)
-        assert len(actual) == len(expected) > 80
+        assert len(actual) == len(expected) > 50
         for pair in zip(actual, expected, strict=True):
             torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4)
     # a layer that is called again by its checkpoint is the same graph
@@ -121,7 +122,7 @@ def test_half_precision_gives_nearly_the_same(groups):
 
 
 def test_each_layer_is_one_graph_however_many_there_are():
-    count, counter = 4, Counter()
+    count, counter = 3, Counter()
     blocks = nn.ModuleList(ResnetBlock(i + 2, i + 3) for i in range(count))
     # fewer graphs than there are layers, all of other sizes, but as many as one of them needs
     for block in blocks:
@@ -143,7 +144,7 @@ def test_each_layer_is_one_graph_however_many_there_are():
     # another batch makes the batch a size that varies, and then any will do
     train(29)
     assert counter.take() == count
-    for b in (31, 37, 41):
+    for b in (31, 37):
         train(b)
     assert counter.take() == 0
 
