@@ -22,7 +22,6 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import Unet3D
-from video_diffusion_pytorch.model.compile_blocks import compile_blocks
 
 WAYS = ("eager", "blocks", "whole")
 
@@ -72,7 +71,7 @@ def measure(way: str, options: argparse.Namespace) -> tuple[float, float]:
     torch.manual_seed(0)
     unet = Unet3D(dim=options.dim).to(options.device)
     if way == "blocks":
-        compile_blocks(unet, fullgraph=True)
+        unet.compile_blocks(fullgraph=True)
     elif way == "whole":
         unet.compile(fullgraph=True)
     times = [step_time(unet, options) for _ in range(options.steps + 2)]

@@ -10,7 +10,6 @@ from rotary_embedding_torch import RotaryEmbedding
 from video_diffusion_pytorch.model import attention
 from video_diffusion_pytorch.model.attention import (
     Attention,
-    LinearAttentionLayer,
     SpatialAttention,
     SpatialLinearAttention,
     TemporalAttention,
@@ -300,9 +299,9 @@ def test_temporal_attention_sees_all_frames_of_its_pixel():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [SpatialAttention, LinearAttentionLayer])
-def test_spatial_attention_sees_all_pixels_of_its_frame(kind):
-    changed = where_it_changes(kind(8, 2))
+@pytest.mark.parametrize("linear", [False, True])
+def test_spatial_attention_sees_all_pixels_of_its_frame(linear):
+    changed = where_it_changes(SpatialAttention(8, 2, linear=linear))
     expected = torch.zeros(FRAMES, 3, 3, dtype=torch.bool)
     expected[1] = True
     assert torch.equal(changed, expected)
@@ -326,7 +325,8 @@ def test_the_mask_of_focus_is_one_per_video():
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "layer", [TemporalAttention(8, 2, 4), SpatialAttention(8, 2), LinearAttentionLayer(8, 2)]
+    "layer",
+    [TemporalAttention(8, 2, 4), SpatialAttention(8, 2), SpatialAttention(8, 2, linear=True)],
 )
 def test_attention_is_added_to_its_input(layer):
     for parameter in layer.attn.to_out.parameters():
@@ -340,10 +340,10 @@ def test_attention_is_added_to_its_input(layer):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", [SpatialAttention, LinearAttentionLayer])
-def test_a_shift_in_space_keeps_to_its_frame(kind):
-    layer = kind(8, 2, shift=True)
-    plain = kind(8, 2)
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_shift_in_space_keeps_to_its_frame(linear):
+    layer = SpatialAttention(8, 2, shift=True, linear=linear)
+    plain = SpatialAttention(8, 2, linear=linear)
     plain.load_state_dict(layer.state_dict())
     x = torch.randn(1, 8, FRAMES, 3, 3)
     assert not torch.equal(layer(x), plain(x))

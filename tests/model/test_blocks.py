@@ -202,14 +202,6 @@ def test_an_embedding_per_frame_scales_and_shifts_its_frame():
     torch.testing.assert_close(block(x, emb), torch.cat(frames, dim=2), rtol=1e-5, atol=1e-4)
 
 
-def test_a_missing_embedding_is_told():
-    with pytest.raises(
-        ValueError,
-        match=r"ResnetBlock: .* expects time_emb of shape \(b, 5\), got None; pass the embedding",
-    ):
-        ResnetBlock(4, 6, time_emb_dim=5)(torch.randn(1, 4, 2, 3, 3))
-
-
 # Views of frames and pixels, against einops
 
 

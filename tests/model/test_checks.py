@@ -33,22 +33,22 @@ def exactly(message):
         (
             torch.randn(2, 1, 4, 8, 8),
             "Unet3D: x must have the shape (b, 3, f, h, w), got (2, 1, 4, 8, 8); move the axes, "
-            "or build the network with channels=1",
+            "or build the network with other channels",
         ),
         (
             torch.randn(3, 4, 8, 8),
             "Unet3D: x must have the shape (b, 3, f, h, w), got (3, 4, 8, 8); move the axes, "
-            "or build the network with channels=...",
+            "or build the network with other channels",
         ),
         (
             torch.randn(2, 3, 4, 9, 8),
             "Unet3D: height and width must be multiples of 2 for 2 resolutions, got 9 x 8; "
-            "resize or pad to 10 x 8, or use fewer dim_mults",
+            "resize or pad, or use fewer dim_mults",
         ),
         (
             torch.randn(2, 3, 4, 8, 7),
             "Unet3D: height and width must be multiples of 2 for 2 resolutions, got 8 x 7; "
-            "resize or pad to 8 x 8, or use fewer dim_mults",
+            "resize or pad, or use fewer dim_mults",
         ),
         (
             torch.randn(5, 3, 4, 8, 8),
@@ -107,15 +107,12 @@ def test_a_condition_of_a_wrong_shape(conditional, shape):
 @pytest.mark.parametrize(
     ("mask", "got"),
     [
-        (torch.ones(2), "torch.float32 of shape (2,)"),
-        (torch.ones(3, dtype=torch.bool), "torch.bool of shape (3,)"),
+        (torch.ones(2), "be a tensor of booleans of shape (2,), got torch.float32"),
+        (torch.ones(3, dtype=torch.bool), "have the shape (2,), got (3,)"),
     ],
 )
 def test_a_wrong_mask_of_focus(unet, conditional, mask, got):
-    message = (
-        "Unet3D: focus_present_mask must be boolean with one element per video, shape (2,), got "
-        f"{got}; use torch.tensor([True, False, ...])"
-    )
+    message = f"Unet3D: focus_present_mask must {got}; use torch.tensor([True, False, ...])"
     with pytest.raises(ValueError, match=exactly(message)):
         unet(X, TIME, focus_present_mask=mask)
     with pytest.raises(ValueError, match=exactly(message)):
@@ -127,21 +124,15 @@ def test_a_wrong_mask_of_focus(unet, conditional, mask, got):
 @pytest.mark.parametrize(
     ("mask", "got"),
     [
-        (torch.ones(3, dtype=torch.bool), "torch.bool of shape (3,)"),
-        (torch.ones(2, 1, dtype=torch.bool), "torch.bool of shape (2, 1)"),
-        (torch.ones(2), "torch.float32 of shape (2,)"),
-        ([True, False], "list"),
+        (torch.ones(2, 1, dtype=torch.bool), "have the shape (2,), got (2, 1)"),
+        ([True, False], "be a tensor of booleans of shape (2,), got list"),
     ],
     ids=str,
 )
-def test_a_wrong_drop_mask(unet, conditional, mask, got):
-    message = (
-        "Unet3D: drop_mask must be boolean with one element per video, shape (2,), got "
-        f"{got}; use torch.tensor([True, False, ...])"
-    )
-    for network, told in ((unet, ()), (conditional, (torch.randn(2, 3),))):
-        with pytest.raises(ValueError, match=exactly(message)):
-            network(X, TIME, *told, drop_mask=mask)
+def test_a_wrong_drop_mask(conditional, mask, got):
+    message = f"Unet3D: drop_mask must {got}; use torch.tensor([True, False, ...])"
+    with pytest.raises(ValueError, match=exactly(message)):
+        conditional(X, TIME, torch.randn(2, 3), drop_mask=mask)
 
 
 @pytest.mark.parametrize("wrong", ["focus_present", "null_cond_probability"])
@@ -157,28 +148,35 @@ def test_a_misspelt_keyword(unet, wrong):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"dim": 0}, "Unet3D: dim must be at least 1, got 0; give a positive number"),
-        ({"channels": 0}, "Unet3D: channels must be at least 1, got 0; give a positive number"),
-        ({"attn_heads": 0}, "Unet3D: attn_heads must be at least 1, got 0; give a positive"),
-        ({"attn_dim_head": -1}, "Unet3D: attn_dim_head must be at least 1, got -1; give"),
-        ({"init_kernel_size": 0}, "Unet3D: init_kernel_size must be at least 1, got 0; give"),
-        ({"cond_dim": 0}, "Unet3D: cond_dim must be at least 1, got 0; give a positive number"),
+        ({"dim": 0}, "Unet3D: dim must be a whole number of at least 1, got 0"),
+        ({"dim": None}, "Unet3D: dim must be a whole number of at least 1, got None"),
+        ({"attn_heads": 0}, "Unet3D: attn_heads must be a whole number of at least 1, got 0"),
+        ({"channels": 2.0}, "Unet3D: channels must be a whole number of at least 1, got 2.0"),
+        ({"channels": "2"}, "Unet3D: channels must be a whole number of at least 1, got '2'"),
+        ({"num_classes": True}, "num_classes must be a whole number of at least 1, got True"),
+        ({"cond_channels": -1}, "cond_channels must be a whole number of at least 0, got -1"),
         (
             {"resnet_groups": 3},
-            "Unet3D: resnet_groups must divide the channels of every level, [8, 8, 8, 16], got 3; "
-            "choose a divisor, or leave it out for RMSNorm",
+            "Unet3D: resnet_groups must be a divisor of the channels of every level, "
+            "[8, 8, 8, 16], or None for RMSNorm, got 3",
         ),
-        ({"init_kernel_size": 4}, "Unet3D: init_kernel_size must be odd, got 4; use 5"),
+        ({"init_kernel_size": 4}, "Unet3D: init_kernel_size must be odd, got 4"),
+        ({"dim_mults": ()}, "dim_mults must be positive factors, one for each resolution, got ()"),
+        ({"dim_mults": (1, 0)}, "must be positive factors, one for each resolution, got (1, 0)"),
+        ({"block_type": "convnext"}, "Unet3D: block_type must be 'resnet', got 'convnext'"),
+        ({"text_pooling": "max"}, "text_pooling must be 'mean' or 'attention', got 'max'"),
+        ({"token_shift": "x"}, "must be None, 'time', 'space' or 'both', got 'x'"),
+        ({"time_input": "t"}, "Unet3D: time_input must be 'step' or 'log_snr', got 't'"),
+        ({"full_attn_levels": (0, 2)}, "numbers of levels from 0, the finest, to 1, got (0, 2)"),
+        ({"temporal_attn_levels": (-1,)}, "numbers of levels from 0, the finest, to 1, got (-1,)"),
+        ({"full_attn_levels": "01"}, "numbers of levels from 0, the finest, to 1, got '01'"),
+        ({"dropout": -0.1}, "Unet3D: dropout must be from 0 to below 1, got -0.1"),
+        ({"dropout": 1.0}, "Unet3D: dropout must be from 0 to below 1, got 1.0"),
         (
-            {"dim_mults": ()},
-            "Unet3D: dim_mults must hold a positive factor for each resolution, got (); the "
-            "default is (1, 2, 4, 8)",
+            {"num_text_tokens": 4},
+            "num_text_tokens and text_pooling='attention' need the width of the encoder's states",
         ),
-        ({"dim_mults": (1, 0)}, "positive factor for each resolution, got (1, 0); the default"),
-        (
-            {"block_type": "convnext"},
-            "Unet3D: block_type must be \"resnet\", got 'convnext'; leave it out",
-        ),
+        ({"text_pooling": "attention"}, "got no cond_dim; pass cond_dim, or use_bert_text_cond"),
         ({"dim": 9}, "dim must be an even number, at least 4, got 9; round the network's dim up"),
     ],
 )
@@ -242,15 +240,17 @@ def test_an_unexpected_and_a_missing_condition(unet, told, name, has, keyword):
         ),
         (
             {"labels": [0, 3]},
-            "labels must be a tensor of shape (2,), got list; convert it with torch.as_tensor",
+            "labels must be a tensor of integers of shape (2,), got list; give one class per video",
         ),
         (
             {"labels": torch.tensor([0.0, 3.0])},
-            "labels must be integers, got torch.float32; convert them with .long()",
+            "labels must be a tensor of integers of shape (2,), got torch.float32; give one class "
+            "per video",
         ),
         (
             {"labels": torch.tensor([True, False])},
-            "labels must be integers, got torch.bool; convert them with .long()",
+            "labels must be a tensor of integers of shape (2,), got torch.bool; give one class "
+            "per video",
         ),
         (
             {"labels": torch.tensor([0, 4])},
@@ -274,7 +274,7 @@ def test_an_unexpected_and_a_missing_condition(unet, told, name, has, keyword):
         ),
         (
             {"cond_video": torch.randn(2, 2, 4, 4)},
-            "cond_video must have the shape (2, 2, 4, 8, 8), got (2, 2, 4, 4); resize it to "
+            "cond_video must have the shape (2, 2, 8, 8), got (2, 2, 4, 4); resize it to "
             "the video, and check its channels against the network's cond_channels",
         ),
         (
@@ -293,42 +293,21 @@ def test_conditions_that_do_not_fit(told, wrong, message):
 @pytest.mark.parametrize(
     ("mask", "got"),
     [
-        (torch.ones(2), "torch.float32 of shape (2,)"),
-        (torch.ones(3, dtype=torch.bool), "torch.bool of shape (3,)"),
-        ([True, False], "list"),
+        (torch.ones(3, dtype=torch.bool), "have the shape (2,), got (3,)"),
+        ([True, False], "be a tensor of booleans of shape (2,), got list"),
     ],
 )
 def test_a_wrong_mask_of_captions(conditional, mask, got):
-    message = (
-        "Unet3D: null_cond_mask must be boolean with one element per video, shape (2,), got "
-        f"{got}; use torch.tensor([True, False, ...])"
-    )
+    message = f"Unet3D: null_cond_mask must {got}; use torch.tensor([True, False, ...])"
     for call in (conditional, conditional.forward_with_cond_scale):
         with pytest.raises(ValueError, match=exactly(message)):
             call(X, TIME, torch.randn(2, 3), null_cond_mask=mask)
 
 
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"num_classes": 0}, "num_classes must be at least 1, got 0; give a positive number"),
-        ({"frame_cond_dim": 0}, "frame_cond_dim must be at least 1, got 0; give a positive number"),
-        (
-            {"cond_channels": -1},
-            "cond_channels must be at least 0, got -1; give the number of channels of cond_video, "
-            "0 for none",
-        ),
-    ],
-)
-def test_conditions_without_a_width(config, message):
-    with pytest.raises(ValueError, match=exactly(f"Unet3D: {message}")):
-        Unet3D(8, dim_mults=(1, 2), **config)
-
-
 # Images
 
 
-@pytest.mark.parametrize("count", [-1, 4, 9, 1.0])
+@pytest.mark.parametrize("count", [-1, 4, 9])
 def test_a_wrong_number_of_images(unet, count):
     message = (
         "Unet3D: image_frames must be from 0 to 3, one less than the frames of x, got "
@@ -355,12 +334,13 @@ def test_images_in_a_network_that_mixes_frames():
         (
             {"con": torch.randn(2, 1, 5)},
             "Unet3D: image_conditions must hold cond, labels, frame_cond, cond_video, "
-            "null_cond_mask or cond_mask, got 'con'; rename it, or leave it out",
+            "null_cond_mask, cond_mask, got 'con'; check its name, and image_frames, the number "
+            "of images",
         ),
         (
             {"cond": [[1.0] * 5]},
-            "Unet3D: image_conditions['cond'] must be a tensor of shape (2, 1, 5), got list; "
-            "convert it with torch.as_tensor",
+            "Unet3D: image_conditions['cond'] must be a tensor of real numbers of shape "
+            "(2, 1, 5), got list; give one condition per image",
         ),
         (
             {"cond": torch.randn(2, 5)},
@@ -389,9 +369,8 @@ def test_images_in_a_network_that_mixes_frames():
         ),
         (
             {"null_cond_mask": torch.tensor([True, False])},
-            "Unet3D: image_conditions['null_cond_mask'] must be boolean with one element per "
-            "image, shape (2, 1), got torch.bool of shape (2,); use "
-            "torch.tensor([True, False, ...])",
+            "Unet3D: image_conditions['null_cond_mask'] must have the shape (2, 1), got (2,); "
+            "give one condition per image",
         ),
     ],
 )
@@ -418,69 +397,8 @@ def test_conditions_of_images_that_a_network_does_not_take(unet):
 
 def test_conditions_of_images_without_images(conditional):
     message = (
-        "Unet3D: image_conditions must go with images, got cond for none; say in image_frames how "
-        "many frames are images"
+        "Unet3D: image_conditions must hold nothing without images, got 'cond'; check its name, "
+        "and image_frames, the number of images"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         conditional(X, TIME, torch.randn(2, 3), image_conditions={"cond": torch.randn(2, 1, 3)})
-
-
-# Arguments of the constructor
-
-
-def refused(message, **options):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        Unet3D(8, dim_mults=(1, 2), **options)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["blocks_per_level", "emb_layers", "emb_dim", "spatial_attn_dim_head", "num_text_tokens"],
-)
-def test_numbers_are_positive(name):
-    message = f"{name} must be at least 1, got 0; give a positive number"
-    refused(message, cond_dim=4, **{name: 0})
-
-
-@pytest.mark.parametrize(
-    ("name", "choices"),
-    [
-        ("text_pooling", "'mean', 'attention'"),
-        ("token_shift", "None, 'time', 'space', 'both'"),
-        ("time_input", "'step', 'log_snr'"),
-    ],
-)
-def test_choices_are_named(name, choices):
-    first = choices.split(", ")[0]
-    refused(
-        f"{name} must be one of {choices}, got 'depth'; leave it out for {first}", **{name: "depth"}
-    )
-
-
-@pytest.mark.parametrize("name", ["full_attn_levels", "temporal_attn_levels"])
-@pytest.mark.parametrize("levels", [(0, 2), (-1,), 1, "01", (True,), (1.0,), {1}])
-def test_levels_are_those_of_the_network(name, levels):
-    message = (
-        f"{name} must be a tuple of numbers of levels from 0, the finest, to 1, got {levels!r}; "
-        "count the dim_mults"
-    )
-    refused(message, **{name: levels})
-
-
-@pytest.mark.parametrize("dropout", [-0.1, 1.0, "0.1", None])
-def test_dropout_is_a_share(dropout):
-    message = f"dropout must be a number from 0 to below 1, got {dropout!r}; the paper has 0.1"
-    refused(message, dropout=dropout)
-
-
-@pytest.mark.parametrize("name", ["channels", "blocks_per_level", "num_text_tokens"])
-@pytest.mark.parametrize("value", [2.0, "2", True])
-def test_numbers_are_whole(name, value):
-    message = f"{name} must be a whole number, got {value!r}; give it without a point"
-    refused(message, cond_dim=4, **{name: value})
-
-
-@pytest.mark.parametrize("options", [{"num_text_tokens": 4}, {"text_pooling": "attention"}])
-def test_text_has_a_width(options):
-    [name] = options
-    refused(f"{name} must go with the width of the encoder's states, got no cond_dim", **options)

@@ -10,11 +10,10 @@ from torch import nn
 from torch._dynamo.backends.registry import lookup_backend
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.model.attention import LinearAttentionLayer, TemporalAttention
+from video_diffusion_pytorch.model.attention import SpatialAttention, TemporalAttention
 from video_diffusion_pytorch.model.blocks import ResnetBlock
-from video_diffusion_pytorch.model.compile_blocks import LAYERS, compile_blocks
 from video_diffusion_pytorch.model.embeddings import rotary_tables
-from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.model.unet3d import Unet3D, compile_layer
 
 # torch hides this one of its own, but not where warnings are errors
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -31,11 +30,13 @@ def _fresh_compiler():
 
 def tiny_unet(**config):
     torch.manual_seed(0)
-    return Unet3D(**{"dim": 8, "dim_mults": (1,), "attn_heads": 2, "attn_dim_head": 8} | config)
+    layers = {"dim_mults": (1,), "blocks_per_level": 1, "temporal_attn_levels": ()}
+    return Unet3D(**{"dim": 8, "attn_heads": 2, "attn_dim_head": 8} | layers | config)
 
 
 def layers_of(network):
-    return [module for module in network.modules() if isinstance(module, LAYERS)]
+    kinds = (ResnetBlock, SpatialAttention, TemporalAttention)
+    return [module for module in network.modules() if isinstance(module, kinds)]
 
 
 def is_compiled(layer):
@@ -84,11 +85,11 @@ def test_training_gives_the_same():
     call, unet = call_of_everything(), tiny_unet(**EVERY)
     expected = gradients_of(unet, call)
     counter = Counter("aot_eager")
-    compile_blocks(unet, backend=counter, fullgraph=True)
+    unet.compile_blocks(backend=counter, fullgraph=True)
     for checkpointing in (False, True):
         unet.gradient_checkpointing = checkpointing
         actual = gradients_of(unet, call)
-        assert len(actual) == len(expected) > 80
+        assert len(actual) == len(expected) > 50
         for pair in zip(actual, expected, strict=True):
             torch.testing.assert_close(*pair, rtol=1e-3, atol=1e-4)
     # a layer that is called again by its checkpoint is the same graph
@@ -100,7 +101,7 @@ def test_guided_sampling_gives_the_same():
     how = {"cond": torch.randn(2, 3), "cond_scale": 2.0, "seed": 1, "progress": False}
     expected = diffusion.sample(**how)
     counter = Counter()
-    compile_blocks(diffusion, backend=counter, fullgraph=True)
+    diffusion.denoise_fn.compile_blocks(backend=counter, fullgraph=True)
     torch.testing.assert_close(diffusion.sample(**how), expected, rtol=1e-3, atol=1e-3)
     assert counter.take() == len(layers_of(diffusion))
 
@@ -109,7 +110,7 @@ def test_guided_sampling_gives_the_same():
 def test_half_precision_gives_nearly_the_same(groups):
     block, x = ResnetBlock(4, 8, groups=groups), torch.randn(2, 4, 3, 5, 5)
     expected = block(x)
-    compile_blocks(block, backend="aot_eager", fullgraph=True)
+    compile_layer(block, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):
         actual = block(x)
     actual.float().sum().backward()
@@ -121,10 +122,11 @@ def test_half_precision_gives_nearly_the_same(groups):
 
 
 def test_each_layer_is_one_graph_however_many_there_are():
-    count, counter = 4, Counter()
+    count, counter = 3, Counter()
     blocks = nn.ModuleList(ResnetBlock(i + 2, i + 3) for i in range(count))
     # fewer graphs than there are layers, all of other sizes, but as many as one of them needs
-    compile_blocks(blocks, backend=counter, fullgraph=True, recompile_limit=2)
+    for block in blocks:
+        compile_layer(block, backend=counter, fullgraph=True, recompile_limit=2)
 
     def train(b):
         x = torch.randn(b, 2, 3, 17, 19)
@@ -142,7 +144,7 @@ def test_each_layer_is_one_graph_however_many_there_are():
     # another batch makes the batch a size that varies, and then any will do
     train(29)
     assert counter.take() == count
-    for b in (31, 37, 41):
+    for b in (31, 37):
         train(b)
     assert counter.take() == 0
 
@@ -150,7 +152,7 @@ def test_each_layer_is_one_graph_however_many_there_are():
 def test_many_kinds_of_calls_fit_one_layer():
     # fullgraph=True would raise where the layer ran uncompiled
     layer, counter = TemporalAttention(8, 2, 4), Counter()
-    compile_blocks(layer, backend=counter, fullgraph=True)
+    compile_layer(layer, backend=counter, fullgraph=True)
 
     def call(b, half, grad):
         bias, rotary = torch.randn(2, 5, 5), rotary_tables(torch.ones(2), 5)
@@ -173,7 +175,7 @@ def test_many_kinds_of_calls_fit_one_layer():
 def test_the_layers_keep_their_names_and_hooks():
     unet = tiny_unet()
     names, seen = list(unet.state_dict()), []
-    compile_blocks(unet, backend="eager")
+    unet.compile_blocks(backend="eager")
     assert all(map(is_compiled, layers_of(unet)))
     assert list(unet.state_dict()) == names
     unet.load_state_dict(tiny_unet().state_dict())
@@ -187,19 +189,19 @@ def test_the_layers_keep_their_names_and_hooks():
     "duplicate", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))]
 )
 def test_a_copy_is_not_compiled_and_lives_on_its_own(duplicate):
-    network, counter = nn.Sequential(LinearAttentionLayer(2, 2)), Counter()
-    compile_blocks(network, backend=counter)
+    network, counter = SpatialAttention(2, 2, linear=True), Counter()
+    compile_layer(network, backend=counter)
     x = torch.randn(1, 2, 3, 8, 8)
     expected = network(x)
     twin = duplicate(network)
-    assert all(map(is_compiled, layers_of(network)))
-    assert not any(map(is_compiled, layers_of(twin)))
+    assert is_compiled(network)
+    assert not is_compiled(twin)
     assert counter.take() == 1
     for parameter in network.parameters():
         parameter.zero_()
     torch.testing.assert_close(twin(x), expected)
     assert counter.take() == 0
-    compile_blocks(twin, backend=counter)
+    compile_layer(twin, backend=counter)
     torch.testing.assert_close(twin(x), expected)
     assert counter.take() == 1
 
@@ -207,14 +209,6 @@ def test_a_copy_is_not_compiled_and_lives_on_its_own(duplicate):
 # Mistakes
 
 
-def test_a_network_without_such_layers_is_refused():
-    with pytest.raises(
-        ValueError,
-        match=r"must have layers of ResnetBlock, .* got Linear without any; call its own",
-    ):
-        compile_blocks(nn.Linear(2, 2))
-
-
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="bakend"):
-        compile_blocks(tiny_unet(), bakend="eager")
+        tiny_unet().compile_blocks(bakend="eager")

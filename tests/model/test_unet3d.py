@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from video_diffusion_pytorch import Unet3D, to_reference_state_dict
-from video_diffusion_pytorch.model.attention import LinearAttentionLayer, TemporalAttention
+from video_diffusion_pytorch.model.attention import SpatialAttention, TemporalAttention
 from video_diffusion_pytorch.model.blocks import Downsample, ResnetBlock
 from video_diffusion_pytorch.model.embeddings import rotary_tables
 from video_diffusion_pytorch.model.unet3d import Level
@@ -326,7 +326,7 @@ def make_level(stages, resample=None):
     layers = []
     for i, (spatial, temporal) in enumerate(stages):
         block = ResnetBlock(8 if i else 6, 8, time_emb_dim=5)
-        over_pixels = LinearAttentionLayer(8, 2) if spatial else None
+        over_pixels = SpatialAttention(8, 2, linear=True) if spatial else None
         layers.append((block, over_pixels, TemporalAttention(8, 2, 4) if temporal else None))
     return Level(layers, resample)
 

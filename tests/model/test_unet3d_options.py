@@ -94,22 +94,26 @@ def test_tensors_tell_the_network(options):
     assert torch.equal(kept(X, TIME, **told(unet)), unet(X, TIME, **told(unet)))
 
 
-# those that hold what the others have
+# two networks that hold what all the others have
 @pytest.mark.parametrize(
-    "name",
+    "options",
     [
-        "tokens, attention pooling",
-        "tokens and others",
-        "shift",
-        "paper with tokens",
-        "no attention over frames",
+        {**PAPER, **TEXT, "dropout": 0.1, "blocks_per_level": 2},
+        {
+            **OPTIONS["tokens and others"],
+            "text_pooling": "attention",
+            "token_shift": "both",
+            "dim_mults": (1,),
+            "blocks_per_level": 1,
+        },
     ],
+    ids=["paper with tokens", "tokens and others"],
 )
 @torch.no_grad()
-def test_one_graph_gives_the_same(name):
+def test_one_graph_gives_the_same(options):
     # graphs of other networks count towards a limit of torch's
     torch._dynamo.reset()
-    unet = make(OPTIONS[name])
+    unet = make(options)
     compiled = torch.compile(unet, backend="eager", fullgraph=True)
     expected = unet(X, TIME, **told(unet))
     torch.testing.assert_close(compiled(X, TIME, **told(unet)), expected, rtol=1e-4, atol=1e-5)
@@ -258,7 +262,7 @@ def test_the_log_snr_is_told_as_the_time_of_a_cosine():
 @pytest.mark.parametrize(("ours", "theirs"), [("step", "log_snr"), ("log_snr", "step")])
 def test_weights_that_were_told_something_else_of_time_are_refused(ours, theirs):
     state = make({"time_input": theirs}).state_dict()
-    message = f"the same time_input, '{ours}', got '{theirs}'; build the network with time_input"
+    message = f"of a network with time_input='{ours}', got time_input='{theirs}'; build the ne"
     with pytest.raises(ValueError, match=message):
         make({"time_input": ours}).load_state_dict(state)
 
@@ -269,7 +273,7 @@ def test_weights_of_other_heads_are_refused(ours, theirs):
         return make({"attn_heads": heads, "attn_dim_head": 4, "spatial_attn_dim_head": width})
 
     state = growing(theirs, 8 if ours == theirs else 4).state_dict()
-    message = "of a network with the same heads, .*, got .*; build the network with its attn_heads"
+    message = "of a network with attn_heads.*, got attn_heads.*; build the network with the same"
     with pytest.raises(ValueError, match=message):
         growing(ours, 4).load_state_dict(state)
 
@@ -294,13 +298,16 @@ def states_refused(message, unet=None, **conditions):
 def test_states_that_do_not_fit_are_refused():
     states_refused("cond of shape (2, n, 6) is expected, got None")
     states_refused(
-        "cond must have the shape (2, n, 6), got (2, 6); give the states of each caption's tokens",
+        "cond must have the shape (2, n, 6), got (2, 6); give the encoder's states of each",
         cond=torch.randn(2, 6),
     )
     states_refused("must have the shape (2, n, 6), got (2, 0, 6)", cond=torch.randn(2, 0, 6))
-    states_refused("must be a tensor of shape (2, n, 6), got list", cond=["a whale"])
     states_refused(
-        "cond must be the states of an encoder, real numbers, got torch.int64; numbers of tokens",
+        "cond must be a tensor of real numbers of shape (2, n, 6), got list; give the encoder's",
+        cond=["a whale"],
+    )
+    states_refused(
+        "cond must be a tensor of real numbers of shape (2, n, 6), got torch.int64; give the enco",
         cond=torch.ones(2, 5, 6, dtype=torch.long),
     )
     states_refused(
@@ -309,7 +316,7 @@ def test_states_that_do_not_fit_are_refused():
         cond=torch.randn(2, 5, 6),
     )
     states_refused(
-        "image_conditions['cond'] must have the shape (2, 1, n, 6), got (2, 1, 6); give the states",
+        "image_conditions['cond'] must have the shape (2, 1, n, 6), got (2, 1, 6); give",
         cond=torch.randn(2, 5, 6),
         image_frames=1,
         image_conditions={"cond": torch.randn(2, 1, 6)},
@@ -318,20 +325,17 @@ def test_states_that_do_not_fit_are_refused():
 
 def test_masks_that_do_not_fit_are_refused():
     states = torch.randn(2, 5, 6)
-    message = "cond_mask must be boolean with one element per state of cond, shape (2, 5), got "
+    message = "cond_mask must be a tensor of booleans of shape (2, 5), got "
+    states_refused(message + "torch.float32; make", cond=states, cond_mask=torch.ones(2, 5))
+    states_refused(message + "list; make it true", cond=states, cond_mask=[True])
     states_refused(
-        message + "torch.float32 of shape (2, 5)", cond=states, cond_mask=torch.ones(2, 5)
+        "cond_mask must have the shape (2, 5), got (2, 4); make it true where there is a token",
+        cond=states,
+        cond_mask=torch.ones(2, 4) > 0,
     )
-    states_refused(message + "list", cond=states, cond_mask=[True])
     states_refused(
-        "cond_mask must go with a sequence of states in cond, got one for a vector; leave it out",
+        "built without a sequence of states, so cond_mask must be None, got Tensor; build it with",
         make({"cond_dim": 6}),
         cond=torch.randn(2, 6),
         cond_mask=torch.ones(2, 6) > 0,
-    )
-    states_refused(
-        "in image_conditions['cond'], got one without; pass the states, or leave it out",
-        cond=states,
-        image_frames=1,
-        image_conditions={"cond_mask": torch.ones(2, 1, 5) > 0},
     )

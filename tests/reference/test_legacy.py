@@ -82,10 +82,9 @@ def test_layers_hand_further_arguments_on():
 def test_a_lazy_module_is_the_module_once_it_is_used():
     lazy = LazyModule("fractions")
     assert lazy.Fraction(1, 2) == 0.5
-    assert repr(lazy) == "<module 'fractions', imported when used>"
     with pytest.raises(AttributeError, match="nothing_there"):
         _ = lazy.nothing_there
-    text = r"anything was asked for, which is in no_such_module\.part, got No module named"
+    text = r"no_such_module\.part\.anything needs no_such_module, .*, got No module named"
     with pytest.raises(ImportError, match=f"{text}.* pip install no_such_module"):
         _ = LazyModule("no_such_module.part").anything
     # asking what kind of thing it is imports nothing

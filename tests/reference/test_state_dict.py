@@ -94,7 +94,7 @@ def test_our_own_names_are_read_too():
     assert_same_tensors(second.state_dict(), first.state_dict())
 
 
-def test_what_is_missing_or_too_much_is_told():
+def test_missing_and_unexpected_tensors_are_named():
     unet = tiny_unet()
     theirs = to_reference_state_dict(unet.state_dict())
     missing = dict(theirs)
@@ -108,23 +108,21 @@ def test_what_is_missing_or_too_much_is_told():
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_the_wrong_normalisation_is_told(wrapped):
+def test_another_normalisation_is_refused(wrapped):
     grouped, plain = tiny_unet(resnet_groups=8), tiny_unet()
     if wrapped:
         grouped, plain = (
             GaussianDiffusion(unet, image_size=8, num_frames=2, timesteps=2)
             for unet in (grouped, plain)
         )
-    message = (
-        "Unet3D: the state dict must have the network's normalisation, RMSNorm, got GroupNorm "
-        "(reference versions 0.6.x); build the network with resnet_groups=8"
+    rms, group = "RMSNorm (resnet_groups=None)", "GroupNorm (resnet_groups=8 in versions 0.6.x)"
+    text = (
+        "Unet3D: the state dict must be of a network with {}, got {}; build the network with the "
     )
+    message = text.format(rms, group) + "same keywords"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         plain.load_state_dict(to_reference_state_dict(grouped.state_dict()))
-    message = (
-        "Unet3D: the state dict must have the network's normalisation, GroupNorm, got RMSNorm "
-        "(reference version 0.7.0); build the network without resnet_groups"
-    )
+    message = text.format(group, rms) + "same keywords"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         grouped.load_state_dict(to_reference_state_dict(plain.state_dict()))
 

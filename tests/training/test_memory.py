@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.model.compile_blocks import compile_blocks
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.memory import (
     TrainingOutOfMemory,
@@ -180,7 +179,7 @@ def test_nothing_is_left_changed():
 def test_compiled_blocks_are_counted_without_compiling():
     expected = activation_bytes(tiny_diffusion(), 2)
     diffusion = tiny_diffusion()
-    compile_blocks(diffusion, backend=lambda graph, inputs: pytest.fail("compiled"))
+    diffusion.denoise_fn.compile_blocks(backend=lambda graph, inputs: pytest.fail("compiled"))
     assert activation_bytes(diffusion, 2) == expected
     torch._dynamo.reset()
 

@@ -363,8 +363,9 @@ class SpatialAttention(nn.Module):
         dim: Number of channels.
         heads: Number of heads.
         dim_head: Width of a head.
-        token_dim: As in `TemporalAttention`.
+        token_dim: As in `TemporalAttention`; without effect if `linear`.
         shift: Whether channels are first shifted between pixels.
+        linear: Whether the attention has linear cost, as `SpatialLinearAttention`, not softmax.
     """
 
     def __init__(
@@ -374,46 +375,27 @@ class SpatialAttention(nn.Module):
         dim_head: int = 32,
         token_dim: int | None = None,
         shift: bool = False,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         self.norm = LayerNorm(dim)
-        self.attn = Attention(dim, heads=heads, dim_head=dim_head, token_dim=token_dim)
-        self.shift = shift
+        if linear:
+            self.attn: nn.Module = SpatialLinearAttention(dim, heads, dim_head)
+        else:
+            self.attn = Attention(dim, heads, dim_head, token_dim=token_dim)
+        self.shift, self.linear = shift, linear
 
     def forward(self, x: Tensor, text: TextTokens | None = None) -> Tensor:
         """Maps `(b, c, f, h, w)` to the same; `text` holds the tokens that frames see."""
         inner = self.norm(x)
         if self.shift:
             inner = shift_in_space(inner)
-        frames = frames_as_rows(inner)
+        if self.linear:
+            return x + self.attn(inner)
         if text is not None:
             text = TextTokens(text.of_each_frame(x.shape[2]))
-        out = self.attn(frames, text=text)
+        out = self.attn(frames_as_rows(inner), text=text)
         return x + rows_as_frames(out, x.shape[0], x.shape[3])
-
-
-class LinearAttentionLayer(nn.Module):
-    """Pre-norm residual attention of each frame over its pixels, at linear cost.
-
-    Args:
-        dim: Number of channels.
-        heads: Number of heads.
-        dim_head: Width of a head.
-        shift: As in `SpatialAttention`.
-    """
-
-    def __init__(self, dim: int, heads: int, dim_head: int = 32, shift: bool = False) -> None:
-        super().__init__()
-        self.norm = LayerNorm(dim)
-        self.attn = SpatialLinearAttention(dim, heads=heads, dim_head=dim_head)
-        self.shift = shift
-
-    def forward(self, x: Tensor, text: TextTokens | None = None) -> Tensor:
-        """Maps `(b, c, f, h, w)` to the same; `text` is ignored."""
-        inner = self.norm(x)
-        if self.shift:
-            inner = shift_in_space(inner)
-        return x + self.attn(inner)
 
 
 def shift_in_time(

@@ -44,7 +44,7 @@ def Upsample(dim: int) -> nn.Module:
 
 
 def keep_kernels_channels_last(module: nn.Module) -> None:
-    """Gives all 3-D kernels in `module` the memory format of the videos that they meet."""
+    """Gives all 3-D kernels in `module` the memory format of their input videos."""
     for layer in module.modules():
         if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
             # .contiguous() would leave 1×1×1 kernels alone, whose strides DDP then warns of
@@ -143,11 +143,9 @@ class ResnetBlock(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.mlp = (
-            None
-            if time_emb_dim is None
-            else nn.Sequential(nn.SiLU(), nn.Linear(time_emb_dim, dim_out * 2))
-        )
+        self.mlp = None
+        if time_emb_dim is not None:
+            self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(time_emb_dim, dim_out * 2))
         self.block1 = Block(dim, dim_out, groups=groups)
         self.dropout = nn.Dropout(dropout)
         self.block2 = Block(dim_out, dim_out, groups=groups)
@@ -160,18 +158,9 @@ class ResnetBlock(nn.Module):
             x: The features.
             time_emb: The embedding vector, `(b, time_emb_dim)`, or one per frame,
                 `(b, f, time_emb_dim)`.
-
-        Raises:
-            ValueError: If the block was built with `time_emb_dim` and `time_emb` is missing.
         """
         scale_shift = None
         if self.mlp is not None:
-            if time_emb is None:
-                raise ValueError(
-                    "ResnetBlock: this block was built with time_emb_dim, so it expects time_emb "
-                    f"of shape (b, {self.mlp[1].in_features}), got None; pass the embedding or "
-                    "build the block without time_emb_dim"
-                )
             emb = self.mlp(time_emb)
             per_frame = emb if emb.ndim == 3 else emb[:, None]
             scale, shift = per_frame.transpose(1, 2)[..., None, None].chunk(2, dim=1)

@@ -1,4 +1,4 @@
-"""Conditions in the network: parameters, text tokens, embeddings, null values, guidance."""
+"""Conditions in the network: checks, parameters, masks, embeddings, text tokens, guidance."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from video_diffusion_pytorch.conditions import (
     CONDITIONS,
     Conditions,
+    Shape,
+    expected_shape,
+    given,
     masks_of,
     null_like,
     rows_of_images,
@@ -19,10 +22,181 @@ from video_diffusion_pytorch.conditions import (
     with_masks,
 )
 from video_diffusion_pytorch.model.blocks import join_channels
-from video_diffusion_pytorch.model.checks import check_mask, cond_dim_of
 
 if TYPE_CHECKING:
     from video_diffusion_pytorch.model.unet3d import Unet3D
+
+# Width of BERT's states, the meaning of `use_bert_text_cond`
+BERT_DIM = 768
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_VALUES = {"real": "real numbers", "integer": "integers", "boolean": "booleans"}
+
+
+def condition_width(name: str, config: Mapping[str, Any]) -> int | None:
+    """Width of a condition, or the number of classes; None or 0 if the network doesn't take it."""
+    is_bert = name == "cond" and config["use_bert_text_cond"]
+    return BERT_DIM if is_bert else config[CONDITIONS[name].width]
+
+
+def takes_text_states(config: Mapping[str, Any]) -> bool:
+    """Whether the network's `cond` is a sequence of states."""
+    return bool(config["num_text_tokens"]) or config["text_pooling"] == "attention"
+
+
+def named_conditions(*values: Tensor | None) -> dict[str, Any]:
+    """Conditions by name, from values in the order of `CONDITIONS`, without those that are None."""
+    return given(dict(zip(CONDITIONS, values, strict=True)))
+
+
+class ForwardConditions(NamedTuple):
+    """Conditions of one forward pass.
+
+    Attributes:
+        videos: Conditions of the videos.
+        images: Conditions of the images behind the videos, with one row per image.
+        dropped: Boolean `(b,)`, the videos that lose their conditions.
+        frames: Number of frames of a video, `f`.
+        image_frames: Number of images behind a video, `k`.
+    """
+
+    videos: Conditions
+    images: Conditions
+    dropped: Tensor
+    frames: int
+    image_frames: int
+
+    def of_single_images(self) -> tuple[Conditions, Tensor]:
+        """Conditions and `dropped` with `b * k` rows, as if each image were a video."""
+        return rows_of_images(self.images), self.dropped.repeat_interleave(self.image_frames)
+
+
+# Checks
+
+
+def check_conditions(
+    x: Tensor,
+    conditions: Mapping[str, Any],
+    config: Mapping[str, Any],
+    *,
+    images: int = 0,
+    required: bool = False,
+) -> None:
+    """Raises a ValueError unless the conditions are those of the network, and fit the videos.
+
+    Args:
+        x: Noisy videos `(b, c, f, h, w)`.
+        conditions: By keyword of `Unet3D.forward`; those that are None are not given.
+        config: The network's.
+        images: For conditions with a row per image, the number of images of a video; 0 for those
+            of videos.
+        required: Whether all conditions of the network must be given.
+    """
+    for name, kind in CONDITIONS.items():
+        value, shape = conditions.get(name), _shape_of(name, x, conditions, config, images)
+        if value is None:
+            if required and kind.mask_of is None and shape is not None:
+                raise ValueError(
+                    f"Unet3D: this network was built with {kind.network}, so {name} of shape "
+                    f"{_written(shape)} is expected, got None; pass it, or null_cond_prob=1 for "
+                    "none"
+                )
+            continue
+        full = f"image_conditions[{name!r}]" if images else name
+        if shape is None:
+            raise ValueError(
+                f"Unet3D: this network was built without {kind.network}, so {full} must be None, "
+                f"got {type(value).__name__}; build it with {kind.built_with}"
+            )
+        check_tensor(full, value, kind.dtype, shape, _hint(name, value, shape, images))
+        if name == "labels":
+            _check_classes(value, config["num_classes"])
+
+
+def _shape_of(
+    name: str,
+    x: Tensor,
+    conditions: Mapping[str, Any],
+    config: Mapping[str, Any],
+    images: int,
+) -> Shape | None:
+    """The shape that a condition must have; None for one that the network doesn't take."""
+    kind, states = CONDITIONS[name], takes_text_states(config)
+    width = condition_width(kind.mask_of or name, config)
+    if not width or (name == "cond_mask" and not states):
+        return None
+    if name == "cond_mask" and conditions.get("cond") is not None:
+        return tuple(conditions["cond"].shape[:-1])
+    sizes = {axis: x.shape[i] for axis, i in {"b": 0, "f": 2, "h": 3, "w": 4}.items()}
+    shape = expected_shape(name, sizes, width, states=states, images=images)
+    assert shape is not None
+    if kind.frames_optional and not images and getattr(conditions.get(name), "ndim", 0) == 4:
+        return shape[:2] + shape[3:]
+    return shape
+
+
+def _hint(name: str, value: Any, shape: Shape, images: int) -> str:
+    """What to do about a condition of a wrong type or shape."""
+    if name == "cond" and "n" in shape:
+        return "give the encoder's states of each caption's tokens, of the network's cond_dim"
+    if name == "cond" and getattr(value, "ndim", 0) == len(shape) + 1:
+        return (
+            "for sequences of states build the network with num_text_tokens or "
+            "text_pooling='attention'"
+        )
+    return "give one condition per image" if images else CONDITIONS[name].hint
+
+
+def check_tensor(name: str, value: Any, kind: str, shape: Shape, hint: str) -> None:
+    """Raises a ValueError unless a tensor has a kind of values and a shape.
+
+    Args:
+        name: The argument, for the error.
+        value: The argument's value.
+        kind: `"real"`, `"integer"` or `"boolean"`. Vectors of real numbers may be integers, states
+            of text may not: those would be the numbers of tokens.
+        shape: The lengths, of which `"n"` may be any but 0.
+        hint: What to do about a wrong type or shape, for the error.
+    """
+    is_kind = (
+        torch.is_tensor(value)
+        and {
+            "real": "n" not in shape or value.is_floating_point(),
+            "integer": value.dtype in _INTEGERS,
+            "boolean": value.dtype == torch.bool,
+        }[kind]
+    )
+    if not is_kind:
+        got = value.dtype if torch.is_tensor(value) else type(value).__name__
+        raise ValueError(
+            f"Unet3D: {name} must be a tensor of {_VALUES[kind]} of shape {_written(shape)}, got "
+            f"{got}; {hint}"
+        )
+    fits = value.ndim == len(shape) and all(
+        got == wanted or (wanted == "n" and got > 0)
+        for got, wanted in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"Unet3D: {name} must have the shape {_written(shape)}, got {tuple(value.shape)}; "
+            f"{hint}"
+        )
+
+
+def _written(shape: Shape) -> str:
+    return str(shape).replace("'", "")
+
+
+def _check_classes(labels: Tensor, num_classes: int) -> None:
+    # on a GPU the host would have to wait for the labels
+    if not labels.is_cpu or not labels.numel() or torch.compiler.is_compiling():
+        return
+    low, high = (int(value) for value in labels.aminmax())
+    if low < -1 or high >= num_classes:
+        raise ValueError(
+            f"Unet3D: labels must be from 0 to {num_classes - 1}, or -1 for no class, got {low} "
+            f"to {high}; number the classes from 0, or build the network with more num_classes"
+        )
 
 
 class TextTokens(NamedTuple):
@@ -121,91 +295,47 @@ def prob_mask_like(
     return torch.rand(shape, device=device) < prob
 
 
-def focus_mask(mask: Tensor | None, prob: float, x: Tensor) -> Tensor | None:
-    """The mask of videos whose frames see only themselves; None where all see all."""
+def mask_of_videos(name: str, mask: Tensor | None, prob: float, x: Tensor) -> Tensor:
+    """The argument `name`, a mask `(b,)` of the videos `x`; if None, one drawn with `prob`."""
     if mask is None:
-        return None if prob == 0 else prob_mask_like(x.shape[:1], prob, x.device)
-    check_mask("focus_present_mask", mask, tuple(x.shape[:1]))
+        return prob_mask_like(x.shape[:1], prob, x.device)
+    check_tensor(name, mask, "boolean", tuple(x.shape[:1]), CONDITIONS["null_cond_mask"].hint)
     return mask
 
 
-def dropped_videos(mask: Tensor | None, prob: float, x: Tensor, *, has_cond: bool) -> Tensor | None:
-    """The mask of videos that lose their conditions; None in a network that takes none."""
-    if mask is not None:
-        check_mask("drop_mask", mask, tuple(x.shape[:1]))
-    elif has_cond:
-        mask = prob_mask_like(x.shape[:1], prob, x.device)
-    return mask if has_cond else None
+def focus_mask(mask: Tensor | None, prob: float, x: Tensor) -> Tensor | None:
+    """The mask of videos whose frames see only themselves; None where all see all."""
+    if mask is None and prob == 0:
+        return None
+    return mask_of_videos("focus_present_mask", mask, prob, x)
 
 
-# Parameters of the network, and the embeddings and channels made with them
+# Embeddings, tokens and channels made of conditions
 
 
-def add_condition_parameters(network: Unet3D, config: Mapping[str, Any], time_dim: int) -> None:
-    """Adds the parameters of the conditions to a network, None for those that it does not take.
-
-    Args:
-        network: It gets `null_cond_emb`, `label_emb`, `null_frame_cond`, `frame_cond_proj`,
-            `null_cond_video`, `text_pooling`, `text_tokens` and `null_text_tokens`.
-        config: Keywords of `Unet3D`.
-        time_dim: Width of the time embedding.
-    """
-    cond_dim = cond_dim_of(config)
-    classes, frame_dim = config["num_classes"], config["frame_cond_dim"]
-    channels, tokens = config["cond_channels"], config["num_text_tokens"]
-    network.null_cond_emb = None if cond_dim is None else nn.Parameter(torch.randn(1, cond_dim))
-    network.label_emb = None if classes is None else nn.Embedding(classes + 1, time_dim)
-    network.null_frame_cond = network.frame_cond_proj = network.null_cond_video = None
-    if frame_dim is not None:
-        network.null_frame_cond = nn.Parameter(torch.randn(1, 1, frame_dim))
-        network.frame_cond_proj = nn.Linear(frame_dim, time_dim)
-    if channels:
-        network.null_cond_video = nn.Parameter(torch.zeros(1, channels, 1, 1, 1))
-    network.text_pooling = network.text_tokens = network.null_text_tokens = None
-    if cond_dim is not None and config["text_pooling"] == "attention":
-        network.text_pooling = TextPooling(cond_dim, cond_dim, tokens=1)
-    if cond_dim is not None and tokens:
-        network.text_tokens = TextPooling(cond_dim, time_dim, tokens)
-        network.null_text_tokens = nn.Parameter(torch.randn(1, tokens, time_dim))
-
-
-def embed_conditions(
-    network: Unet3D,
-    emb: Tensor,
-    dropped: Tensor,
-    conditions: Conditions,
-    image_conditions: Conditions,
-    frames: tuple[int, int],
-) -> Tensor:
+def embed_conditions(network: Unet3D, emb: Tensor, conditions: ForwardConditions) -> Tensor:
     """The input of every residual block: time and class, the frame's vector, the video's vector.
 
     Args:
         network: A network that takes conditions.
         emb: The time embedding, `(b, time_dim)`.
-        dropped: Boolean `(b,)`, the videos that lose their conditions.
-        conditions: Of the videos.
-        image_conditions: Of their images, a row per image.
-        frames: Numbers of frames `f` and of images `k` of a video.
+        conditions: Those of the forward pass.
 
     Returns:
         `(b, d)`, or `(b, f + k, d)` with a vector per frame or with conditions of images.
     """
-    of_videos = _embed_rows(network, emb, dropped, conditions)
-    f, k = frames
+    of_videos = _embed_rows(network, emb, conditions.videos, conditions.dropped)
+    f, k = conditions.frames, conditions.image_frames
     if not k or of_videos is emb:
         return of_videos
-    # an image is embedded as a video of one frame
-    rows = rows_of_images(image_conditions)
-    of_images = _embed_rows(
-        network, emb.repeat_interleave(k, 0), dropped.repeat_interleave(k), rows
-    )
+    of_images = _embed_rows(network, emb.repeat_interleave(k, 0), *conditions.of_single_images())
     if of_videos.ndim == 2:
         of_videos = of_videos[:, None]
     of_images = of_images.view(-1, k, of_videos.shape[-1])
     return torch.cat((of_videos.expand(-1, f, -1), of_images), dim=1)
 
 
-def _embed_rows(network: Unet3D, emb: Tensor, dropped: Tensor, conditions: Conditions) -> Tensor:
+def _embed_rows(network: Unet3D, emb: Tensor, conditions: Conditions, dropped: Tensor) -> Tensor:
     """Adds conditions to the time embedding; all have one row per video."""
     if network.label_emb is not None:
         null = network.label_emb.num_embeddings - 1
@@ -230,29 +360,20 @@ def _embed_rows(network: Unet3D, emb: Tensor, dropped: Tensor, conditions: Condi
     return torch.cat((emb, cond), dim=-1)
 
 
-def tokens_of_captions(
-    network: Unet3D,
-    dropped: Tensor | None,
-    conditions: Conditions,
-    image_conditions: Conditions,
-    image_frames: int,
-) -> TextTokens | None:
-    """The tokens that attention sees; None without `num_text_tokens`.
-
-    Arguments as in `embed_conditions`.
-    """
-    if network.text_tokens is None or dropped is None:
+def tokens_of_captions(network: Unet3D, conditions: ForwardConditions) -> TextTokens | None:
+    """The tokens that attention sees; None without `num_text_tokens`."""
+    pooling, null = network.text_tokens, network.null_text_tokens
+    if pooling is None:
         return None
-    videos = _token_rows(network.text_tokens, network.null_text_tokens, dropped, conditions)
-    if not image_frames:
+    videos = _token_rows(pooling, null, conditions.videos, conditions.dropped)
+    if not conditions.image_frames:
         return TextTokens(videos)
-    rows = dropped.repeat_interleave(image_frames), rows_of_images(image_conditions)
-    images = _token_rows(network.text_tokens, network.null_text_tokens, *rows)
-    return TextTokens(videos, images.unflatten(0, (-1, image_frames)))
+    images = _token_rows(pooling, null, *conditions.of_single_images())
+    return TextTokens(videos, images.unflatten(0, (-1, conditions.image_frames)))
 
 
 def _token_rows(
-    pooling: TextPooling, null: nn.Parameter | None, dropped: Tensor, conditions: Conditions
+    pooling: TextPooling, null: nn.Parameter | None, conditions: Conditions, dropped: Tensor
 ) -> Tensor:
     tokens = None
     if "cond" in conditions:
@@ -261,31 +382,22 @@ def _token_rows(
     return _or_null(tokens, null, _without_cond(conditions, dropped))
 
 
-def join_cond_video(
-    network: Unet3D,
-    x: Tensor,
-    dropped: Tensor | None,
-    conditions: Conditions,
-    image_conditions: Conditions,
-    image_frames: int,
-) -> Tensor:
-    """Puts the channels of `cond_video` behind those of the noisy videos and images.
-
-    Arguments as in `embed_conditions`.
-    """
+def join_cond_video(network: Unet3D, x: Tensor, conditions: ForwardConditions) -> Tensor:
+    """Concatenates `cond_video` to the channels of the noisy videos and images."""
     null = network.null_cond_video
-    if null is None or dropped is None:
+    if null is None:
         return x
-    field = conditions.get("cond_video")
+    field = conditions.videos.get("cond_video")
     if field is not None and field.ndim == 4:
         field = field.unsqueeze(2)
-    field = _or_null(field, null, dropped).to(x.dtype)
-    field = field.expand(-1, -1, x.shape[2] - image_frames, *x.shape[3:])
-    if image_frames:
-        of_images = _or_null(image_conditions.get("cond_video"), null, dropped).to(x.dtype)
-        of_images = of_images.expand(-1, -1, image_frames, *x.shape[3:])
-        field = torch.cat((field, of_images), dim=2)
-    return join_channels(x, field)
+    fields = [(field, conditions.frames)]
+    if conditions.image_frames:
+        fields.append((conditions.images.get("cond_video"), conditions.image_frames))
+    filled = [
+        _or_null(value, null, conditions.dropped).to(x.dtype).expand(-1, -1, n, *x.shape[3:])
+        for value, n in fields
+    ]
+    return join_channels(x, torch.cat(filled, dim=2) if len(filled) > 1 else filled[0])
 
 
 def _class_rows(labels: Tensor | None, dropped: Tensor, null_row: int) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -11,14 +14,11 @@ from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from video_diffusion_pytorch.conditions import given, stack_rows
+from video_diffusion_pytorch.conditions import CONDITIONS, VALUES, given, stack_rows
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.hub import Shareable
-from video_diffusion_pytorch.model.attention import (
-    LinearAttentionLayer,
-    SpatialAttention,
-    TemporalAttention,
-)
+from video_diffusion_pytorch.model import conditioning
+from video_diffusion_pytorch.model.attention import SpatialAttention, TemporalAttention
 from video_diffusion_pytorch.model.blocks import (
     Downsample,
     FramewiseConv,
@@ -26,29 +26,6 @@ from video_diffusion_pytorch.model.blocks import (
     Upsample,
     join_channels,
     keep_kernels_channels_last,
-)
-from video_diffusion_pytorch.model.checks import (
-    check_arguments,
-    check_conditions,
-    check_images,
-    check_input,
-    cond_dim_of,
-    plain,
-    takes_text_states,
-)
-from video_diffusion_pytorch.model.compile_blocks import compile_blocks
-from video_diffusion_pytorch.model.conditioning import (
-    TextPooling,
-    TextTokens,
-    add_condition_parameters,
-    check_negative,
-    dropped_videos,
-    embed_conditions,
-    focus_mask,
-    guided_halves,
-    join_cond_video,
-    rescaling,
-    tokens_of_captions,
 )
 from video_diffusion_pytorch.model.embeddings import (
     RelativePositionBias,
@@ -120,6 +97,12 @@ class Unet3D(Shareable, part="unet"):
             pass instead of being stored: less memory, more time, the same numbers. The attribute
             of this name may be set at any time.
 
+    Attributes:
+        config: The arguments, in plain numbers, texts and tuples, but for `gradient_checkpointing`.
+        condition_names: The keywords of `forward` for the conditions that this network takes.
+        has_cond: Whether it takes any.
+        takes_text_states: Whether `cond` is a sequence of an encoder's states, and not one vector.
+
     Raises:
         ValueError: If an argument is outside its range.
 
@@ -143,17 +126,6 @@ class Unet3D(Shareable, part="unet"):
         >>> unet(x, t, labels=torch.tensor([7, -1]), frame_cond=torch.randn(2, 5, 6)).shape
         torch.Size([2, 3, 5, 16, 24])
     """
-
-    config: dict[str, Any]
-    null_cond_emb: nn.Parameter | None
-    label_emb: nn.Embedding | None
-    null_frame_cond: nn.Parameter | None
-    frame_cond_proj: nn.Linear | None
-    null_cond_video: nn.Parameter | None
-    text_pooling: TextPooling | None
-    text_tokens: TextPooling | None
-    null_text_tokens: nn.Parameter | None
-    init_temporal_attn: nn.Module | None
 
     def __init__(
         self,
@@ -190,28 +162,23 @@ class Unet3D(Shareable, part="unet"):
     ) -> None:
         config = {k: plain(v) for k, v in locals().items() if k not in _NOT_IN_CONFIG}
         super().__init__()
-        check_arguments(config)
+        _check_arguments(config)
         self.config, self.channels, self.time_input = config, channels, time_input
         self.gradient_checkpointing = gradient_checkpointing
         time_dim = emb_dim or dim * 4
         self.time_mlp = make_time_mlp(dim, time_dim, emb_layers)
-        add_condition_parameters(self, config, time_dim)
+        self._make_condition_parameters(config, time_dim)
+        names = [name for name in VALUES if conditioning.condition_width(name, config)]
+        self.condition_names, self.has_cond = tuple(names), bool(names)
         self.cond_channels = cond_channels
-        self.has_cond = bool(self.condition_names)
+        self.takes_text_states = conditioning.takes_text_states(config)
         self._make_layers(config, time_dim)
-        self._register_settings()
+        # settings that no shape shows
+        log_snr = torch.ones((), dtype=torch.uint8)
+        self.register_buffer(LOG_SNR_INPUT, log_snr if time_input == "log_snr" else None)
+        widths = torch.tensor([attn_dim_head, spatial_attn_dim_head], dtype=torch.int32)
+        self.register_buffer(HEAD_WIDTHS, widths if attn_heads is None else None)
         self.register_load_state_dict_pre_hook(read_reference_state_dict)
-
-    def _register_settings(self) -> None:
-        """Puts settings that no shape shows into the state dict, if they aren't the default."""
-        log_snr, widths = None, None
-        if self.time_input == "log_snr":
-            log_snr = torch.ones((), dtype=torch.uint8)
-        if self.config["attn_heads"] is None:
-            names = ("attn_dim_head", "spatial_attn_dim_head")
-            widths = torch.tensor([self.config[name] for name in names], dtype=torch.int32)
-        self.register_buffer(LOG_SNR_INPUT, log_snr)
-        self.register_buffer(HEAD_WIDTHS, widths)
 
     @classmethod
     def from_state_dict(cls, state_dict: Mapping[str, Any], **overrides: Any) -> Unet3D:
@@ -232,22 +199,6 @@ class Unet3D(Shareable, part="unet"):
         unet.load_state_dict(tensors)
         return unet
 
-    @property
-    def condition_names(self) -> tuple[str, ...]:
-        """The keywords of `forward` for the conditions that this network takes."""
-        parts = {
-            "cond": self.null_cond_emb,
-            "labels": self.label_emb,
-            "frame_cond": self.null_frame_cond,
-            "cond_video": self.null_cond_video,
-        }
-        return tuple(name for name, part in parts.items() if part is not None)
-
-    @property
-    def takes_text_states(self) -> bool:
-        """Whether `cond` is a sequence of an encoder's states, and not one vector."""
-        return takes_text_states(self.config)
-
     def check_inputs(
         self,
         x: Tensor,
@@ -259,18 +210,33 @@ class Unet3D(Shareable, part="unet"):
         **conditions: Any,
     ) -> None:
         """Raises a ValueError for what `forward` would refuse; the arguments are its own."""
-        check_input(x, time, self.config)
-        check_images(x, image_frames, image_conditions or {}, self.config)
+        _check_input(x, time, self.config)
+        _check_images(x, image_frames, image_conditions or {}, self.config)
         videos = x[:, :, : x.shape[2] - image_frames]
-        check_conditions(videos, conditions, self.config, required=null_cond_prob < 1)
+        conditioning.check_conditions(videos, conditions, self.config, required=null_cond_prob < 1)
 
     def compile_blocks(self, **options: Any) -> None:
-        """Compiles each residual block and attention in place; see `model.compile_blocks`.
+        """Compiles each residual block and attention layer in place, when it is first called.
+
+        Dozens of small graphs are compiled sooner than one large one, equal ones share their
+        kernels in torch's cache, and a layer whose input has another shape is compiled again alone.
+        Weights, names in the state dict and results stay as they are, up to rounding. A copy by
+        `copy.deepcopy` or `pickle` is not compiled, and may be compiled itself.
 
         Args:
-            **options: Keywords of `torch.compile`.
+            **options: Keywords of `torch.compile`, such as `mode`, `dynamic`, `fullgraph` and
+                `backend`.
+
+        Example:
+            >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+            >>> names = list(unet.state_dict())
+            >>> unet.compile_blocks()
+            >>> list(unet.state_dict()) == names
+            True
         """
-        compile_blocks(self, **options)
+        for layer in self.modules():
+            if isinstance(layer, _COMPILED_LAYERS):
+                compile_layer(layer, **options)
 
     def forward(
         self,
@@ -330,15 +296,8 @@ class Unet3D(Shareable, part="unet"):
         Raises:
             ValueError: If shapes don't fit the network, or a condition is missing or unexpected.
         """
-        conditions: dict[str, Any] = given(
-            {
-                "cond": cond,
-                "labels": labels,
-                "frame_cond": frame_cond,
-                "cond_video": cond_video,
-                "null_cond_mask": null_cond_mask,
-                "cond_mask": cond_mask,
-            }
+        conditions = conditioning.named_conditions(
+            cond, labels, frame_cond, cond_video, null_cond_mask, cond_mask
         )
         images = given(image_conditions or {})
         self.check_inputs(
@@ -351,21 +310,27 @@ class Unet3D(Shareable, part="unet"):
         )
         if x.is_cpu and not torch.compiler.is_compiling():
             keep_freed_memory()
-        focus = focus_mask(focus_present_mask, prob_focus_present, x)
-        # one draw for all conditions of a video
-        dropped = dropped_videos(drop_mask, null_cond_prob, x, has_cond=self.has_cond)
+        focus = conditioning.focus_mask(focus_present_mask, prob_focus_present, x)
         frames = x.shape[2] - image_frames
-        emb = self._embed_time(time)
-        if dropped is not None:
-            emb = embed_conditions(self, emb, dropped, conditions, images, (frames, image_frames))
-        text = tokens_of_captions(self, dropped, conditions, images, image_frames)
+        emb, text = self._embed_time(time), None
+        if self.has_cond:
+            # one draw for all conditions of a video
+            dropped = conditioning.mask_of_videos("drop_mask", drop_mask, null_cond_prob, x)
+            every = conditioning.ForwardConditions(
+                conditions, images, dropped, frames, image_frames
+            )
+            emb, text = (
+                conditioning.embed_conditions(self, emb, every),
+                conditioning.tokens_of_captions(self, every),
+            )
+            x = conditioning.join_cond_video(self, x, every)
         bias = self.time_rel_pos_bias(frames, device=x.device)
         rotary = rotary_tables(self.rotary_emb.freqs, frames)
         temporal = (bias, rotary, focus, image_frames, text)
-        run = _call_checkpointed if self._recomputes() else _call
+        recomputes = self.gradient_checkpointing and torch.is_grad_enabled()
+        run = _call_checkpointed if recomputes else _call
 
         # full resolution
-        x = join_cond_video(self, x, dropped, conditions, images, image_frames)
         x = self.init_conv(x.contiguous(memory_format=torch.channels_last_3d))
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if self.init_temporal_attn is not None:
@@ -388,9 +353,6 @@ class Unet3D(Shareable, part="unet"):
         for level in self.ups:
             _, x = level(join_channels(x, skips.pop()), emb, text, temporal, run)
         return run(self.final_conv, join_channels(x, full_resolution))
-
-    def _recomputes(self) -> bool:
-        return self.gradient_checkpointing and torch.is_grad_enabled()
 
     def _embed_time(self, time: Tensor) -> Tensor:
         """The time embedding `(b, time_dim)` of time steps or log-SNRs `(b,)`."""
@@ -454,26 +416,19 @@ class Unet3D(Shareable, part="unet"):
                 f"Unet3D: guidance_rescale must be from 0 to 1, got {guidance_rescale}; 0 leaves "
                 "guidance as it is, 0.7 is usual"
             )
-        focus = focus_mask(focus_present_mask, prob_focus_present, x)
+        focus = conditioning.focus_mask(focus_present_mask, prob_focus_present, x)
         # a subclass's forward need not know those that are not used
-        conditions: dict[str, Any] = given(
-            {
-                "cond": cond,
-                "labels": labels,
-                "frame_cond": frame_cond,
-                "cond_video": cond_video,
-                "null_cond_mask": null_cond_mask,
-                "cond_mask": cond_mask,
-            }
+        conditions = conditioning.named_conditions(
+            cond, labels, frame_cond, cond_video, null_cond_mask, cond_mask
         )
         instead: dict[str, Any] = given(negative or {})
         if instead:
-            check_negative(instead, conditions)
+            conditioning.check_negative(instead, conditions)
             self.check_inputs(x, time, 1.0, **instead)
         if cond_scale == 1 or not self.has_cond:
             return self(x, time, **{"cond": None} | conditions, focus_present_mask=focus, **kwargs)
         self.check_inputs(x, time, 0.0, **conditions)
-        conditions, null = guided_halves(self, conditions, instead)
+        conditions, null = conditioning.guided_halves(self, conditions, instead)
         if cond_scale == 0 and not guidance_rescale:
             return self(x, time, **null, focus_present_mask=focus, **kwargs)
 
@@ -490,7 +445,24 @@ class Unet3D(Shareable, part="unet"):
         guided = unconditional + (conditional - unconditional) * cond_scale
         if not guidance_rescale:
             return guided
-        return guided * rescaling(guided, conditional, guidance_rescale)
+        return guided * conditioning.rescaling(guided, conditional, guidance_rescale)
+
+    def _make_condition_parameters(self, config: Mapping[str, Any], time_dim: int) -> None:
+        """Makes the parameters of the conditions; None for those that the network doesn't take."""
+        cond_dim, tokens = conditioning.condition_width("cond", config), config["num_text_tokens"]
+        classes, frame_dim = config["num_classes"], config["frame_cond_dim"]
+        channels = config["cond_channels"]
+        self.null_cond_emb = nn.Parameter(torch.randn(1, cond_dim)) if cond_dim else None
+        self.label_emb = nn.Embedding(classes + 1, time_dim) if classes else None
+        self.null_frame_cond = nn.Parameter(torch.randn(1, 1, frame_dim)) if frame_dim else None
+        self.frame_cond_proj = nn.Linear(frame_dim, time_dim) if frame_dim else None
+        self.null_cond_video = nn.Parameter(torch.zeros(1, channels, 1, 1, 1)) if channels else None
+        self.text_pooling = self.text_tokens = self.null_text_tokens = None
+        if cond_dim and config["text_pooling"] == "attention":
+            self.text_pooling = conditioning.TextPooling(cond_dim, cond_dim, tokens=1)
+        if cond_dim and tokens:
+            self.text_tokens = conditioning.TextPooling(cond_dim, time_dim, tokens)
+            self.null_text_tokens = nn.Parameter(torch.randn(1, tokens, time_dim))
 
     def _make_layers(self, config: Mapping[str, Any], time_dim: int) -> None:
         """Makes the layers from the keywords of `Unet3D`."""
@@ -500,7 +472,7 @@ class Unet3D(Shareable, part="unet"):
         make = _Layers(config, time_dim)
         self.rotary_emb = RotaryEmbedding(min(32, config["attn_dim_head"]))
         self.time_rel_pos_bias = RelativePositionBias(
-            heads=max(make.temporal_heads(width) for width in dims), max_distance=32
+            heads=max(make.heads(width, config["attn_dim_head"]) for width in dims), max_distance=32
         )
 
         # full resolution
@@ -511,7 +483,7 @@ class Unet3D(Shareable, part="unet"):
         self.init_temporal_attn = make.temporal_at(first, 0)
 
         # encoder and decoder, whose levels also take the channels of the skip connection
-        levels = list(enumerate(pairwise(dims)))
+        levels = list(enumerate(itertools.pairwise(dims)))
         last = len(levels) - 1
         self.downs = nn.ModuleList(
             make.level(dim_in, dim_out, Downsample(dim_out) if i < last else None, i)
@@ -529,9 +501,8 @@ class Unet3D(Shareable, part="unet"):
         self.mid_block2 = make.block(dims[-1], dims[-1])
 
         # output
-        groups, dropout = config["resnet_groups"], config["dropout"]
         self.final_conv = nn.Sequential(
-            ResnetBlock(first * 2, dim, groups=groups, dropout=dropout),
+            make.block(first * 2, dim, time_emb_dim=None),
             FramewiseConv(dim, config["out_dim"] or channels, 1),
         )
         keep_kernels_channels_last(self)
@@ -564,33 +535,20 @@ class Level(nn.Module):
 
     def __init__(self, stages: Sequence[Stage], resample: nn.Module | None) -> None:
         super().__init__()
-        self.blocks = len(stages)
-        for i, (block, spatial, temporal) in enumerate(stages, 1):
-            self.add_module(f"block{i}", block)
-            self.add_module(f"spatial_attn{self._suffix(i)}", spatial)
-            self.add_module(f"temporal_attn{self._suffix(i)}", temporal)
+        self.stages: list[tuple[str, str, str]] = []
+        for i, layers in enumerate(stages, 1):
+            after = "" if i == len(stages) else str(i)
+            names = (f"block{i}", f"spatial_attn{after}", f"temporal_attn{after}")
+            self.stages.append(names)
+            for name, layer in zip(names, layers, strict=True):
+                self.add_module(name, layer)
         self.resample = nn.Identity() if resample is None else resample
-
-    def _suffix(self, i: int) -> str:
-        return "" if i == self.blocks else str(i)
-
-    @property
-    def stages(self) -> list[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
-        """The blocks, each with the attention that follows it, by their present attributes."""
-        return [
-            (
-                getattr(self, f"block{i}"),
-                getattr(self, f"spatial_attn{self._suffix(i)}"),
-                getattr(self, f"temporal_attn{self._suffix(i)}"),
-            )
-            for i in range(1, self.blocks + 1)
-        ]
 
     def forward(
         self,
         x: Tensor,
         emb: Tensor,
-        text: TextTokens | None,
+        text: conditioning.TextTokens | None,
         temporal: tuple[Any, ...],
         run: Callable[..., Tensor] = _call,
     ) -> tuple[Tensor, Tensor]:
@@ -603,7 +561,8 @@ class Level(nn.Module):
             temporal: Arguments of `TemporalAttention` after the features.
             run: Calls a layer with its arguments.
         """
-        for block, spatial_attn, temporal_attn in self.stages:
+        for names in self.stages:
+            block, spatial_attn, temporal_attn = (getattr(self, name) for name in names)
             x = run(block, x, emb)
             if spatial_attn is not None:
                 x = run(spatial_attn, x, text)
@@ -622,42 +581,38 @@ class _Layers:
 
     def __init__(self, config: Mapping[str, Any], time_dim: int) -> None:
         self.config = config
-        self.emb_dim = time_dim + (cond_dim_of(config) or 0)
+        self.block = partial(
+            ResnetBlock,
+            time_emb_dim=time_dim + (conditioning.condition_width("cond", config) or 0),
+            groups=config["resnet_groups"],
+            dropout=config["dropout"],
+        )
         self.token_dim = time_dim if config["num_text_tokens"] else None
         self.shifts_time = config["token_shift"] in ("time", "both")
         self.shifts_space = config["token_shift"] in ("space", "both")
 
-    def block(self, dim: int, dim_out: int) -> ResnetBlock:
-        groups, dropout = self.config["resnet_groups"], self.config["dropout"]
-        return ResnetBlock(dim, dim_out, time_emb_dim=self.emb_dim, groups=groups, dropout=dropout)
-
-    def temporal_heads(self, width: int) -> int:
-        return self._heads(width, self.config["attn_dim_head"])
-
-    def _heads(self, width: int, dim_head: int) -> int:
+    def heads(self, width: int, dim_head: int) -> int:
         return self.config["attn_heads"] or max(1, width // dim_head)
 
     def temporal(self, width: int) -> TemporalAttention:
-        heads, dim_head = self.temporal_heads(width), self.config["attn_dim_head"]
+        dim_head = self.config["attn_dim_head"]
+        heads = self.heads(width, dim_head)
         return TemporalAttention(width, heads, dim_head, self.token_dim, self.shifts_time)
 
     def temporal_at(self, width: int, level: int) -> TemporalAttention | None:
         levels = self.config["temporal_attn_levels"]
         return self.temporal(width) if levels is None or level in levels else None
 
-    def spatial(self, width: int) -> SpatialAttention:
+    def spatial(self, width: int, linear: bool = False) -> SpatialAttention:
         dim_head = self.config["spatial_attn_dim_head"]
-        heads = self._heads(width, dim_head)
-        return SpatialAttention(width, heads, dim_head, self.token_dim, self.shifts_space)
+        heads = self.heads(width, dim_head)
+        shift = self.shifts_space
+        return SpatialAttention(width, heads, dim_head, self.token_dim, shift, linear)
 
-    def spatial_at(self, width: int, level: int) -> nn.Module | None:
+    def spatial_at(self, width: int, level: int) -> SpatialAttention | None:
         if level in self.config["full_attn_levels"]:
             return self.spatial(width)
-        if not self.config["use_sparse_linear_attn"]:
-            return None
-        dim_head = self.config["spatial_attn_dim_head"]
-        heads = self._heads(width, dim_head)
-        return LinearAttentionLayer(width, heads, dim_head, self.shifts_space)
+        return self.spatial(width, linear=True) if self.config["use_sparse_linear_attn"] else None
 
     def level(self, dim: int, dim_out: int, resample: nn.Module | None, number: int) -> Level:
         stages: list[Stage] = []
@@ -670,3 +625,141 @@ class _Layers:
             else:
                 stages.append((block, None, None))
         return Level(stages, resample)
+
+
+# The layers between which the network only adds, joins and resamples
+_COMPILED_LAYERS = (ResnetBlock, SpatialAttention, TemporalAttention)
+# Graphs of one layer: with and without gradient, autocast, mask and images, of one and more clips.
+# torch's own limit is 8, after which a layer runs uncompiled.
+_GRAPHS = 32
+_numbers = itertools.count()
+
+
+def compile_layer(layer: nn.Module, **options: Any) -> None:
+    """Compiles a layer in place; its call gets a code object of its own.
+
+    torch.compile counts its graphs, looks them up, and notes which sizes have varied, per
+    code object. With the one that all modules share, all layers but the first eight would run
+    uncompiled (`torch._dynamo.config.recompile_limit`), and channels, height and width would be
+    taken for sizes that change from call to call.
+
+    Args:
+        layer: The layer.
+        **options: Keywords of `torch.compile`.
+    """
+    # torch versions without this option have torch._dynamo.config.cache_size_limit for everybody
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options = {"recompile_limit": _GRAPHS, **options}
+    name = f"call_{type(layer).__name__}_{next(_numbers)}"
+    code = _call_uncompiled.__code__.replace(co_name=name)
+    call = MethodType(FunctionType(code, _call_uncompiled.__globals__, name), layer)
+    # torch.nn.Module.compile sets this attribute, too, which calls then prefer and which
+    # copies, pickles and state dicts leave out; there is no public way to give it a function
+    layer._compiled_call_impl = torch.compile(call, **options)
+
+
+def _call_uncompiled(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return layer._call_impl(*args, **kwargs)
+
+
+# Checks
+
+
+def plain(value: Any) -> Any:
+    """An argument in Python's own numbers and tuples, from NumPy's, torch's or its own."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    is_several = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(map(plain, value)) if is_several else value
+
+
+def _check_arguments(config: Mapping[str, Any]) -> None:
+    """Raises a ValueError for constructor arguments outside their range."""
+    for name, parameter in inspect.signature(Unet3D).parameters.items():
+        value, kind = config.get(name), parameter.annotation
+        is_none = value is None and kind == "int | None"
+        least = 0 if name == "cond_channels" else 1
+        if kind.startswith("int") and not is_none and (type(value) is not int or value < least):
+            raise ValueError(
+                f"Unet3D: {name} must be a whole number of at least {least}, got {value!r:.100}"
+            )
+    mults, groups = config["dim_mults"], config["resnet_groups"]
+    dims = [config["init_dim"] or config["dim"], *(config["dim"] * mult for mult in (1, *mults))]
+    levels = set(range(len(mults)))
+    numbers = f"numbers of levels from 0, the finest, to {len(mults) - 1}"
+    rules = {
+        "block_type": (config["block_type"] == "resnet", "'resnet'"),
+        "text_pooling": (config["text_pooling"] in ("mean", "attention"), "'mean' or 'attention'"),
+        "token_shift": (
+            config["token_shift"] in (None, "time", "space", "both"),
+            "None, 'time', 'space' or 'both'",
+        ),
+        "time_input": (config["time_input"] in ("step", "log_snr"), "'step' or 'log_snr'"),
+        "dim_mults": (mults and min(mults) >= 1, "positive factors, one for each resolution"),
+        "init_kernel_size": (config["init_kernel_size"] % 2 == 1, "odd"),
+        "resnet_groups": (
+            groups is None or not any(dim % groups for dim in dims),
+            f"a divisor of the channels of every level, {dims}, or None for RMSNorm",
+        ),
+        "full_attn_levels": (set(config["full_attn_levels"]) <= levels, numbers),
+        "temporal_attn_levels": (set(config["temporal_attn_levels"] or ()) <= levels, numbers),
+        "dropout": (0 <= config["dropout"] < 1, "from 0 to below 1"),
+    }
+    for name, (holds, expected) in rules.items():
+        if not holds:
+            raise ValueError(f"Unet3D: {name} must be {expected}, got {config[name]!r:.100}")
+    if conditioning.takes_text_states(config) and not conditioning.condition_width("cond", config):
+        raise ValueError(
+            "Unet3D: num_text_tokens and text_pooling='attention' need the width of the encoder's "
+            "states, got no cond_dim; pass cond_dim, or use_bert_text_cond"
+        )
+
+
+def _check_input(x: Tensor, time: Tensor, config: Mapping[str, Any]) -> None:
+    """Raises a ValueError unless the shapes of videos and times fit a network and each other."""
+    channels, levels = config["channels"], len(config["dim_mults"])
+    if x.ndim != 5 or x.shape[1] != channels:
+        raise ValueError(
+            f"Unet3D: x must have the shape (b, {channels}, f, h, w), got {tuple(x.shape)}; move "
+            "the axes, or build the network with other channels"
+        )
+    multiple = 2 ** (levels - 1)
+    if x.shape[3] % multiple or x.shape[4] % multiple:
+        raise ValueError(
+            f"Unet3D: height and width must be multiples of {multiple} for {levels} resolutions, "
+            f"got {x.shape[3]} x {x.shape[4]}; resize or pad, or use fewer dim_mults"
+        )
+    if time.shape != x.shape[:1]:
+        raise ValueError(
+            f"Unet3D: time must have one step per video, shape ({x.shape[0]},), got "
+            f"{tuple(time.shape)}; expand it to the batch"
+        )
+    if config["time_input"] == "log_snr" and not time.is_floating_point():
+        raise ValueError(
+            "Unet3D: time must be a log-SNR, a real number, as the network was built with "
+            f"time_input='log_snr', got {time.dtype}; pass diffusion.log_snr(t)"
+        )
+
+
+def _check_images(
+    x: Tensor, image_frames: int, conditions: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+    """Raises a ValueError unless the last frames of `x` can be images with these conditions."""
+    most = x.shape[2] - 1
+    if not 0 <= image_frames <= most:
+        raise ValueError(
+            f"Unet3D: image_frames must be from 0 to {most}, one less than the frames of x, got "
+            f"{image_frames}; leave the frames of the video in front of the images"
+        )
+    if image_frames and config["resnet_groups"] is not None:
+        raise ValueError(
+            "Unet3D: image_frames must be 0 in a network with GroupNorm, whose statistics mix all "
+            f"frames, got {image_frames}; build the network without resnet_groups"
+        )
+    known = CONDITIONS if image_frames else ()
+    unknown = [name for name in conditions if name not in known]
+    if unknown:
+        raise ValueError(
+            f"Unet3D: image_conditions must hold {', '.join(known) or 'nothing without images'}, "
+            f"got {unknown[0]!r}; check its name, and image_frames, the number of images"
+        )
+    conditioning.check_conditions(x, conditions, config, images=image_frames)

@@ -101,7 +101,7 @@ class EinopsToAndFrom(nn.Module):
 
 
 class LazyModule:
-    """A module that is imported when something of it is wanted.
+    """A module that is imported when one of its attributes is first used.
 
     Args:
         name: The module's full name.
@@ -111,25 +111,20 @@ class LazyModule:
         self._name = name
 
     def __getattr__(self, attribute: str) -> Any:
-        """Imports the module, and gives what it holds.
+        """Imports the module, and returns its attribute.
 
         Raises:
             ImportError: If the module's package is missing, or does not fit the others (as
                 torchvision does not fit a CPU-only torch).
         """
         if attribute.startswith("__"):
-            # Python's own questions, such as doctest's, are no reason to import
+            # doctest and inspect look for such names, which is no reason to import
             raise AttributeError(attribute)
         try:
-            module = importlib.import_module(self._name)
+            return getattr(importlib.import_module(self._name), attribute)
         except (ImportError, RuntimeError, OSError) as error:
             package = self._name.split(".")[0]
             raise ImportError(
-                f"{attribute} was asked for, which is in {self._name}, got {error}; the library "
-                f"itself works without: install one that fits with pip install {package}"
+                f"{self._name}.{attribute} needs {package}, which this library itself does not, "
+                f"got {error}; run pip install {package}"
             ) from error
-        return getattr(module, attribute)
-
-    def __repr__(self) -> str:
-        """Names the module."""
-        return f"<module {self._name!r}, imported when used>"

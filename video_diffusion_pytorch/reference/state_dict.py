@@ -1,12 +1,22 @@
 """State dicts of the reference's versions 0.6.0 to 0.7.0: names, checks and settings."""
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-# Where a module of ours stands in the reference. `{i}` is a level's number.
+_IN_LEVEL = {
+    "block1.": "0.",
+    "block2.": "1.",
+    "spatial_attn.norm.": "2.fn.norm.",
+    "spatial_attn.attn.": "2.fn.fn.",
+    "temporal_attn.norm.": "3.fn.norm.",
+    "temporal_attn.attn.": "3.fn.fn.fn.",
+    "resample.": "4.",
+}
+# The place of a module of ours in the reference. `{i}` is the number of a level.
 RENAMES = {
     "init_temporal_attn.norm.": "init_temporal_attn.fn.norm.",
     "init_temporal_attn.attn.": "init_temporal_attn.fn.fn.fn.",
@@ -14,20 +24,8 @@ RENAMES = {
     "mid_spatial_attn.attn.": "mid_spatial_attn.fn.fn.fn.",
     "mid_temporal_attn.norm.": "mid_temporal_attn.fn.norm.",
     "mid_temporal_attn.attn.": "mid_temporal_attn.fn.fn.fn.",
-    "downs.{i}.block1.": "downs.{i}.0.",
-    "downs.{i}.block2.": "downs.{i}.1.",
-    "downs.{i}.spatial_attn.norm.": "downs.{i}.2.fn.norm.",
-    "downs.{i}.spatial_attn.attn.": "downs.{i}.2.fn.fn.",
-    "downs.{i}.temporal_attn.norm.": "downs.{i}.3.fn.norm.",
-    "downs.{i}.temporal_attn.attn.": "downs.{i}.3.fn.fn.fn.",
-    "downs.{i}.resample.": "downs.{i}.4.",
-    "ups.{i}.block1.": "ups.{i}.0.",
-    "ups.{i}.block2.": "ups.{i}.1.",
-    "ups.{i}.spatial_attn.norm.": "ups.{i}.2.fn.norm.",
-    "ups.{i}.spatial_attn.attn.": "ups.{i}.2.fn.fn.",
-    "ups.{i}.temporal_attn.norm.": "ups.{i}.3.fn.norm.",
-    "ups.{i}.temporal_attn.attn.": "ups.{i}.3.fn.fn.fn.",
-    "ups.{i}.resample.": "ups.{i}.4.",
+    **{"downs.{i}." + ours: "downs.{i}." + theirs for ours, theirs in _IN_LEVEL.items()},
+    **{"ups.{i}." + ours: "ups.{i}." + theirs for ours, theirs in _IN_LEVEL.items()},
 }
 # The reference stores the rotary frequencies, which all temporal attentions share, in each.
 ROTARY = "rotary_emb.freqs"
@@ -59,59 +57,41 @@ def read_reference_state_dict(
     """Renames the reference's tensors to ours, in place, before `Unet3D` loads them.
 
     Raises:
-        ValueError: If the file's normalisation, heads or time input differ from the network's.
+        ValueError: If the file's normalisation, time input or heads differ from the network's.
     """
     for key in [key for key in state_dict if key.startswith(prefix)]:
         state_dict[prefix + _from_reference(key.removeprefix(prefix))] = state_dict.pop(key)
-    if not any(key.startswith(prefix) for key in state_dict):
+    theirs = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+    if "init_conv.weight" not in theirs:
         return
     # the frequencies are a constant, which some versions of the rotary library do not store
     state_dict.setdefault(prefix + ROTARY, module.get_parameter(ROTARY))
-    keys = {key.removeprefix(prefix) for key in state_dict if key.startswith(prefix)}
-    _check_norm(module, keys)
-    if "init_conv.weight" in keys:
-        _check_time_input(module, keys)
-        _check_head_widths(module, state_dict.get(prefix + HEAD_WIDTHS))
+    ours = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
+    for expected, got in zip(_hidden_settings(ours), _hidden_settings(theirs), strict=True):
+        if got != expected:
+            raise ValueError(
+                f"Unet3D: the state dict must be of a network with {expected}, got {got}; build "
+                "the network with the same keywords"
+            )
 
 
-def _check_norm(module: nn.Module, keys: set[str]) -> None:
-    own = {key for key, _ in module.named_parameters()}
-    group, rms = "mid_block1.block1.norm.weight", "mid_block1.block1.norm.gamma"
-    if group in keys and group not in own:
-        raise ValueError(
-            "Unet3D: the state dict must have the network's normalisation, RMSNorm, got GroupNorm "
-            "(reference versions 0.6.x); build the network with resnet_groups=8"
-        )
-    if rms in keys and rms not in own:
-        raise ValueError(
-            "Unet3D: the state dict must have the network's normalisation, GroupNorm, got RMSNorm "
-            "(reference version 0.7.0); build the network without resnet_groups"
-        )
+def _hidden_settings(tensors: Mapping[str, Tensor]) -> tuple[str, str, str]:
+    """Normalisation, time input and heads, which decide the meaning of weights of equal names."""
+    norm, heads, widths = "RMSNorm (resnet_groups=None)", "attn_heads", tensors.get(HEAD_WIDTHS)
+    if _has_group_norm(tensors):
+        norm = "GroupNorm (resnet_groups=8 in versions 0.6.x)"
+    if widths is not None:
+        numbers = None if widths.is_meta else widths.tolist()
+        heads = f"attn_heads=None, attn_dim_head and spatial_attn_dim_head {numbers}"
+    return norm, f"time_input={_time_input(tensors)!r}", heads
 
 
-def _check_time_input(module: nn.Module, keys: set[str]) -> None:
-    own = {name for name, _ in module.named_buffers()}
-    if (LOG_SNR_INPUT in keys) == (LOG_SNR_INPUT in own):
-        return
-    wanted, got = ("step", "log_snr") if LOG_SNR_INPUT in keys else ("log_snr", "step")
-    raise ValueError(
-        f"Unet3D: the state dict must be of a network with the same time_input, {wanted!r}, got "
-        f"{got!r}; build the network with time_input={got!r}"
-    )
+def _has_group_norm(tensors: Mapping[str, Tensor]) -> bool:
+    return "mid_block1.block1.norm.weight" in tensors
 
 
-def _check_head_widths(module: nn.Module, theirs: Tensor | None) -> None:
-    own = dict(module.named_buffers()).get(HEAD_WIDTHS)
-    ours, found = (None if t is None or t.is_meta else tuple(t.tolist()) for t in (own, theirs))
-    if (own is None) == (theirs is None) and ours == found:
-        return
-    words = "as many as suit heads of {} channels over frames and {} over pixels"
-    said = ["attn_heads" if t is None else words.format(*t) for t in (ours, found)]
-    raise ValueError(
-        f"Unet3D: the state dict must be of a network with the same heads, {said[0]}, got "
-        f"{said[1]}; build the network with its attn_heads, attn_dim_head and "
-        "spatial_attn_dim_head"
-    )
+def _time_input(tensors: Mapping[str, Tensor]) -> str:
+    return "log_snr" if LOG_SNR_INPUT in tensors else "step"
 
 
 def to_reference_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,67 +151,57 @@ def unet_config_from_state_dict(
         for key, value in state_dict.items()
         if key.startswith(prefix)
     }
-    return ours, {**_of_reference(ours), **_beyond_reference(ours)}
+    return ours, _config_of(ours)
 
 
-def _of_reference(ours: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Those keywords that the reference has, too."""
-    init_dim, channels, _, kernel, _ = ours["init_conv.weight"].shape
-    cond_channels = ours["null_cond_video"].shape[1] if "null_cond_video" in ours else 0
-    dim = ours["time_mlp.1.weight"].shape[1]
-    widths = [ours[f"downs.{i}.block1.block1.proj.weight"].shape[0] for i in range(_levels(ours))]
-    heads, dim_head, _ = _heads(ours)
+def _config_of(ours: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The keywords of `Unet3D` that tensors determine."""
+
+    def length(name: str, axis: int) -> int | None:
+        return ours[name].shape[axis] if name in ours else None
+
+    init_dim, all_channels, _, kernel, _ = ours["init_conv.weight"].shape
+    cond_channels = length("null_cond_video", 1) or 0
+    emb_dim, dim = ours["time_mlp.1.weight"].shape
+    levels = range(len({key.split(".")[1] for key in ours if key.startswith("downs.")}))
+    widths = [ours[f"downs.{i}.block1.block1.proj.weight"].shape[0] for i in levels]
+    temporal = tuple(i for i in levels if f"downs.{i}.temporal_attn.attn.to_qkv.weight" in ours)
+    # 4 axes of linear attention's weight, 2 of softmax attention's
+    spatial = {i: ours.get(f"downs.{i}.spatial_attn.attn.to_qkv.weight") for i in levels}
+    axes = {i: weight.ndim for i, weight in spatial.items() if weight is not None}
+    heads, dim_head, spatial_dim_head = _heads(ours)
+    # the last class is for no class
+    classes = length("label_emb.weight", 0)
     return {
         "dim": dim,
-        "cond_dim": ours["null_cond_emb"].shape[1] if "null_cond_emb" in ours else None,
-        "out_dim": ours["final_conv.1.weight"].shape[0],
+        "cond_dim": length("null_cond_emb", 1),
+        "out_dim": length("final_conv.1.weight", 0),
         "dim_mults": tuple(width // dim for width in widths),
-        "channels": channels - cond_channels,
+        "channels": all_channels - cond_channels,
         "attn_heads": heads,
         "attn_dim_head": dim_head,
         "init_dim": init_dim,
         "init_kernel_size": kernel,
-        "use_sparse_linear_attn": any(
-            key.endswith("spatial_attn.attn.to_qkv.weight") and value.ndim == 4
-            for key, value in ours.items()
-        ),
-        "resnet_groups": 8 if "mid_block1.block1.norm.weight" in ours else None,
-    }
-
-
-def _beyond_reference(ours: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Keywords of the options that the reference lacks."""
-
-    def length(name: str, axis: int, none: Any = None) -> Any:
-        return ours[name].shape[axis] if name in ours else none
-
-    classes, levels = length("label_emb.weight", 0), range(_levels(ours))
-    spatial = {i: ours.get(f"downs.{i}.spatial_attn.attn.to_qkv.weight") for i in levels}
-    softmax = {i for i, weight in spatial.items() if weight is not None and weight.ndim == 2}
-    temporal = tuple(i for i in levels if f"downs.{i}.temporal_attn.attn.to_qkv.weight" in ours)
-    emb_dim, dim = ours["time_mlp.1.weight"].shape
-    return {
-        # the last class is none
+        "use_sparse_linear_attn": 4 in axes.values(),
+        "resnet_groups": 8 if _has_group_norm(ours) else None,
         "num_classes": None if classes is None else classes - 1,
         "frame_cond_dim": length("null_frame_cond", 2),
-        "cond_channels": length("null_cond_video", 1, 0),
+        "cond_channels": cond_channels,
         "num_text_tokens": length("null_text_tokens", 1),
         "text_pooling": "attention" if "text_pooling.queries" in ours else "mean",
-        "blocks_per_level": len(
-            {k for k in ours if re.match(r"downs\.0\.block\d+\.mlp\.1\.bias", k)}
-        ),
-        "attn_after_each_block": any(re.match(r"downs\.\d+\.\w+_attn1\.", key) for key in ours),
-        "full_attn_levels": tuple(sorted(softmax)),
+        "blocks_per_level": _count(r"downs\.0\.block\d+\.mlp\.1\.bias", ours),
+        "attn_after_each_block": _count(r"downs\.\d+\.\w+_attn1\..*", ours) > 0,
+        "full_attn_levels": tuple(i for i in axes if axes[i] == 2),
         "temporal_attn_levels": None if len(temporal) == len(levels) else temporal,
-        "spatial_attn_dim_head": _heads(ours)[2],
+        "spatial_attn_dim_head": spatial_dim_head,
         "emb_dim": None if emb_dim == 4 * dim else emb_dim,
-        "emb_layers": len({k for k in ours if re.match(r"time_mlp\.\d+\.weight", k)}),
-        "time_input": "log_snr" if LOG_SNR_INPUT in ours else "step",
+        "emb_layers": _count(r"time_mlp\.\d+\.weight", ours),
+        "time_input": _time_input(ours),
     }
 
 
-def _levels(ours: Mapping[str, Tensor]) -> int:
-    return len({key.split(".")[1] for key in ours if key.startswith("downs.")})
+def _count(pattern: str, ours: Mapping[str, Tensor]) -> int:
+    return sum(re.fullmatch(pattern, key) is not None for key in ours)
 
 
 def _heads(ours: Mapping[str, Tensor]) -> tuple[int | None, int, int]:
