@@ -674,7 +674,7 @@ def test_a_pipe_is_a_file_that_cannot_be_read(tmp_path, monkeypatch, options):
     assert dataset[0].shape == (1, 4, 16, 16)
     assert len(dataset) == 2 if "read_fn" in options else 3
     for index in range(1, len(dataset)):
-        with pytest.raises(UnreadableVideoError, match="expected a regular file, got a named pipe"):
+        with pytest.raises(UnreadableVideoError, match="expected a regular file, got a pipe"):
             dataset[index]
 
 
