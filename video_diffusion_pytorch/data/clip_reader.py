@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from video_diffusion_pytorch.data.cache import ClipCache
-from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
+from video_diffusion_pytorch.data.errors import file_errors, finite, unreadable
 from video_diffusion_pytorch.data.formats.arrays import ArrayReader
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
 from video_diffusion_pytorch.data.formats.pictures import PictureReader
@@ -45,20 +45,10 @@ class Timeline:
     """
 
     def __init__(self, frame_skip: int = 1, fps: float | None = None) -> None:
-        if isinstance(frame_skip, bool) or not isinstance(frame_skip, int) or frame_skip < 1:
+        if frame_skip < 1 or (fps is not None and not (0 < fps < math.inf and frame_skip == 1)):
             raise ValueError(
-                f"frame_skip must be a whole number of at least 1, got {frame_skip!r}; 1 takes "
-                "every frame, 2 every other one"
-            )
-        if fps is not None and not 0 < fps < float("inf"):
-            raise ValueError(
-                f"fps must be a positive number of frames per second, got {fps!r}; leave it out "
-                "to take every frame"
-            )
-        if fps is not None and frame_skip != 1:
-            raise ValueError(
-                f"only one of fps and frame_skip can choose the frames, got fps={fps} and "
-                f"frame_skip={frame_skip}; leave one of them out"
+                "frames must be chosen by a frame_skip of at least 1, or by fps, a positive number "
+                f"of frames per second, got frame_skip={frame_skip} and fps={fps}; pass one of them"
             )
         self.frame_skip, self.fps = frame_skip, fps
 
@@ -101,10 +91,9 @@ class Timeline:
         stop = length if end is None else bisect_left(shown, end - _ROUNDING)
         if first >= stop:
             last = times[-1] if file.end is None else file.end
-            raise UnreadableVideoError(
-                f"cannot cut {file.path}: expected frames from second {start} to {end}, got none, "
-                f"as the file is {last - times[0]:.3f} seconds long; correct start and end"
-            )
+            expected = f"frames from second {start} to {end}"
+            got = f"a file of {last - times[0]:.3f} seconds"
+            raise unreadable(file.path, expected, got, "correct start and end")
         return range(first, stop)
 
     def _times(self, file: VideoReader, option: str) -> Sequence[float]:
@@ -113,9 +102,8 @@ class Timeline:
             return [0.0]  # a still picture
         if times is None:
             raise ValueError(
-                f"cannot cut {file.path} by {option}: expected a file that says when its frames "
-                "are shown, got one without a clock (a folder of pictures, or an array); leave "
-                f"{option} out and choose frames by number"
+                f"{option} must go with files that have timestamps, got {file.path}, a folder of "
+                "pictures or an array without; choose frames by number, as with frame_skip"
             )
         return times
 
@@ -144,7 +132,6 @@ class ClipReader:
 
     Attributes:
         cache: Decoded files; None for none. `fill_cache` sets it.
-        opens_stills: Whether `open` takes pictures of `STILL_EXTS`.
     """
 
     def __init__(
@@ -159,18 +146,16 @@ class ClipReader:
         self.size, self.timeline, self.channels = size, timeline, channels
         self.axes, self.read_fn, self.square_pixels = axes, read_fn, square_pixels
         self.cache: ClipCache | None = None
-        self.opens_stills = False
 
     @property
     def settings(self) -> dict[str, Any]:
         """How frames are chosen and scaled, as JSON values."""
         size, timeline = self.size, self.timeline
-        scaling: dict[str, Any] = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
         chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
-        scaling["filter"] = "bilinear, antialiased"
-        if not self.square_pixels:
-            scaling["square_pixels"] = False
-        return {"channels": self.channels, **chosen, **scaling}
+        scaling = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
+        found = {"channels": self.channels, **chosen, **scaling, "filter": "bilinear, antialiased"}
+        # only where it is used, so that settings of older versions compare equal
+        return found if self.square_pixels else {**found, "square_pixels": False}
 
     @contextmanager
     def open(self, path: Path) -> Iterator[VideoReader]:
@@ -180,15 +165,15 @@ class ClipReader:
             UnreadableVideoError: It is damaged or must not be read; also if that shows only within
                 the statement.
         """
+        is_still = path.suffix.lower().lstrip(".") in STILL_EXTS and not path.is_dir()
         with file_errors(path):
-            if self.opens_stills and path.suffix.lower().lstrip(".") in STILL_EXTS:
-                file: VideoReader = PictureReader(path, self.channels, _STILL_FORMATS)
-            elif self.read_fn is not None:
-                file = FunctionReader(path, self.read_fn, self.channels)
+            if self.read_fn is not None:
+                file: VideoReader = FunctionReader(path, self.read_fn, self.channels)
+            elif is_still:
+                file = PictureReader(path, self.channels, _STILL_FORMATS)
             else:
-                file = open_video(
-                    path, channels=self.channels, axes=self.axes, square_pixels=self.square_pixels
-                )
+                options: dict[str, Any] = {"axes": self.axes, "square_pixels": self.square_pixels}
+                file = open_video(path, channels=self.channels, **options)
             with file:
                 yield file
 
@@ -242,12 +227,11 @@ class ClipReader:
             return video, positions[: video.shape[1]]
         if transform is not None:
             raise ValueError(
-                "a cache must hold what the dataset's own transform gives, got another one in "
-                f"Dataset.transform, {transform!r}; leave one of cache and transform out"
+                f"Dataset.transform must stay as it is with a cache, got {transform!r}; leave one "
+                "of cache and transform out"
             )
-        stored = self.cache[clip.path]
         positions = choose(self.span(clip) if span is None else span)
-        pixels = torch.from_numpy(stored.frames(positions))
+        pixels = torch.from_numpy(self.cache[clip.path].frames(positions))
         return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
 
     def decode(
@@ -272,7 +256,9 @@ class ClipReader:
         if isinstance(file, (ArrayReader, FunctionReader)):
             video = self.size.read_array(finite(file.array(once), file.path))
         elif file.is_array:
-            video = _stack(list(self._numbers(file, once)), file.path)
+            # frame by frame, as they may differ in size
+            there = [frame for frame in once if frame < file.num_frames]
+            video = _stack([self._read_frame(file, frame) for frame in there], file.path)
         elif transform is not None:
             pictures = [transform(picture) for picture in file.pictures(once)]
             video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
@@ -281,28 +267,20 @@ class ClipReader:
             # map: a comprehension would keep a picture until the next is decoded
             video = _stack(list(map(self.size.read, file.pictures(once))), file.path)
         if not video.shape[1]:
-            raise UnreadableVideoError(
-                f"cannot make a clip of {file.path}: expected a frame with the number "
-                f"{frames[0] if len(frames) else 0}, got a file that ends before; correct the "
-                "part that is asked for, or remove the file"
-            )
+            expected = f"a frame with the number {min(frames, default=0)}"
+            raise unreadable(file.path, expected, "a file that ends before", "correct its start")
         if len(once) < len(frames):
             places = {frame: place for place, frame in enumerate(once[: video.shape[1]])}
-            kept = [places[frame] for frame in frames if frame in places]
-            video = video[:, kept]
+            video = video[:, [places[frame] for frame in frames if frame in places]]
         return video
 
-    def _numbers(self, file: VideoReader, frames: Sequence[int]) -> Iterator[np.ndarray]:
-        for frame in frames:  # one by one, to save memory
-            numbers = finite(file.array([frame]), file.path)
-            if not numbers.shape[1]:
-                return
-            yield self.size.read_array(numbers)[:, 0].permute(1, 2, 0).numpy()
-
-    # the cache
+    def _read_frame(self, file: VideoReader, frame: int) -> np.ndarray:
+        """Reads and scales one frame of numbers, `(h, w, c)`."""
+        numbers = finite(file.array([frame]), file.path)
+        return self.size.read_array(numbers)[:, 0].movedim(0, -1).numpy()
 
     def fill_cache(
-        self, folder: str | os.PathLike[str], paths: Iterable[Path], limit: int | None
+        self, folder: str | os.PathLike[str], paths: Sequence[Path], limit: int | None
     ) -> None:
         """Decodes all files that the cache lacks.
 
@@ -310,37 +288,17 @@ class ClipReader:
             folder: The cache; made if missing.
             paths: The files.
             limit: Number of positions to cache of each file; None for all.
-
-        Raises:
-            ValueError: The clips are read by a `read_fn`.
         """
-        if self.read_fn is not None:
-            raise ValueError(
-                "a cache must know what makes a clip, got read_fn, whose code may change; leave "
-                "one of cache and read_fn out, or write what read_fn gives into .npy files"
-            )
-        settings = {
-            "decoder": _DECODER,
-            "size": list(self.size.size),
-            "fit": self.size.fit,
-            "is_cropped": self.size.is_cut_at_once,
-            "channels": self.channels,
-            "axes": self.axes,
-            "square_pixels": self.square_pixels,
-            "frame_skip": self.timeline.frame_skip,
-            "fps": self.timeline.fps,
-            "limit": limit,
-        }
+        settings = {**self.settings, "decoder": _DECODER, "axes": self.axes, "limit": limit}
 
         def decode(path: Path) -> np.ndarray:
             with self.open(path) as file:
                 length = self.timeline.length(file) if limit is None else limit
                 video = self.decode(file, self.timeline.frames(file, range(length)))
-            return np.ascontiguousarray(video.permute(1, 2, 3, 0).numpy())
+            return video.permute(1, 2, 3, 0).numpy()
 
-        cache = ClipCache(folder, settings)
-        cache.build(list(dict.fromkeys(paths)), decode)
-        self.cache = cache
+        self.cache = ClipCache(folder, settings)
+        self.cache.build(list(dict.fromkeys(paths)), decode)
 
 
 def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:
@@ -349,9 +307,6 @@ def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:
         return torch.empty(0, 0)
     if len({array.shape for array in arrays}) > 1:
         shapes = sorted({array.shape[:2] for array in arrays})
-        raise UnreadableVideoError(
-            f"cannot make a clip of {path}: all frames must have one shape to be cut or filled up "
-            f"alike, got {shapes} (height, width); use fit='stretch', or fit='cover' and "
-            "crop='center', or remove the file"
-        )
+        advice = "use fit='stretch', or fit='cover' and crop='center', or remove the file"
+        raise unreadable(path, "frames of one shape", f"(height, width) {shapes}", advice)
     return torch.from_numpy(np.stack(arrays)).permute(3, 0, 1, 2)

@@ -1,4 +1,4 @@
-"""`Dataset`: the video files of a folder as clips of one size and length."""
+"""`Dataset`: the clips of a folder at one size and length; their single frames, and pictures."""
 
 from __future__ import annotations
 
@@ -15,25 +15,37 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.arguments import as_image_size, as_value_range
 from video_diffusion_pytorch.data.clip_files import find_clips
-from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform, Timeline
+from video_diffusion_pytorch.data.clip_reader import (
+    STILL_EXTS,
+    ClipReader,
+    FrameTransform,
+    Timeline,
+)
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE, ReadFn
+from video_diffusion_pytorch.data.formats.readers import ReadFn
 from video_diffusion_pytorch.data.manifest import Clip, Manifest
 from video_diffusion_pytorch.data.transforms import (
     FrameSize,
     View,
     cast_num_frames,
-    fill_up,
     fit_value_range,
+    pad_black,
     random_window,
     real_frames,
     repeat_ends,
     stretched,
     windows,
 )
+from video_diffusion_pytorch.data.video_file import VIDEO_EXTS
 
 _DEFAULT_EXTS = ["gif"]
+_CHOICES = {
+    "clip_start": ("first", "random", "all"),
+    "pad": ("black", "repeat", "mask", "error"),
+    "pad_position": ("end", "center"),
+    "fit_frames": (None, "short", "all"),
+}
 
 
 class Dataset(data.Dataset[Any]):
@@ -161,35 +173,31 @@ class Dataset(data.Dataset[Any]):
         square_pixels: bool = True,
     ) -> None:
         super().__init__()
-        size = FrameSize(as_image_size(image_size), fit, crop)
         choices = {"clip_start": clip_start, "pad": pad, "pad_position": pad_position}
-        _check_options(num_frames, force_num_frames, {**choices, "fit_frames": fit_frames})
+        _check_options(num_frames, force_num_frames, **choices, fit_frames=fit_frames)
         self.folder, self.image_size, self.channels = folder, image_size, channels
         self.num_frames = num_frames if force_num_frames else None
+        self.clip_start, self.fit_frames = clip_start, fit_frames
+        self.pad, self.pad_position = pad, pad_position
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
-        self.clip_start, self.pad, self.as_uint8 = clip_start, pad, as_uint8
-        self.pad_position, self.fit_frames = pad_position, fit_frames
+        self.as_uint8 = as_uint8
+        size, timeline = FrameSize(as_image_size(image_size), fit, crop), Timeline(frame_skip, fps)
+        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
         self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
         self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
 
         # the files and their conditions
-        self._conditions = ClipConditions(conditions, missing_captions)
         self._split = None if manifest is None else split
-        options: dict[str, Any] = {"exts": exts, "exclude": exclude}
-        clips = _list_clips(
-            Path(folder), self._conditions, manifest, split, manifest_columns, **options
-        )
+        self._conditions = ClipConditions(conditions, missing_captions)
+        self._has_conditions = bool(self._conditions)
+        search: dict[str, Any] = {"exts": exts, "exclude": exclude}
+        clips = self._find(manifest, manifest_columns, search)
         self.class_names = self._conditions.class_names
-        _check_channels(channels, clips, read_fn is not None)
 
         # the part of each file that is a clip
-        timeline = Timeline(frame_skip, fps)
-        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
         if cache is not None:
-            is_first = clip_start == "first" and fit_frames != "all"
-            limit = self.num_frames if is_first and all(clip.is_whole for clip in clips) else None
-            self._reader.fill_cache(cache, [clip.path for clip in clips], limit)
+            self._fill_cache(cache, clips)
         self._clips = self._cut(clips)
         self.paths = [clip.path for clip, _ in self._clips]
         if isinstance(value_range, str) and value_range == "fit":
@@ -206,12 +214,13 @@ class Dataset(data.Dataset[Any]):
         """How files become clips, as JSON values."""
         flips = [self.horizontal_flip, self.vertical_flip]
         own: dict[str, Any] = {"frames": self.num_frames, "split": self._split, "flips": flips}
+        own |= {"clip_start": self.clip_start, "pad": self.pad}
         # only where they are used, so that settings of older versions compare equal
         if self.pad_position != "end":
             own["pad_position"] = self.pad_position
         if self.fit_frames is not None:
             own["fit_frames"] = self.fit_frames
-        return {**own, "clip_start": self.clip_start, "pad": self.pad, **self._reader.settings}
+        return {**own, **self._reader.settings}
 
     @property
     def captions(self) -> list[str]:
@@ -254,9 +263,43 @@ class Dataset(data.Dataset[Any]):
         item: dict[str, Any] = {"video": self._set_length(video, black, clip.path)}
         if self.pad == "mask":
             item["frame_mask"] = real_frames(count, self.num_frames or count, self.pad_position)
-        if self._conditions:
+        if self._has_conditions:
             item.update(self._read_conditions(clip, positions, view))
-        return item if self._conditions or self.pad == "mask" else item["video"]
+        return item if self._has_conditions or self.pad == "mask" else item["video"]
+
+    def _find(
+        self,
+        manifest: str | os.PathLike[str] | None,
+        columns: Mapping[str, str | None] | None,
+        search: Mapping[str, Any],
+    ) -> list[Clip]:
+        """The clips in the folder, or those of a manifest, with captions and class names."""
+        conditions, folder = self._conditions, Path(self.folder)
+        if manifest is None:
+            if conditions.columns or columns:
+                raise ValueError(
+                    "columns must be those of a manifest, got "
+                    f"{dict(columns or conditions.columns)} without one; pass manifest='clips.csv'"
+                )
+            paths = find_clips(folder, **search, uses_arrays=conditions.may_use_arrays)
+            return conditions.complete([Clip(path) for path in paths], folder)
+        has_labels = "label" in conditions.kinds
+        unused = {kind: None for kind in ("caption", "label") if kind not in conditions.kinds}
+        columns = {**unused, **(columns or {}), **conditions.roles}
+        table = Manifest(manifest, folder, columns=columns, numbers=conditions.numbers, **search)
+        clips = table.clips(self._split, needs_labels=has_labels)
+        return conditions.complete(clips, folder, table.labels() if has_labels else ())
+
+    def _fill_cache(self, folder: str | os.PathLike[str], clips: Sequence[Clip]) -> None:
+        if self._reader.read_fn is not None:
+            raise ValueError(
+                "cache must be left out with read_fn, whose code may change, got both; write what "
+                "read_fn returns into .npy files instead"
+            )
+        are_first = self.clip_start == "first" and self.fit_frames != "all"
+        is_limited = are_first and all(clip.is_whole for clip in clips)
+        paths = [clip.path for clip in clips]
+        self._reader.fill_cache(folder, paths, self.num_frames if is_limited else None)
 
     def _cut(self, clips: Sequence[Clip]) -> list[tuple[Clip, range | None]]:
         """The part of each file's timeline that a clip is taken from; None if not yet known."""
@@ -295,10 +338,18 @@ class Dataset(data.Dataset[Any]):
     def _set_length(
         self, video: torch.Tensor, black: torch.Tensor | None, path: Path
     ) -> torch.Tensor:
-        # `cast_num_frames_fn`, which may be replaced, pads with zeros at the end
-        is_plain = self.pad == "black" and black is None and self.pad_position == "end"
-        if self.num_frames is not None and not is_plain:
-            video = fill_up(video, self.num_frames, self.pad, black, path, self.pad_position)
+        length = self.num_frames
+        if length is not None and video.shape[1] < length:
+            if self.pad == "error":
+                raise ValueError(
+                    f"{path} must have {length} frames for a clip, got {video.shape[1]}; remove "
+                    "it, or pass pad='repeat' or pad='black'"
+                )
+            if self.pad != "black":
+                video = repeat_ends(video, length, 1, self.pad_position)
+            elif black is not None or self.pad_position != "end":
+                video = pad_black(video, length, black, self.pad_position)
+        # may be replaced; by default pads with zeros at the end
         video = self.cast_num_frames_fn(video)
         return video if video.dtype != torch.uint8 or self.as_uint8 else video.float() / 255
 
@@ -317,53 +368,98 @@ class Dataset(data.Dataset[Any]):
         return found
 
 
+class SingleFrames(Dataset):
+    """One random frame of each clip of a `Dataset`, drawn on each access.
+
+    Only that frame is decoded. Its conditions are those of the clip at that frame.
+
+    Args:
+        clips: The clips. Files, cache and options are shared; later changes have no effect.
+
+    Example:
+        >>> import tempfile
+        >>> from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = video_tensor_to_gif(torch.rand(3, 5, 20, 30), f"{folder}/noise.gif")
+        ...     SingleFrames(Dataset(folder, image_size=16, num_frames=4))[0].shape
+        torch.Size([3, 1, 16, 16])
+    """
+
+    def __init__(self, clips: Dataset) -> None:
+        self.__dict__.update(vars(clips))
+        is_first = clips.clip_start == "first"
+        self._length = clips.num_frames if is_first and clips.fit_frames != "all" else None
+        # the file may be shorter than its first part
+        self._clips = [(clip, None if is_first else span) for clip, span in clips._clips]
+        self.num_frames, self.clip_start, self.fit_frames = 1, "random", None
+        self.cast_num_frames_fn = partial(cast_num_frames, frames=1)
+
+    def _choose(self, generator: torch.Generator | None, span: range) -> range:
+        return random_window(span[: self._length], 1, generator)
+
+
+class PictureFolder(Dataset):
+    """The pictures in a folder, each `(c, 1, h, w)`, and random frames of the clips among them.
+
+    Numbered pictures are separate items, too. With captions or classes an item is a dict, as in
+    `Dataset`.
+
+    Args:
+        folder: Searched with all its subfolders for all formats of `Dataset`, `jpg`, `bmp` and
+            `tif`.
+        image_size: As for `Dataset`.
+        channels: As for `Dataset`.
+        has_captions: Use the text in `picture.txt` as the condition `cond`; None without the file.
+        class_names: Names of classes, in the order of their labels: a picture in a sub-folder of
+            that name has its label, others -1. Empty for no labels.
+        **options: As for `Dataset`: `fit`, `crop`, `horizontal_flip`, `vertical_flip`,
+            `value_range`, `axes`, `exclude`, `as_uint8` and `square_pixels`.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        image_size: int | tuple[int, int],
+        channels: int = 3,
+        *,
+        has_captions: bool = False,
+        class_names: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(
+            folder,
+            image_size,
+            channels,
+            num_frames=1,
+            # explicit extensions: folders of numbered pictures are not clips here
+            exts=(*VIDEO_EXTS, *STILL_EXTS),
+            clip_start="random",
+            conditions="caption" if has_captions else None,
+            missing_captions="null",
+            **options,
+        )
+        numbers = {name: number for number, name in enumerate(class_names)}
+        folders = [path.relative_to(folder).parts[0] for path in self.paths if numbers]
+        self._labels = [numbers.get(name, -1) for name in folders]
+
+    def draw_clip(self, index: int, generator: torch.Generator | None = None) -> Any:
+        """As `Dataset.draw_clip`, with the picture's label."""
+        item = super().draw_clip(index, generator)
+        if not self._labels:
+            return item
+        item = item if isinstance(item, dict) else {"video": item}
+        return {**item, "labels": self._labels[index]}
+
+
 def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
     return t
 
 
-def _list_clips(
-    folder: Path,
-    conditions: ClipConditions,
-    manifest: str | os.PathLike[str] | None,
-    split: str | None,
-    columns: Mapping[str, str | None] | None,
-    *,
-    exts: str | Sequence[str] | None,
-    exclude: Sequence[str | os.PathLike[str]],
-) -> list[Clip]:
-    if manifest is None:
-        if conditions.columns or columns:
-            raise ValueError(
-                "columns must be those of a manifest, got "
-                f"{dict(columns or conditions.columns)} and no manifest; pass manifest='clips.csv'"
-            )
-        paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
-        return conditions.complete([Clip(path) for path in paths], folder)
-    has_labels = "label" in conditions.kinds
-    ignored = {kind: None for kind in ("caption", "label") if kind not in conditions.kinds}
-    columns = {**ignored, **(columns or {}), **conditions.roles}
-    options: dict[str, Any] = {"numbers": conditions.numbers, "exts": exts, "exclude": exclude}
-    table = Manifest(manifest, folder, columns=columns, **options)
-    clips = table.clips(split, needs_labels=has_labels)
-    return conditions.complete(clips, folder, table.labels() if has_labels else ())
-
-
-_ARRAYS = (".npy", ".npz", ".pt")
-_CHOICES = {
-    "clip_start": ("first", "random", "all"),
-    "pad": ("black", "repeat", "mask", "error"),
-    "pad_position": ("end", "center"),
-    "fit_frames": (None, "short", "all"),
-}
-
-
-def _check_options(
-    num_frames: object, force_num_frames: bool, chosen: Mapping[str, str | None]
-) -> None:
-    if not _is_positive_int(num_frames):
+def _check_options(num_frames: int, force_num_frames: bool, **chosen: str | None) -> None:
+    if num_frames < 1:
         raise ValueError(
-            f"num_frames must be a whole number of at least 1, got {num_frames!r}; for clips "
-            "of any length pass force_num_frames=False"
+            f"num_frames must be at least 1, got {num_frames}; for clips of any length pass "
+            "force_num_frames=False"
         )
     for name, value in chosen.items():
         if value not in _CHOICES[name]:
@@ -371,43 +467,23 @@ def _check_options(
                 f"{name} must be one of {', '.join(map(str, _CHOICES[name]))}, got {value!r}; "
                 "choose one of them"
             )
-    if not force_num_frames and chosen["clip_start"] != "first":
+    clip_start, fit_frames = chosen["clip_start"], chosen["fit_frames"]
+    if not force_num_frames and (clip_start, fit_frames) != ("first", None):
         raise ValueError(
-            "clip_start must be 'first' where clips are as long as their files, got "
-            f"{chosen['clip_start']!r}; leave force_num_frames=False out to cut clips"
+            "clip_start and fit_frames must be left out with force_num_frames=False, which keeps "
+            f"files whole, got {clip_start!r} and {fit_frames!r}; leave it out to cut or resample"
         )
-    if chosen["fit_frames"] is None:
-        return
-    if not force_num_frames:
+    if fit_frames == "all" and clip_start != "first":
         raise ValueError(
-            "fit_frames must be None where clips are as long as their files, got "
-            f"{chosen['fit_frames']!r}; leave force_num_frames=False out to resample them in time"
+            "clip_start must be 'first' with fit_frames='all', which makes one clip of each file, "
+            f"got {clip_start!r}; leave it out, or pass fit_frames='short' to cut long files"
         )
-    if chosen["fit_frames"] == "all" and chosen["clip_start"] != "first":
+    if fit_frames is not None and (chosen["pad"], chosen["pad_position"]) != ("black", "end"):
         raise ValueError(
-            "fit_frames='all' makes one clip of each file, so clip_start must be 'first', got "
-            f"{chosen['clip_start']!r}; leave it out, or pass fit_frames='short' to cut long files"
+            "pad and pad_position must be left out with fit_frames, which leaves no clip too short"
+            f", got {chosen['pad']!r} and {chosen['pad_position']!r}; pad short files or resample "
+            "them"
         )
-    if (chosen["pad"], chosen["pad_position"]) != ("black", "end"):
-        raise ValueError(
-            "pad and pad_position must be left out with fit_frames, which leaves no clip too "
-            f"short, got pad={chosen['pad']!r} and pad_position={chosen['pad_position']!r}; choose "
-            "whether short files are filled up or stretched"
-        )
-
-
-def _check_channels(channels: object, clips: Sequence[Clip], has_read_fn: bool) -> None:
-    are_arrays = has_read_fn or all(clip.path.suffix.lower() in _ARRAYS for clip in clips)
-    if not _is_positive_int(channels) or (not are_arrays and channels not in CHANNELS_TO_MODE):
-        raise ValueError(
-            f"channels must be one of {list(CHANNELS_TO_MODE)}, got {channels!r}; choose 1 "
-            "for grey, 3 for colour, 4 for colour and opacity; only arrays (npy, npz, pt) have "
-            "any number"
-        )
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def join_parts(clips: Sequence[tuple[Clip, range | None]]) -> list[tuple[Clip, range | None]]:
