@@ -161,7 +161,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_folder_is_a_file():
-    with pytest.raises(NotADirectoryError, match=r"got a file; pass the folder that holds it"):
+    with pytest.raises(NotADirectoryError, match=r"found a file; check the path"):
         Dataset(GIFS / "single_1x24x24.gif", 8)
 
 
@@ -173,8 +173,6 @@ def test_no_clip_in_the_folder(tmp_path):
     text = r"ending in .gif or .webp in .*, got 2 × .mp4, 1 × no extension; check the folder"
     with pytest.raises(FileNotFoundError, match=text):
         Dataset(tmp_path, 8, exts=["gif", ".webp"])
-    with pytest.raises(FileNotFoundError, match="exts is empty"):
-        Dataset(tmp_path, 8, exts=[])
 
 
 @pytest.mark.parametrize("size", [0, -4, 8.0, True, "8", (8,), (8, 0), (8, 8, 8)])

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from video_diffusion_pytorch.data.clip_files import beside
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, file_errors, finite
 from video_diffusion_pytorch.data.formats.arrays import read_array
-from video_diffusion_pytorch.data.manifest import Clip
+from video_diffusion_pytorch.data.manifest import Clip, beside
 
 logger = logging.getLogger("video_diffusion_pytorch")
 

@@ -14,7 +14,6 @@ from torch.utils import data
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.arguments import as_image_size, as_value_range
-from video_diffusion_pytorch.data.clip_files import find_clips
 from video_diffusion_pytorch.data.clip_reader import (
     STILL_EXTS,
     ClipReader,
@@ -24,7 +23,7 @@ from video_diffusion_pytorch.data.clip_reader import (
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats.readers import ReadFn
-from video_diffusion_pytorch.data.manifest import Clip, Manifest
+from video_diffusion_pytorch.data.manifest import Clip, Manifest, find_clips
 from video_diffusion_pytorch.data.transforms import (
     FrameSize,
     View,
