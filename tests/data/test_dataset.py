@@ -203,6 +203,7 @@ def test_wrong_channels(tmp_path):
             {"clip_start": "random", "force_num_frames": False},
             "left out with force_num_frames=False, .* got 'random' and None; leave",
         ),
+        ({"missing_captions": "x"}, "missing_captions must be one of error, null, got 'x'; choose"),
         ({"fit_frames": "long"}, "one of None, short, all, got 'long'; choose"),
         ({"pad_position": "start"}, "must be one of end, center, got 'start'; choose"),
         (

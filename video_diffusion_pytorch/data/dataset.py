@@ -44,6 +44,7 @@ _CHOICES = {
     "pad": ("black", "repeat", "mask", "error"),
     "pad_position": ("end", "center"),
     "fit_frames": (None, "short", "all"),
+    "missing_captions": ("error", "null"),
 }
 
 
@@ -172,8 +173,15 @@ class Dataset(data.Dataset[Any]):
         square_pixels: bool = True,
     ) -> None:
         super().__init__()
-        choices = {"clip_start": clip_start, "pad": pad, "pad_position": pad_position}
-        _check_options(num_frames, force_num_frames, **choices, fit_frames=fit_frames)
+        _check_options(
+            num_frames,
+            force_num_frames,
+            clip_start=clip_start,
+            pad=pad,
+            pad_position=pad_position,
+            fit_frames=fit_frames,
+            missing_captions=missing_captions,
+        )
         self.folder, self.image_size, self.channels = folder, image_size, channels
         self.num_frames = num_frames if force_num_frames else None
         self.clip_start, self.fit_frames = clip_start, fit_frames

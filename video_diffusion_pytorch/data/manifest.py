@@ -333,7 +333,7 @@ class Manifest:
         self.path, self._folder = Path(path), folder
         if not os.path.exists(path):
             self.path = folder / path
-        text, kind = _decode(self.path), self.path.suffix.lower()
+        text, kind = read_text(self.path), self.path.suffix.lower()
         separator = "" if kind == ".jsonl" else "\t" if kind == ".tsv" else _separator(text)
         header, lines = _csv(self.path, text, separator) if separator else _jsonl(self.path, text)
         self._columns: dict[str, str] = {}
@@ -590,15 +590,20 @@ def _read_decimal_commas(rows: Sequence[_Row], columns: Sequence[str]) -> None:
             )
 
 
-def _decode(table: Path) -> str:
-    content = table.read_bytes()
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+        ValueError: It has another encoding.
+    """
+    content = path.read_bytes()
     # spreadsheets write a byte order mark
     is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{table} must be text in UTF-8, got {error}; save it as UTF-8 (in Excel, as CSV UTF-8)"
+            f"{path} must be text in UTF-8, got {error}; save it as UTF-8 (in Excel, as CSV UTF-8)"
         ) from error
 
 
