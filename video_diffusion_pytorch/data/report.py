@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
 
 from video_diffusion_pytorch.data.clip_reader import ClipReader
 from video_diffusion_pytorch.data.dataset import Dataset
@@ -35,7 +36,7 @@ def report_clips(clips: Dataset) -> None:
     reader = clips._reader
     parts = list({(clip.path, clip.start, clip.end): clip for clip, _ in clips._clips}.values())
     most = _MOST_FILES if reader.read_fn is None else _MOST_CALLS
-    sizes: Counter[tuple[int, int]] = Counter()
+    sizes: list[tuple[int, int]] = []
     lengths: list[int] = []
     end = time.monotonic() + _MOST_SECONDS
     for clip in random.Random(0).sample(parts, min(most, len(parts))):
@@ -45,17 +46,13 @@ def report_clips(clips: Dataset) -> None:
             size, length = _measure(reader, clip)
         except Exception:  # training reports what is wrong with a file
             continue
-        sizes[size] += 1
+        sizes.append(size)
         lengths += [] if length is None else [length]
     if sizes and clips.transform is reader.size:
-        _report_sizes(reader.size, sizes, _files(sizes.total(), len(parts)))
+        _report_sizes(reader.size, sizes, f"{len(sizes)} of {len(parts)} files")
     if lengths and clips.num_frames is not None and clips.fit_frames != "all":
-        _report_lengths(clips, clips.num_frames, lengths, _files(len(lengths), len(parts)))
-
-
-def _files(count: int, total: int) -> str:
-    files = "1 file" if count == 1 else f"{count} files"
-    return files if count == total else f"{files} (a sample of {total})"
+        files = f"{len(lengths)} of {len(parts)} files"
+        _report_lengths(clips, clips.num_frames, lengths, files)
 
 
 def _measure(reader: ClipReader, clip: Clip) -> tuple[tuple[int, int], int | None]:
@@ -70,75 +67,48 @@ def _measure(reader: ClipReader, clip: Clip) -> tuple[tuple[int, int], int | Non
         return (height, width), len(reader.timeline.between(file, clip.start, clip.end))
 
 
-def _report_sizes(target: FrameSize, sizes: Counter[tuple[int, int]], files: str) -> None:
-    if target.fit == "stretch":
-        return
-    is_cut, wanted = target.fit == "cover", target.size[0] * target.size[1]
-    lost: dict[tuple[int, int], float] = {}
-    for size, count in sizes.items():
+def _report_sizes(target: FrameSize, sizes: Sequence[tuple[int, int]], files: str) -> None:
+    lost = []
+    for size in sizes:
         height, width = target.scaled_size(*size)
-        kept = wanted / (height * width) if is_cut else height * width / wanted
-        lost[size] = (1 - kept) * count
-    share = sum(lost.values()) / sizes.total()
-    if share <= _MUCH:
+        ratio = height * width / (target.size[0] * target.size[1])
+        lost.append(1 - min(ratio, 1 / ratio))
+    if fmean(lost) <= _MUCH:
         return
-    (height, width), (h, w) = max(lost, key=lost.__getitem__), target.size
-    advice = "an image_size, (height, width), of their shape keeps them whole"
-    if is_cut:
-        advice += ", and so does fit='contain', with padding"
-    if height * h == width * w:
-        advice = f"image_size=({w}, {h}), which is (height, width), keeps them whole"
+    size = sizes[lost.index(max(lost))]
     logger.warning(
         "%.0f %% of each frame is %s, on average over %s: frames of %dx%d (height x width) are "
-        "scaled to %dx%d and %s %dx%d; %s",
-        100 * share,
-        "cut away" if is_cut else "padding",
+        "scaled to %dx%d for clips of %dx%d; an image_size, (height, width), of their shape keeps "
+        "them whole",
+        100 * fmean(lost),
+        "padding" if target.fit == "contain" else "cropped",
         files,
-        height,
-        width,
-        *target.scaled_size(height, width),
-        "cut to" if is_cut else "padded to",
-        h,
-        w,
-        advice,
+        *size,
+        *target.scaled_size(*size),
+        *target.size,
     )
 
 
-def _report_lengths(clips: Dataset, num_frames: int, lengths: list[int], files: str) -> None:
-    is_all, timeline, unit = clips.clip_start == "all", clips._reader.timeline, ""
-    if timeline.fps is not None:
-        unit = f" at fps={timeline.fps}"
-    elif timeline.frame_skip > 1:
-        unit = f" at frame_skip={timeline.frame_skip}"
+def _report_lengths(clips: Dataset, num_frames: int, lengths: Sequence[int], files: str) -> None:
     # of each file: how many clips it makes, and how many of its frames they show
-    made = [max(1, n // num_frames) if is_all else 1 for n in lengths]
+    is_all = clips.clip_start == "all"
+    made = [max(1, length // num_frames) if is_all else 1 for length in lengths]
     shown = [min(n, k * num_frames) for n, k in zip(lengths, made, strict=True)]
     padding = 1 - sum(shown) / (num_frames * sum(made))
     if padding > _MUCH and clips.fit_frames is None and clips.pad != "error":
-        is_masked = clips.pad == "mask"
         logger.warning(
-            "of %s %d have fewer than %d frames%s: %.0f %% of all frames of the clips are padding "
-            "(pad='%s')%s; fit_frames='short' stretches short files%s, and a smaller num_frames "
-            "needs less",
-            files,
-            sum(n < num_frames for n in lengths),
-            num_frames,
-            unit,
+            "%.0f %% of the frames of the clips are padding, in a look at %s: pad='mask' leaves "
+            "padding out of the loss, fit_frames='short' stretches short files, and a smaller "
+            "num_frames needs less",
             100 * padding,
-            clips.pad,
-            ", left out of the loss, but computed" if is_masked else "",
-            "" if is_masked else ", pad='mask' leaves padding out of the loss",
+            files,
         )
     unseen = 1 - sum(shown) / sum(lengths)
     if unseen > _MUCH and clips.clip_start != "random":
         logger.warning(
-            "of %s %d have more than %d frames%s: with clip_start='%s' %.0f %% of all frames of "
-            "the files are never seen; clip_start='random'%s shows them",
-            files,
-            sum(n > num_frames for n in lengths),
-            num_frames,
-            unit,
-            clips.clip_start,
+            "%.0f %% of the frames of the files are never seen with clip_start='%s', in a look at "
+            "%s: clip_start='random' shows all",
             100 * unseen,
-            "" if is_all else " or 'all'",
+            clips.clip_start,
+            files,
         )
