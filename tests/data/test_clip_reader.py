@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from video_diffusion_pytorch.data.clip_reader import Timeline
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.transforms import Timeline
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 
 # The timeline
@@ -136,7 +136,7 @@ def test_wrong_choice_of_frames(frame_skip, fps):
 
 # Files
 
-MODULE = "video_diffusion_pytorch.data.clip_reader.open_video"
+MODULE = "video_diffusion_pytorch.data.dataset.open_video"
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_arrays_that_no_condition_uses(folder, caplog):
         dataset_of(folder, exts=None, conditions=lambda path: {})
         assert caplog.text == ""
         dataset_of(folder, exts=None)
-    assert "left out 1 arrays beside clips of the same name" in caplog.text
+    assert "left out 1 files beside clips of the same name" in caplog.text
 
 
 def test_splits_of_a_manifest_number_classes_alike(folder):

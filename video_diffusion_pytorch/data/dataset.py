@@ -3,40 +3,48 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils import data
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.arguments import as_image_size, as_value_range
-from video_diffusion_pytorch.data.clip_reader import (
-    STILL_EXTS,
-    ClipReader,
-    FrameTransform,
-    Timeline,
-)
+from video_diffusion_pytorch.data import transforms
+from video_diffusion_pytorch.data.cache import ClipCache
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
-from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.readers import ReadFn
-from video_diffusion_pytorch.data.manifest import Clip, Manifest, find_clips
-from video_diffusion_pytorch.data.transforms import (
-    FrameSize,
-    View,
-    cast_num_frames,
-    fit_value_range,
-    pad_black,
-    random_window,
-    real_frames,
-    repeat_ends,
-    stretched,
-    windows,
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    file_errors,
+    finite,
+    unreadable,
 )
-from video_diffusion_pytorch.data.video_file import VIDEO_EXTS
+from video_diffusion_pytorch.data.formats.arrays import ArrayReader
+from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
+from video_diffusion_pytorch.data.formats.pictures import PictureReader
+from video_diffusion_pytorch.data.formats.readers import FunctionReader, ReadFn, VideoReader
+from video_diffusion_pytorch.data.manifest import Clip, Manifest, find_clips
+from video_diffusion_pytorch.data.transforms import FrameSize, Timeline, View, cast_num_frames
+from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Increase when the decoders give other pixels or read more files: it invalidates caches
+_DECODER = 3
+
+STILL_EXTS = tuple(ext for ext in FRAME_EXTS if ext not in VIDEO_EXTS)
+"""Extensions of pictures that `open_video` does not take for clips."""
+# Their names in Pillow
+_STILL_FORMATS = ("JPEG", "BMP", "TIFF")
+
+FrameTransform = Callable[["Image"], torch.Tensor]
 
 _DEFAULT_EXTS = ["gif"]
 _CHOICES = {
@@ -173,23 +181,15 @@ class Dataset(data.Dataset[Any]):
         square_pixels: bool = True,
     ) -> None:
         super().__init__()
-        _check_options(
-            num_frames,
-            force_num_frames,
-            clip_start=clip_start,
-            pad=pad,
-            pad_position=pad_position,
-            fit_frames=fit_frames,
-            missing_captions=missing_captions,
-        )
         self.folder, self.image_size, self.channels = folder, image_size, channels
         self.num_frames = num_frames if force_num_frames else None
         self.clip_start, self.fit_frames = clip_start, fit_frames
         self.pad, self.pad_position = pad, pad_position
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
-        self.as_uint8 = as_uint8
+        self.as_uint8, self.missing_captions = as_uint8, missing_captions
         size, timeline = FrameSize(as_image_size(image_size), fit, crop), Timeline(frame_skip, fps)
         self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
+        self._check_options(num_frames, cache is not None)
         self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
         self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
@@ -201,15 +201,44 @@ class Dataset(data.Dataset[Any]):
         search: dict[str, Any] = {"exts": exts, "exclude": exclude}
         clips = self._find(manifest, manifest_columns, search)
         self.class_names = self._conditions.class_names
-
-        # the part of each file that is a clip
         if cache is not None:
-            self._fill_cache(cache, clips)
+            are_whole = all(clip.is_whole for clip in clips)
+            is_cut = clip_start == "first" and fit_frames != "all" and are_whole
+            paths = [clip.path for clip in clips]
+            self._reader.fill_cache(cache, paths, self.num_frames if is_cut else None)
+
+        # the part of each file that is a clip, and the range of their values
         self._clips = self._cut(clips)
         self.paths = [clip.path for clip, _ in self._clips]
         if isinstance(value_range, str) and value_range == "fit":
-            value_range = fit_value_range(join_parts(self._clips), self._read_part)
+            value_range = transforms.fit_value_range(join_parts(self._clips), self._read_part)
         self.value_range = as_value_range(value_range, channels, others="'fit' or ")
+
+    def _check_options(self, num_frames: int, has_cache: bool) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, known))}, got "
+                    f"{getattr(self, name)!r}; choose one of them"
+                )
+        clip_start, fit_frames = self.clip_start, self.fit_frames
+        pad, pad_position = self.pad, self.pad_position
+        if num_frames < 1:
+            rule = "num_frames must be at least 1, also with force_num_frames=False"
+        elif self.num_frames is None and (clip_start, fit_frames) != ("first", None):
+            rule = "clip_start and fit_frames must be left out with force_num_frames=False"
+        elif fit_frames == "all" and clip_start != "first":
+            rule = "clip_start must be left out with fit_frames='all', one clip of each file"
+        elif fit_frames is not None and (pad, pad_position) != ("black", "end"):
+            rule = "pad and pad_position must be left out with fit_frames"
+        elif has_cache and self._reader.read_fn is not None:
+            rule = "cache must be left out with read_fn, whose code may change"
+        else:
+            return
+        raise ValueError(
+            f"{rule}, got {num_frames=}, {clip_start=}, {fit_frames=}, {pad=}, {pad_position=}; "
+            "change or leave out one of them"
+        )
 
     @property
     def is_cached(self) -> bool:
@@ -269,7 +298,8 @@ class Dataset(data.Dataset[Any]):
         count = video.shape[1]
         item: dict[str, Any] = {"video": self._set_length(video, black, clip.path)}
         if self.pad == "mask":
-            item["frame_mask"] = real_frames(count, self.num_frames or count, self.pad_position)
+            length = self.num_frames or count
+            item["frame_mask"] = transforms.real_frames(count, length, self.pad_position)
         if self._has_conditions:
             item.update(self._read_conditions(clip, positions, view))
         return item if self._has_conditions or self.pad == "mask" else item["video"]
@@ -297,17 +327,6 @@ class Dataset(data.Dataset[Any]):
         clips = table.clips(self._split, needs_labels=has_labels)
         return conditions.complete(clips, folder, table.labels() if has_labels else ())
 
-    def _fill_cache(self, folder: str | os.PathLike[str], clips: Sequence[Clip]) -> None:
-        if self._reader.read_fn is not None:
-            raise ValueError(
-                "cache must be left out with read_fn, whose code may change, got both; write what "
-                "read_fn returns into .npy files instead"
-            )
-        are_first = self.clip_start == "first" and self.fit_frames != "all"
-        is_limited = are_first and all(clip.is_whole for clip in clips)
-        paths = [clip.path for clip in clips]
-        self._reader.fill_cache(folder, paths, self.num_frames if is_limited else None)
-
     def _cut(self, clips: Sequence[Clip]) -> list[tuple[Clip, range | None]]:
         """The part of each file's timeline that a clip is taken from; None if not yet known."""
         if self.clip_start != "all":
@@ -319,7 +338,7 @@ class Dataset(data.Dataset[Any]):
         parts: list[tuple[Clip, range | None]] = []
         for clip in tqdm(clips, desc="counting frames", leave=False, disable=len(clips) < 100):
             try:
-                spans = windows(self._reader.span(clip), self.num_frames)
+                spans = transforms.windows(self._reader.span(clip), self.num_frames)
             except UnreadableVideoError:  # reading the clip raises it again
                 parts.append((clip, None))
             else:
@@ -332,9 +351,9 @@ class Dataset(data.Dataset[Any]):
             return span
         is_short = self.fit_frames == "short" and len(span) < self.num_frames
         if self.fit_frames == "all" or is_short:
-            return stretched(span, self.num_frames)
+            return transforms.stretched(span, self.num_frames)
         if self.clip_start == "random":
-            return random_window(span, self.num_frames, generator)
+            return transforms.random_window(span, self.num_frames, generator)
         return span[: self.num_frames]
 
     def _read_part(self, part: tuple[Clip, range | None]) -> torch.Tensor:
@@ -353,9 +372,9 @@ class Dataset(data.Dataset[Any]):
                     "it, or pass pad='repeat' or pad='black'"
                 )
             if self.pad != "black":
-                video = repeat_ends(video, length, 1, self.pad_position)
+                video = transforms.repeat_ends(video, length, 1, self.pad_position)
             elif black is not None or self.pad_position != "end":
-                video = pad_black(video, length, black, self.pad_position)
+                video = transforms.pad_black(video, length, black, self.pad_position)
         # may be replaced; by default pads with zeros at the end
         video = self.cast_num_frames_fn(video)
         return video if video.dtype != torch.uint8 or self.as_uint8 else video.float() / 255
@@ -364,13 +383,13 @@ class Dataset(data.Dataset[Any]):
         kind, size = self._conditions.array_kind, self._reader.size
         frames = [] if kind is None else self._reader.frame_numbers(clip.path, positions)
         found = self._conditions.read(clip, frames)
-        lengthen = partial(repeat_ends, length=self.num_frames, position=self.pad_position)
+        length, pad = self.num_frames, transforms.repeat_ends
         if kind == "frame_vectors":
-            found["frame_cond"] = lengthen(found["frame_cond"], dim=0)
+            found["frame_cond"] = pad(found["frame_cond"], length, 0, self.pad_position)
         elif kind == "field":
             field = found["cond_video"]
             video = field if field.ndim == 4 else field[:, None]
-            video = lengthen(view.of(size.read_array(video), size), dim=1)
+            video = pad(view.of(size.read_array(video), size), length, 1, self.pad_position)
             found["cond_video"] = video if field.ndim == 4 else video[:, 0]
         return found
 
@@ -402,7 +421,7 @@ class SingleFrames(Dataset):
         self.cast_num_frames_fn = partial(cast_num_frames, frames=1)
 
     def _choose(self, generator: torch.Generator | None, span: range) -> range:
-        return random_window(span[: self._length], 1, generator)
+        return transforms.random_window(span[: self._length], 1, generator)
 
 
 class PictureFolder(Dataset):
@@ -458,39 +477,201 @@ class PictureFolder(Dataset):
         return {**item, "labels": self._labels[index]}
 
 
+class ClipReader:
+    """Decodes frames of files at the size of the clips.
+
+    Args:
+        size: Scales and crops the frames.
+        timeline: Maps positions to frames.
+        channels: Number of channels of a clip.
+        axes: Order of the axes in array files, as in `read_video`.
+        read_fn: Reads files instead of `open_video`; None for none.
+        square_pixels: As in `read_video`.
+
+    Attributes:
+        cache: Decoded files; None for none. `fill_cache` sets it.
+    """
+
+    def __init__(
+        self,
+        size: FrameSize,
+        timeline: Timeline,
+        channels: int,
+        axes: str | None = None,
+        read_fn: ReadFn | None = None,
+        square_pixels: bool = True,
+    ) -> None:
+        self.size, self.timeline, self.channels = size, timeline, channels
+        self.axes, self.read_fn, self.square_pixels = axes, read_fn, square_pixels
+        self.cache: ClipCache | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How frames are chosen and scaled, as JSON values."""
+        size, timeline = self.size, self.timeline
+        chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
+        scaling = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
+        found = {"channels": self.channels, **chosen, **scaling, "filter": "bilinear, antialiased"}
+        # only where it is used, so that settings of older versions compare equal
+        return found if self.square_pixels else {**found, "square_pixels": False}
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[VideoReader]:
+        """Opens a file or a folder of frames in a `with` statement.
+
+        Raises:
+            UnreadableVideoError: It is damaged or must not be read; also if that shows only within
+                the statement.
+        """
+        is_still = path.suffix.lower().lstrip(".") in STILL_EXTS and not path.is_dir()
+        with file_errors(path):
+            if self.read_fn is not None:
+                file: VideoReader = FunctionReader(path, self.read_fn, self.channels)
+            elif is_still:
+                file = PictureReader(path, self.channels, _STILL_FORMATS)
+            else:
+                options: dict[str, Any] = {"axes": self.axes, "square_pixels": self.square_pixels}
+                file = open_video(path, channels=self.channels, **options)
+            with file:
+                yield file
+
+    def span(self, clip: Clip) -> range:
+        """The positions of a clip on its file's timeline.
+
+        Raises:
+            UnreadableVideoError: The file is damaged, or has no frame there.
+        """
+        if self.cache is not None and clip.is_whole:
+            return range(self.cache[clip.path].num_frames)
+        with self.open(clip.path) as file:
+            return self.timeline.between(file, clip.start, clip.end)
+
+    def frame_numbers(self, path: Path, positions: Sequence[int]) -> list[int]:
+        """The frames of a file at these positions of its timeline."""
+        if self.timeline.fps is None:
+            return [position * self.timeline.frame_skip for position in positions]
+        with self.open(path) as file:
+            return self.timeline.frames(file, positions)
+
+    def read(
+        self,
+        clip: Clip,
+        span: range | None,
+        choose: Callable[[range], Sequence[int]],
+        transform: FrameTransform | None = None,
+    ) -> tuple[torch.Tensor, Sequence[int]]:
+        """Reads the frames of a clip.
+
+        Args:
+            clip: The file.
+            span: Positions to choose from, which may exceed the file's end; None for those of the
+                clip, which are looked up in the opened file.
+            choose: Gives the positions to read, in ascending order; they may repeat.
+            transform: As for `decode`.
+
+        Returns:
+            The frames, as from `decode`, and their positions.
+
+        Raises:
+            UnreadableVideoError: As `decode`.
+            ValueError: Both a transform and a cache are used.
+        """
+        if self.cache is None:
+            with self.open(clip.path) as file:
+                if span is None:
+                    span = self.timeline.between(file, clip.start, clip.end)
+                positions = choose(span)
+                video = self.decode(file, self.timeline.frames(file, positions), transform)
+            return video, positions[: video.shape[1]]
+        if transform is not None:
+            raise ValueError(
+                f"Dataset.transform must stay as it is with a cache, got {transform!r}; leave one "
+                "of cache and transform out"
+            )
+        positions = choose(self.span(clip) if span is None else span)
+        pixels = torch.from_numpy(self.cache[clip.path].frames(positions))
+        return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
+
+    def decode(
+        self, file: VideoReader, frames: Sequence[int], transform: FrameTransform | None = None
+    ) -> torch.Tensor:
+        """Decodes frames of an opened file.
+
+        Args:
+            file: The file.
+            frames: Their numbers in ascending order; they may repeat.
+            transform: Converts a Pillow picture to a tensor; None for `size`.
+
+        Returns:
+            `(c, f, h, w)`, with fewer frames if the file ends before. Uint8 for 8-bit files. `h`
+            and `w` are larger than the clip's before a random crop, smaller before padding.
+
+        Raises:
+            UnreadableVideoError: The file is damaged, has none of the frames, or holds NaN or
+                infinite values.
+        """
+        once = sorted(set(frames))
+        if isinstance(file, (ArrayReader, FunctionReader)):
+            video = self.size.read_array(finite(file.array(once), file.path))
+        elif file.is_array:
+            # frame by frame, as they may differ in size
+            there = [frame for frame in once if frame < file.num_frames]
+            video = _stack([self._read_frame(file, frame) for frame in there], file.path)
+        elif transform is not None:
+            pictures = [transform(picture) for picture in file.pictures(once)]
+            video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
+            finite(video, file.path)
+        else:
+            # map: a comprehension would keep a picture until the next is decoded
+            video = _stack(list(map(self.size.read, file.pictures(once))), file.path)
+        if not video.shape[1]:
+            expected = f"a frame with the number {min(frames, default=0)}"
+            raise unreadable(file.path, expected, "a file that ends before", "correct its start")
+        if len(once) < len(frames):
+            places = {frame: place for place, frame in enumerate(once[: video.shape[1]])}
+            video = video[:, [places[frame] for frame in frames if frame in places]]
+        return video
+
+    def _read_frame(self, file: VideoReader, frame: int) -> np.ndarray:
+        """Reads and scales one frame of numbers, `(h, w, c)`."""
+        numbers = finite(file.array([frame]), file.path)
+        return self.size.read_array(numbers)[:, 0].movedim(0, -1).numpy()
+
+    def fill_cache(
+        self, folder: str | os.PathLike[str], paths: Sequence[Path], limit: int | None
+    ) -> None:
+        """Decodes all files that the cache lacks.
+
+        Args:
+            folder: The cache; made if missing.
+            paths: The files.
+            limit: Number of positions to cache of each file; None for all.
+        """
+        settings = {**self.settings, "decoder": _DECODER, "axes": self.axes, "limit": limit}
+
+        def decode(path: Path) -> np.ndarray:
+            with self.open(path) as file:
+                length = self.timeline.length(file) if limit is None else limit
+                video = self.decode(file, self.timeline.frames(file, range(length)))
+            return video.permute(1, 2, 3, 0).numpy()
+
+        self.cache = ClipCache(folder, settings)
+        self.cache.build(list(dict.fromkeys(paths)), decode)
+
+
+def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:
+    """Stacks frames `(h, w, c)` to `(c, f, h, w)`, channels last in memory."""
+    if not arrays:
+        return torch.empty(0, 0)
+    if len({array.shape for array in arrays}) > 1:
+        shapes = sorted({array.shape[:2] for array in arrays})
+        advice = "use fit='stretch', or fit='cover' and crop='center', or remove the file"
+        raise unreadable(path, "frames of one shape", f"(height, width) {shapes}", advice)
+    return torch.from_numpy(np.stack(arrays)).permute(3, 0, 1, 2)
+
+
 def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
     return t
-
-
-def _check_options(num_frames: int, force_num_frames: bool, **chosen: str | None) -> None:
-    if num_frames < 1:
-        raise ValueError(
-            f"num_frames must be at least 1, got {num_frames}; for clips of any length pass "
-            "force_num_frames=False"
-        )
-    for name, value in chosen.items():
-        if value not in _CHOICES[name]:
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(str, _CHOICES[name]))}, got {value!r}; "
-                "choose one of them"
-            )
-    clip_start, fit_frames = chosen["clip_start"], chosen["fit_frames"]
-    if not force_num_frames and (clip_start, fit_frames) != ("first", None):
-        raise ValueError(
-            "clip_start and fit_frames must be left out with force_num_frames=False, which keeps "
-            f"files whole, got {clip_start!r} and {fit_frames!r}; leave it out to cut or resample"
-        )
-    if fit_frames == "all" and clip_start != "first":
-        raise ValueError(
-            "clip_start must be 'first' with fit_frames='all', which makes one clip of each file, "
-            f"got {clip_start!r}; leave it out, or pass fit_frames='short' to cut long files"
-        )
-    if fit_frames is not None and (chosen["pad"], chosen["pad_position"]) != ("black", "end"):
-        raise ValueError(
-            "pad and pad_position must be left out with fit_frames, which leaves no clip too short"
-            f", got {chosen['pad']!r} and {chosen['pad_position']!r}; pad short files or resample "
-            "them"
-        )
 
 
 def join_parts(clips: Sequence[tuple[Clip, range | None]]) -> list[tuple[Clip, range | None]]:

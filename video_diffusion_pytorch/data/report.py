@@ -8,8 +8,7 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
-from video_diffusion_pytorch.data.clip_reader import ClipReader
-from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.dataset import ClipReader, Dataset
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize
 

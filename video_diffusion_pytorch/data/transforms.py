@@ -1,7 +1,9 @@
-"""Transforms of clips: resize, crop, flip, padding in space and time, and the value range."""
+"""Transforms: from the frames and pixels of a file to those of a clip, and the value range."""
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -12,8 +14,9 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.arguments import ValueRange
-from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, unreadable
 from video_diffusion_pytorch.data.formats.pictures import ToTensor
+from video_diffusion_pytorch.data.formats.readers import VideoReader
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -24,6 +27,9 @@ CROPS = ("center", "random")
 # A frame that exceeds the target by this factor is cropped before it is scaled, as the whole scaled
 # frame might not fit into memory
 _EXTREME = 8
+
+# Tolerance for the rounding of timestamps, in seconds
+_ROUNDING = 1e-4
 
 # The part of a frame to keep, vertically and horizontally: from 0, the top or left end, to 1
 Offset = tuple[float, float]
@@ -177,6 +183,84 @@ def _center(length: int, wanted: int) -> tuple[int, int]:
     """Start and end of the center of this length, or one more for equal margins on both sides."""
     kept = min(length, wanted + (length - wanted) % 2)
     return (length - kept) // 2, (length + kept) // 2
+
+
+class Timeline:
+    """Every n-th frame of a file, or its frames resampled to a frame rate.
+
+    Positions count from the beginning of the file, so that all clips of a file share frames.
+
+    Args:
+        frame_skip: Take every `frame_skip`-th frame.
+        fps: Frames per second: at each instant the frame displayed then, which may repeat. None to
+            use `frame_skip`.
+
+    Raises:
+        ValueError: An argument is out of range, or both are given.
+    """
+
+    def __init__(self, frame_skip: int = 1, fps: float | None = None) -> None:
+        if frame_skip < 1 or (fps is not None and not (0 < fps < math.inf and frame_skip == 1)):
+            raise ValueError(
+                "frames must be chosen by a frame_skip of at least 1, or by fps, a positive number "
+                f"of frames per second, got frame_skip={frame_skip} and fps={fps}; pass one of them"
+            )
+        self.frame_skip, self.fps = frame_skip, fps
+
+    def length(self, file: VideoReader) -> int:
+        """Number of positions."""
+        if self.fps is None:
+            return -(-file.num_frames // self.frame_skip)
+        times = self._times(file, "fps")
+        end = file.end
+        if end is None:  # the last frame counts for as long as the one before it
+            end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1 / self.fps)
+        return max(1, math.ceil((end - times[0] - _ROUNDING) * self.fps))
+
+    def frames(self, file: VideoReader, positions: Sequence[int]) -> list[int]:
+        """The file's frames at these positions; with `fps`, none past its end."""
+        if self.fps is None:
+            # without counting the frames: reading past the end gives fewer
+            return [position * self.frame_skip for position in positions]
+        times = self._times(file, "fps")
+        length = self.length(file)
+        instants = (times[0] + position / self.fps for position in positions if position < length)
+        return [max(0, bisect_right(times, instant + _ROUNDING) - 1) for instant in instants]
+
+    def between(self, file: VideoReader, start: float | None, end: float | None) -> range:
+        """The positions from second `start` on and before second `end`.
+
+        Raises:
+            UnreadableVideoError: There is none.
+            ValueError: The file has no timestamps.
+        """
+        length = self.length(file)
+        if start is None and end is None:
+            return range(length)
+        times = self._times(file, "start and end")
+        if self.fps is None:
+            shown = [times[i] - times[0] for i in self.frames(file, range(length))]
+        else:
+            shown = [position / self.fps for position in range(length)]
+        first = 0 if start is None else bisect_left(shown, start - _ROUNDING)
+        stop = length if end is None else bisect_left(shown, end - _ROUNDING)
+        if first >= stop:
+            last = times[-1] if file.end is None else file.end
+            expected = f"frames from second {start} to {end}"
+            got = f"a file of {last - times[0]:.3f} seconds"
+            raise unreadable(file.path, expected, got, "correct start and end")
+        return range(first, stop)
+
+    def _times(self, file: VideoReader, option: str) -> Sequence[float]:
+        times = file.times
+        if times is None and file.num_frames == 1:
+            return [0.0]  # a still picture
+        if times is None:
+            raise ValueError(
+                f"{option} must go with files that have timestamps, got {file.path}, a folder of "
+                "pictures or an array without; choose frames by number, as with frame_skip"
+            )
+        return times
 
 
 def cast_num_frames(t: torch.Tensor, *, frames: int) -> torch.Tensor:

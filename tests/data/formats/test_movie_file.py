@@ -10,10 +10,10 @@ import av
 import numpy as np
 import pytest
 
-from video_diffusion_pytorch.data.clip_reader import Timeline
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats import movies as movie_file
 from video_diffusion_pytorch.data.formats.movies import MovieReader, movie_index
+from video_diffusion_pytorch.data.transforms import Timeline
 
 OPEN_GOP = {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}
 KINDS = {
