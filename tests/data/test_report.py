@@ -43,13 +43,13 @@ def test_height_and_width_in_the_wrong_order(tmp_path, said):
     [message] = said(tmp_path / "a", (48, 24))
     size = "480x960" if "480x960" in message else "24x48"
     assert message == (
-        f"75 % of each frame is cropped, on average over 4 of 4 files: frames of {size} (height x "
-        "width) are scaled to 48x96 for clips of 48x24; an image_size, (height, width), of their "
-        "shape keeps them whole"
+        f"75 % of each frame is cropped, such as frames of {size} (height x width) for an "
+        "image_size of (48, 24), which is (height, width); one of their shape keeps them whole, in "
+        "a look at 4 of 4 files"
     )
     # scaled to 12 x 24, in 48 x 24
     [message] = said(tmp_path / "a", (48, 24), fit="contain")
-    assert message.startswith("75 % of each frame is padding, on average over 4 of 4 files: frames")
+    assert message.startswith("75 % of each frame is padding, such as frames of")
     assert said(tmp_path / "a", (48, 24), fit="stretch") == []
 
 
@@ -57,8 +57,7 @@ def test_squares_of_wide_frames(tmp_path, said):
     write(tmp_path / "a", (8, 36, 64), (8, 36, 64), (8, 20, 20))
     # 16 of 28 columns are kept of two, all of the third: 2 / 3 of 12 / 28
     [message] = said(tmp_path / "a", 16)
-    assert message.startswith("29 % of each frame is cropped, on average over 3 of 3 files: frames")
-    assert "of 36x64 (height x width) are scaled to 16x28 for clips of 16x16" in message
+    assert message.startswith("29 % of each frame is cropped, such as frames of 36x64 (height")
     write(tmp_path / "a", (8, 20, 20), start=3)
     assert said(tmp_path / "a", 16) == []
 
@@ -67,7 +66,7 @@ def test_sizes_are_those_that_are_seen(tmp_path, said, write_movie):
     write_movie("a.mp4", num_frames=8, rotation=90)  # stored as 48 x 64
     assert said(tmp_path, (64, 48), channels=3) == []
     [message] = said(tmp_path, (48, 64), channels=3)
-    assert "frames of 64x48 (height x width) are scaled to 85x64 for clips of 48x64" in message
+    assert "frames of 64x48 (height x width) for an image_size of (48, 64)" in message
 
 
 def test_padding(tmp_path, said):
@@ -75,9 +74,8 @@ def test_padding(tmp_path, said):
     # 3 x 6 of 64 frames: 28 %
     for options in ({"pad_position": "center"}, {"pad": "mask", "clip_start": "all"}):
         assert said(tmp_path / "a", **options) == [
-            "28 % of the frames of the clips are padding, in a look at 8 of 8 files: pad='mask' "
-            "leaves padding out of the loss, fit_frames='short' stretches short files, and a "
-            "smaller num_frames needs less"
+            "28 % of all frames of the clips are padding; pad='mask' leaves it out of the loss, "
+            "and fit_frames='short' or a smaller num_frames avoids it, in a look at 8 of 8 files"
         ]
     for options in ({"pad": "error"}, {"fit_frames": "short"}, {"force_num_frames": False}):
         assert said(tmp_path / "a", **options) == []
@@ -89,15 +87,15 @@ def test_frames_that_are_never_seen(tmp_path, said):
     write(tmp_path / "a", (15, 24, 48), (31, 24, 48), (8, 24, 48))
     # 24 of 54 frames are seen
     assert said(tmp_path / "a") == [
-        "56 % of the frames of the files are never seen with clip_start='first', in a look at 3 of "
-        "3 files: clip_start='random' shows all"
+        "56 % of all frames of the files are never seen; clip_start='random' shows them, in a look "
+        "at 3 of 3 files"
     ]
     # 4 of 8, 14 and 4 positions of the timeline; 12 of 26
     [message] = said(tmp_path / "a", num_frames=4, frame_skip=2)
-    assert message.startswith("57 % of the frames of the files are never seen")
+    assert message.startswith("57 % of all frames of the files are never seen")
     # 8 of 15, 24 of 31 and all of 8: 14 of 54 are not
     [message] = said(tmp_path / "a", clip_start="all")
-    assert message.startswith("26 % of the frames of the files are never seen")
+    assert message.startswith("26 % of all frames of the files are never seen")
     long = {"num_frames": 24, "pad": "error"}
     for options in ({"clip_start": "random"}, {"fit_frames": "all"}, long):
         assert said(tmp_path / "a", **options) == []
@@ -106,14 +104,14 @@ def test_frames_that_are_never_seen(tmp_path, said):
 def test_a_part_of_many_files_is_looked_at(tmp_path, said):
     write(tmp_path / "a", *[(8, 24, 48)] * 130)
     [message] = said(tmp_path / "a", (48, 24))
-    assert "on average over 100 of 130 files: frames" in message
+    assert "in a look at 100 of 130 files" in message
 
 
 def test_damaged_files_are_left_to_training(tmp_path, said):
     write(tmp_path / "a", (8, 24, 48))
     (tmp_path / "a" / "b.npy").write_bytes(b"")
     [message] = said(tmp_path / "a", (48, 24))
-    assert "on average over 1 of 2 files: frames" in message
+    assert "in a look at 1 of 2 files" in message
     (tmp_path / "a" / "000.npy").write_bytes(b"")
     assert said(tmp_path / "a", (48, 24)) == []
 
@@ -132,5 +130,6 @@ def test_a_function_that_reads_is_called_a_few_times(tmp_path, said):
     [message] = said(
         tmp_path / "a", exts="npy", read_fn=lambda path: (called.append(path), np.load(path))[1]
     )
-    assert "75 % of the frames of the clips are padding, in a look at 8 of 30 files" in message
+    assert "75 % of all frames of the clips are padding" in message
+    assert "in a look at 8 of 30 files" in message
     assert len(set(called)) == len(called) == 8

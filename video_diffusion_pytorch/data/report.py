@@ -1,4 +1,4 @@
-"""A report before training: the shares of pixels and frames that are cropped or padding."""
+"""A report before training: the shares of pixels and frames that are cropped, padding or unseen."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MUCH = 0.25
 
 
 def report_clips(clips: Dataset) -> None:
-    """Warns if more than a quarter of the pixels or frames is cropped or padding.
+    """Warns if more than a quarter of the pixels or frames is cropped, padding or never seen.
 
     It decodes the first frame of at most 100 files, the same ones on each run, for at most 3
     seconds. A decoded frame has its true size: headers store rotation and pixel shape in many ways.
@@ -47,11 +47,15 @@ def report_clips(clips: Dataset) -> None:
             continue
         sizes.append(size)
         lengths += [] if length is None else [length]
+    shares: dict[str, float] = {}
     if sizes and clips.transform is reader.size:
-        _report_sizes(reader.size, sizes, f"{len(sizes)} of {len(parts)} files")
+        shares |= _lost_pixels(reader.size, sizes)
     if lengths and clips.num_frames is not None and clips.fit_frames != "all":
-        files = f"{len(lengths)} of {len(parts)} files"
-        _report_lengths(clips, clips.num_frames, lengths, files)
+        shares |= _lost_frames(clips, clips.num_frames, lengths)
+    for what, share in shares.items():
+        if share > _MUCH:
+            files = f"in a look at {len(sizes)} of {len(parts)} files"
+            logger.warning("%.0f %% of %s, %s", 100 * share, what, files)
 
 
 def _measure(reader: ClipReader, clip: Clip) -> tuple[tuple[int, int], int | None]:
@@ -66,48 +70,33 @@ def _measure(reader: ClipReader, clip: Clip) -> tuple[tuple[int, int], int | Non
         return (height, width), len(reader.timeline.between(file, clip.start, clip.end))
 
 
-def _report_sizes(target: FrameSize, sizes: Sequence[tuple[int, int]], files: str) -> None:
-    lost = []
+def _lost_pixels(target: FrameSize, sizes: Sequence[tuple[int, int]]) -> dict[str, float]:
+    lost = {}
     for size in sizes:
         height, width = target.scaled_size(*size)
         ratio = height * width / (target.size[0] * target.size[1])
-        lost.append(1 - min(ratio, 1 / ratio))
-    if fmean(lost) <= _MUCH:
-        return
-    size = sizes[lost.index(max(lost))]
-    logger.warning(
-        "%.0f %% of each frame is %s, on average over %s: frames of %dx%d (height x width) are "
-        "scaled to %dx%d for clips of %dx%d; an image_size, (height, width), of their shape keeps "
-        "them whole",
-        100 * fmean(lost),
-        "padding" if target.fit == "contain" else "cropped",
-        files,
-        *size,
-        *target.scaled_size(*size),
-        *target.size,
+        lost[size] = 1 - min(ratio, 1 / ratio)
+    (height, width), (h, w) = max(lost, key=lost.__getitem__), target.size
+    kind = "padding" if target.fit == "contain" else "cropped"
+    what = (
+        f"each frame is {kind}, such as frames of {height}x{width} (height x width) for an "
+        f"image_size of ({h}, {w}), which is (height, width); one of their shape keeps them whole"
     )
+    return {what: fmean(lost[size] for size in sizes)}
 
 
-def _report_lengths(clips: Dataset, num_frames: int, lengths: Sequence[int], files: str) -> None:
+def _lost_frames(clips: Dataset, num_frames: int, lengths: Sequence[int]) -> dict[str, float]:
     # of each file: how many clips it makes, and how many of its frames they show
-    is_all = clips.clip_start == "all"
-    made = [max(1, length // num_frames) if is_all else 1 for length in lengths]
-    shown = [min(n, k * num_frames) for n, k in zip(lengths, made, strict=True)]
-    padding = 1 - sum(shown) / (num_frames * sum(made))
-    if padding > _MUCH and clips.fit_frames is None and clips.pad != "error":
-        logger.warning(
-            "%.0f %% of the frames of the clips are padding, in a look at %s: pad='mask' leaves "
-            "padding out of the loss, fit_frames='short' stretches short files, and a smaller "
-            "num_frames needs less",
-            100 * padding,
-            files,
+    made = [max(1, n // num_frames) if clips.clip_start == "all" else 1 for n in lengths]
+    shown = sum(min(n, k * num_frames) for n, k in zip(lengths, made, strict=True))
+    shares = {}
+    if clips.fit_frames is None and clips.pad != "error":
+        what = (
+            "all frames of the clips are padding; pad='mask' leaves it out of the loss, and "
+            "fit_frames='short' or a smaller num_frames avoids it"
         )
-    unseen = 1 - sum(shown) / sum(lengths)
-    if unseen > _MUCH and clips.clip_start != "random":
-        logger.warning(
-            "%.0f %% of the frames of the files are never seen with clip_start='%s', in a look at "
-            "%s: clip_start='random' shows all",
-            100 * unseen,
-            clips.clip_start,
-            files,
-        )
+        shares[what] = 1 - shown / (num_frames * sum(made))
+    if clips.clip_start != "random":
+        what = "all frames of the files are never seen; clip_start='random' shows them"
+        shares[what] = 1 - shown / sum(lengths)
+    return shares
