@@ -127,7 +127,7 @@ def test_nothing_to_be_found(files):
         find_clips(files("notes.txt"))
     with pytest.raises(FileNotFoundError, match=r"expected a folder of videos at .*gone, found"):
         find_clips(files() / "gone")
-    with pytest.raises(NotADirectoryError, match=r"found a file; check the path"):
+    with pytest.raises(NotADirectoryError, match=r"expected a folder of videos at"):
         find_clips(files() / "notes.txt")
 
 

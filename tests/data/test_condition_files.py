@@ -107,7 +107,7 @@ def test_all_splits_number_classes_alike(tmp_path):
 
 
 def test_no_class(tmp_path):
-    message = r"expected .*a.gif to be in a sub-folder of .* names its class; sort clips into"
+    message = r"expected a class for each clip, .* got none for .*a.gif; write it, or sort clips"
     with pytest.raises(ValueError, match=message):
         labels(tmp_path, "a.gif")
 

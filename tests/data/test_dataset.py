@@ -161,7 +161,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_folder_is_a_file():
-    with pytest.raises(NotADirectoryError, match=r"found a file; check the path"):
+    with pytest.raises(NotADirectoryError, match=r"expected a folder of videos at"):
         Dataset(GIFS / "single_1x24x24.gif", 8)
 
 

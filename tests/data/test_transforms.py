@@ -190,10 +190,10 @@ def test_views():
 
 def test_views_are_drawn_only_where_they_are_wanted():
     state = torch.get_rng_state()
-    assert View.draw(False, False, False, None) == View()
+    assert View.draw(False, (False, False), None) == View()
     assert torch.equal(torch.get_rng_state(), state)
     generator = torch.Generator().manual_seed(0)
-    drawn = [View.draw(True, True, True, generator) for _ in range(400)]
+    drawn = [View.draw(True, (True, True), generator) for _ in range(400)]
     assert 140 < sum(-1 in view.flips for view in drawn) < 260
     assert 140 < sum(-2 in view.flips for view in drawn) < 260
     assert {view.offset != (0.5, 0.5) for view in drawn} == {True}

@@ -7,8 +7,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,7 +88,7 @@ class ClipCache:
         ...     source = Path(folder, "clip.npy")
         ...     np.save(source, np.arange(6, dtype=np.uint8).reshape(3, 2))
         ...     cache = ClipCache(f"{folder}/cache", {"channels": 1})
-        ...     cache.build([source], np.load, progress=False)
+        ...     cache.build([source], np.load)
         ...     cache[source].num_frames, cache[source].frames([2, 0]).tolist()
         (3, [[4, 5], [0, 1]])
     """
@@ -112,20 +111,13 @@ class ClipCache:
             raise UnreadableVideoError(clip)
         return clip
 
-    def build(
-        self,
-        sources: Sequence[Path],
-        decode: Callable[[Path], np.ndarray],
-        *,
-        progress: bool = True,
-    ) -> None:
+    def build(self, sources: Sequence[Path], decode: Callable[[Path], np.ndarray]) -> None:
         """Decodes the sources whose clips are missing; of several processes one at a time.
 
         Args:
             sources: Files, or folders of frames.
             decode: Makes an array `(f, ...)` of a source. For a source that raises an
                 `UnreadableVideoError`, a warning is logged, and the next build tries again.
-            progress: Whether to show a progress bar.
 
         Raises:
             OSError: The folder cannot be written to, or the disk is full.
@@ -137,7 +129,7 @@ class ClipCache:
             missing = self._missing(missing)  # those that another process decoded meanwhile
             names = sorted(os.listdir(self.folder)) if missing else []
             old = {name.partition("-")[0]: name for name in names if name.endswith(".npy")}
-            for source in tqdm(missing, desc="decoding clips", unit="", disable=not progress):
+            for source in tqdm(missing, desc="decoding clips", unit=""):
                 self._add(source, decode, old)
         finally:
             lock.release()
@@ -145,17 +137,16 @@ class ClipCache:
     def _acquire(self) -> FileLock:
         """Keeps other processes from building."""
         lock = FileLock(self.folder / ".lock")
-        with _disk_errors(self.root):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=_PATIENCE)
-            except Timeout:
-                logger.warning("waiting for another process that decodes clips into %s", self.root)
-                lock.acquire()
-            except OSError as error:
-                # clips of a read-only folder can be used: if one must be written, that fails
-                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            logger.warning("waiting for another process that decodes clips into %s", self.root)
+            lock.acquire()
+        except OSError as error:
+            # clips of a read-only folder can be used: if one must be written, that fails
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
         return lock
 
     def _missing(self, sources: Sequence[Path]) -> list[Path]:
@@ -191,11 +182,7 @@ class ClipCache:
         except UnreadableVideoError as error:
             self._refuse(source, error)
             return
-        with (
-            _disk_errors(self.root),
-            replacing(file) as unfinished,
-            unfinished.open("wb") as opened,
-        ):
+        with replacing(file) as unfinished, unfinished.open("wb") as opened:
             npy.write_array_header_1_0(opened, npy.header_data_from_array_1_0(array))
             opened.write(array.reshape(-1).view(np.uint8).data)
         replaced = old.get(file.name.partition("-")[0], file.name)
@@ -239,16 +226,3 @@ def source_state(source: str | os.PathLike[str]) -> str:
 
 def _hash(text: str) -> str:
     return blake2b(text.encode(errors="surrogateescape"), digest_size=10).hexdigest()
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Adds the folder that cannot be written to to an `OSError`."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"cannot write decoded clips into {folder}: {error.strerror or error}; make room, "
-            "allow writing, or choose another folder for the cache",
-        ) from error

@@ -109,8 +109,7 @@ class ClipConditions:
             clips = [_with_caption(clip) for clip in clips]
             self._check_captions(clips)
         if "label" in self.kinds:
-            clips = [replace(clip, label=clip.label or _folder_of(clip, folder)) for clip in clips]
-            self._number_classes(clips, folder, all_rows)
+            clips = self._with_labels(clips, folder, all_rows)
         if self.array_kind is not None:
             for path in {clip.path: None for clip in clips}:
                 self._array_path(path)
@@ -155,28 +154,28 @@ class ClipConditions:
                 f"{texts[0]}; for a vector of numbers pass conditions={{'cond': [{column!r}]}}"
             )
 
-    def _number_classes(
+    def _with_labels(
         self, clips: Sequence[Clip], folder: Path, all_rows: Sequence[Clip]
-    ) -> None:
-        without = [clip.path for clip in clips if clip.label is None]
+    ) -> list[Clip]:
+        """Adds missing labels, and numbers the classes of these clips and of all splits."""
+        rows = [*clips, *all_rows]
+        if not any(row.label for row in rows):
+            rows = [replace(row, label=_folder_of(row, folder)) for row in rows]
+            if all_rows and len({row.label for row in rows}) == 1:
+                logger.warning(
+                    "the manifest has no labels, and all clips are in one sub-folder, %s, so all "
+                    "have one class; name the column of labels in manifest_columns={'label': ...}",
+                    rows[0].label,
+                )
+        without = [clip.path for clip in rows[: len(clips)] if clip.label is None]
         if without:
             raise ValueError(
-                f"expected {without[0]} to be in a sub-folder of {folder} that names its class; "
-                "sort clips into sub-folders, or give a manifest with a column label"
+                f"expected a class for each clip, in the manifest or by a sub-folder of {folder}, "
+                f"got none for {without[0]}; write it, or sort clips into sub-folders"
             )
         # other splits may lack labels
-        others = {row.label for row in all_rows} - {None}
-        names = {clip.label for clip in clips} | others
-        if not others:
-            names |= {_folder_of(row, folder) for row in all_rows}
-        known = sorted(name for name in names if name is not None)
-        if len(known) == 1 and all_rows and not others:
-            logger.warning(
-                "the manifest has no labels, and all clips are in one sub-folder, %s, so all have "
-                "one class; name the column of labels in manifest_columns={'label': ...}",
-                *known,
-            )
-        self.class_names, self._labels = _classes(known)
+        self.class_names, self._labels = _classes(sorted({row.label for row in rows if row.label}))
+        return rows[: len(clips)]
 
     def _array_path(self, clip: Path) -> Path:
         path = beside(clip, _ARRAYS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,7 +192,7 @@ class Dataset(data.Dataset[Any]):
         self._check_options(num_frames, cache is not None)
         self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
-        self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
+        self.cast_num_frames_fn = cast if force_num_frames else torch.nn.Identity()
 
         # the files and their conditions
         self._split = None if manifest is None else split
@@ -288,7 +288,8 @@ class Dataset(data.Dataset[Any]):
         transform = None if self.transform is size else self.transform
         choose = partial(self._choose, generator)
         video, positions = self._reader.read(clip, span, choose, transform)
-        view = View.draw(size.crop == "random", self.horizontal_flip, self.vertical_flip, generator)
+        flips = (self.horizontal_flip, self.vertical_flip)
+        view = View.draw(size.crop == "random", flips, generator)
         black = None
         if self.value_range is not None:
             black = torch.tensor(self.value_range[0])
@@ -320,12 +321,11 @@ class Dataset(data.Dataset[Any]):
                 )
             paths = find_clips(folder, **search, uses_arrays=conditions.may_use_arrays)
             return conditions.complete([Clip(path) for path in paths], folder)
-        has_labels = "label" in conditions.kinds
         unused = {kind: None for kind in ("caption", "label") if kind not in conditions.kinds}
         columns = {**unused, **(columns or {}), **conditions.roles}
         table = Manifest(manifest, folder, columns=columns, numbers=conditions.numbers, **search)
-        clips = table.clips(self._split, needs_labels=has_labels)
-        return conditions.complete(clips, folder, table.labels() if has_labels else ())
+        rows = table.labels() if "label" in conditions.kinds else ()
+        return conditions.complete(table.clips(self._split), folder, rows)
 
     def _cut(self, clips: Sequence[Clip]) -> list[tuple[Clip, range | None]]:
         """The part of each file's timeline that a clip is taken from; None if not yet known."""
@@ -452,6 +452,8 @@ class PictureFolder(Dataset):
         class_names: Sequence[str] = (),
         **options: Any,
     ) -> None:
+        numbers = {name: number for number, name in enumerate(class_names)}
+        label = partial(_label_by_folder, folder=Path(folder), numbers=numbers)
         super().__init__(
             folder,
             image_size,
@@ -460,50 +462,37 @@ class PictureFolder(Dataset):
             # explicit extensions: folders of numbered pictures are not clips here
             exts=(*VIDEO_EXTS, *STILL_EXTS),
             clip_start="random",
-            conditions="caption" if has_captions else None,
+            conditions=[*["caption"] * has_captions, *[label] * bool(numbers)],
             missing_captions="null",
             **options,
         )
-        numbers = {name: number for number, name in enumerate(class_names)}
-        folders = [path.relative_to(folder).parts[0] for path in self.paths if numbers]
-        self._labels = [numbers.get(name, -1) for name in folders]
-
-    def draw_clip(self, index: int, generator: torch.Generator | None = None) -> Any:
-        """As `Dataset.draw_clip`, with the picture's label."""
-        item = super().draw_clip(index, generator)
-        if not self._labels:
-            return item
-        item = item if isinstance(item, dict) else {"video": item}
-        return {**item, "labels": self._labels[index]}
 
 
+def _label_by_folder(path: Path, folder: Path, numbers: Mapping[str, int]) -> dict[str, int]:
+    return {"labels": numbers.get(path.relative_to(folder).parts[0], -1)}
+
+
+@dataclass
 class ClipReader:
     """Decodes frames of files at the size of the clips.
 
-    Args:
+    Attributes:
         size: Scales and crops the frames.
         timeline: Maps positions to frames.
         channels: Number of channels of a clip.
         axes: Order of the axes in array files, as in `read_video`.
         read_fn: Reads files instead of `open_video`; None for none.
         square_pixels: As in `read_video`.
-
-    Attributes:
         cache: Decoded files; None for none. `fill_cache` sets it.
     """
 
-    def __init__(
-        self,
-        size: FrameSize,
-        timeline: Timeline,
-        channels: int,
-        axes: str | None = None,
-        read_fn: ReadFn | None = None,
-        square_pixels: bool = True,
-    ) -> None:
-        self.size, self.timeline, self.channels = size, timeline, channels
-        self.axes, self.read_fn, self.square_pixels = axes, read_fn, square_pixels
-        self.cache: ClipCache | None = None
+    size: FrameSize
+    timeline: Timeline
+    channels: int
+    axes: str | None = None
+    read_fn: ReadFn | None = None
+    square_pixels: bool = True
+    cache: ClipCache | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -668,10 +657,6 @@ def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:
         advice = "use fit='stretch', or fit='cover' and crop='center', or remove the file"
         raise unreadable(path, "frames of one shape", f"(height, width) {shapes}", advice)
     return torch.from_numpy(np.stack(arrays)).permute(3, 0, 1, 2)
-
-
-def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
-    return t
 
 
 def join_parts(clips: Sequence[tuple[Clip, range | None]]) -> list[tuple[Clip, range | None]]:

@@ -40,11 +40,8 @@ _MISSING = frozenset(
      "#NA", "#N/A N/A", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN")
 )  # fmt: skip
 _SEPARATORS = (",", "\t", ";")
-_SAME_SPLITS = (
-    ("train", "training"),
-    ("val", "valid", "validation", "validate"),
-    ("test", "testing"),
-)
+_SAME_SPLITS = [{"train", "training"}, {"val", "valid", "validation", "validate"}]
+_SAME_SPLITS += [{"test", "testing"}]
 _LARGEST = 3.4028234e38  # of float32
 
 # Next to a movie of the same name such a file is its condition or its thumbnail
@@ -58,6 +55,8 @@ _RESULTS = {
 }
 _SHARDED = re.compile(r"model-\d+(\.\d+)?\.sharded")
 
+Exts = str | Sequence[str] | None
+Paths = Sequence[str | os.PathLike[str]]
 # The names of the columns, and each row with its place
 _Table = tuple[list[str], list[tuple[str, dict[str, Any]]]]
 
@@ -89,11 +88,7 @@ class Clip:
 
 
 def find_clips(
-    folder: Path,
-    exts: str | Sequence[str] | None = None,
-    exclude: Sequence[str | os.PathLike[str]] = (),
-    *,
-    uses_arrays: bool = True,
+    folder: Path, exts: Exts = None, exclude: Paths = (), *, uses_arrays: bool = True
 ) -> list[Path]:
     """Finds the clips in a folder and its subfolders.
 
@@ -120,10 +115,10 @@ def find_clips(
         NotADirectoryError: `folder` is a file.
     """
     if not folder.is_dir():
-        is_file = folder.exists()
-        raise (NotADirectoryError if is_file else FileNotFoundError)(
-            f"expected a folder of videos at {folder}, found {'a file' if is_file else 'none'}; "
-            f"check the path (working folder: {Path.cwd()})"
+        error = NotADirectoryError if folder.exists() else FileNotFoundError
+        raise error(
+            f"expected a folder of videos at {folder}, found none; check the path (working folder: "
+            f"{Path.cwd()})"
         )
     endings = _endings(VIDEO_EXTS if exts is None else exts)
     files, frame_folders = _scan(folder, exclude, joins_frames=exts is None)
@@ -132,14 +127,10 @@ def find_clips(
     unused = [path for path in companions if not uses_arrays or path.suffix.lower() == ".png"]
     advice = "rename those that are clips of their own, and name arrays in conditions to use them"
     _warn_of("left out %d files beside clips of the same name", unused, advice)
-    if exts is None:
-        mixed = [
-            here
-            for here, inside in itertools.groupby(files, lambda path: path.parent)
-            if stills_among(here, [path.name for path in inside])
-        ]
-        advice = "move other files, or the pictures, into a folder of their own"
-        _warn_of("numbered pictures of %d folders are not frames of one clip", mixed, advice)
+    by_folder = itertools.groupby(files if exts is None else (), lambda path: path.parent)
+    mixed = [here for here, paths in by_folder if stills_among(here, [p.name for p in paths])]
+    advice = "move other files, or the pictures, into a folder of their own"
+    _warn_of("numbered pictures of %d folders are not frames of one clip", mixed, advice)
     if not clips:
         counts = Counter(path.suffix.lower() or "no extension" for path in files)
         there = ", ".join(f"{count} × {ext}" for ext, count in counts.most_common(5))
@@ -155,11 +146,7 @@ def _warn_of(what: str, paths: Sequence[Path], advice: str) -> None:
         logger.warning(f"{what}, such as %s: %s", len(paths), paths[0], advice)
 
 
-def clips_by_name(
-    folder: Path,
-    exts: str | Sequence[str] | None = None,
-    exclude: Sequence[str | os.PathLike[str]] = (),
-) -> dict[str, list[Path]]:
+def clips_by_name(folder: Path, exts: Exts = None, exclude: Paths = ()) -> dict[str, list[Path]]:
     """All files below a folder by name, and clips also by their name without extension.
 
     Args:
@@ -173,13 +160,13 @@ def clips_by_name(
     """
     endings = _endings(VIDEO_EXTS) + _endings(exts or ())
     files, frame_folders = _scan(folder, exclude, joins_frames=True)
-    found: dict[str, list[Path]] = {}
-    for path in files:
-        found.setdefault(composed(path.name), []).append(path)
     with_endings = [path for path in files if path.name.lower().endswith(endings)]
     clips, _ = _without_companions([*with_endings, *frame_folders], frame_folders)
-    for path in clips:
-        found.setdefault(composed(name_of(path, path in frame_folders)), []).append(path)
+    names = [(path.name, path) for path in files]
+    names += [(name_of(path, path in frame_folders), path) for path in clips]
+    found: dict[str, list[Path]] = {}
+    for name, path in names:
+        found.setdefault(composed(name), []).append(path)
     return found
 
 
@@ -193,9 +180,7 @@ def _endings(exts: str | Sequence[str]) -> tuple[str, ...]:
     return tuple("." + ext.lower().lstrip(".") for ext in wanted)
 
 
-def _scan(
-    folder: Path, exclude: Sequence[str | os.PathLike[str]], *, joins_frames: bool
-) -> tuple[list[Path], set[Path]]:
+def _scan(folder: Path, exclude: Paths, *, joins_frames: bool) -> tuple[list[Path], set[Path]]:
     """The files below a folder, and the folders of frames, whose files are not among them.
 
     Hidden and excluded ones, and results of training, are left out.
@@ -320,8 +305,8 @@ class Manifest:
         *,
         columns: Mapping[str, str | None] | None = None,
         numbers: Sequence[str] = (),
-        exts: str | Sequence[str] | None = None,
-        exclude: Sequence[str | os.PathLike[str]] = (),
+        exts: Exts = None,
+        exclude: Paths = (),
     ) -> None:
         self._chosen = dict(columns or {})
         for role, name in self._chosen.items():
@@ -355,42 +340,32 @@ class Manifest:
         self.splits = sorted({name for row in self._rows if (name := self._text(row, "split"))})
         self._named = functools.cache(lambda: clips_by_name(folder, exts, exclude))
 
-    def clips(self, split: str | None = "train", *, needs_labels: bool = False) -> list[Clip]:
+    def clips(self, split: str | None = "train") -> list[Clip]:
         """The clips of a split, in the table's order.
 
         Args:
             split: In upper or lower case; None for all rows. A table without splits is taken whole
                 for `"train"`.
-            needs_labels: Whether a missing label is an error in a table with labels.
 
         Raises:
             FileNotFoundError: A clip is missing.
             ValueError: A row is malformed, a name fits several files, or no row is left.
         """
         rows = self._rows
-        if split is not None:
-            split = str(split).strip()
-            if not self.splits and _plain(split) not in _SAME_SPLITS[0]:
-                raise ValueError(
-                    f"{self.path} must have a column split to take the split {split!r}, got none, "
-                    "or an empty one; name it in manifest_columns, or pass split=None for all rows"
-                )
-            if self._other_splits is not None:
-                raise ValueError(
-                    f"{self.path} must have its splits in a column split, got splits in "
-                    f"{self._other_splits!r}; pass manifest_columns={{'split': "
-                    f"{self._other_splits!r}}}, or None to take all rows"
-                )
-            if self.splits:
-                wanted = _same_splits(split, self.splits)
-                rows = [row for row in rows if self._text(row, "split") in wanted]
+        if split is not None and self._other_splits is not None:
+            raise ValueError(
+                f"{self.path} must have a column split, got splits in {self._other_splits!r}; name "
+                "it in manifest_columns={'split': ...}, or None there to take all rows"
+            )
+        if split is not None and (self.splits or _plain(str(split)) not in _SAME_SPLITS[0]):
+            wanted = _same_splits(str(split).strip(), self.splits)
+            rows = [row for row in rows if self._text(row, "split") in wanted]
         if not rows:
             raise ValueError(
-                f"{self.path} must list clips, got no row of the split {split!r}, only of "
-                f"{self.splits}; correct the table or the split"
+                f"{self.path} must list clips of the split {split!r}, got {self.splits}; name the "
+                "column in manifest_columns={'split': ...}, or pass split=None for all rows"
             )
-        has_labels = self._chosen.get("label") or any(self._text(r, "label") for r in self._rows)
-        return [self._clip(row, needs_labels and bool(has_labels)) for row in rows]
+        return list(map(self._clip, rows))
 
     def labels(self) -> list[Clip]:
         """Path and label of each row of all splits that has a path, whose file may be missing."""
@@ -404,15 +379,6 @@ class Manifest:
     def _text(self, row: _Row, role: str) -> str | None:
         """The text in the column of a role; None if it is missing."""
         return row.cells.get(self._columns.get(role, ""))
-
-    def _required_text(self, row: _Row, role: str) -> str:
-        text = self._text(row, role)
-        if text is None:
-            raise ValueError(
-                f"{row.where}: expected a {role} in the column {self._columns[role]}, got a "
-                "missing value; write it, or remove the row"
-            )
-        return text
 
     def _seconds(self, row: _Row) -> tuple[float | None, float | None]:
         texts = [self._text(row, role) for role in ("start", "end")]
@@ -433,8 +399,10 @@ class Manifest:
                 if column in row.cells:
                     row.cells[column] = re.split(mark, row.cells[column])[0]
 
-    def _clip(self, row: _Row, needs_label: bool) -> Clip:
-        name = self._required_text(row, "path")
+    def _clip(self, row: _Row) -> Clip:
+        name = self._text(row, "path")
+        if name is None:
+            raise ValueError(f"{row.where}: expected a path, got none; write it, or remove the row")
         path = self._find(row, name)
         if path is None:
             raise FileNotFoundError(
@@ -442,10 +410,8 @@ class Manifest:
                 "that name in a subfolder; correct the path"
             )
         start, end = self._seconds(row)
-        read_label = self._required_text if needs_label else self._text
         numbers = tuple(row.number(column) for column in self._numbers)
-        caption = self._text(row, "caption")
-        return Clip(path, caption, read_label(row, "label"), start, end, numbers)
+        return Clip(path, self._text(row, "caption"), self._text(row, "label"), start, end, numbers)
 
     def _find(self, row: _Row, name: str) -> Path | None:
         """The clip at that path, or else the only one below whose path ends so."""
@@ -547,7 +513,7 @@ def _same_splits(split: str, there: Sequence[str]) -> set[str]:
     """The splits of a table that match a name or, if none does, a synonym of it."""
     wanted = {split.casefold()}
     if wanted.isdisjoint(name.casefold() for name in there):
-        wanted.update(*(same for same in _SAME_SPLITS if wanted & {*same}))
+        wanted.update(*(same for same in _SAME_SPLITS if wanted & same))
     return {name for name in there if name.casefold() in wanted}
 
 

@@ -373,20 +373,16 @@ class View:
 
     @classmethod
     def draw(
-        cls,
-        has_random_crop: bool,
-        horizontal_flip: bool,
-        vertical_flip: bool,
-        generator: torch.Generator | None,
+        cls, has_random_crop: bool, flips: tuple[bool, bool], generator: torch.Generator | None
     ) -> View:
-        """Draws the random crop and flips."""
+        """Draws the random crop, and the flips that are wanted: horizontal, vertical."""
 
         def uniform() -> float:
             return float(torch.rand((), generator=generator))
 
         offset = (uniform(), uniform()) if has_random_crop else (0.5, 0.5)
-        wanted = ((-1, horizontal_flip), (-2, vertical_flip))
-        return cls(offset, tuple(axis for axis, is_on in wanted if is_on and uniform() < 0.5))
+        wanted = [axis for axis, is_wanted in zip((-1, -2), flips, strict=True) if is_wanted]
+        return cls(offset, tuple(axis for axis in wanted if uniform() < 0.5))
 
     def of(
         self, video: torch.Tensor, size: FrameSize | None, black: torch.Tensor | None = None
@@ -419,21 +415,20 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
         ((0.0,), (5.0,))
     """
     unread: UnreadableVideoError | None = None
-    lows: list[torch.Tensor] = []
-    highs: list[torch.Tensor] = []
+    limits: list[torch.Tensor] = []
     for part in tqdm(parts, desc="fitting the value range", leave=False):
         try:
             values = read(part).flatten(1)
         except UnreadableVideoError as error:
-            unread = unread or error
-            continue  # training reports it
-        lows.append(values.amin(1).double())
-        highs.append(values.amax(1).double())
-    if not lows:
+            unread = unread or error  # training reports it
+        else:
+            limits.append(torch.stack(values.aminmax(dim=1)).double())
+    if not limits:
         raise ValueError(
             f"value_range='fit' must find a file that can be read, got none; repair them: {unread}"
         ) from unread
-    least, most = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    lows, highs = torch.stack(limits).unbind(dim=1)
+    least, most = lows.amin(0), highs.amax(0)
     if (least.float() >= most.float()).any():
         raise ValueError(
             f"value_range='fit' must find values that differ in each channel, got "
