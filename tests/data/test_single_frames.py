@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.data.single_frames import PictureFolder, SingleFrames
+from video_diffusion_pytorch.data.dataset import Dataset, PictureFolder, SingleFrames
 from video_diffusion_pytorch.data.video_file import UnreadableVideoError, video_tensor_to_gif
 
 SIZE = 8

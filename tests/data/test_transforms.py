@@ -15,8 +15,8 @@ from video_diffusion_pytorch.data.transforms import (
     FITS,
     FrameSize,
     View,
-    fill_up,
     fit_value_range,
+    pad_black,
     random_window,
     repeat_ends,
     stretched,
@@ -122,14 +122,11 @@ def test_arrays_are_scaled_like_pictures():
     assert field.min() < -10_000
 
 
-def test_words_it_does_not_know():
-    with pytest.raises(ValueError, match=r"fit must be one of cover, .* got 'fill'; choose one"):
-        FrameSize((8, 8), fit="fill")
-    with pytest.raises(ValueError, match=r"crop must be one of center, .* got 'left'; choose one"):
-        FrameSize((8, 8), crop="left")
-
-
-FILE = Path("clip.gif")
+@pytest.mark.parametrize("options", [{"fit": "fill"}, {"crop": "left"}])
+def test_unknown_fit_or_crop(options):
+    message = r"fit must be one of cover, .* crop one of center, .* got .*'(fill|left)'.*; choose"
+    with pytest.raises(ValueError, match=message):
+        FrameSize((8, 8), **options)
 
 
 @pytest.mark.parametrize("total", [1, 4, 5, 9, 10, 23])
@@ -149,21 +146,14 @@ def test_random_windows_are_equally_likely():
     assert random_window(range(4), 5, generator) == range(4)
 
 
-def test_filling_up():
+def test_padding_with_black():
     video = torch.arange(1.0, 4).view(1, 3, 1, 1).expand(2, 3, 2, 2)
     black = torch.tensor([-1.0, -2.0])
-    assert fill_up(video, 3, "error", None, FILE) is video
-    assert fill_up(video, 5, "black", None, FILE)[0, :, 0, 0].tolist() == [1, 2, 3, 0, 0]
-    assert fill_up(video, 5, "black", black, FILE)[1, :, 0, 0].tolist() == [1, 2, 3, -2, -2]
-    assert fill_up(video, 5, "repeat", black, FILE)[0, :, 0, 0].tolist() == [1, 2, 3, 3, 3]
-    assert fill_up(video, 6, "black", black, FILE, "center")[1, :, 0, 0].tolist() == [
-        -2, 1, 2, 3, -2, -2,
-    ]  # fmt: skip
-    assert fill_up(video, 7, "mask", None, FILE, "center")[0, :, 0, 0].tolist() == [
-        1, 1, 1, 2, 3, 3, 3,
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"clip.gif must have 5 frames .* got 3; remove it, or"):
-        fill_up(video, 5, "error", None, FILE)
+    assert pad_black(video, 3, black) is video
+    assert pad_black(video, 5, None)[0, :, 0, 0].tolist() == [1, 2, 3, 0, 0]
+    assert pad_black(video, 5, black)[1, :, 0, 0].tolist() == [1, 2, 3, -2, -2]
+    padded = pad_black(video, 6, black, "center")
+    assert padded[1, :, 0, 0].tolist() == [-2, 1, 2, 3, -2, -2]
 
 
 def test_repeat_ends():
@@ -200,10 +190,10 @@ def test_views():
 
 def test_views_are_drawn_only_where_they_are_wanted():
     state = torch.get_rng_state()
-    assert View.draw(False, False, False, None) == View()
+    assert View.draw(False, (False, False), None) == View()
     assert torch.equal(torch.get_rng_state(), state)
     generator = torch.Generator().manual_seed(0)
-    drawn = [View.draw(True, True, True, generator) for _ in range(400)]
+    drawn = [View.draw(True, (True, True), generator) for _ in range(400)]
     assert 140 < sum(-1 in view.flips for view in drawn) < 260
     assert 140 < sum(-2 in view.flips for view in drawn) < 260
     assert {view.offset != (0.5, 0.5) for view in drawn} == {True}
@@ -222,7 +212,7 @@ def test_each_channel_has_its_range():
 
 
 def test_ranges_that_cannot_be_found():
-    message = r"must find a file that can be read, got none; repair them, the first being: damaged"
+    message = r"must find a file that can be read, got none; repair them: damaged"
     with pytest.raises(ValueError, match=message) as caught:
         fit_value_range([None], read)
     assert isinstance(caught.value.__cause__, UnreadableVideoError)

@@ -480,9 +480,9 @@ def test_what_is_cut_away_is_said_once_and_draws_nothing(train, tmp_path, caplog
 
     trainer, *after = drawn_after_training()
     said = [message for message in caplog.messages if "%" in message]
-    assert [message.split(":")[0] for message in said] == [
-        "67 % of each frame is cut away, on average over 4 files",
-        "of 4 files 4 have more than 3 frames",
+    assert [message.split(",")[0] for message in said] == [
+        "67 % of each frame is cropped",
+        "67 % of all frames of the files are never seen; clip_start='random' shows them",
     ]
     with monkeypatch.context() as patch:
         patch.setattr(training_data, "report_clips", lambda clips: None)

@@ -14,11 +14,10 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from video_diffusion_pytorch import text
-from video_diffusion_pytorch.data.clip_files import find_clips
-from video_diffusion_pytorch.data.clip_reader import ClipReader, Timeline
+from video_diffusion_pytorch.data.dataset import ClipReader
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
-from video_diffusion_pytorch.data.manifest import Clip
-from video_diffusion_pytorch.data.transforms import FrameSize
+from video_diffusion_pytorch.data.manifest import Clip, find_clips
+from video_diffusion_pytorch.data.transforms import FrameSize, Timeline
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.presets import preset as find_preset

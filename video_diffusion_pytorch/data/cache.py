@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import logging
 import os
 import stat
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from numpy.lib import format as npy
 from tqdm.auto import tqdm
@@ -27,11 +22,9 @@ from video_diffusion_pytorch.files import replacing
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
-# Seconds after which a file that a build has not finished belongs to none that still runs
-_ABANDONED = 24 * 3600.0
 # Seconds after which a process that waits for another one's build says so
 _PATIENCE = 5.0
-# A header of this size holds any array of up to 20 axes (numpy pads it to a multiple of 64)
+# Header of an array file of up to 20 axes
 _HEADER_BYTES = 128
 
 
@@ -66,16 +59,14 @@ class CachedClip(NamedTuple):
             first = min(positions)
             return self.frames(range(first, max(positions) + 1))[np.subtract(positions, first)]
         first, stop = positions.start, min(positions.stop, self.num_frames)
-        array = np.empty((max(stop - first, 0), *self.shape[1:]), self.dtype)
-        with file_errors(self.file), self.file.open("rb", buffering=0) as file:
-            file.seek(_HEADER_BYTES + first * array[:1].nbytes)
-            rest = array.reshape(-1).view(np.uint8).data
-            while rest:  # one read may give less, at most 2 GiB
-                if not (count := file.readinto(rest)):
-                    advice = "build the cache again"
-                    raise unreadable(self.file, "a decoded clip", "a file cut short", advice)
-                rest = rest[count:]
-        return array
+        count, size = max(stop - first, 0), int(np.prod(self.shape[1:]))
+        offset = _HEADER_BYTES + first * size * self.dtype.itemsize
+        with file_errors(self.file):
+            values = np.fromfile(self.file, self.dtype, count * size, offset=offset)
+        if len(values) < count * size:
+            advice = "build the cache again"
+            raise unreadable(self.file, "a decoded clip", "a truncated file", advice)
+        return values.reshape(count, *self.shape[1:])
 
 
 class ClipCache:
@@ -89,11 +80,7 @@ class ClipCache:
     Args:
         folder: Where the clips are; made by `build` if need be. If it cannot be written to, the
             clips in it are used.
-        settings: All that decides what `decode` makes of a source, in values that JSON knows.
-
-    Attributes:
-        failures: Source -> message, for sources that the last `build` could not decode. The next
-            build tries again.
+        settings: All that decides what `decode` makes of a source, as JSON values.
 
     Example:
         >>> import tempfile
@@ -101,68 +88,16 @@ class ClipCache:
         ...     source = Path(folder, "clip.npy")
         ...     np.save(source, np.arange(6, dtype=np.uint8).reshape(3, 2))
         ...     cache = ClipCache(f"{folder}/cache", {"channels": 1})
-        ...     cache.build([source], np.load, progress=False)
+        ...     cache.build([source], np.load)
         ...     cache[source].num_frames, cache[source].frames([2, 0]).tolist()
         (3, [[4, 5], [0, 1]])
     """
 
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
-        self.root, self.failures = Path(folder), dict[Path, str]()
+        self.root = Path(folder)
         self.folder = self.root / _hash(json.dumps(settings, sort_keys=True))
-        self._clips: dict[str, CachedClip] = {}
-
-    def build(
-        self,
-        sources: Sequence[Path],
-        decode: Callable[[Path], np.ndarray | torch.Tensor],
-        *,
-        progress: bool = True,
-    ) -> None:
-        """Decodes the sources whose clips are missing; of several processes one at a time.
-
-        Args:
-            sources: Files, or folders of frames.
-            decode: Makes an array `(f, ...)` of a source. An `UnreadableVideoError` says that it
-                cannot be decoded.
-            progress: Whether to show a progress bar.
-
-        Raises:
-            OSError: The folder cannot be written to, or the disk is full.
-            TypeError: `decode` gives something else than numbers that NumPy has.
-        """
-        self.failures = {}
-        if not (missing := self._missing(sources)):
-            return
-        lock = self._acquire()
-        try:
-            missing = self._missing(missing)  # those that another process decoded meanwhile
-            names = sorted(os.listdir(self.folder)) if missing else []
-            old = {name.partition("-")[0]: name for name in names if name.endswith(".npy")}
-            for source in tqdm(missing, desc="decoding clips", unit="", disable=not progress):
-                self._add(source, decode, old)
-        finally:
-            lock.release()
-
-    def _acquire(self) -> FileLock:
-        """Keeps other processes from building, and removes what a killed one left."""
-        lock = FileLock(self.folder / ".lock")
-        with _disk_errors(self.root):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                lock.acquire(timeout=_PATIENCE)
-            except Timeout:
-                logger.warning(
-                    "waiting for another process, which decodes clips into %s", self.root
-                )
-                lock.acquire()
-            except OSError as error:
-                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                    raise
-                return lock  # only reading is allowed: if something must be written, that fails
-            for part in self.folder.glob(".*.tmp"):
-                if time.time() - part.stat().st_mtime > _ABANDONED:
-                    part.unlink()
-        return lock
+        # by the source's path; the message of a source that could not be decoded
+        self._clips: dict[str, CachedClip | str] = {}
 
     def __getitem__(self, source: str | os.PathLike[str]) -> CachedClip:
         """Returns the clip of a source.
@@ -171,16 +106,48 @@ class ClipCache:
             KeyError: The source was not part of a build.
             UnreadableVideoError: It could not be decoded.
         """
-        path = os.path.abspath(source)
-        if path in self._clips:
-            return self._clips[path]
-        for failed, message in self.failures.items():
-            if os.path.abspath(failed) == path:
-                raise UnreadableVideoError(message)
-        raise KeyError(
-            f"expected a source that is in the cache {self.root}, got {source}; pass it to "
-            "ClipCache.build first"
-        )
+        clip = self._clips[os.path.abspath(source)]
+        if isinstance(clip, str):
+            raise UnreadableVideoError(clip)
+        return clip
+
+    def build(self, sources: Sequence[Path], decode: Callable[[Path], np.ndarray]) -> None:
+        """Decodes the sources whose clips are missing; of several processes one at a time.
+
+        Args:
+            sources: Files, or folders of frames.
+            decode: Makes an array `(f, ...)` of a source. For a source that raises an
+                `UnreadableVideoError`, a warning is logged, and the next build tries again.
+
+        Raises:
+            OSError: The folder cannot be written to, or the disk is full.
+        """
+        if not (missing := self._missing(sources)):
+            return
+        lock = self._acquire()
+        try:
+            missing = self._missing(missing)  # those that another process decoded meanwhile
+            names = sorted(os.listdir(self.folder)) if missing else []
+            old = {name.partition("-")[0]: name for name in names if name.endswith(".npy")}
+            for source in tqdm(missing, desc="decoding clips", unit=""):
+                self._add(source, decode, old)
+        finally:
+            lock.release()
+
+    def _acquire(self) -> FileLock:
+        """Keeps other processes from building."""
+        lock = FileLock(self.folder / ".lock")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            logger.warning("waiting for another process that decodes clips into %s", self.root)
+            lock.acquire()
+        except OSError as error:
+            # clips of a read-only folder can be used: if one must be written, that fails
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+        return lock
 
     def _missing(self, sources: Sequence[Path]) -> list[Path]:
         """Finds the clips of sources; returns the sources without."""
@@ -192,43 +159,36 @@ class ClipCache:
             except UnreadableVideoError as error:
                 self._refuse(source, error)
                 continue
-            clip = _open_clip(file)
-            if clip is None:
+            try:
+                array = np.load(file, mmap_mode="r")
+            except (OSError, ValueError, EOFError):  # none, or truncated by a power failure
                 missing.append(source)
             else:
+                clip = CachedClip(file, array.shape, array.dtype)
                 self._clips[os.path.abspath(source)] = clip
         return missing
 
     def _add(
-        self,
-        source: Path,
-        decode: Callable[[Path], np.ndarray | torch.Tensor],
-        old: Mapping[str, str],
+        self, source: Path, decode: Callable[[Path], np.ndarray], old: Mapping[str, str]
     ) -> None:
-        """Writes the clip of a source, in the place of that of an earlier state of it."""
-        path = os.path.abspath(source)
-        self._clips.pop(path, None)
+        """Writes the clip of a source, and removes that of an earlier state of it."""
         try:
             with file_errors(source):
                 file = self._file(source)
-                array = _to_array(decode(source), source)
+                array = np.ascontiguousarray(decode(source))
                 if self._file(source) != file:
                     got, advice = "one that changed meanwhile", "build again"
                     raise unreadable(source, "a file that stays as it is", got, advice)
         except UnreadableVideoError as error:
             self._refuse(source, error)
             return
-        with (
-            _disk_errors(self.root),
-            replacing(file) as unfinished,
-            unfinished.open("wb") as opened,
-        ):
+        with replacing(file) as unfinished, unfinished.open("wb") as opened:
             npy.write_array_header_1_0(opened, npy.header_data_from_array_1_0(array))
             opened.write(array.reshape(-1).view(np.uint8).data)
         replaced = old.get(file.name.partition("-")[0], file.name)
         if replaced != file.name:
             (self.folder / replaced).unlink(missing_ok=True)
-        self._clips[path] = CachedClip(file, array.shape, array.dtype)
+        self._clips[os.path.abspath(source)] = CachedClip(file, array.shape, array.dtype)
 
     def _file(self, source: Path) -> Path:
         path = os.path.abspath(source)
@@ -236,7 +196,7 @@ class ClipCache:
 
     def _refuse(self, source: Path, error: UnreadableVideoError) -> None:
         logger.warning("left out of the cache: %s", error)
-        self.failures[source] = str(error)
+        self._clips[os.path.abspath(source)] = str(error)
 
 
 def source_state(source: str | os.PathLike[str]) -> str:
@@ -266,48 +226,3 @@ def source_state(source: str | os.PathLike[str]) -> str:
 
 def _hash(text: str) -> str:
     return blake2b(text.encode(errors="surrogateescape"), digest_size=10).hexdigest()
-
-
-def _open_clip(file: Path) -> CachedClip | None:
-    """A clip whose file is there and whole, which a power failure may have prevented."""
-    try:
-        with file.open("rb", buffering=0) as opened:
-            shape, dtype = _parse(opened.read(_HEADER_BYTES))
-            size = os.fstat(opened.fileno()).st_size
-    except (OSError, ValueError):
-        return None
-    is_whole = size == _HEADER_BYTES + int(np.prod(shape)) * dtype.itemsize
-    return CachedClip(file, shape, dtype) if is_whole else None
-
-
-@lru_cache(maxsize=1024)  # most clips of a cache have the same header
-def _parse(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    stream = io.BytesIO(header)
-    npy.read_magic(stream)
-    shape, _, dtype = npy.read_array_header_1_0(stream)
-    return shape, dtype
-
-
-def _to_array(clip: object, source: Path) -> np.ndarray:
-    if isinstance(clip, torch.Tensor) and clip.dtype != torch.bfloat16:
-        clip = clip.detach().cpu().numpy()
-    if not isinstance(clip, np.ndarray) or clip.dtype.kind not in "biuf":
-        raise TypeError(
-            f"decode must give an array or a tensor of numbers that NumPy has, got "
-            f"{getattr(clip, 'dtype', type(clip).__name__)} for {source}; convert it, for example "
-            "to uint8 or float32"
-        )
-    return np.ascontiguousarray(clip)
-
-
-@contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """Lets an `OSError` say which folder cannot be written to."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"expected to write decoded clips into {folder}, got {error.strerror or error}; make "
-            "room there, allow writing, or choose another folder for the cache",
-        ) from error

@@ -1,40 +1,59 @@
-"""`Dataset`: the video files of a folder as clips of one size and length."""
+"""`Dataset`: the clips of a folder at one size and length; their single frames, and pictures."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils import data
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.arguments import as_image_size, as_value_range
-from video_diffusion_pytorch.data.clip_files import find_clips
-from video_diffusion_pytorch.data.clip_reader import ClipReader, FrameTransform, Timeline
+from video_diffusion_pytorch.data import transforms
+from video_diffusion_pytorch.data.cache import ClipCache
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
-from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.arrays import ReadFn
-from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
-from video_diffusion_pytorch.data.manifest import Clip, Manifest
-from video_diffusion_pytorch.data.transforms import (
-    FrameSize,
-    View,
-    cast_num_frames,
-    fill_up,
-    fit_value_range,
-    random_window,
-    real_frames,
-    repeat_ends,
-    stretched,
-    windows,
+from video_diffusion_pytorch.data.errors import (
+    UnreadableVideoError,
+    file_errors,
+    finite,
+    unreadable,
 )
+from video_diffusion_pytorch.data.formats.arrays import ArrayReader, ReadFn, call_reader
+from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
+from video_diffusion_pytorch.data.formats.pictures import PictureReader
+from video_diffusion_pytorch.data.formats.readers import VideoReader
+from video_diffusion_pytorch.data.manifest import Clip, Manifest, find_clips
+from video_diffusion_pytorch.data.transforms import FrameSize, Timeline, View, cast_num_frames
+from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# Increase when the decoders give other pixels or read more files: it invalidates caches
+_DECODER = 3
+
+STILL_EXTS = tuple(ext for ext in FRAME_EXTS if ext not in VIDEO_EXTS)
+"""Extensions of pictures that `open_video` does not take for clips."""
+# Their names in Pillow
+_STILL_FORMATS = ("JPEG", "BMP", "TIFF")
+
+FrameTransform = Callable[["Image"], torch.Tensor]
 
 _DEFAULT_EXTS = ["gif"]
+_CHOICES = {
+    "clip_start": ("first", "random", "all"),
+    "pad": ("black", "repeat", "mask", "error"),
+    "pad_position": ("end", "center"),
+    "fit_frames": (None, "short", "all"),
+    "missing_captions": ("error", "null"),
+}
 
 
 class Dataset(data.Dataset[Any]):
@@ -162,40 +181,64 @@ class Dataset(data.Dataset[Any]):
         square_pixels: bool = True,
     ) -> None:
         super().__init__()
-        size = FrameSize(as_image_size(image_size), fit, crop)
-        choices = {"clip_start": clip_start, "pad": pad, "pad_position": pad_position}
-        _check_options(num_frames, force_num_frames, {**choices, "fit_frames": fit_frames})
         self.folder, self.image_size, self.channels = folder, image_size, channels
         self.num_frames = num_frames if force_num_frames else None
+        self.clip_start, self.fit_frames = clip_start, fit_frames
+        self.pad, self.pad_position = pad, pad_position
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
-        self.clip_start, self.pad, self.as_uint8 = clip_start, pad, as_uint8
-        self.pad_position, self.fit_frames = pad_position, fit_frames
+        self.as_uint8, self.missing_captions = as_uint8, missing_captions
+        size, timeline = FrameSize(as_image_size(image_size), fit, crop), Timeline(frame_skip, fps)
+        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
+        self._check_options(num_frames, cache is not None)
         self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
-        self.cast_num_frames_fn = cast if force_num_frames else _keep_all_frames
+        self.cast_num_frames_fn = cast if force_num_frames else torch.nn.Identity()
 
         # the files and their conditions
-        self._conditions = ClipConditions(conditions, missing_captions)
         self._split = None if manifest is None else split
-        options: dict[str, Any] = {"exts": exts, "exclude": exclude}
-        clips = _list_clips(
-            Path(folder), self._conditions, manifest, split, manifest_columns, **options
-        )
+        self._conditions = ClipConditions(conditions, missing_captions)
+        self._has_conditions = bool(self._conditions)
+        search: dict[str, Any] = {"exts": exts, "exclude": exclude}
+        clips = self._find(manifest, manifest_columns, search)
         self.class_names = self._conditions.class_names
-        _check_channels(channels, clips, read_fn is not None)
-
-        # the part of each file that is a clip
-        timeline = Timeline(frame_skip, fps)
-        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
         if cache is not None:
-            is_first = clip_start == "first" and fit_frames != "all"
-            limit = self.num_frames if is_first and all(clip.is_whole for clip in clips) else None
-            self._reader.fill_cache(cache, [clip.path for clip in clips], limit)
+            are_whole = all(clip.is_whole for clip in clips)
+            is_cut = clip_start == "first" and fit_frames != "all" and are_whole
+            paths = [clip.path for clip in clips]
+            self._reader.fill_cache(cache, paths, self.num_frames if is_cut else None)
+
+        # the part of each file that is a clip, and the range of their values
         self._clips = self._cut(clips)
         self.paths = [clip.path for clip, _ in self._clips]
         if isinstance(value_range, str) and value_range == "fit":
-            value_range = fit_value_range(join_parts(self._clips), self._read_part)
+            value_range = transforms.fit_value_range(join_parts(self._clips), self._read_part)
         self.value_range = as_value_range(value_range, channels, others="'fit' or ")
+
+    def _check_options(self, num_frames: int, has_cache: bool) -> None:
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, known))}, got "
+                    f"{getattr(self, name)!r}; choose one of them"
+                )
+        clip_start, fit_frames = self.clip_start, self.fit_frames
+        pad, pad_position = self.pad, self.pad_position
+        if num_frames < 1:
+            rule = "num_frames must be at least 1, also with force_num_frames=False"
+        elif self.num_frames is None and (clip_start, fit_frames) != ("first", None):
+            rule = "clip_start and fit_frames must be left out with force_num_frames=False"
+        elif fit_frames == "all" and clip_start != "first":
+            rule = "clip_start must be left out with fit_frames='all', one clip of each file"
+        elif fit_frames is not None and (pad, pad_position) != ("black", "end"):
+            rule = "pad and pad_position must be left out with fit_frames"
+        elif has_cache and self._reader.read_fn is not None:
+            rule = "cache must be left out with read_fn, whose code may change"
+        else:
+            return
+        raise ValueError(
+            f"{rule}, got {num_frames=}, {clip_start=}, {fit_frames=}, {pad=}, {pad_position=}; "
+            "change or leave out one of them"
+        )
 
     @property
     def is_cached(self) -> bool:
@@ -207,12 +250,13 @@ class Dataset(data.Dataset[Any]):
         """How files become clips, as JSON values."""
         flips = [self.horizontal_flip, self.vertical_flip]
         own: dict[str, Any] = {"frames": self.num_frames, "split": self._split, "flips": flips}
+        own |= {"clip_start": self.clip_start, "pad": self.pad}
         # only where they are used, so that settings of older versions compare equal
         if self.pad_position != "end":
             own["pad_position"] = self.pad_position
         if self.fit_frames is not None:
             own["fit_frames"] = self.fit_frames
-        return {**own, "clip_start": self.clip_start, "pad": self.pad, **self._reader.settings}
+        return {**own, **self._reader.settings}
 
     @property
     def captions(self) -> list[str]:
@@ -244,7 +288,8 @@ class Dataset(data.Dataset[Any]):
         transform = None if self.transform is size else self.transform
         choose = partial(self._choose, generator)
         video, positions = self._reader.read(clip, span, choose, transform)
-        view = View.draw(size.crop == "random", self.horizontal_flip, self.vertical_flip, generator)
+        flips = (self.horizontal_flip, self.vertical_flip)
+        view = View.draw(size.crop == "random", flips, generator)
         black = None
         if self.value_range is not None:
             black = torch.tensor(self.value_range[0])
@@ -254,10 +299,33 @@ class Dataset(data.Dataset[Any]):
         count = video.shape[1]
         item: dict[str, Any] = {"video": self._set_length(video, black, clip.path)}
         if self.pad == "mask":
-            item["frame_mask"] = real_frames(count, self.num_frames or count, self.pad_position)
-        if self._conditions:
+            length = self.num_frames or count
+            item["frame_mask"] = transforms.real_frames(count, length, self.pad_position)
+        if self._has_conditions:
             item.update(self._read_conditions(clip, positions, view))
-        return item if self._conditions or self.pad == "mask" else item["video"]
+        return item if self._has_conditions or self.pad == "mask" else item["video"]
+
+    def _find(
+        self,
+        manifest: str | os.PathLike[str] | None,
+        columns: Mapping[str, str | None] | None,
+        search: Mapping[str, Any],
+    ) -> list[Clip]:
+        """The clips in the folder, or those of a manifest, with captions and class names."""
+        conditions, folder = self._conditions, Path(self.folder)
+        if manifest is None:
+            if conditions.columns or columns:
+                raise ValueError(
+                    "columns must be those of a manifest, got "
+                    f"{dict(columns or conditions.columns)} without one; pass manifest='clips.csv'"
+                )
+            paths = find_clips(folder, **search, uses_arrays=conditions.may_use_arrays)
+            return conditions.complete([Clip(path) for path in paths], folder)
+        unused = {kind: None for kind in ("caption", "label") if kind not in conditions.kinds}
+        columns = {**unused, **(columns or {}), **conditions.roles}
+        table = Manifest(manifest, folder, columns=columns, numbers=conditions.numbers, **search)
+        rows = table.labels() if "label" in conditions.kinds else ()
+        return conditions.complete(table.clips(self._split), folder, rows)
 
     def _cut(self, clips: Sequence[Clip]) -> list[tuple[Clip, range | None]]:
         """The part of each file's timeline that a clip is taken from; None if not yet known."""
@@ -270,7 +338,7 @@ class Dataset(data.Dataset[Any]):
         parts: list[tuple[Clip, range | None]] = []
         for clip in tqdm(clips, desc="counting frames", leave=False, disable=len(clips) < 100):
             try:
-                spans = windows(self._reader.span(clip), self.num_frames)
+                spans = transforms.windows(self._reader.span(clip), self.num_frames)
             except UnreadableVideoError:  # reading the clip raises it again
                 parts.append((clip, None))
             else:
@@ -283,9 +351,9 @@ class Dataset(data.Dataset[Any]):
             return span
         is_short = self.fit_frames == "short" and len(span) < self.num_frames
         if self.fit_frames == "all" or is_short:
-            return stretched(span, self.num_frames)
+            return transforms.stretched(span, self.num_frames)
         if self.clip_start == "random":
-            return random_window(span, self.num_frames, generator)
+            return transforms.random_window(span, self.num_frames, generator)
         return span[: self.num_frames]
 
     def _read_part(self, part: tuple[Clip, range | None]) -> torch.Tensor:
@@ -296,10 +364,18 @@ class Dataset(data.Dataset[Any]):
     def _set_length(
         self, video: torch.Tensor, black: torch.Tensor | None, path: Path
     ) -> torch.Tensor:
-        # `cast_num_frames_fn`, which may be replaced, pads with zeros at the end
-        is_plain = self.pad == "black" and black is None and self.pad_position == "end"
-        if self.num_frames is not None and not is_plain:
-            video = fill_up(video, self.num_frames, self.pad, black, path, self.pad_position)
+        length = self.num_frames
+        if length is not None and video.shape[1] < length:
+            if self.pad == "error":
+                raise ValueError(
+                    f"{path} must have {length} frames for a clip, got {video.shape[1]}; remove "
+                    "it, or pass pad='repeat' or pad='black'"
+                )
+            if self.pad != "black":
+                video = transforms.repeat_ends(video, length, 1, self.pad_position)
+            elif black is not None or self.pad_position != "end":
+                video = transforms.pad_black(video, length, black, self.pad_position)
+        # may be replaced; by default pads with zeros at the end
         video = self.cast_num_frames_fn(video)
         return video if video.dtype != torch.uint8 or self.as_uint8 else video.float() / 255
 
@@ -307,108 +383,280 @@ class Dataset(data.Dataset[Any]):
         kind, size = self._conditions.array_kind, self._reader.size
         frames = [] if kind is None else self._reader.frame_numbers(clip.path, positions)
         found = self._conditions.read(clip, frames)
-        lengthen = partial(repeat_ends, length=self.num_frames, position=self.pad_position)
+        length, pad = self.num_frames, transforms.repeat_ends
         if kind == "frame_vectors":
-            found["frame_cond"] = lengthen(found["frame_cond"], dim=0)
+            found["frame_cond"] = pad(found["frame_cond"], length, 0, self.pad_position)
         elif kind == "field":
             field = found["cond_video"]
             video = field if field.ndim == 4 else field[:, None]
-            video = lengthen(view.of(size.read_array(video), size), dim=1)
+            video = pad(view.of(size.read_array(video), size), length, 1, self.pad_position)
             found["cond_video"] = video if field.ndim == 4 else video[:, 0]
         return found
 
 
-def _keep_all_frames(t: torch.Tensor) -> torch.Tensor:
-    return t
+class SingleFrames(Dataset):
+    """One random frame of each clip of a `Dataset`, drawn on each access.
+
+    Only that frame is decoded. Its conditions are those of the clip at that frame.
+
+    Args:
+        clips: The clips. Files, cache and options are shared; later changes have no effect.
+
+    Example:
+        >>> import tempfile
+        >>> from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = video_tensor_to_gif(torch.rand(3, 5, 20, 30), f"{folder}/noise.gif")
+        ...     SingleFrames(Dataset(folder, image_size=16, num_frames=4))[0].shape
+        torch.Size([3, 1, 16, 16])
+    """
+
+    def __init__(self, clips: Dataset) -> None:
+        self.__dict__.update(vars(clips))
+        is_first = clips.clip_start == "first"
+        self._length = clips.num_frames if is_first and clips.fit_frames != "all" else None
+        # the file may be shorter than its first part
+        self._clips = [(clip, None if is_first else span) for clip, span in clips._clips]
+        self.num_frames, self.clip_start, self.fit_frames = 1, "random", None
+        self.cast_num_frames_fn = partial(cast_num_frames, frames=1)
+
+    def _choose(self, generator: torch.Generator | None, span: range) -> range:
+        return transforms.random_window(span[: self._length], 1, generator)
 
 
-def _list_clips(
-    folder: Path,
-    conditions: ClipConditions,
-    manifest: str | os.PathLike[str] | None,
-    split: str | None,
-    columns: Mapping[str, str | None] | None,
-    *,
-    exts: str | Sequence[str] | None,
-    exclude: Sequence[str | os.PathLike[str]],
-) -> list[Clip]:
-    if manifest is None:
-        if conditions.columns or columns:
+class PictureFolder(Dataset):
+    """The pictures in a folder, each `(c, 1, h, w)`, and random frames of the clips among them.
+
+    Numbered pictures are separate items, too. With captions or classes an item is a dict, as in
+    `Dataset`.
+
+    Args:
+        folder: Searched with all its subfolders for all formats of `Dataset`, `jpg`, `bmp` and
+            `tif`.
+        image_size: As for `Dataset`.
+        channels: As for `Dataset`.
+        has_captions: Use the text in `picture.txt` as the condition `cond`; None without the file.
+        class_names: Names of classes, in the order of their labels: a picture in a sub-folder of
+            that name has its label, others -1. Empty for no labels.
+        **options: As for `Dataset`: `fit`, `crop`, `horizontal_flip`, `vertical_flip`,
+            `value_range`, `axes`, `exclude`, `as_uint8` and `square_pixels`.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        image_size: int | tuple[int, int],
+        channels: int = 3,
+        *,
+        has_captions: bool = False,
+        class_names: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        numbers = {name: number for number, name in enumerate(class_names)}
+        label = partial(_label_by_folder, folder=Path(folder), numbers=numbers)
+        super().__init__(
+            folder,
+            image_size,
+            channels,
+            num_frames=1,
+            # explicit extensions: folders of numbered pictures are not clips here
+            exts=(*VIDEO_EXTS, *STILL_EXTS),
+            clip_start="random",
+            conditions=[*["caption"] * has_captions, *[label] * bool(numbers)],
+            missing_captions="null",
+            **options,
+        )
+
+
+def _label_by_folder(path: Path, folder: Path, numbers: Mapping[str, int]) -> dict[str, int]:
+    return {"labels": numbers.get(path.relative_to(folder).parts[0], -1)}
+
+
+@dataclass
+class ClipReader:
+    """Decodes frames of files at the size of the clips.
+
+    Attributes:
+        size: Scales and crops the frames.
+        timeline: Maps positions to frames.
+        channels: Number of channels of a clip.
+        axes: Order of the axes in array files, as in `read_video`.
+        read_fn: Reads files instead of `open_video`; None for none.
+        square_pixels: As in `read_video`.
+        cache: Decoded files; None for none. `fill_cache` sets it.
+    """
+
+    size: FrameSize
+    timeline: Timeline
+    channels: int
+    axes: str | None = None
+    read_fn: ReadFn | None = None
+    square_pixels: bool = True
+    cache: ClipCache | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How frames are chosen and scaled, as JSON values."""
+        size, timeline = self.size, self.timeline
+        chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
+        scaling = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
+        found = {"channels": self.channels, **chosen, **scaling, "filter": "bilinear, antialiased"}
+        # only where it is used, so that settings of older versions compare equal
+        return found if self.square_pixels else {**found, "square_pixels": False}
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[VideoReader]:
+        """Opens a file or a folder of frames in a `with` statement.
+
+        Raises:
+            UnreadableVideoError: It is damaged or must not be read; also if that shows only within
+                the statement.
+        """
+        is_still = path.suffix.lower().lstrip(".") in STILL_EXTS and not path.is_dir()
+        with file_errors(path):
+            if self.read_fn is not None:
+                file: VideoReader = call_reader(path, self.read_fn, self.channels)
+            elif is_still:
+                file = PictureReader(path, self.channels, _STILL_FORMATS)
+            else:
+                options: dict[str, Any] = {"axes": self.axes, "square_pixels": self.square_pixels}
+                file = open_video(path, channels=self.channels, **options)
+            with file:
+                yield file
+
+    def span(self, clip: Clip) -> range:
+        """The positions of a clip on its file's timeline.
+
+        Raises:
+            UnreadableVideoError: The file is damaged, or has no frame there.
+        """
+        if self.cache is not None and clip.is_whole:
+            return range(self.cache[clip.path].num_frames)
+        with self.open(clip.path) as file:
+            return self.timeline.between(file, clip.start, clip.end)
+
+    def frame_numbers(self, path: Path, positions: Sequence[int]) -> list[int]:
+        """The frames of a file at these positions of its timeline."""
+        if self.timeline.fps is None:
+            return [position * self.timeline.frame_skip for position in positions]
+        with self.open(path) as file:
+            return self.timeline.frames(file, positions)
+
+    def read(
+        self,
+        clip: Clip,
+        span: range | None,
+        choose: Callable[[range], Sequence[int]],
+        transform: FrameTransform | None = None,
+    ) -> tuple[torch.Tensor, Sequence[int]]:
+        """Reads the frames of a clip.
+
+        Args:
+            clip: The file.
+            span: Positions to choose from, which may exceed the file's end; None for those of the
+                clip, which are looked up in the opened file.
+            choose: Gives the positions to read, in ascending order; they may repeat.
+            transform: As for `decode`.
+
+        Returns:
+            The frames, as from `decode`, and their positions.
+
+        Raises:
+            UnreadableVideoError: As `decode`.
+            ValueError: Both a transform and a cache are used.
+        """
+        if self.cache is None:
+            with self.open(clip.path) as file:
+                if span is None:
+                    span = self.timeline.between(file, clip.start, clip.end)
+                positions = choose(span)
+                video = self.decode(file, self.timeline.frames(file, positions), transform)
+            return video, positions[: video.shape[1]]
+        if transform is not None:
             raise ValueError(
-                "columns must be those of a manifest, got "
-                f"{dict(columns or conditions.columns)} and no manifest; pass manifest='clips.csv'"
+                f"Dataset.transform must stay as it is with a cache, got {transform!r}; leave one "
+                "of cache and transform out"
             )
-        paths = find_clips(folder, exts, exclude, uses_arrays=conditions.may_use_arrays)
-        return conditions.complete([Clip(path) for path in paths], folder)
-    has_labels = "label" in conditions.kinds
-    ignored = {kind: None for kind in ("caption", "label") if kind not in conditions.kinds}
-    columns = {**ignored, **(columns or {}), **conditions.roles}
-    options: dict[str, Any] = {"numbers": conditions.numbers, "exts": exts, "exclude": exclude}
-    table = Manifest(manifest, folder, columns=columns, **options)
-    clips = table.clips(split, needs_labels=has_labels)
-    return conditions.complete(clips, folder, table.labels() if has_labels else ())
+        positions = choose(self.span(clip) if span is None else span)
+        pixels = torch.from_numpy(self.cache[clip.path].frames(positions))
+        return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
+
+    def decode(
+        self, file: VideoReader, frames: Sequence[int], transform: FrameTransform | None = None
+    ) -> torch.Tensor:
+        """Decodes frames of an opened file.
+
+        Args:
+            file: The file.
+            frames: Their numbers in ascending order; they may repeat.
+            transform: Converts a Pillow picture to a tensor; None for `size`.
+
+        Returns:
+            `(c, f, h, w)`, with fewer frames if the file ends before. Uint8 for 8-bit files. `h`
+            and `w` are larger than the clip's before a random crop, smaller before padding.
+
+        Raises:
+            UnreadableVideoError: The file is damaged, has none of the frames, or holds NaN or
+                infinite values.
+        """
+        once = sorted(set(frames))
+        if isinstance(file, ArrayReader):
+            video = self.size.read_array(finite(file.array(once), file.path))
+        elif file.is_array:
+            # frame by frame, as they may differ in size
+            there = [frame for frame in once if frame < file.num_frames]
+            video = _stack([self._read_frame(file, frame) for frame in there], file.path)
+        elif transform is not None:
+            pictures = [transform(picture) for picture in file.pictures(once)]
+            video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
+            finite(video, file.path)
+        else:
+            # map: a comprehension would keep a picture until the next is decoded
+            video = _stack(list(map(self.size.read, file.pictures(once))), file.path)
+        if not video.shape[1]:
+            expected = f"a frame with the number {min(frames, default=0)}"
+            raise unreadable(file.path, expected, "a file that ends before", "correct its start")
+        if len(once) < len(frames):
+            places = {frame: place for place, frame in enumerate(once[: video.shape[1]])}
+            video = video[:, [places[frame] for frame in frames if frame in places]]
+        return video
+
+    def _read_frame(self, file: VideoReader, frame: int) -> np.ndarray:
+        """Reads and scales one frame of numbers, `(h, w, c)`."""
+        numbers = finite(file.array([frame]), file.path)
+        return self.size.read_array(numbers)[:, 0].movedim(0, -1).numpy()
+
+    def fill_cache(
+        self, folder: str | os.PathLike[str], paths: Sequence[Path], limit: int | None
+    ) -> None:
+        """Decodes all files that the cache lacks.
+
+        Args:
+            folder: The cache; made if missing.
+            paths: The files.
+            limit: Number of positions to cache of each file; None for all.
+        """
+        settings = {**self.settings, "decoder": _DECODER, "axes": self.axes, "limit": limit}
+
+        def decode(path: Path) -> np.ndarray:
+            with self.open(path) as file:
+                length = self.timeline.length(file) if limit is None else limit
+                video = self.decode(file, self.timeline.frames(file, range(length)))
+            return video.permute(1, 2, 3, 0).numpy()
+
+        self.cache = ClipCache(folder, settings)
+        self.cache.build(list(dict.fromkeys(paths)), decode)
 
 
-_ARRAYS = (".npy", ".npz", ".pt")
-_CHOICES = {
-    "clip_start": ("first", "random", "all"),
-    "pad": ("black", "repeat", "mask", "error"),
-    "pad_position": ("end", "center"),
-    "fit_frames": (None, "short", "all"),
-}
-
-
-def _check_options(
-    num_frames: object, force_num_frames: bool, chosen: Mapping[str, str | None]
-) -> None:
-    if not _is_positive_int(num_frames):
-        raise ValueError(
-            f"num_frames must be a whole number of at least 1, got {num_frames!r}; for clips "
-            "of any length pass force_num_frames=False"
-        )
-    for name, value in chosen.items():
-        if value not in _CHOICES[name]:
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(str, _CHOICES[name]))}, got {value!r}; "
-                "choose one of them"
-            )
-    if not force_num_frames and chosen["clip_start"] != "first":
-        raise ValueError(
-            "clip_start must be 'first' where clips are as long as their files, got "
-            f"{chosen['clip_start']!r}; leave force_num_frames=False out to cut clips"
-        )
-    if chosen["fit_frames"] is None:
-        return
-    if not force_num_frames:
-        raise ValueError(
-            "fit_frames must be None where clips are as long as their files, got "
-            f"{chosen['fit_frames']!r}; leave force_num_frames=False out to resample them in time"
-        )
-    if chosen["fit_frames"] == "all" and chosen["clip_start"] != "first":
-        raise ValueError(
-            "fit_frames='all' makes one clip of each file, so clip_start must be 'first', got "
-            f"{chosen['clip_start']!r}; leave it out, or pass fit_frames='short' to cut long files"
-        )
-    if (chosen["pad"], chosen["pad_position"]) != ("black", "end"):
-        raise ValueError(
-            "pad and pad_position must be left out with fit_frames, which leaves no clip too "
-            f"short, got pad={chosen['pad']!r} and pad_position={chosen['pad_position']!r}; choose "
-            "whether short files are filled up or stretched"
-        )
-
-
-def _check_channels(channels: object, clips: Sequence[Clip], has_read_fn: bool) -> None:
-    are_arrays = has_read_fn or all(clip.path.suffix.lower() in _ARRAYS for clip in clips)
-    if not _is_positive_int(channels) or (not are_arrays and channels not in CHANNELS_TO_MODE):
-        raise ValueError(
-            f"channels must be one of {list(CHANNELS_TO_MODE)}, got {channels!r}; choose 1 "
-            "for grey, 3 for colour, 4 for colour and opacity; only arrays (npy, npz, pt) have "
-            "any number"
-        )
-
-
-def _is_positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:
+    """Stacks frames `(h, w, c)` to `(c, f, h, w)`, channels last in memory."""
+    if not arrays:
+        return torch.empty(0, 0)
+    if len({array.shape for array in arrays}) > 1:
+        shapes = sorted({array.shape[:2] for array in arrays})
+        advice = "use fit='stretch', or fit='cover' and crop='center', or remove the file"
+        raise unreadable(path, "frames of one shape", f"(height, width) {shapes}", advice)
+    return torch.from_numpy(np.stack(arrays)).permute(3, 0, 1, 2)
 
 
 def join_parts(clips: Sequence[tuple[Clip, range | None]]) -> list[tuple[Clip, range | None]]:

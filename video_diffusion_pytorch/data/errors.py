@@ -1,30 +1,29 @@
-"""Unreadable files: their error, checks, and a dataset that skips them."""
+"""Unreadable files: their error, checks of files, and a dataset that skips them."""
 
 from __future__ import annotations
 
 import errno
 import logging
-import operator
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 import torch
 from torch.utils import data
+
+logger = logging.getLogger("video_diffusion_pytorch")
 
 REPLACE = "fetch or write the file again, or remove it"
 """What to do about a damaged file."""
 
 # Errors of the machine: out of space or handles, a lost disk
-_OF_THE_MACHINE = {
-    getattr(errno, name, None)
-    for name in (
-        "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "EDQUOT", "ESTALE", "ENOTCONN", "ETIMEDOUT",
-    )
-} - {None}  # fmt: skip
+_OF_THE_MACHINE = (
+    errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.ESTALE,
+    errno.ENOTCONN, errno.ETIMEDOUT,
+)  # fmt: skip
 
 
 class UnreadableVideoError(ValueError):
@@ -79,14 +78,9 @@ def file_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if is_of_the_machine(error):
             raise
-        got = f"{type(error).__name__}: {error.strerror or error}"
-        if isinstance(error, FileNotFoundError):
-            # it may be a frame of a folder
-            name = error.filename
-            inner = Path(name) if isinstance(name, (str, os.PathLike)) else path
-            got = "a link to nothing" if inner.is_symlink() else "none, or none any more"
-            got += f" at {inner}" if inner != path else ""
-        advice = "allow reading it, correct or remove it"
+        # the missing file may be a frame of the folder `path`
+        got = f"{type(error).__name__}: {error}"
+        advice = "allow reading it, restore or remove it"
         raise unreadable(path, "a file that can be opened", got, advice) from error
 
 
@@ -108,10 +102,8 @@ def regular_file(path: Path) -> Path:
         Traceback (most recent call last):
         video_diffusion_pytorch.data.errors.UnreadableVideoError: cannot read /dev/null: ...
     """
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-        got = kinds.get(stat.S_IFMT(mode), "a device")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        got = "a folder" if path.is_dir() else "a pipe, socket or device"
         raise unreadable(path, "a regular file", got, "store the content in a file, or remove it")
     return path
 
@@ -159,9 +151,6 @@ def finite(values: torch.Tensor, path: Path) -> torch.Tensor:
     return values
 
 
-logger = logging.getLogger("video_diffusion_pytorch")
-
-
 class SkipUnreadable(data.Dataset[Any]):
     """A dataset with the next readable item in place of each unreadable one.
 
@@ -190,7 +179,7 @@ class SkipUnreadable(data.Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: SupportsIndex) -> Any:
+    def __getitem__(self, index: int) -> Any:
         """The item, or the next readable one (after the last comes the first).
 
         Raises:
@@ -199,16 +188,9 @@ class SkipUnreadable(data.Dataset[Any]):
         """
         return self.first_readable(index, self.dataset.__getitem__)
 
-    def first_readable(self, index: SupportsIndex, read: Callable[[int], Any]) -> Any:
+    def first_readable(self, index: int, read: Callable[[int], Any]) -> Any:
         """As `dataset[index]`, with another function to read the item of an index."""
-        total = len(self)
-        start = operator.index(index)
-        if not -total <= start < total:
-            raise IndexError(
-                f"index must be in -{total} to {total - 1}, got {start}; the dataset has "
-                f"{total} items"
-            )
-        position = start % total
+        position = range(len(self))[index]
         self._check_share()
         while True:
             if position not in self.unreadable:
@@ -218,7 +200,7 @@ class SkipUnreadable(data.Dataset[Any]):
                     self.unreadable[position] = str(error)
                     logger.warning("left out item %d of the dataset: %s", position, error)
                     self._check_share(error)
-            position = (position + 1) % total
+            position = (position + 1) % len(self)
 
     def _check_share(self, last: UnreadableVideoError | None = None) -> None:
         count, total = len(self.unreadable), len(self)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ DIGIT_SIZE = 16
 """Height and width, in pixels, of a digit in a clip."""
 
 _SPEEDS = (1, 3)  # odd, see `_bounce`
+
+_Choice = TypeVar("_Choice")
 
 
 @functools.cache
@@ -67,22 +71,23 @@ def moving_digit_clip(
         `(1, f, h, w)` uint8, white ink (255) on black (0).
 
     Raises:
-        ValueError: A size, the length, the digit's shape or the direction is out of range.
+        KeyError: `direction` is none of these.
+        ValueError: A size, the length or the digit's shape is out of range.
 
     Example:
         >>> digit = load_digits()[0][3]
         >>> moving_digit_clip(digit, num_frames=10, direction="left").shape
         torch.Size([1, 10, 32, 32])
     """
-    _check_clip(digit_image, num_frames, image_size)
-    if direction is None:
-        names = list(DIRECTIONS)
-        direction = names[_draw(len(names), generator)]
-    if direction not in DIRECTIONS:
+    if digit_image.shape != (8, 8) or num_frames < 1 or image_size < DIGIT_SIZE + 8:
         raise ValueError(
-            f"direction must be one of {list(DIRECTIONS)}, got {direction!r}; choose one of them, "
-            "or None to draw one"
+            "a clip of a moving digit must have a digit_image (8, 8), at least 1 frame and an "
+            f"image_size of at least {DIGIT_SIZE + 8}, got {tuple(digit_image.shape)}, "
+            f"{num_frames} and {image_size}; take a digit of load_digits(), or enlarge the clip"
         )
+    if direction is None:
+        direction = _draw(list(DIRECTIONS), generator)
+    step_down, step_right = DIRECTIONS[direction]
 
     # The digit
     ink = digit_image.float()[None, None] * (255 / 16)
@@ -91,16 +96,15 @@ def moving_digit_clip(
 
     # Its path
     room = image_size - DIGIT_SIZE
-    speed = _SPEEDS[_draw(len(_SPEEDS), generator)]
-    start = _draw(room // 2 + 1, generator)
-    side_start = _draw(room + 1, generator)
+    speed = _draw(_SPEEDS, generator)
+    start = _draw(range(room // 2 + 1), generator)
+    side_start = _draw(range(room + 1), generator)
     drift = float(torch.rand((), generator=generator)) - 0.5
     along = [_bounce(start + speed * frame, room) for frame in range(num_frames)]
-    if sum(DIRECTIONS[direction]) < 0:
+    if step_down + step_right < 0:
         along = [room - position for position in along]
     across = [_bounce(round(side_start + drift * frame), room) for frame in range(num_frames)]
-    is_vertical = DIRECTIONS[direction][0] != 0
-    tops, lefts = (along, across) if is_vertical else (across, along)
+    tops, lefts = (along, across) if step_down else (across, along)
 
     # The clip
     clip = torch.zeros(1, num_frames, image_size, image_size, dtype=torch.uint8)
@@ -132,7 +136,7 @@ def write_moving_digits(
         The files written, in order.
 
     Raises:
-        ValueError: `num_clips`, `image_size` or `num_frames` is too small.
+        ValueError: `image_size` or `num_frames` is too small.
 
     Example:
         >>> import tempfile
@@ -140,22 +144,16 @@ def write_moving_digits(
         ...     [path.name for path in write_moving_digits(folder, num_clips=2)]
         ['0000_..._....gif', '0001_..._....gif']
     """
-    if num_clips < 1:
-        raise ValueError(f"num_clips must be at least 1, got {num_clips}; ask for one or more")
     images, labels = load_digits()
-    _check_clip(images[0], num_frames, image_size)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    names = list(DIRECTIONS)
     paths = []
     for number in range(num_clips):
-        chosen = _draw(len(images), generator)
-        direction = names[_draw(len(names), generator)]
-        clip = moving_digit_clip(
-            images[chosen], num_frames, image_size, generator, direction=direction
-        )
-        word = DIGIT_NAMES[int(labels[chosen])]
+        chosen = _draw(range(len(images)), generator)
+        direction = _draw(list(DIRECTIONS), generator)
+        image, word = images[chosen], DIGIT_NAMES[int(labels[chosen])]
+        clip = moving_digit_clip(image, num_frames, image_size, generator, direction=direction)
         paths.append(target / f"{number:04d}_{word}_{direction}.gif")
         video_tensor_to_gif(clip, paths[-1])
     return paths
@@ -171,20 +169,5 @@ def _bounce(position: int, room: int) -> int:
     return min(folded, 2 * room - folded)
 
 
-def _draw(count: int, generator: torch.Generator | None) -> int:
-    return int(torch.randint(count, (), generator=generator))
-
-
-def _check_clip(digit_image: torch.Tensor, num_frames: int, image_size: int) -> None:
-    if digit_image.shape != (8, 8):
-        raise ValueError(
-            f"digit_image must have the shape (8, 8), got {tuple(digit_image.shape)}; take one of "
-            "load_digits()[0]"
-        )
-    if num_frames < 1:
-        raise ValueError(f"num_frames must be at least 1, got {num_frames}; ask for one or more")
-    if image_size < DIGIT_SIZE + 8:
-        raise ValueError(
-            f"image_size must be at least {DIGIT_SIZE + 8} for a digit of {DIGIT_SIZE} pixels to "
-            f"have room to move, got {image_size}; choose a larger one, for example 32"
-        )
+def _draw(choices: Sequence[_Choice], generator: torch.Generator | None) -> _Choice:
+    return choices[int(torch.randint(len(choices), (), generator=generator))]

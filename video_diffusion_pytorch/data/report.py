@@ -1,14 +1,14 @@
-"""A report before training: the shares of pixels and frames that are cropped or padding."""
+"""A report before training: the shares of pixels and frames that are cropped, padding or unseen."""
 
 from __future__ import annotations
 
 import logging
 import random
 import time
-from collections import Counter
+from collections.abc import Sequence
+from statistics import fmean
 
-from video_diffusion_pytorch.data.clip_reader import ClipReader
-from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.dataset import ClipReader, Dataset
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize
 
@@ -24,7 +24,7 @@ _MUCH = 0.25
 
 
 def report_clips(clips: Dataset) -> None:
-    """Warns if more than a quarter of the pixels or frames is cropped or padding.
+    """Warns if more than a quarter of the pixels or frames is cropped, padding or never seen.
 
     It decodes the first frame of at most 100 files, the same ones on each run, for at most 3
     seconds. A decoded frame has its true size: headers store rotation and pixel shape in many ways.
@@ -35,7 +35,7 @@ def report_clips(clips: Dataset) -> None:
     reader = clips._reader
     parts = list({(clip.path, clip.start, clip.end): clip for clip, _ in clips._clips}.values())
     most = _MOST_FILES if reader.read_fn is None else _MOST_CALLS
-    sizes: Counter[tuple[int, int]] = Counter()
+    sizes: list[tuple[int, int]] = []
     lengths: list[int] = []
     end = time.monotonic() + _MOST_SECONDS
     for clip in random.Random(0).sample(parts, min(most, len(parts))):
@@ -45,17 +45,17 @@ def report_clips(clips: Dataset) -> None:
             size, length = _measure(reader, clip)
         except Exception:  # training reports what is wrong with a file
             continue
-        sizes[size] += 1
+        sizes.append(size)
         lengths += [] if length is None else [length]
+    shares: dict[str, float] = {}
     if sizes and clips.transform is reader.size:
-        _report_sizes(reader.size, sizes, _files(sizes.total(), len(parts)))
+        shares |= _lost_pixels(reader.size, sizes)
     if lengths and clips.num_frames is not None and clips.fit_frames != "all":
-        _report_lengths(clips, clips.num_frames, lengths, _files(len(lengths), len(parts)))
-
-
-def _files(count: int, total: int) -> str:
-    files = "1 file" if count == 1 else f"{count} files"
-    return files if count == total else f"{files} (a sample of {total})"
+        shares |= _lost_frames(clips, clips.num_frames, lengths)
+    for what, share in shares.items():
+        if share > _MUCH:
+            files = f"in a look at {len(sizes)} of {len(parts)} files"
+            logger.warning("%.0f %% of %s, %s", 100 * share, what, files)
 
 
 def _measure(reader: ClipReader, clip: Clip) -> tuple[tuple[int, int], int | None]:
@@ -70,75 +70,33 @@ def _measure(reader: ClipReader, clip: Clip) -> tuple[tuple[int, int], int | Non
         return (height, width), len(reader.timeline.between(file, clip.start, clip.end))
 
 
-def _report_sizes(target: FrameSize, sizes: Counter[tuple[int, int]], files: str) -> None:
-    if target.fit == "stretch":
-        return
-    is_cut, wanted = target.fit == "cover", target.size[0] * target.size[1]
-    lost: dict[tuple[int, int], float] = {}
-    for size, count in sizes.items():
+def _lost_pixels(target: FrameSize, sizes: Sequence[tuple[int, int]]) -> dict[str, float]:
+    lost = {}
+    for size in sizes:
         height, width = target.scaled_size(*size)
-        kept = wanted / (height * width) if is_cut else height * width / wanted
-        lost[size] = (1 - kept) * count
-    share = sum(lost.values()) / sizes.total()
-    if share <= _MUCH:
-        return
+        ratio = height * width / (target.size[0] * target.size[1])
+        lost[size] = 1 - min(ratio, 1 / ratio)
     (height, width), (h, w) = max(lost, key=lost.__getitem__), target.size
-    advice = "an image_size, (height, width), of their shape keeps them whole"
-    if is_cut:
-        advice += ", and so does fit='contain', with padding"
-    if height * h == width * w:
-        advice = f"image_size=({w}, {h}), which is (height, width), keeps them whole"
-    logger.warning(
-        "%.0f %% of each frame is %s, on average over %s: frames of %dx%d (height x width) are "
-        "scaled to %dx%d and %s %dx%d; %s",
-        100 * share,
-        "cut away" if is_cut else "padding",
-        files,
-        height,
-        width,
-        *target.scaled_size(height, width),
-        "cut to" if is_cut else "padded to",
-        h,
-        w,
-        advice,
+    kind = "padding" if target.fit == "contain" else "cropped"
+    what = (
+        f"each frame is {kind}, such as frames of {height}x{width} (height x width) for an "
+        f"image_size of ({h}, {w}), which is (height, width); one of their shape keeps them whole"
     )
+    return {what: fmean(lost[size] for size in sizes)}
 
 
-def _report_lengths(clips: Dataset, num_frames: int, lengths: list[int], files: str) -> None:
-    is_all, timeline, unit = clips.clip_start == "all", clips._reader.timeline, ""
-    if timeline.fps is not None:
-        unit = f" at fps={timeline.fps}"
-    elif timeline.frame_skip > 1:
-        unit = f" at frame_skip={timeline.frame_skip}"
+def _lost_frames(clips: Dataset, num_frames: int, lengths: Sequence[int]) -> dict[str, float]:
     # of each file: how many clips it makes, and how many of its frames they show
-    made = [max(1, n // num_frames) if is_all else 1 for n in lengths]
-    shown = [min(n, k * num_frames) for n, k in zip(lengths, made, strict=True)]
-    padding = 1 - sum(shown) / (num_frames * sum(made))
-    if padding > _MUCH and clips.fit_frames is None and clips.pad != "error":
-        is_masked = clips.pad == "mask"
-        logger.warning(
-            "of %s %d have fewer than %d frames%s: %.0f %% of all frames of the clips are padding "
-            "(pad='%s')%s; fit_frames='short' stretches short files%s, and a smaller num_frames "
-            "needs less",
-            files,
-            sum(n < num_frames for n in lengths),
-            num_frames,
-            unit,
-            100 * padding,
-            clips.pad,
-            ", left out of the loss, but computed" if is_masked else "",
-            "" if is_masked else ", pad='mask' leaves padding out of the loss",
+    made = [max(1, n // num_frames) if clips.clip_start == "all" else 1 for n in lengths]
+    shown = sum(min(n, k * num_frames) for n, k in zip(lengths, made, strict=True))
+    shares = {}
+    if clips.fit_frames is None and clips.pad != "error":
+        what = (
+            "all frames of the clips are padding; pad='mask' leaves it out of the loss, and "
+            "fit_frames='short' or a smaller num_frames avoids it"
         )
-    unseen = 1 - sum(shown) / sum(lengths)
-    if unseen > _MUCH and clips.clip_start != "random":
-        logger.warning(
-            "of %s %d have more than %d frames%s: with clip_start='%s' %.0f %% of all frames of "
-            "the files are never seen; clip_start='random'%s shows them",
-            files,
-            sum(n > num_frames for n in lengths),
-            num_frames,
-            unit,
-            clips.clip_start,
-            100 * unseen,
-            "" if is_all else " or 'all'",
-        )
+        shares[what] = 1 - shown / (num_frames * sum(made))
+    if clips.clip_start != "random":
+        what = "all frames of the files are never seen; clip_start='random' shows them"
+        shares[what] = 1 - shown / sum(lengths)
+    return shares

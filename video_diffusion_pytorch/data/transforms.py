@@ -1,10 +1,11 @@
-"""Transforms of clips: resize, crop, flip, padding in space and time, and the value range."""
+"""Transforms: from the frames and pixels of a file to those of a clip, and the value range."""
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.arguments import ValueRange
-from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.errors import UnreadableVideoError, unreadable
 from video_diffusion_pytorch.data.formats.pictures import ToTensor
+from video_diffusion_pytorch.data.formats.readers import VideoReader
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,10 +24,14 @@ if TYPE_CHECKING:
 FITS = ("cover", "contain", "stretch")
 CROPS = ("center", "random")
 
-# A frame that exceeds the target by this factor is cropped before it is scaled
+# A frame that exceeds the target by this factor is cropped before it is scaled, as the whole scaled
+# frame might not fit into memory
 _EXTREME = 8
 
-# Of a crop: 0 is the top and left end, 1 the bottom and right one
+# Tolerance for the rounding of timestamps, in seconds
+_ROUNDING = 1e-4
+
+# The part of a frame to keep, vertically and horizontally: from 0, the top or left end, to 1
 Offset = tuple[float, float]
 
 
@@ -52,11 +58,11 @@ class FrameSize:
     """
 
     def __init__(self, size: tuple[int, int], fit: str = "cover", crop: str = "center") -> None:
-        for name, value, known in (("fit", fit, FITS), ("crop", crop, CROPS)):
-            if value not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {value!r}; choose one of them"
-                )
+        if fit not in FITS or crop not in CROPS:
+            raise ValueError(
+                f"fit must be one of {', '.join(FITS)}, and crop one of {', '.join(CROPS)}, got "
+                f"{fit!r} and {crop!r}; choose among these"
+            )
         self.size, self.fit, self.crop = size, fit, crop
         self._to_tensor = ToTensor()
 
@@ -77,53 +83,37 @@ class FrameSize:
         target_h, target_w = self.size
         if self.fit == "stretch":
             return self.size
-        # One side fits exactly, the other one is rounded down as torchvision does
+        # one side fits exactly, the other is rounded down, as torchvision does
         is_tall = height * target_w >= width * target_h
         if is_tall == (self.fit == "cover"):
-            other = target_w * height // width
-            return self._at_least_or_most(other, target_h), target_w
-        other = target_h * width // height
-        return target_h, self._at_least_or_most(other, target_w)
+            return max(1, target_w * height // width), target_w
+        return target_h, max(1, target_h * width // height)
 
-    def _at_least_or_most(self, side: int, target: int) -> int:
-        return max(target, side) if self.fit == "cover" else min(target, max(1, side))
-
-    def _needed(self, height: int, width: int) -> tuple[slice, slice]:
-        """Rows and columns of a frame to scale, with the target at the center.
-
-        All of them, except for an extreme aspect ratio, where the whole scaled frame might not fit
-        into memory.
-        """
-        rows, columns = slice(0, height), slice(0, width)
-        target_h, target_w = self.size
-        scaled_h, scaled_w = self.scaled_size(height, width)
-        if self.fit != "cover" or self.crop != "center":
-            return rows, columns
-        # Twice the target: the antialiasing filter reads beyond the crop
-        if scaled_w > _EXTREME * target_w:
-            columns = _middle(width, -(-2 * height * target_w // target_h))
-        elif scaled_h > _EXTREME * target_h:
-            rows = _middle(height, -(-2 * width * target_h // target_w))
-        return rows, columns
+    def _part_to_scale(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the whole frame, or of the center of an extreme one."""
+        (target_h, target_w), (scaled_h, scaled_w) = self.size, self.scaled_size(height, width)
+        top, bottom, left, right = 0, height, 0, width
+        # twice the target: the antialiasing filter reads beyond the crop
+        if self.crop == "center" and scaled_w > _EXTREME * target_w:
+            left, right = _center(width, -(-2 * height * target_w // target_h))
+        elif self.crop == "center" and scaled_h > _EXTREME * target_h:
+            top, bottom = _center(height, -(-2 * width * target_h // target_w))
+        return left, top, right, bottom
 
     # pictures
 
     def scale(self, frame: Image) -> Image:
         """Scales a picture, before the crop."""
-        if frame.size == self.size[::-1]:
-            return frame
         from PIL.Image import Resampling
 
-        rows, columns = self._needed(frame.height, frame.width)
-        if (rows.stop - rows.start, columns.stop - columns.start) != (frame.height, frame.width):
-            frame = frame.crop((columns.start, rows.start, columns.stop, rows.stop))
-        h, w = self.scaled_size(frame.height, frame.width)
-        return frame if (w, h) == frame.size else frame.resize((w, h), Resampling.BILINEAR)
+        left, top, right, bottom = box = self._part_to_scale(frame.height, frame.width)
+        if box != (0, 0, *frame.size):
+            frame = frame.crop(box)
+        height, width = self.scaled_size(bottom - top, right - left)
+        return frame.resize((width, height), Resampling.BILINEAR)
 
     def finish(self, frame: Image) -> Image:
         """Crops a scaled picture to its center, or pads it with black on all sides."""
-        if frame.size == self.size[::-1]:
-            return frame
         top, left = self._corner(frame.height, frame.width, (0.5, 0.5))
         # Pillow pads with black
         return frame.crop((left, top, left + self.size[1], top + self.size[0]))
@@ -136,15 +126,14 @@ class FrameSize:
         frame = self.scale(frame)
         if self.is_cut_at_once:
             frame = self.finish(frame)
-        pixels = np.asarray(frame)
-        return pixels if pixels.ndim == 3 else pixels[..., None]
+        return np.atleast_3d(np.asarray(frame))
 
     # arrays
 
     def scale_array(self, video: torch.Tensor) -> torch.Tensor:
         """Scales `(c, f, h, w)`, floats or uint8, before the crop."""
-        rows, columns = self._needed(*video.shape[-2:])
-        video = video[..., rows, columns]
+        left, top, right, bottom = self._part_to_scale(*video.shape[-2:])
+        video = video[..., top:bottom, left:right]
         size = self.scaled_size(*video.shape[-2:])
         if tuple(video.shape[-2:]) == size:
             return video
@@ -162,16 +151,13 @@ class FrameSize:
         return self.finish_array(scaled) if self.is_cut_at_once else scaled
 
     def finish_array(
-        self,
-        video: torch.Tensor,
-        offset: Offset = (0.5, 0.5),
-        black: torch.Tensor | None = None,
+        self, video: torch.Tensor, offset: Offset = (0.5, 0.5), black: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Crops a scaled `(c, f, h, w)` to the target, or pads it on all sides.
 
         Args:
             video: The scaled clip.
-            offset: The part to keep: 0 the upper or left end, 1 the lower or right one.
+            offset: The part to keep: 0 the top or left end, 1 the bottom or right one.
             black: The pad value of each channel, `(c,)`; None for 0.
         """
         (target_h, target_w), (h, w) = self.size, video.shape[-2:]
@@ -193,10 +179,88 @@ class FrameSize:
         )
 
 
-def _middle(length: int, wanted: int) -> slice:
-    """The center of this length, or one more for the same margin on both sides."""
+def _center(length: int, wanted: int) -> tuple[int, int]:
+    """Start and end of the center of this length, or one more for equal margins on both sides."""
     kept = min(length, wanted + (length - wanted) % 2)
-    return slice((length - kept) // 2, (length + kept) // 2)
+    return (length - kept) // 2, (length + kept) // 2
+
+
+class Timeline:
+    """Every n-th frame of a file, or its frames resampled to a frame rate.
+
+    Positions count from the beginning of the file, so that all clips of a file share frames.
+
+    Args:
+        frame_skip: Take every `frame_skip`-th frame.
+        fps: Frames per second: at each instant the frame displayed then, which may repeat. None to
+            use `frame_skip`.
+
+    Raises:
+        ValueError: An argument is out of range, or both are given.
+    """
+
+    def __init__(self, frame_skip: int = 1, fps: float | None = None) -> None:
+        if frame_skip < 1 or (fps is not None and not (0 < fps < math.inf and frame_skip == 1)):
+            raise ValueError(
+                "frames must be chosen by a frame_skip of at least 1, or by fps, a positive number "
+                f"of frames per second, got frame_skip={frame_skip} and fps={fps}; pass one of them"
+            )
+        self.frame_skip, self.fps = frame_skip, fps
+
+    def length(self, file: VideoReader) -> int:
+        """Number of positions."""
+        if self.fps is None:
+            return -(-file.num_frames // self.frame_skip)
+        times = self._times(file, "fps")
+        end = file.end
+        if end is None:  # the last frame counts for as long as the one before it
+            end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1 / self.fps)
+        return max(1, math.ceil((end - times[0] - _ROUNDING) * self.fps))
+
+    def frames(self, file: VideoReader, positions: Sequence[int]) -> list[int]:
+        """The file's frames at these positions; with `fps`, none past its end."""
+        if self.fps is None:
+            # without counting the frames: reading past the end gives fewer
+            return [position * self.frame_skip for position in positions]
+        times = self._times(file, "fps")
+        length = self.length(file)
+        instants = (times[0] + position / self.fps for position in positions if position < length)
+        return [max(0, bisect_right(times, instant + _ROUNDING) - 1) for instant in instants]
+
+    def between(self, file: VideoReader, start: float | None, end: float | None) -> range:
+        """The positions from second `start` on and before second `end`.
+
+        Raises:
+            UnreadableVideoError: There is none.
+            ValueError: The file has no timestamps.
+        """
+        length = self.length(file)
+        if start is None and end is None:
+            return range(length)
+        times = self._times(file, "start and end")
+        if self.fps is None:
+            shown = [times[i] - times[0] for i in self.frames(file, range(length))]
+        else:
+            shown = [position / self.fps for position in range(length)]
+        first = 0 if start is None else bisect_left(shown, start - _ROUNDING)
+        stop = length if end is None else bisect_left(shown, end - _ROUNDING)
+        if first >= stop:
+            last = times[-1] if file.end is None else file.end
+            expected = f"frames from second {start} to {end}"
+            got = f"a file of {last - times[0]:.3f} seconds"
+            raise unreadable(file.path, expected, got, "correct start and end")
+        return range(first, stop)
+
+    def _times(self, file: VideoReader, option: str) -> Sequence[float]:
+        times = file.times
+        if times is None and file.num_frames == 1:
+            return [0.0]  # a still picture
+        if times is None:
+            raise ValueError(
+                f"{option} must go with files that have timestamps, got {file.path}, a folder of "
+                "pictures or an array without; choose frames by number, as with frame_skip"
+            )
+        return times
 
 
 def cast_num_frames(t: torch.Tensor, *, frames: int) -> torch.Tensor:
@@ -253,14 +317,15 @@ def stretched(span: range, length: int) -> Sequence[int]:
     return [span[(2 * i * (len(span) - 1) + steps) // (2 * steps)] for i in range(length)]
 
 
-def frames_before(count: int, length: int, position: str) -> int:
-    """Number of padding frames before a clip of `count` frames; see `pad_position`."""
-    return max(0, length - count) // 2 if position == "center" else 0
+def _places(count: int, length: int, position: str) -> torch.Tensor:
+    """The frame of the file at each place of a padded clip; before or after all, for padding."""
+    before = max(0, length - count) // 2 if position == "center" else 0
+    return torch.arange(length) - before
 
 
 def real_frames(count: int, length: int, position: str) -> torch.Tensor:
     """The mask `(length,)` of a padded clip: true for the `count` frames of its file."""
-    places = torch.arange(length) - frames_before(count, length, position)
+    places = _places(count, length, position)
     return (places >= 0) & (places < count)
 
 
@@ -271,45 +336,27 @@ def repeat_ends(
     count = values.shape[dim]
     if length is None or count >= length:
         return values
-    places = torch.arange(length) - frames_before(count, length, position)
-    return values.index_select(dim, places.clamp(0, count - 1))
+    return values.index_select(dim, _places(count, length, position).clamp(0, count - 1))
 
 
-def fill_up(
-    video: torch.Tensor,
-    length: int,
-    pad: str,
-    black: torch.Tensor | None,
-    path: Path,
-    position: str = "end",
+def pad_black(
+    video: torch.Tensor, length: int, black: torch.Tensor | None, position: str = "end"
 ) -> torch.Tensor:
-    """Pads a clip that is too short, as specified by `pad` of `Dataset`.
+    """Pads a clip that is too short with black frames.
 
     Args:
         video: `(c, f, h, w)`.
         length: Target number of frames.
-        pad: `"black"`, `"repeat"`, `"mask"` or `"error"`.
         black: The value of black in each channel, `(c,)`; None for 0.
-        path: The file, for the error.
         position: `pad_position` of `Dataset`.
-
-    Raises:
-        ValueError: The clip is too short, and `pad` is `"error"`.
     """
-    missing = length - video.shape[1]
-    if missing <= 0:
+    count = video.shape[1]
+    if count >= length:
         return video
-    if pad == "error":
-        raise ValueError(
-            f"{path} must have {length} frames for a clip, got {video.shape[1]}; remove it, or "
-            "pass pad='repeat' or pad='black'"
-        )
-    if pad != "black":
-        return repeat_ends(video, length, 1, position)
-    dark = video.new_zeros(len(video)) if black is None else black.to(video.dtype)
-    dark = dark.view(-1, 1, 1, 1).expand(-1, missing, *video.shape[2:])
-    before = frames_before(video.shape[1], length, position)
-    return torch.cat((dark[:, :before], video, dark[:, before:]), dim=1)
+    padded = repeat_ends(video, length, 1, position)
+    dark = 0 if black is None else black.to(video.dtype).view(-1, 1, 1, 1)
+    padded[:, ~real_frames(count, length, position)] = dark
+    return padded
 
 
 @dataclass(frozen=True)
@@ -318,7 +365,7 @@ class View:
 
     Attributes:
         offset: The part of a larger frame to keep.
-        flips: Axes to reverse.
+        flips: Axes to flip.
     """
 
     offset: Offset = (0.5, 0.5)
@@ -326,20 +373,16 @@ class View:
 
     @classmethod
     def draw(
-        cls,
-        is_random_crop: bool,
-        horizontal_flip: bool,
-        vertical_flip: bool,
-        generator: torch.Generator | None,
+        cls, has_random_crop: bool, flips: tuple[bool, bool], generator: torch.Generator | None
     ) -> View:
-        """Draws the random crop and flips."""
+        """Draws the random crop, and the flips that are wanted: horizontal, vertical."""
 
         def uniform() -> float:
             return float(torch.rand((), generator=generator))
 
-        offset = (uniform(), uniform()) if is_random_crop else (0.5, 0.5)
-        wanted = ((-1, horizontal_flip), (-2, vertical_flip))
-        return cls(offset, tuple(axis for axis, is_on in wanted if is_on and uniform() < 0.5))
+        offset = (uniform(), uniform()) if has_random_crop else (0.5, 0.5)
+        wanted = [axis for axis, is_wanted in zip((-1, -2), flips, strict=True) if is_wanted]
+        return cls(offset, tuple(axis for axis in wanted if uniform() < 0.5))
 
     def of(
         self, video: torch.Tensor, size: FrameSize | None, black: torch.Tensor | None = None
@@ -372,22 +415,20 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
         ((0.0,), (5.0,))
     """
     unread: UnreadableVideoError | None = None
-    lows: list[torch.Tensor] = []
-    highs: list[torch.Tensor] = []
+    limits: list[torch.Tensor] = []
     for part in tqdm(parts, desc="fitting the value range", leave=False):
         try:
             values = read(part).flatten(1)
         except UnreadableVideoError as error:
-            unread = unread or error
-            continue  # training reports it
-        lows.append(values.amin(1).double())
-        highs.append(values.amax(1).double())
-    if not lows:
+            unread = unread or error  # training reports it
+        else:
+            limits.append(torch.stack(values.aminmax(dim=1)).double())
+    if not limits:
         raise ValueError(
-            "value_range='fit' must find a file that can be read, got none; repair them, the first "
-            f"being: {unread}"
+            f"value_range='fit' must find a file that can be read, got none; repair them: {unread}"
         ) from unread
-    least, most = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    lows, highs = torch.stack(limits).unbind(dim=1)
+    least, most = lows.amin(0), highs.amax(0)
     if (least.float() >= most.float()).any():
         raise ValueError(
             f"value_range='fit' must find values that differ in each channel, got "

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset, Subset
 from video_diffusion_pytorch.conditions import CONDITIONS, to_one_length
 from video_diffusion_pytorch.conditions import join_images as conditions_of_images
 from video_diffusion_pytorch.data.dataset import Dataset as Clips
+from video_diffusion_pytorch.data.dataset import SingleFrames
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.single_frames import SingleFrames
 from video_diffusion_pytorch.training.batches import (
     Draw,
     SeededItems,

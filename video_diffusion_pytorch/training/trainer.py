@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.data.condition_files import split_conditions
-from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.data.single_frames import PictureFolder
+from video_diffusion_pytorch.data.dataset import Dataset, PictureFolder
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator

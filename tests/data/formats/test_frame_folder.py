@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch.data.clip_files import find_clips
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats.frame_folder import (
@@ -13,6 +12,7 @@ from video_diffusion_pytorch.data.formats.frame_folder import (
     sort_by_counter,
     stills_among,
 )
+from video_diffusion_pytorch.data.manifest import find_clips
 
 
 def write_stills(folder, names):

@@ -16,7 +16,6 @@ import torch
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from video_diffusion_pytorch.data.clip_reader import Timeline
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.formats import movies
@@ -32,6 +31,7 @@ from video_diffusion_pytorch.data.formats.movies import (
     picture_of,
     values_of,
 )
+from video_diffusion_pytorch.data.transforms import Timeline
 from video_diffusion_pytorch.data.video_file import read_video
 
 OPEN_GOP = {"x264-params": "open-gop=1:bframes=3:b-adapt=0:scenecut=0"}
