@@ -160,8 +160,8 @@ def test_an_unchanged_learning_rate_changed_by_hand_stays(make_trainer):
 def test_an_optimizer_with_other_groups_is_refused(make_trainer):
     make_trainer(train_num_steps=2, weight_decay=0.1).train()
     message = (
-        r"^the optimizer must be that of .*model-1\.pt to resume from it, got one with other groups "
-        r"of parameters \(.*\); pass the same optimizer and weight_decay, or start a new run"
+        r"^the optimizer must be that of .*model-1\.pt to resume from it, got one with other "
+        r"groups of parameters \(.*\); pass the same optimizer and weight_decay, or start a new"
     )
     with pytest.raises(ValueError, match=message):
         make_trainer(resume="auto")

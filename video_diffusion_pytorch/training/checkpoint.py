@@ -168,8 +168,8 @@ def _existing_newest(folder: Path) -> Path:
     found = newest(folder)
     if found is None:
         raise FileNotFoundError(
-            f"expected a checkpoint model-N.pt or model-N.sharded in {folder.resolve()}, found "
-            "none that can be read; train first, or give the path of a checkpoint"
+            f"expected a checkpoint model-N.pt in {folder.resolve()}, found none that can be read; "
+            "train first, or give the path of a checkpoint"
         )
     return found
 
