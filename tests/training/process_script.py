@@ -1,4 +1,4 @@
-"""What the two processes of test_processes.py run: `process_script.py NAME FOLDER`."""
+"""What the two processes of test_processes.py run: `process_script.py FOLDER`."""
 
 import datetime
 import os
@@ -213,13 +213,14 @@ def sharded(folder):
     found["resumed"] = run(make(folder, "sharded-resumed", fsdp=True, resume=path))
     path = folder / "one" / "model-1.pt"
     found["of one"] = run(make(folder, "sharded-of-one", fsdp=True, resume=path))
-    found["gone"] = folder_is_gone(make(folder, "gone", fsdp=True))
+    found["gone"] = folder_is_gone(make(folder, "gone-sharded", fsdp=True))
     return found
 
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
     torch.set_num_threads(1)
-    what, where = sys.argv[1], Path(sys.argv[2])
-    results = {"plain": plain, "sharded": sharded}[what](where)
-    torch.save(results, where / f"{what}-{os.environ['RANK']}.pt")
+    where = Path(sys.argv[1])
+    # plain last, as one process leaves the other alone at its end
+    results = {"sharded": sharded(where), "plain": plain(where)}
+    torch.save(results, where / f"{os.environ['RANK']}.pt")
