@@ -73,8 +73,8 @@ def brightness(videos):
 def make(folder, name, trainer_class=Recording, clips="clips", **options):
     """A small trainer with most of what there is, the same in any number of processes."""
     torch.manual_seed(1)
-    unet = Unet3D(dim=8, dim_mults=(1,), channels=1, attn_heads=2, num_classes=3)
-    diffusion = GaussianDiffusion(unet, image_size=(16, 12), num_frames=3, timesteps=6)
+    unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1, num_classes=3)
+    diffusion = GaussianDiffusion(unet, image_size=(8, 6), num_frames=2, timesteps=4)
     options = {
         "train_batch_size": 2,
         "gradient_accumulate_every": 2,

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     for i in range(15):
         of_class = folder / "clips" / "abc"[i % 3]
         of_class.mkdir(parents=True, exist_ok=True)
-        clip = torch.rand(1, 5, 16, 16, generator=generator)
+        clip = torch.rand(1, 4, 10, 10, generator=generator)
         video_tensor_to_gif(clip, of_class / f"{i:02}.gif")
     return folder
 
