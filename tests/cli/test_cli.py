@@ -385,9 +385,7 @@ def test_mistakes_in_sampling_are_one_line(options, line, mistake):
 @pytest.mark.usefixtures("workplace")
 def test_a_file_that_is_no_checkpoint_is_named(mistake):
     Path("model-1.pt").write_bytes(b"nothing of the kind")
-    assert "expected a checkpoint in model-1.pt, got one that is" in mistake(
-        "sample", "model-1.pt"
-    )
+    assert "expected a checkpoint in model-1.pt, got one that is" in mistake("sample", "model-1.pt")
     assert "sample.checkpoint" in mistake("sample")
 
 

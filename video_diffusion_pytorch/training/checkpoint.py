@@ -100,23 +100,6 @@ def newest(folder: Path) -> Path | None:
     return readable[-1] if readable else None
 
 
-def best_checkpoint(folder: Path) -> Path:
-    """The checkpoint of the lowest validation loss; of equal ones the newest.
-
-    Raises:
-        FileNotFoundError: If none has a validation loss.
-    """
-    found = glance_at_all(folder)
-    best = _by_loss(found)
-    if not best:
-        raise FileNotFoundError(
-            f"expected a checkpoint with a validation loss in {folder}, found "
-            f"{', '.join(one.path.name for one in found) or 'no checkpoint'}; train with "
-            "validation clips, or give the path of a checkpoint"
-        )
-    return best[0]
-
-
 def _by_loss(found: list[Glance]) -> list[Path]:
     """Those with a validation loss, the lowest first, of equal ones the newest first."""
     rated = [one for one in reversed(found) if one.loss < math.inf]
@@ -129,7 +112,8 @@ def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str
     Args:
         folder: The results folder.
         milestone: Its number; -1 for the newest checkpoint; `"best"` for that of the lowest
-            validation loss; another name that was passed to `save`; or a path.
+            validation loss, of equal ones the newest; another name that was passed to `save`; or a
+            path.
 
     Returns:
         Its path. For a number that is missing, the path that the file would have.
@@ -137,10 +121,17 @@ def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str
     Raises:
         FileNotFoundError: If there is no newest or best checkpoint.
     """
-    if milestone == "best":
-        return best_checkpoint(folder)
-    if milestone == -1:
-        return _existing_newest(folder)
+    if milestone in (-1, "best"):
+        found = [one for one in glance_at_all(folder) if one.error is None]
+        paths = _by_loss(found) if milestone == "best" else [one.path for one in reversed(found)]
+        if not paths:
+            raise FileNotFoundError(
+                "expected a checkpoint model-N.pt"
+                f"{' with a validation loss' if milestone == 'best' else ''} in "
+                f"{folder.resolve()}, found none that can be read; train first, or give the path "
+                "of a checkpoint"
+            )
+        return paths[0]
     if isinstance(milestone, (str, os.PathLike)):
         named = folder / f"model-{milestone}.pt"
         # pathlib raises for a name that is too long
@@ -161,17 +152,7 @@ def checkpoint_at(path: str | os.PathLike[str]) -> Path:
     """
     given = Path(path)
     is_checkpoint = given.suffix == ".sharded" or (given / "run.pt").exists()
-    return _existing_newest(given) if given.is_dir() and not is_checkpoint else given
-
-
-def _existing_newest(folder: Path) -> Path:
-    found = newest(folder)
-    if found is None:
-        raise FileNotFoundError(
-            f"expected a checkpoint model-N.pt in {folder.resolve()}, found none that can be read; "
-            "train first, or give the path of a checkpoint"
-        )
-    return found
+    return find_checkpoint(given, -1) if given.is_dir() and not is_checkpoint else given
 
 
 def read_newest(
@@ -192,7 +173,7 @@ def read_newest(
     """
     found = glance_at_all(folder)[::-1]
     if not found:
-        _existing_newest(folder)  # raises
+        find_checkpoint(folder, -1)  # raises
     for path, _, _, error in found:
         if isinstance(error, NewerFormat):
             raise error  # resuming from an older one would lose its steps
@@ -325,7 +306,7 @@ class FolderLock:
             raise _in_use(folder, f"this process, {os.getpid()},")
         self._file = self._path.open("a+", encoding="utf-8", errors="replace")
         self._file.seek(0)
-        owner, host = self._file.read(), socket.gethostname()
+        owner = self._file.read()
         try:
             if fcntl is not None:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -337,14 +318,8 @@ class FolderLock:
         if not self.is_in(folder):  # its owner has removed it in the meantime
             self._file.close()
             raise _in_use(folder, owner)
-        if owner and not owner.endswith(f" on {host}"):
-            logger.warning(
-                "%s was left by %s: if that run still trains, stop one of the two",
-                self._path,
-                owner,
-            )
         self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {host}")
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
         self._held.add(self._path)
 
@@ -477,12 +452,11 @@ class Checkpoints:
 
     # the folder
 
-    def take_folder(self, step: int, size: int) -> None:
+    def take_folder(self, step: int) -> None:
         """Locks the folder for a run, and removes or moves what other runs have left there.
 
         Args:
             step: Steps done so far.
-            size: Bytes that a checkpoint takes; less free space is a warning.
 
         Raises:
             BlockingIOError: If another run trains there.
@@ -495,15 +469,6 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 _delete(leftover)
         set_aside(self.folder, step)
-        free = shutil.disk_usage(self.folder).free
-        if free < size:
-            logger.warning(
-                "a checkpoint takes about %.1f MB, but the disk of %s has %.1f MB free: free disk "
-                "space before the first one is written",
-                size / 1e6,
-                self.folder,
-                free / 1e6,
-            )
 
     def keep_folder(self) -> None:
         """Makes the folder again, if it was deleted during the run.

@@ -7,7 +7,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,7 @@ def _check_entries(state: Any, path: Path, required: tuple[str, ...]) -> None:
             f"written by version {state.get('version', 'unknown')}; upgrade video-diffusion-pytorch"
         )
     step = state["step"]
-    wrong = [name for name, type_ in _TYPES.items() if not _is_of(state, name, type_)]
+    wrong = [n for n, types in _TYPES.items() if n in state and not isinstance(state[n], types)]
     if wrong or isinstance(step, bool) or step < 0:
         name = wrong[0] if wrong else "step"
         got = state[name] if isinstance(state[name], int) else type(state[name]).__name__
@@ -213,7 +213,3 @@ def _check_entries(state: Any, path: Path, required: tuple[str, ...]) -> None:
             f"expected a checkpoint with a valid entry {name} in {path}, got {got}; use the "
             "checkpoint before it"
         )
-
-
-def _is_of(state: Mapping[str, Any], name: str, types: type | tuple[type, ...]) -> bool:
-    return name not in state or isinstance(state[name], types)

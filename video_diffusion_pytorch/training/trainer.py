@@ -50,7 +50,6 @@ from video_diffusion_pytorch.training.fsdp import clip_gradients, sharded_like
 from video_diffusion_pytorch.training.memory import (
     explain_out_of_memory,
     out_of_memory,
-    state_bytes,
 )
 from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics, Trackers
 from video_diffusion_pytorch.training.optimizer import (
@@ -888,8 +887,7 @@ class Trainer:
             self.checkpoints.saved_step = self.step
         with self.processes.main_first():
             if self.is_main:
-                size = state_bytes(self.model, self.opt, len(self.averages.models))
-                self.checkpoints.take_folder(self.step, size)
+                self.checkpoints.take_folder(self.step)
                 self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
         self.trackers.start(self.project, self.settings(), step=self.step)
         self.run.weights_are_whole = True
