@@ -277,9 +277,8 @@ def check_folder(folder: Path) -> None:
             os.fsync(file.fileno())  # a full network disk may fail only here
     except OSError as error:
         raise OSError(
-            f"checkpoints must be writable to the results folder {folder}, got "
-            f"{error.strerror or error}; free disk space, change the folder's permissions or "
-            "choose another folder"
+            f"the results folder {folder} must be writable, got {error.strerror or error}; free "
+            "disk space, change the folder's permissions or choose another folder"
         ) from error
 
 
