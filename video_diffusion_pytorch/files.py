@@ -11,9 +11,6 @@ from pathlib import Path
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
-TEMPORARY = r"\.{start}.*?\.(?P<process>\d+)(\.[0-9a-f]{{8}})?\.tmp"
-"""Pattern of the names of unfinished files, whose own names begin with `start`."""
-
 
 @contextlib.contextmanager
 def replacing(target: Path, *, sync: bool = False) -> Iterator[Path]:

@@ -15,7 +15,7 @@ from video_diffusion_pytorch.hub import check_network_size
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.sharded_checkpoint import read_gathered
+from video_diffusion_pytorch.training.fsdp import read_sharded
 
 
 def load_diffusion(
@@ -71,7 +71,7 @@ def load_diffusion(
     """
     where = _check_device(device)
     file = checkpoint_at(path)
-    state = read_gathered(file) if file.is_dir() else read_checkpoint(file)
+    state = read_sharded(file) if file.is_dir() else read_checkpoint(file)
     weights = _choose_weights(state, averaged, file)
     config = state.get("config")
     sizes = {"image_size": image_size, "num_frames": num_frames}

@@ -385,9 +385,7 @@ def test_mistakes_in_sampling_are_one_line(options, line, mistake):
 @pytest.mark.usefixtures("workplace")
 def test_a_file_that_is_no_checkpoint_is_named(mistake):
     Path("model-1.pt").write_bytes(b"nothing of the kind")
-    assert "expected a checkpoint in model-1.pt, got a file that is" in mistake(
-        "sample", "model-1.pt"
-    )
+    assert "expected a checkpoint in model-1.pt, got one that is" in mistake("sample", "model-1.pt")
     assert "sample.checkpoint" in mistake("sample")
 
 
@@ -434,8 +432,8 @@ def test_classes_by_name(mistake, capsys):
     line = mistake("sample", "results/model-1.5.pt", "--labels", "birds")
     assert "--labels must be among cats, dogs, got 'birds'; choose from them" in line
     line = mistake("sample", "classes", "--labels", "dogs")
-    assert "expected a checkpoint model-N.pt or model-N.sharded in the results folder" in line
-    assert "found none that can be read; give the folder of a run that has saved one" in line
+    assert "expected a checkpoint model-N.pt in " in line
+    assert "found none that can be read; train first, or give" in line
 
 
 @pytest.mark.usefixtures("classes")

@@ -197,8 +197,10 @@ def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt in"):
         describe_checkpoint(tmp_path)
     (tmp_path / "model-1.pt").write_bytes(b"none")
-    with pytest.raises(ValueError, match=r"expected a checkpoint in .*model-1\.pt, got a file"):
+    with pytest.raises(FileNotFoundError, match=r"model-N\.pt in .*, found none that can be read"):
         describe_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a checkpoint in .*model-1\.pt, got one that"):
+        describe_checkpoint(tmp_path / "model-1.pt")
 
 
 def test_options_beyond_the_reference(told):

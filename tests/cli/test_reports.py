@@ -10,7 +10,7 @@ import pytest
 from video_diffusion_pytorch.cli import main
 
 REFERENCE = Path(__file__).parents[1] / "golden" / "reference_results_0.7.0" / "model-2.pt"
-GATHERING = "video_diffusion_pytorch.training.sharded_checkpoint"
+GATHERING = "video_diffusion_pytorch.training.fsdp"
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
     for i in range(15):
         of_class = folder / "clips" / "abc"[i % 3]
         of_class.mkdir(parents=True, exist_ok=True)
-        clip = torch.rand(1, 5, 16, 16, generator=generator)
+        clip = torch.rand(1, 4, 10, 10, generator=generator)
         video_tensor_to_gif(clip, of_class / f"{i:02}.gif")
     return folder
 
@@ -45,24 +45,28 @@ def one(folder):
 
 
 @pytest.fixture(scope="module")
-def plain(folder, one):
-    return launch("plain", folder)
+def launched(folder, one):
+    """What each of two processes found, with whole models and with sharded ones."""
+    in_processes([str(SCRIPT), str(folder)])
+    results = [torch.load(folder / f"{process}.pt") for process in (0, 1)]
+    return {
+        kind: {name: [result[kind][name] for result in results] for name in results[0][kind]}
+        for kind in ("plain", "sharded")
+    }
 
 
-@pytest.fixture(scope="module")
-def sharded(folder, one):
-    return launch("sharded", folder)
+@pytest.fixture
+def plain(launched):
+    return launched["plain"]
+
+
+@pytest.fixture
+def sharded(launched):
+    return launched["sharded"]
 
 
 def run_alone(folder, name, **options):
     return script.run(script.make(folder, name, train_batch_size=4, **options))
-
-
-def launch(what, folder):
-    """What each of two processes found."""
-    in_processes([str(SCRIPT), what, str(folder)])
-    results = [torch.load(folder / f"{what}-{process}.pt") for process in (0, 1)]
-    return {name: [result[name] for result in results] for name in results[0]}
 
 
 def in_processes(arguments, launcher=LAUNCH):
@@ -109,9 +113,9 @@ def assert_measured_alike(logs, others):
 
 
 @pytest.fixture(params=["plain", "sharded"])
-def both(request):
+def both(request, launched):
     """Runs of two processes, of whole models and of sharded ones."""
-    return request.param, request.getfixturevalue(request.param)
+    return request.param, launched[request.param]
 
 
 def test_two_processes_train_as_one_does_with_the_batch_of_both(both, one):

@@ -26,7 +26,7 @@ def make_parser() -> ArgumentParser:
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
     """Writes a sharded checkpoint as one file."""
-    from video_diffusion_pytorch.training.sharded_checkpoint import gather_checkpoint
+    from video_diffusion_pytorch.training.fsdp import gather_checkpoint
 
     target = None if options.output is None else Path(options.output)
     written = gather_checkpoint(Path(options.folder), target)

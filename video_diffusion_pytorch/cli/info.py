@@ -14,7 +14,7 @@ from torch import Tensor
 
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
-from video_diffusion_pytorch.training.checkpoint import find_checkpoint, newest
+from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 
 HELP = "say what a checkpoint holds"
@@ -66,9 +66,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:
         FileNotFoundError: If there is none.
         ValueError: If it is not a training file.
     """
-    path = Path(path)
-    if path.is_dir() and path.suffix != ".sharded":
-        path = newest(path) or find_checkpoint(path, -1)
+    path = checkpoint_at(path)
     state = glance(path)
     told: dict[str, str | None] = {"step": str(state["step"])}
     config = state.get("config")

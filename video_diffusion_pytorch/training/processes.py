@@ -1,4 +1,4 @@
-"""Processes of a run: device, precision, collectives and the shared model."""
+"""The processes of a run: device, precision, collectives and the parallel model."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import inspect
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +18,15 @@ from torch.utils.data import DataLoader
 
 from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
-from video_diffusion_pytorch.training.sharding import (
-    gradient_sync,
-    hidden_from_accelerate,
-    shard,
-    wanted_by_launcher,
-)
+from video_diffusion_pytorch.training.fsdp import requested_by_launcher, shard
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PRECISIONS = ("no", "bf16", "fp16")
 
-# Numbers the waits for the main process, in the same order on all processes
+T = TypeVar("T")
+# Numbers of the keys in the process group's store, in the same order on all processes
 _turns = itertools.count()
 
 
@@ -86,12 +83,16 @@ def make_accelerator(
             AcceleratorState._reset_state(
                 reset_partial_state=not torch.distributed.is_initialized()
             )
-    was_connected = _is_connected()
-    with hidden_from_accelerate():
+    # Accelerate would wrap model and optimizer for FSDP itself
+    fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)
+    try:
         accelerator = Accelerator(
             cpu=wanted == "cpu", mixed_precision=precision, log_with=log_with, project_dir=folder
         )
-    if wanted == "cpu" and _is_connected() and not was_connected:
+    finally:
+        if fsdp is not None:
+            os.environ["ACCELERATE_USE_FSDP"] = fsdp
+    if wanted == "cpu":
         atexit.register(_disconnect)
     return accelerator
 
@@ -106,8 +107,8 @@ def _disconnect() -> None:
     A gloo thread frees the tensors of the last collective late, and aborts the process if Python
     has exited by then. NCCL is not affected, and might wait for a failed process.
     """
-    time.sleep(0.1)
     if _is_connected():
+        time.sleep(0.1)
         torch.distributed.destroy_process_group()
 
 
@@ -144,8 +145,9 @@ class Processes:
 
     def __init__(self, accelerator: Accelerator, fsdp: bool = False) -> None:
         self.accelerator, self.device = accelerator, accelerator.device
-        self.fsdp = wanted_by_launcher() or fsdp
+        self.fsdp = requested_by_launcher() or fsdp
         self.is_alone = False
+        self._calls = 0  # of the parallel model
 
     @property
     def is_main(self) -> bool:
@@ -176,12 +178,8 @@ class Processes:
         return values if self.world_size == 1 else self.accelerator.gather(values.contiguous())
 
     def from_main(self, value: Any) -> Any:
-        """The main process's value on all processes (broadcast); a small object."""
-        if self.world_size == 1:
-            return value
-        from accelerate.utils import broadcast_object_list
-
-        return broadcast_object_list([value])[0]
+        """The main process's value on all processes; a small object."""
+        return self.from_all(value)[0]
 
     def from_all(self, value: Any) -> list[Any]:
         """The values of all processes by rank (all-gather); small objects."""
@@ -190,6 +188,21 @@ class Processes:
         values: list[Any] = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values
+
+    def together(self, act: Callable[[], T]) -> T:
+        """Calls a function on every process; if it fails on one, all raise its error."""
+        result, failure = None, None
+        try:
+            result = act()
+        except Exception as error:
+            failure = error
+        # others may not be picklable
+        is_known = failure is None or isinstance(failure, (OSError, ValueError))
+        shared = failure if is_known else RuntimeError(f"{type(failure).__name__}: {failure}")
+        failures = [one for one in (failure, *self.from_all(shared)) if one is not None]
+        if failures:
+            raise failures[0]
+        return cast(T, result)
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
@@ -201,7 +214,7 @@ class Processes:
         turn = f"main_first/{next(_turns)}"
         if not self.is_main:
             # a collective would time out
-            _wait_for(turn)
+            _store().wait([turn], timedelta(days=365))
             failure = self.from_main(None)
             if failure is not None:
                 raise RuntimeError(f"Trainer: the main process stopped, see there: {failure}")
@@ -272,12 +285,17 @@ class Processes:
         # buffers hold the constant noise schedule; older torch has the second name only
         newer, older = "forward_sync_buffers", "broadcast_buffers"
         options: dict[str, Any] = {newer if newer in known else older: False}
-        return nn.parallel.DistributedDataParallel(
+        parallel_model = nn.parallel.DistributedDataParallel(
             model,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             **options,
         )
+        parallel_model.register_forward_pre_hook(self._count_call)
+        return parallel_model
+
+    def _count_call(self, *_: Any) -> None:
+        self._calls += 1
 
     @contextmanager
     def exchange(self, model: Any, parallel_model: Any, is_last: bool) -> Iterator[None]:
@@ -290,20 +308,13 @@ class Processes:
         """
         if parallel_model is model:
             if self.fsdp:
-                gradient_sync(model, is_last)
+                model.denoise_fn.set_requires_gradient_sync(is_last)
             yield
             return
-        calls: list[Any] = []
-        hook = parallel_model.register_forward_pre_hook(lambda *_: calls.append(True))
-        try:
-            if is_last:
-                yield
-            else:
-                with parallel_model.no_sync():
-                    yield
-        finally:
-            hook.remove()
-        if not calls:
+        calls = self._calls
+        with nullcontext() if is_last else parallel_model.no_sync():
+            yield
+        if self._calls == calls:
             raise RuntimeError(
                 "Trainer: compute_loss must call self.parallel_model, so that the processes "
                 "exchange their gradients, got one that calls another model; replace self.model "
@@ -315,20 +326,6 @@ def _store() -> Any:
     """The key-value store of the process group; reading it is not a collective."""
     store = torch.distributed.distributed_c10d._get_default_store()
     return torch.distributed.PrefixStore("video_diffusion_pytorch", store)
-
-
-def _wait_for(key: str) -> None:
-    """Waits until the main process sets a key, without a timeout."""
-    pause = 0.01
-    try:
-        while _is_connected() and not _store().check([key]):
-            time.sleep(pause)
-            pause = min(1.0, 1.5 * pause)
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"Trainer: the main process must stay alive, got no answer from it ({error}); see its "
-            "own messages, and start all processes again"
-        ) from error
 
 
 def compile_network(*diffusions: Any) -> None:

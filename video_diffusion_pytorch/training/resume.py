@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
-from video_diffusion_pytorch.training.checkpoint import list_checkpoints, name_strangers
-from video_diffusion_pytorch.training.checkpoint_file import (
-    MismatchedWeights,
-    changed_settings,
-    load_weights,
-    read_checkpoint,
-    restore_random_states,
-)
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.ema import Averages
+from video_diffusion_pytorch.training.fsdp import read_sharded
 from video_diffusion_pytorch.training.optimizer import (
     check_shapes,
     optimizer_settings,
@@ -28,18 +26,15 @@ from video_diffusion_pytorch.training.optimizer import (
     take_new_settings,
 )
 from video_diffusion_pytorch.training.processes import Processes
-from video_diffusion_pytorch.training.sharded_checkpoint import read_gathered, read_sharded
-from video_diffusion_pytorch.training.sharding import scattered, warm_optimizer
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
-# Settings of a network that its weights do not tell, so that it would load others', and what they
-# are in checkpoints from before they were settings
-_WITHOUT_WEIGHTS = {"token_shift": None, "resnet_groups": None}
+# Settings of a network that its weights don't determine; None in checkpoints that lack them
+_WITHOUT_WEIGHTS = ("token_shift", "resnet_groups")
 
 
 def checkpoint_to_resume(resume: str | os.PathLike[str] | None, folder: Path) -> Any:
-    """What to load at the start of a run, as of `Trainer.load`; None to begin.
+    """What to load at the start of a run, as of `Trainer.load`; None for nothing.
 
     Args:
         resume: As of `Trainer`.
@@ -47,12 +42,12 @@ def checkpoint_to_resume(resume: str | os.PathLike[str] | None, folder: Path) ->
 
     Raises:
         ValueError: If `resume` is none of its values.
-        FileExistsError: If `"never"` meets a folder with checkpoints.
+        FileExistsError: If it is `"never"` and the folder has checkpoints.
     """
     if not (resume is None or isinstance(resume, (str, os.PathLike))):
         raise ValueError(
-            "Trainer: resume must be 'auto', 'never', a path or None, got "
-            f"{shown(resume)}; 'auto' goes on from the last checkpoint"
+            f"Trainer: resume must be 'auto', 'never', a path or None, got {shown(resume)}; 'auto' "
+            "resumes from the last checkpoint"
         )
     existing = list_checkpoints(folder)
     if resume == "never" and existing:
@@ -60,42 +55,28 @@ def checkpoint_to_resume(resume: str | os.PathLike[str] | None, folder: Path) ->
             "Trainer: with resume='never' the results folder must be without checkpoints, got "
             f"{folder} with {existing[-1].name}; choose another results_folder, or resume='auto'"
         )
-    if resume == "auto" and not existing:
-        name_strangers(folder)
-        return None
     if resume == "auto":
-        return -1
+        return -1 if existing else None
     return None if resume == "never" else resume
 
 
 def read_state(
-    path: Path,
-    map_location: Any,
-    fsdp: bool,
-    optimizer: Any,
-    own_state: Callable[[], dict[str, Any]],
+    path: Path, map_location: Any, model: nn.Module, optimizer: Any, processes: Processes
 ) -> dict[str, Any]:
-    """A checkpoint's state; of a sharded model each process has its own shards.
+    """Reads a checkpoint; from a folder into a sharded model, only the shards of this process.
 
     Args:
-        path: The file or, of a sharded model, the folder.
-        map_location: As in `torch.load`.
-        fsdp: Whether this run's model is sharded.
-        optimizer: That of this run.
-        own_state: Gives this run's state, which says how its tensors are sharded.
+        path: The file, or the folder of a sharded model.
+        map_location: As in `torch.load`, for a file.
+        model: That of this run.
+        optimizer: Its optimizer.
+        processes: Of this run.
     """
-    is_folder = path.is_dir()
-    if is_folder and not fsdp:
-        return read_gathered(path)
-    if is_folder:
-        warm_optimizer(optimizer)
-        return read_sharded(path, own_state())
-    state = read_checkpoint(path, map_location)
-    if not fsdp:
-        return state
-    if "optimizer" in state:
-        warm_optimizer(optimizer)
-    return scattered(state, own_state())
+    if not path.is_dir():
+        return read_checkpoint(path, map_location)
+    if not processes.fsdp:
+        return read_sharded(path)
+    return read_sharded(path, model, optimizer, processes.share)
 
 
 def load_model(
@@ -113,39 +94,41 @@ def load_model(
     Raises:
         ValueError: If it is of a model with other parameters or settings.
     """
-    theirs, network = state.get("config") or {}, unwrap(model.denoise_fn)
-    ours = getattr(network, "config", None) or {}
-    told = theirs.get("unet") or {}
-    silent = changed_settings({n: told.get(n, v) for n, v in _WITHOUT_WEIGHTS.items()}, ours)
-    if silent and told:
+    theirs = state.get("config") or {}
+    unet = theirs.get("unet") or {}
+    ours = getattr(unwrap(model.denoise_fn), "config", None) or {}
+    silent = changed_settings({name: unet.get(name) for name in _WITHOUT_WEIGHTS}, ours)
+    if unet and silent:
         raise _other_model(path, silent)
     try:
-        load_weights(model, state["model"], path, "model", **kwargs)
+        model.load_state_dict(state["model"], **kwargs)
         _load_averages(averages, path, state, **kwargs)
-    except MismatchedWeights as error:
-        changed = changed_settings(told, ours)
+    except RuntimeError as error:
+        if not str(error).startswith("Error(s) in loading state_dict"):
+            raise  # an error of the device
+        changed = changed_settings(unet, ours)
         changed += changed_settings(theirs.get("diffusion"), model.config)
-        if not changed:
-            raise
-        raise _other_model(path, changed) from error
+        # torch's message has a line for each parameter
+        message = " ".join(str(error).split())
+        raise _other_model(path, changed or [message[:500]]) from error
 
 
 def _load_averages(averages: Averages, path: Path, state: Mapping[str, Any], **kwargs: Any) -> None:
     theirs, ours = {**state.get("emas", {})}, averages.named()
-    for name, decay in zip(("ema",), state.get("ema_decays", ()), strict=False):
-        theirs[repr(float(decay))] = state[name]
+    for decay in state.get("ema_decays", ())[:1]:
+        theirs[repr(float(decay))] = state["ema"]
+    first = next(iter(ours))
     for name, average in ours.items():
-        if name not in theirs and average is not averages.first:
+        if name not in theirs and name != first:
             logger.warning(
-                "%s holds no average with decay %s: it goes on from that with decay %s",
+                "%s holds no average with decay %s: it starts from that with decay %s",
                 path,
                 name,
-                next(iter(ours)),
+                first,
             )
-        load_weights(average, theirs.get(name, state["ema"]), path, "ema", **kwargs)
-    # an only one, or the first, may go on with another decay
-    is_other_decay = next(iter(ours)) not in theirs
-    for name in state.get("emas", {}) if is_other_decay else theirs:
+        average.load_state_dict(theirs.get(name, state["ema"]), **kwargs)
+    # the first average may get another decay
+    for name in theirs if first in theirs else state.get("emas", {}):
         if name not in ours:
             logger.warning("%s holds an average with decay %s, which is left out", path, name)
 
@@ -153,7 +136,7 @@ def _load_averages(averages: Averages, path: Path, state: Mapping[str, Any], **k
 def load_optimizer(
     optimizer: Any, schedule: Any, scaler: Any, path: Path, state: Mapping[str, Any]
 ) -> None:
-    """Loads optimizer, learning-rate schedule and loss scale; new settings stay.
+    """Loads optimizer, learning-rate schedule and loss scale; changed settings stay.
 
     Args:
         optimizer: That of this run.
@@ -168,69 +151,113 @@ def load_optimizer(
     if scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
     if "optimizer" not in state:
-        logger.warning("%s holds no optimizer state: Adam begins anew", path)
+        logger.warning("%s holds no optimizer state: the optimizer starts anew", path)
         return
-    theirs = state.get("optimizer_settings", {})
-    ours = optimizer_settings(optimizer)
+    theirs, ours = state.get("optimizer_settings", {}), optimizer_settings(optimizer)
+    difference: Any = None
     if theirs.get("class", ours["class"]) != ours["class"]:
+        difference = f"{ours['class']} instead of {theirs['class']}"
+    else:
+        check_shapes(optimizer, state["optimizer"], path)
+        try:
+            optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, KeyError) as error:
+            difference = f"one with other groups of parameters ({error})"
+    if difference is not None:
         raise ValueError(
-            f"the optimizer must be that of {path} to train on, {theirs['class']}, got "
-            f"{ours['class']}; give the optimizer it was made with, or begin anew in another "
-            "results folder"
+            f"the optimizer must be that of {path} to resume from it, got {difference}; pass the "
+            "same optimizer and weight_decay, or start a new run in another results folder"
         )
-    check_shapes(optimizer, state["optimizer"], path)
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise ValueError(
-            f"the optimizer must be that of {path} to train on, got one with other groups of "
-            f"parameters ({error}); give the optimizer and weight_decay it was made with, or "
-            "begin anew in another results folder"
-        ) from error
     take_new_settings(optimizer, theirs, ours)
     progress = state.get("scheduler", {})
     if theirs.get("lr", ours.get("lr")) != ours.get("lr"):
-        # the full learning rates are this run's
+        # the base learning rates are this run's
         progress = {name: value for name, value in progress.items() if name != "base_lrs"}
     resume_schedule(schedule, optimizer, progress, state["step"])
+
+
+def random_states() -> dict[str, Any]:
+    """The state of every random generator that this process draws from in training."""
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    return {
+        "python": random.getstate(),
+        "numpy": (torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss),
+        "torch": torch.get_rng_state(),
+        "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
+    }
 
 
 def load_random_states(states: Any, processes: Processes, seed: int) -> None:
     """Restores the random states of a checkpoint.
 
     Args:
-        states: Of each process; None for a file of the reference, which has none.
+        states: Those of each process, from `random_states`; None in a file of the reference.
         processes: Of this run.
-        seed: For another number of processes, whose states go on as none of these.
+        seed: Seeds torch if they are of another number of processes.
+
+    Raises:
+        ValueError: If a generator does not accept its state.
     """
     if states is None:
         return
     of_processes = [states] if isinstance(states, dict) else states
-    if len(of_processes) == processes.world_size:
-        restore_random_states(of_processes[processes.rank])
-    else:
+    if len(of_processes) != processes.world_size:
         torch.manual_seed(seed + processes.rank)
+        return
+    own = of_processes[processes.rank]
+    try:
+        version, words, normal = own["python"]
+        keys, position, has_gauss, gauss = own["numpy"]
+        random.setstate((version, tuple(words), normal))
+        np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+        torch.set_rng_state(own["torch"].cpu())
+        if own["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(own["cuda"][0].cpu())
+    except (ValueError, TypeError, LookupError, RuntimeError, AttributeError) as error:
+        raise ValueError(
+            "the checkpoint's random_states must be states of the generators of Python, NumPy and "
+            f"torch, got others ({error}); use the checkpoint before it"
+        ) from error
 
 
 def check_classes(path: Path, state: Mapping[str, Any], ours: Sequence[str]) -> None:
-    """Refuses a checkpoint of other classes, whose labels would mean others.
+    """Refuses a checkpoint of other classes, whose labels have another meaning.
 
     Args:
         path: The checkpoint.
         state: Its state.
-        ours: Names of this run's classes; empty if they are not known.
+        ours: Names of this run's classes; empty if unknown.
     """
     theirs = (state.get("config") or {}).get("class_names")
     if theirs and ours and tuple(theirs) != tuple(ours):
         raise ValueError(
-            f"the clips must be of the classes that {path} was trained on, "
-            f"{', '.join(theirs)}, got {', '.join(ours)}; a label would mean another class: "
-            "train on the same classes, or begin anew in another results folder"
+            f"the clips must be of the classes of {path}, {', '.join(theirs)}, got "
+            f"{', '.join(ours)}; train on the same classes, or start a new run in another results "
+            "folder"
         )
+
+
+def changed_settings(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings of a checkpoint and those of a model, in words.
+
+    Args:
+        theirs: Settings in the checkpoint; None if it holds none.
+        ours: Those of the model; settings that only it has are not compared.
+    """
+    return [
+        f"{name} {ours.get(name)} instead of {value}"
+        for name, value in (theirs or {}).items()
+        if _as_list(value) != _as_list(ours.get(name))
+    ]
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _other_model(path: Path, changed: Sequence[str]) -> ValueError:
     return ValueError(
-        f"the model must be that of the checkpoint {path} to train on, got {', '.join(changed)}; "
-        "give the settings it was made with, or begin anew in another results folder"
+        f"the model must be that of the checkpoint {path} to resume from it, got "
+        f"{', '.join(changed)}; pass the same settings, or start a new run in another results "
+        "folder"
     )

@@ -29,7 +29,7 @@ from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle, collate, unpack_batch
 from video_diffusion_pytorch.training.checkpoint import Checkpoints, check_folder
-from video_diffusion_pytorch.training.checkpoint_file import FORMAT, random_states
+from video_diffusion_pytorch.training.checkpoint_file import FORMAT
 from video_diffusion_pytorch.training.checks import (
     check_arguments,
     check_model,
@@ -45,10 +45,10 @@ from video_diffusion_pytorch.training.data_source import (
 from video_diffusion_pytorch.training.draws import ClipDraws
 from video_diffusion_pytorch.training.ema import EMA, Averages
 from video_diffusion_pytorch.training.evaluate import make_evaluator
+from video_diffusion_pytorch.training.fsdp import clip_gradients, sharded_like
 from video_diffusion_pytorch.training.memory import (
     explain_out_of_memory,
     out_of_memory,
-    state_bytes,
 )
 from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics, Trackers
 from video_diffusion_pytorch.training.optimizer import (
@@ -68,6 +68,7 @@ from video_diffusion_pytorch.training.resume import (
     load_model,
     load_optimizer,
     load_random_states,
+    random_states,
     read_state,
 )
 from video_diffusion_pytorch.training.samples import (
@@ -76,7 +77,6 @@ from video_diffusion_pytorch.training.samples import (
     is_of_others,
     write_samples,
 )
-from video_diffusion_pytorch.training.sharding import clip_gradients
 from video_diffusion_pytorch.training.signals import StopSignals
 from video_diffusion_pytorch.training.validation import Validation, validation_losses
 from video_diffusion_pytorch.version import __version__
@@ -886,8 +886,7 @@ class Trainer:
             self.checkpoints.saved_step = self.step
         with self.processes.main_first():
             if self.is_main:
-                size = state_bytes(self.model, self.opt, len(self.averages.models))
-                self.checkpoints.take_folder(self.step, size)
+                self.checkpoints.take_folder(self.step)
                 self.metrics_file = MetricsFile(self.results_folder / "metrics.jsonl", self.step)
         self.trackers.start(self.project, self.settings(), step=self.step)
         self.run.weights_are_whole = True
@@ -1158,8 +1157,10 @@ class Trainer:
         """
         path, state = self.checkpoints.read(
             milestone,
-            lambda path: read_state(path, map_location, self.fsdp, self.opt, self.checkpoint_state),
+            lambda path: read_state(path, map_location, self.model, self.opt, self.processes),
         )
+        if self.fsdp:
+            state = sharded_like(state, self.model, self.opt)
         check_classes(path, state, self.class_names)
         load_model(self.model, self.averages, path, state, **kwargs)
         self.resumed_from, self.step = path, state["step"]
