@@ -183,6 +183,19 @@ def null_like(name: str, value: Tensor, null: Tensor | None) -> Tensor:
     return null.expand_as(value)
 
 
+def frames_of(name: str, value: Tensor, frames: slice) -> Tensor:
+    """The part of a condition that belongs to some frames; all of it if it has no frames."""
+    kind = CONDITIONS.get(name)
+    if kind is None or kind.frame_axis is None or value.ndim < len(kind.axes):
+        return value
+    return value[(slice(None),) * kind.frame_axis + (frames,)]
+
+
+def rows_of(conditions: Mapping[str, Any], rows: slice) -> dict[str, Any]:
+    """The conditions of some of the videos of a batch."""
+    return {name: value[rows] for name, value in conditions.items()}
+
+
 def repeat_rows(value: Any, count: int) -> Any:
     """`count` rows of a tensor or items of a list, which begin again when they run out."""
     indices = [i % len(value) for i in range(count)]
