@@ -32,7 +32,7 @@ class TrainingOutOfMemory(torch.OutOfMemoryError, MemoryError):
     """
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means out of memory, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -40,7 +40,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def explain_out_of_memory(
-    diffusion: Any, *, batch_size: int, precision: str, error: BaseException
+    diffusion: Any, batch_size: int, precision: str, error: BaseException
 ) -> TrainingOutOfMemory:
     """Makes the error of a training step that ran out of memory.
 
