@@ -12,13 +12,16 @@ from video_diffusion_pytorch.data import dataset as clip_dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.single_frames import SingleFrames
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training.batches import Draw, SeededItems, collate, unpack_batch
-from video_diffusion_pytorch.training.images import (
+from video_diffusion_pytorch.training.batches import (
     ClipAndImages,
     ClipsWithImages,
+    Draw,
     ImageDraws,
+    SeededItems,
+    collate,
     draws_from_clips,
     join_images,
+    unpack_batch,
 )
 
 FRAMES = 3

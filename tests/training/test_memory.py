@@ -14,7 +14,7 @@ from video_diffusion_pytorch.training.memory import (
     TrainingOutOfMemory,
     activation_bytes,
     explain_out_of_memory,
-    out_of_memory,
+    is_out_of_memory,
     state_bytes,
 )
 
@@ -44,7 +44,7 @@ def tiny_diffusion(**config):
     ],
 )
 def test_an_error_that_means_out_of_memory(error):
-    assert out_of_memory(error)
+    assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
@@ -56,13 +56,13 @@ def test_an_error_that_means_out_of_memory(error):
     ],
 )
 def test_an_error_that_means_something_else(error):
-    assert not out_of_memory(error)
+    assert not is_out_of_memory(error)
 
 
 def test_the_cpus_own_error_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize("known", [torch.OutOfMemoryError, RuntimeError, MemoryError])

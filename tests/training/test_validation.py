@@ -12,11 +12,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.data.dataset import Dataset as Clips
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training import validation
+from video_diffusion_pytorch.training import evaluate as validation
 from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.evaluate import Validation
 from video_diffusion_pytorch.training.metrics import read_metrics
 from video_diffusion_pytorch.training.splits import files_of, split_by_position, split_off
-from video_diffusion_pytorch.training.validation import Validation
 
 
 class Numbers(Dataset):

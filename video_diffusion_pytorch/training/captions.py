@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from video_diffusion_pytorch.text import (
 logger = logging.getLogger("video_diffusion_pytorch")
 
 _BATCH = 64
-# Seconds between writes of the file, so that an interrupted run resumes there
-_SECONDS = 30.0
+# Batches after which the file is written first, so that an interrupted run resumes there
+_FIRST = 64
 # Largest size of encoded captions that were not prepared, in bytes
 _MOST = 300_000_000
 
@@ -84,14 +83,12 @@ class EncodedCaptions:
         if not missing:
             return
         starts = range(0, len(missing), _BATCH)
-        due = time.monotonic() + _SECONDS
         for start in tqdm(starts, desc="encoding captions", leave=False, disable=len(starts) < 2):
             self._kept.update(self._encode(missing[start : start + _BATCH], device))
-            began = time.monotonic()
-            if file is not None and (start == starts[-1] or began >= due):
+            is_last, number = start == starts[-1], start // _BATCH + 1
+            # twice as rarely each time, as each write takes longer
+            if file is not None and (is_last or (number & (number - 1) == 0 and number >= _FIRST)):
                 self._write(file)
-                # so that writing takes little of the time
-                due = time.monotonic() + max(_SECONDS, 20 * (time.monotonic() - began))
 
     def __call__(self, captions: Sequence[str | None], device: torch.device) -> dict[str, Tensor]:
         """Encodes the captions of a batch.

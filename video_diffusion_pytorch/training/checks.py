@@ -15,7 +15,6 @@ from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
-from video_diffusion_pytorch.training.metrics import check_trackers
 from video_diffusion_pytorch.training.splits import whole_dataset
 
 # Numbers of Trainer, and their least values
@@ -89,7 +88,6 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for text, is_met in requirements.items():
         if not is_met:
             raise ValueError(f"Trainer: {text}")
-    check_trackers(given["log_with"])
 
 
 def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = None) -> None:

@@ -62,10 +62,6 @@ logger = logging.getLogger("video_diffusion_pytorch")
 # Conditions that sampling takes, too
 _FOR_SAMPLES = ("cond", "cond_mask", "labels", "frame_cond", "cond_video")
 
-# Packages whose streams divide their clips among workers
-_SHARING = {"webdataset", "datasets", "torchdata", "streaming", "litdata"}
-
-
 # Arguments of Dataset that Trainer sets itself
 _OWN = {"folder", "image_size", "channels", "num_frames", "exclude", "as_uint8"}
 
@@ -198,7 +194,6 @@ class DataSource:
         if loader is None:
             loader = self.make_dataloader(self.dataset)
         check_items_of(loader)
-        warn_of_copies(getattr(loader, "dataset", None), getattr(loader, "num_workers", 0))
         self.loader = Endless(self.processes.share_loader(loader))
 
     # batches
@@ -460,70 +455,47 @@ class DataSource:
         self._recall_sides(path, state)
         if state:
             self.order.seed, self.order.position = state["seed"], state["position"]
-            theirs, ours = state.get("clips"), len(self.order.indices)
-            if theirs not in (None, ours):
-                logger.warning(
-                    "%s was trained on %d clips, and now there are %d (held_out not counted): "
-                    "their order changes",
-                    path,
-                    theirs,
-                    ours,
-                )
+            clips, now = state.get("clips"), len(self.order.indices)
+            if clips not in (None, now):
+                text = "%s was trained on %d clips, and now there are %d: their order changes"
+                logger.warning(text, path, clips, now)
         self.restart()
 
     def _recall_sides(self, path: Path, state: Mapping[str, Any]) -> None:
         """Keeps each file on the side it has in the checkpoint."""
         split, found = self.validate_on["split"], state.get("files")
         known = None if found is None else Sides(*({*found[name]} for name in Sides._fields))
-        if isinstance(split, str):
-            if known is not None and self.validate_on["folder"] is None:
-                self._warn_of_trained(path, known)
-        elif split is not None:
-            if "files" not in state:
-                # versions up to 0.8 split by position
-                left, apart = split_by_position(self.dataset, split)
-                if len(self._hold_out(left)[0]) == state.get("clips"):
-                    known = self._hashes(left, apart)
-            self._split_again(path, split, known)
-        if known is not None:
-            now = self._sides or self._hashes(self.order.indices, ())
-            self._sides = Sides(now.trained | known.trained, now.validated)
-
-    def _split_again(self, path: Path, share: float, known: Sides | None) -> None:
+        is_fraction = split is not None and not isinstance(split, str)
+        if is_fraction and "files" not in state:
+            # versions up to 0.8 split by position
+            left, apart = split_by_position(self.dataset, split)
+            if len(self._hold_out(left)[0]) == state.get("clips"):
+                known = self._hashes(left, apart)
+        if is_fraction and known is None:
+            logger.warning("%s may have been trained on files that are validated on now", path)
         if known is None:
-            logger.warning(
-                "%s does not say which clips it was trained on: if it was trained on some of those "
-                "that are validated on now, their loss is too low",
-                path,
-            )
             return
+        if is_fraction:
+            self._split_again(path, split, known)
+        elif split is not None and self.validate_on["folder"] is None:
+            assert self.validation is not None
+            dataset = self.validation.dataset
+            again = len(name_hashes(dataset, range(len(dataset))) & known.trained)
+            if again:
+                logger.warning("%s was trained on %d files that are validated on now", path, again)
+        now = self._sides or self._hashes(self.order.indices, ())
+        self._sides = Sides(now.trained | known.trained, now.validated)
+
+    def _split_again(self, path: Path, share: float, known: Sides) -> None:
         left, indices = split_off(self.dataset, share, known)
         sides = self._hashes(left, indices)
-        gone, new = known.validated - sides.validated, sides.validated - known.validated
-        if gone or new:
-            logger.warning(
-                "of the files that %s was validated on %d are gone, and %d are new: losses before "
-                "and after do not compare",
-                path,
-                len(gone),
-                len(new),
-            )
+        if sides.validated != known.validated:
+            text = "other files than by %s are validated on: losses before and after do not compare"
+            logger.warning(text, path)
         if sides != self._sides:
             self._sides = sides
             self._validate_on(self.dataset, indices)
             self._train_on(left)
-
-    def _warn_of_trained(self, path: Path, known: Sides) -> None:
-        assert self.validation is not None
-        dataset = self.validation.dataset
-        again = len(name_hashes(dataset, range(len(dataset))) & known.trained)
-        if again:
-            logger.warning(
-                "%s was trained on %d of the files that are validated on now, whose loss is then "
-                "too low",
-                path,
-                again,
-            )
 
     # units
 
@@ -603,21 +575,3 @@ def check_source(
             "both; choose another results_folder"
         )
     return source
-
-
-def warn_of_copies(dataset: Any, num_workers: int) -> None:
-    """Warns that each worker iterates over the whole stream, unless the stream divides itself."""
-    if not isinstance(dataset, IterableDataset) or num_workers < 2:
-        return
-    kind = type(dataset)
-    packages = {owner.__module__.partition(".")[0] for owner in kind.__mro__}
-    code = getattr(kind.__iter__, "__code__", None)
-    if packages & _SHARING or "get_worker_info" in getattr(code, "co_names", ()):
-        return
-    logger.warning(
-        "each of %d workers iterates over the whole %s, so that each clip comes %d times, unless "
-        "its __iter__ takes a part by torch.utils.data.get_worker_info()",
-        num_workers,
-        kind.__name__,
-        num_workers,
-    )

@@ -50,21 +50,12 @@ def explain_out_of_memory(
         precision: `"no"` for float32, or that of autocast.
         error: The original error, which is quoted.
     """
-    network = unwrap(diffusion.denoise_fn)
-    choices = {
-        f"{type(network).__name__}(gradient_checkpointing=True)": not getattr(
-            network, "gradient_checkpointing", True
-        ),
-        "amp=True": precision == "no",
-        "a smaller train_batch_size with a larger gradient_accumulate_every": batch_size > 1,
-        "smaller clips or a smaller network": True,
-    }
     c, f, h, w = diffusion.clip_shape
     return TrainingOutOfMemory(
         f"Trainer: a step must fit into the memory of {diffusion.betas.device}, got a micro-batch "
-        f"of {batch_size} clips of {c} x {f} x {h} x {w} in precision {precision!r}; use "
-        f"{', or '.join(choice for choice, helps in choices.items() if helps)}. "
-        f"The error was: {str(error) or type(error).__name__}"
+        f"of {batch_size} clips of {c} x {f} x {h} x {w} in precision {precision!r}; use amp=True, "
+        "gradient_checkpointing=True in Unet3D, or a smaller train_batch_size with a larger "
+        f"gradient_accumulate_every. The error was: {str(error) or type(error).__name__}"
     )
 
 

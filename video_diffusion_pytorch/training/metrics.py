@@ -248,42 +248,26 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return parsed if is_line else None
 
 
-def check_trackers(log_with: Any) -> None:
-    """Checks that trackers are installed, as accelerate would leave out the others.
-
-    Args:
-        log_with: Name of a tracker that accelerate knows, `"all"` for those that are installed, an
-            accelerate `GeneralTracker` of one's own, a list of such, or None.
-
-    Raises:
-        ValueError: If a name is unknown, or its package is not installed.
-    """
-    if log_with is None:
-        return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-    from accelerate.utils import LoggerType
-
-    builtin = set(map(str, LoggerType))
-    # includes registered classes
-    usable = {*map(str, get_available_trackers()), *(LOGGER_TYPE_TO_CLASS.keys() - builtin)}
-    given = log_with if isinstance(log_with, (list, tuple)) else [log_with]
-    for name in (str(tracker) for tracker in given if isinstance(tracker, (str, LoggerType))):
-        if name not in {*usable, "all"}:
-            raise ValueError(
-                f"Trainer: log_with must name installed trackers, got {name!r}; choose one of "
-                f"{', '.join(sorted(builtin))}, and install its package"
-            )
-
-
 class Trackers:
     """The experiment trackers of a run, through accelerate.
 
     Args:
         accelerator: An `accelerate.Accelerator` made with `log_with` and, for trackers that write
             files, `project_dir`.
+        log_with: The trackers that it was made with.
+
+    Raises:
+        ValueError: If the package of one is not installed: accelerate leaves it out.
     """
 
-    def __init__(self, accelerator: Any) -> None:
+    def __init__(self, accelerator: Any, log_with: Any) -> None:
+        given = log_with if isinstance(log_with, (list, tuple)) else [log_with]
+        missing = {*map(str, given)} - {*map(str, accelerator.log_with), "None", "all"}
+        if missing:
+            raise ValueError(
+                f"Trainer: the packages of trackers must be installed, got {log_with!r}, of which "
+                f"{', '.join(missing)} is missing; install it"
+            )
         self.accelerator = accelerator
         self._without_videos: set[str] = set()
 

@@ -39,7 +39,6 @@ from video_diffusion_pytorch.training.checks import (
 from video_diffusion_pytorch.training.data_source import Batch, DataSource, check_source
 from video_diffusion_pytorch.training.ema import EMA, Averages
 from video_diffusion_pytorch.training.evaluate import (
-    Validation,
     make_evaluator,
     validation_losses,
 )
@@ -329,15 +328,20 @@ class Trainer:
         self.accelerator = make_accelerator(
             amp, device, mixed_precision=mixed_precision, log_with=log_with, folder=results_folder
         )
+        self.trackers = Trackers(self.accelerator, log_with)
         self.device, self.scaler = self.accelerator.device, self.accelerator.scaler
         self.processes = Processes(self.accelerator, fsdp)
         self.process, self.fsdp = self.processes.rank, self.processes.fsdp
         self.checkpoints = Checkpoints(
             self.results_folder, self.processes, keep_last=keep_last, keep_best=keep_best
         )
-        self.batch_size = train_batch_size
-        if split_batches:
-            self.batch_size = self._share_of_batch(train_batch_size)
+        sharing = self.num_processes if split_batches else 1
+        if train_batch_size % sharing:
+            raise ValueError(
+                "Trainer: with split_batches, train_batch_size must be a multiple of the number of "
+                f"processes, {sharing}, got {train_batch_size}; change one of them"
+            )
+        self.batch_size = train_batch_size // sharing
         self.image_folder, self.validation_folder = image_folder, validation_folder
         self.data_options = data_options
         self.data = self._make_data(
@@ -367,15 +371,6 @@ class Trainer:
             self.load(found)
         if evaluate_every is not None:
             self._evaluator = self._make_evaluator()
-
-    def _share_of_batch(self, total: int) -> int:
-        """The batch size of one process, for a total batch size."""
-        if total % self.num_processes:
-            raise ValueError(
-                "Trainer: with split_batches, train_batch_size must be a multiple of the number of "
-                f"processes, {self.num_processes}, got {total}; change one of them"
-            )
-        return total // self.num_processes
 
     def _make_data(self, sources: dict[str, Any], **options: Any) -> DataSource:
         def make_dataset(folder: Any, data_options: dict[str, Any] | None = None) -> Any:
@@ -424,7 +419,6 @@ class Trainer:
         self.clip_draws = ClipDraws(self.model)
         self.metrics = StepMetrics(self.device, self.model.num_timesteps)
         self.metrics_file: MetricsFile | None = None
-        self.trackers = Trackers(self.accelerator)
 
     def _with(self, **attributes: Any) -> Trainer:
         """A shallow copy with other attributes, for methods that a subclass overrides."""
@@ -459,7 +453,7 @@ class Trainer:
             diffusion.image_size,
             diffusion.channels,
             has_captions="caption" in kinds or isinstance(columns.get("cond"), str),
-            class_names=self.class_names,
+            class_names=self.data.class_names,
             value_range=diffusion.config["value_range"],
             exclude=(self.results_folder,),
             as_uint8=True,
@@ -469,16 +463,16 @@ class Trainer:
     def make_dataloader(self, dataset: Any) -> Any:
         """Makes the loader of shuffled batches, endless, starting at `order.position`."""
         is_stream = isinstance(dataset, IterableDataset)
-        if not self.num_workers:
+        if not self.data.num_workers:
             # batches need the same memory at every step
             keep_freed_memory()
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=None if is_stream else self.order,
-            num_workers=self.num_workers or 0,
+            num_workers=self.data.num_workers or 0,
             # a stream is exhausted after each epoch, and then restarted
-            persistent_workers=bool(self.num_workers and is_stream),
+            persistent_workers=bool(self.data.num_workers and is_stream),
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             # its own generator: a loader draws a seed when it is made, and a resumed run makes two
@@ -567,7 +561,9 @@ class Trainer:
             rows=self.num_sample_rows,
             value_range=self.model.config["value_range"],
             in_unit_range=self.model.auto_normalize,
-            captions=describe(self.data.sample_conditions or {}, self.class_names, len(videos)),
+            captions=describe(
+                self.data.sample_conditions or {}, self.data.class_names, len(videos)
+            ),
         )
 
     def checkpoint_state(self) -> dict[str, Any]:
@@ -593,7 +589,7 @@ class Trainer:
             "config": {
                 "unet": denoiser,
                 "diffusion": self.model.config,
-                "class_names": self.class_names,
+                "class_names": self.data.class_names,
             },
             "losses": losses,
             "skipped_steps": self.skipped_steps,
@@ -620,21 +616,6 @@ class Trainer:
     def dl(self) -> Endless:
         """The endless iterator of batches."""
         return self.data.loader
-
-    @property
-    def num_workers(self) -> int | None:
-        """Number of worker processes that read clips."""
-        return self.data.num_workers
-
-    @property
-    def validation(self) -> Validation | None:
-        """The validation clips; None for none."""
-        return self.data.validation
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by label, if the clips' folder has classes."""
-        return self.data.class_names
 
     @property
     def is_main(self) -> bool:
@@ -901,9 +882,8 @@ class Trainer:
             return
         try:
             is_finite = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
-            if not is_finite or (self.fsdp and self.num_processes > 1):
-                return
-            if not self.processes.is_first(race):
+            is_whole = is_finite and not (self.fsdp and self.num_processes > 1)
+            if not is_whole or not self.processes.is_first(race):
                 return
             self.processes.is_alone = self.num_processes > 1
             if not self.processes.is_alone:
@@ -944,7 +924,7 @@ class Trainer:
         is_saved = is_saved or self.run.checkpoint_is_due
         if not self.step_metrics["skipped"]:
             self.checkpoints.forget_old()
-        if self.validation is not None and self.step % self.validate_every == 0:
+        if self.data.validation is not None and self.step % self.validate_every == 0:
             found |= self.validate()
         if self.step % self.log_every == 0 or is_saved or self.step == self.run.first_step:
             self.write_metrics()
@@ -984,12 +964,12 @@ class Trainer:
         Raises:
             ValueError: If there are no validation clips.
         """
-        if self.validation is None:
+        if self.data.validation is None:
             raise ValueError("Trainer.validate: there must be clips to validate on, got none")
         averages = {f"_ema_{name}": model for name, model in self.averages.named().items()}
         models = {"": self.model, **averages}
         means, by_noise = validation_losses(
-            self.validation,
+            self.data.validation,
             {
                 name: self._with(model=model.eval(), parallel_model=model).compute_loss
                 for name, model in models.items()
@@ -1040,8 +1020,8 @@ class Trainer:
 
     def _make_evaluator(self) -> Evaluator:
         dataset, indices = self.ds, self.order.indices
-        if self.validation is not None:
-            dataset, indices = self.validation.dataset, self.validation.indices
+        if self.data.validation is not None:
+            dataset, indices = self.data.validation.dataset, self.data.validation.indices
         return make_evaluator(
             self.model,
             dataset,
@@ -1049,10 +1029,10 @@ class Trainer:
             indices=indices,
             unpack=self.data.unpack_for_model,
             ready=self.data.to_device,
-            class_names=self.class_names,
+            class_names=self.data.class_names,
             share=self.processes.share,
             total=lambda values: self.processes.sum(values.to(self.device)).cpu(),
-            num_workers=self.num_workers or 0,
+            num_workers=self.data.num_workers or 0,
         )
 
     # checkpoints
@@ -1102,7 +1082,7 @@ class Trainer:
             milestone,
             lambda path: read_state(path, map_location, self.fsdp, self.opt, self.checkpoint_state),
         )
-        check_classes(path, state, self.class_names)
+        check_classes(path, state, self.data.class_names)
         load_model(self.model, self.averages, path, state, **kwargs)
         self.resumed_from, self.step = path, state["step"]
         self.checkpoints.go_back_to(path, self.step)
@@ -1193,7 +1173,7 @@ class Trainer:
     def settings(self) -> dict[str, Any]:
         """Settings of the run as plain values, for trackers."""
         network = getattr(unwrap(self.model.denoise_fn), "config", None) or {}
-        own = {**self._arguments, "num_workers": self.num_workers}
+        own = {**self._arguments, "num_workers": self.data.num_workers}
         return {"trainer": own, "diffusion": self.model.config, "unet": network}
 
     def write_metrics(self) -> None:
