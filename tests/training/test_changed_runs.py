@@ -266,7 +266,7 @@ def labelled(classes, held):
 
 def test_a_validation_folder_has_the_labels_of_training(classes):
     trainer = labelled(classes, "held")
-    told = trainer.validation.with_trained_labels({"labels": torch.tensor([0, 1, -1])})
+    told = trainer.data.validation.with_trained_labels({"labels": torch.tensor([0, 1, -1])})
     assert told["labels"].tolist() == [1, 2, -1]
     seen = []
     trainer.model.denoise_fn.register_forward_pre_hook(
@@ -288,7 +288,7 @@ def test_a_validation_folder_inside_the_clips_is_not_trained_on(make_trainer, cl
         (clips / name).rename(inside / name)
     trainer = make_trainer(validation_folder=inside)
     assert {path.parent for path in trainer.ds.paths} == {clips}
-    assert {path.parent for path in trainer.validation.dataset.paths} == {inside}
+    assert {path.parent for path in trainer.data.validation.dataset.paths} == {inside}
 
 
 @pytest.mark.parametrize("resume", [True, 1])

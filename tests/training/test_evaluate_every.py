@@ -63,7 +63,7 @@ def test_training_does_not_notice_and_a_resumed_run_measures_the_same(make_train
 
 def test_on_the_clips_that_are_validated_on(make_trainer):
     trainer = make_trainer(**FEW, validation_split=0.25)
-    assert trainer._evaluator.clips.indices == trainer.validation.indices
+    assert trainer._evaluator.clips.indices == trainer.data.validation.indices
     trainer = make_trainer(**FEW, held_out=2)
     assert set(trainer._evaluator.clips.indices) <= set(trainer.order.indices)
 

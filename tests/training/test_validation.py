@@ -74,20 +74,20 @@ def test_all_clips_of_a_file_are_on_one_side(make_trainer, clips):
     file_of = {i: file for file, found in files_of(trainer.ds).items() for i in found}
     assert len(file_of) == 24
     trained = {file_of[i] for i in trainer.order.indices}
-    validated = {file_of[i] for i in trainer.validation.indices}
+    validated = {file_of[i] for i in trainer.data.validation.indices}
     assert trained.isdisjoint(validated)
     assert (len(trained), len(validated)) == (9, 3)
-    assert len(trainer.order.indices) + len(trainer.validation.indices) == 24
+    assert len(trainer.order.indices) + len(trainer.data.validation.indices) == 24
     # and so in every run on this folder
     other = make_trainer(clip_start="all", pad="repeat", validation_split=0.25, seed=2)
     assert other.order.indices == trainer.order.indices
-    assert other.validation.indices == trainer.validation.indices
+    assert other.data.validation.indices == trainer.data.validation.indices
 
 
 def test_clips_held_out_for_samples_are_others(make_trainer):
     trainer = make_trainer(validation_split=0.25, held_out=3)
     assert len(trainer.order.indices) == 6
-    assert not {*trainer.order.indices} & {*trainer.validation.indices}
+    assert not {*trainer.order.indices} & {*trainer.data.validation.indices}
 
 
 def test_the_clips_that_are_used_are_spread_over_all():
@@ -163,7 +163,7 @@ def test_it_repeats_exactly(make_trainer):
 @pytest.mark.parametrize("options", [{}, {"frame_skip": 2, "pad": "mask"}], ids=str)
 def test_it_is_the_mean_over_the_draws(make_trainer, options):
     trainer = make_trainer(validation_split=0.25, **options)
-    measured, losses = trainer.validation, []
+    measured, losses = trainer.data.validation, []
     model = trainer.model.eval()
     for number in range(measured.draws):
         item = trainer.ds[measured.indices[number % len(measured.indices)]]
@@ -270,7 +270,7 @@ def test_a_folder_of_its_own(make_trainer, tmp_path):
         video_tensor_to_gif(torch.rand(1, 3, 8, 8), folder / f"{i}.gif")
     trainer = make_trainer(validation_folder=folder)
     assert len(trainer.order.indices) == 12
-    assert [path.parent for path in trainer.validation.dataset.paths] == [folder] * 3
+    assert [path.parent for path in trainer.data.validation.dataset.paths] == [folder] * 3
     [found] = {*trainer.validate().values()}
     # of the clips there, and of none other
     (folder / "2.gif").unlink()
@@ -280,9 +280,9 @@ def test_a_folder_of_its_own(make_trainer, tmp_path):
 
 def test_at_most_so_many_clips(make_trainer):
     trainer = make_trainer(validation_split=0.5, validation_clips=2)
-    assert len(trainer.validation.indices) == 2
+    assert len(trainer.data.validation.indices) == 2
     assert len(trainer.order.indices) == 6
-    assert trainer.validation.draws == 64
+    assert trainer.data.validation.draws == 64
 
 
 # conditions
@@ -319,7 +319,7 @@ def test_classes_are_told_and_none_is_dropped(clips, results, recorded):
         path.rename(kind / path.name)
     trainer = make_told(clips, results, {"num_classes": 2}, conditions="label")
     found = trainer.validate()
-    labels = [int("odd" in str(trainer.ds.paths[i])) for i in trainer.validation.indices]
+    labels = [int("odd" in str(trainer.ds.paths[i])) for i in trainer.data.validation.indices]
     told = torch.cat([kwargs["labels"] for kwargs in recorded]).tolist()
     # 66 draws, by the weights and by the average
     assert sorted(told) == sorted(2 * 22 * labels)
@@ -346,7 +346,7 @@ def test_captions_are_told(clips, results, recorded):
     finally:
         text.set_text_encoder()
     told = {row[0].item() for kwargs in recorded for row in kwargs["cond"]}
-    assert told == {float(trainer.ds.paths[i].stem) for i in trainer.validation.indices}
+    assert told == {float(trainer.ds.paths[i].stem) for i in trainer.data.validation.indices}
     assert not any(kwargs["drop_mask"].any() for kwargs in recorded)
 
 
@@ -455,7 +455,7 @@ def test_losses_fall_in_training(make_trainer):
 
 def sides(trainer):
     """Names of the files that are trained on and validated on."""
-    measured = trainer.validation
+    measured = trainer.data.validation
     trained = {trainer.ds.paths[i].resolve() for i in trainer.order.indices}
     return trained, {measured.dataset.paths[i].resolve() for i in measured.indices}
 
@@ -644,7 +644,7 @@ def test_checkpoints_without_sides(make_trainer, results, caplog):
     options = {"validation_split": 0.25, "resume": "auto"}
     trainer = make_trainer(train_num_steps=2, **options)
     left, apart = split_by_position(trainer.ds, 0.25)
-    assert apart != trainer.validation.indices
+    assert apart != trainer.data.validation.indices
     trainer.train()
     state = read_checkpoint(results / "model-1.pt")
     del state["data"]["files"]

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -263,9 +264,7 @@ class ClipDraws:
         fractions = torch.tensor([(0.5 + n * _GOLDEN) % 1 for n in numbers], dtype=torch.float64)
         drawn = self._given(fractions, numbers, num_frames)
         if self._can_drop:
-            drawn["drop_mask"] = torch.zeros(
-                len(numbers), dtype=torch.bool, device=drawn["t"].device
-            )
+            drawn["drop_mask"] = torch.zeros_like(drawn["t"], dtype=torch.bool)
         return drawn
 
     def _given(self, fractions: Tensor, seeds: Sequence[int], num_frames: int) -> dict[str, Any]:
@@ -306,12 +305,13 @@ class ClipAndImages(NamedTuple):
     images: list[dict[str, Any]]
 
 
+@dataclass
 class ImageDraws:
     """Draws images for clips: random single frames of a dataset, each from another file.
 
     Files and frames depend on the seed only.
 
-    Args:
+    Attributes:
         dataset: Has a length; its items are read as those of `SeededItems`.
         files: The indices of the items of each file.
         own: The file of each clip, by the clip's index; empty if the images are not of clips.
@@ -322,22 +322,19 @@ class ImageDraws:
         ValueError: If no file is left for the images of a clip.
     """
 
-    def __init__(
-        self,
-        dataset: Any,
-        files: Sequence[Sequence[int]],
-        own: Mapping[int, int],
-        count: int,
-        unpack: Unpack,
-    ) -> None:
-        if len(files) < (2 if own else 1):
+    dataset: Any
+    files: Sequence[Sequence[int]]
+    own: Mapping[int, int]
+    count: int
+    unpack: Unpack
+    _unreadable: set[int] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        if len(self.files) < (2 if self.own else 1):
             raise ValueError(
                 "Trainer: image_frames must be frames of other clips, got clips of "
-                f"{len(files)} files to train on; give more, or pass image_folder"
+                f"{len(self.files)} files to train on; give more, or pass image_folder"
             )
-        self.dataset, self.files, self.own = dataset, files, own
-        self.count, self.unpack = count, unpack
-        self._unreadable: dict[int, str] = {}
 
     def draw(self, clip: int | None, seed: int) -> list[dict[str, Any]]:
         """Draws the images of a clip.
@@ -377,7 +374,7 @@ class ImageDraws:
         return {"video": videos[0, :, frame : frame + 1], **of_frame}
 
     def _exclude(self, file: int, error: UnreadableVideoError) -> None:
-        self._unreadable[file] = str(error)
+        self._unreadable.add(file)
         count, total = len(self._unreadable), len(self.files)
         if count > total / 10:
             raise UnreadableVideoError(

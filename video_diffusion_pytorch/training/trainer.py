@@ -945,11 +945,8 @@ class Trainer:
         if not self.run.has_diverged:
             self._save_step()
         elif not self.run.checkpoint_is_due and self.is_main:
-            logger.warning(
-                "no checkpoint is written at step %d, whose loss or gradients are not finite, but "
-                "after the next good step",
-                self.step,
-            )
+            text = "the checkpoint of step %d, which was skipped, follows after the next good step"
+            logger.warning(text, self.step)
         self.run.checkpoint_is_due = self.run.has_diverged
 
     def validate(self) -> dict[str, float]:
