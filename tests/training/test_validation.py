@@ -575,7 +575,7 @@ def test_parts_of_one_dataset(tmp_path):
     first, last = Subset(whole, range(4)), Subset(whole, range(3, 6))
     found = trainer(dataset=first, validation_dataset=last)
     assert found.order.indices == [0, 1, 2]
-    assert found.validation.indices == [0, 1, 2]
+    assert found.data.validation.indices == [0, 1, 2]
     for same in ({"dataset": whole}, {"dataloader": DataLoader(first, 2)}):
         with pytest.raises(ValueError, match="validated on must not be trained on, got"):
             trainer(**same, validation_dataset=whole)
@@ -650,11 +650,11 @@ def test_checkpoints_without_sides(make_trainer, results, caplog):
     del state["data"]["files"]
     torch.save(state, results / "model-1.pt")
     again = make_trainer(**options)
-    assert (again.order.indices, again.validation.indices) == (left, apart)
+    assert (again.order.indices, again.data.validation.indices) == (left, apart)
     assert "too low" not in caplog.text
     again.train()
     after = make_trainer(**options)
-    assert (after.order.indices, after.validation.indices) == (left, apart)
+    assert (after.order.indices, after.data.validation.indices) == (left, apart)
     # of other numbers of clips nobody knows
     (trainer.ds.folder / "00.gif").unlink()
     make_trainer(**{**options, "resume": results / "model-1.pt"})

@@ -254,20 +254,9 @@ class Trackers:
     Args:
         accelerator: An `accelerate.Accelerator` made with `log_with` and, for trackers that write
             files, `project_dir`.
-        log_with: The trackers that it was made with.
-
-    Raises:
-        ValueError: If the package of one is not installed: accelerate leaves it out.
     """
 
-    def __init__(self, accelerator: Any, log_with: Any) -> None:
-        given = log_with if isinstance(log_with, (list, tuple)) else [log_with]
-        missing = {*map(str, given)} - {*map(str, accelerator.log_with), "None", "all"}
-        if missing:
-            raise ValueError(
-                f"Trainer: the packages of trackers must be installed, got {log_with!r}, of which "
-                f"{', '.join(missing)} is missing; install it"
-            )
+    def __init__(self, accelerator: Any) -> None:
         self.accelerator = accelerator
         self._without_videos: set[str] = set()
 

@@ -328,7 +328,7 @@ class Trainer:
         self.accelerator = make_accelerator(
             amp, device, mixed_precision=mixed_precision, log_with=log_with, folder=results_folder
         )
-        self.trackers = Trackers(self.accelerator, log_with)
+        self.trackers = Trackers(self.accelerator)
         self.device, self.scaler = self.accelerator.device, self.accelerator.scaler
         self.processes = Processes(self.accelerator, fsdp)
         self.process, self.fsdp = self.processes.rank, self.processes.fsdp
