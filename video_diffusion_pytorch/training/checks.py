@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.arguments import as_value_range, shown
-from video_diffusion_pytorch.conditions import CONDITIONS, VALUES
+from video_diffusion_pytorch.conditions import VALUES
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
@@ -133,13 +133,12 @@ def check_first_clip(
         ValueError: If the clips or conditions do not fit the model.
     """
     names = diffusion.condition_names
-    missing = [name for name in names if name not in conditions]
-    if missing:
+    if not {*names} <= conditions.keys() or not _are_known(diffusion, conditions):
         raise ValueError(
-            f"Trainer: the network takes {', '.join(names)}, so the data must give them, got "
-            f"none for {', '.join(missing)}; set conditions, or give them in the dataset's items"
+            f"Trainer: the network takes {', '.join(names) or 'no condition'}, got "
+            f"{', '.join(conditions) or 'none'} from the data; set conditions, change the keys of "
+            "the dataset's items, or build the network for them"
         )
-    _check_names(diffusion, conditions)
     # captions are checked where they are encoded
     given = {name: conditions.get(name) for name in (*names, "cond_mask")}
     tensors = {name: value for name, value in given.items() if torch.is_tensor(value)}
@@ -157,23 +156,17 @@ def check_first_clip(
         )
 
 
-def _check_names(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) -> None:
-    """Raises a ValueError for a condition that the network does not take."""
-    network = inspect.signature(unwrap(diffusion.denoise_fn).forward).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in network.values()):
-        return
-    own = inspect.signature(diffusion.forward).parameters
-    used = {*diffusion.condition_names, *["cond_mask"] * diffusion.takes_text_states}
-    unused = {*VALUES, "cond_mask"} - used
-    has_names = hasattr(unwrap(diffusion.denoise_fn), "condition_names")
-    for name in conditions:
-        if name not in {*own, *network, "cond"} or (has_names and name in unused):
-            known = ", ".join(diffusion.condition_names) or "no condition"
-            option = CONDITIONS[name].width if name in VALUES else "it"
-            raise ValueError(
-                f"Trainer: the network takes {known}, got {name!r} from the data; leave it out, "
-                f"rename it, or build the network with {option}"
-            )
+def _are_known(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) -> bool:
+    """Whether the diffusion or its network takes all of the conditions."""
+    network = unwrap(diffusion.denoise_fn)
+    parameters = inspect.signature(network.forward).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return True
+    known = {"cond", *parameters, *inspect.signature(diffusion.forward).parameters}
+    if hasattr(network, "condition_names"):
+        known -= {*VALUES, "cond_mask"}
+        known |= {*diffusion.condition_names, *["cond_mask"] * diffusion.takes_text_states}
+    return conditions.keys() <= known
 
 
 def check_units(diffusion: GaussianDiffusion, videos: Tensor, where: str) -> None:

@@ -120,6 +120,7 @@ def activation_bytes(
         >>> kept > activation_bytes(diffusion, 2, checkpointing=True)
         True
     """
+    dtype = _DTYPES[precision]
     network: Any = unwrap(diffusion.denoise_fn)
     was_on = getattr(network, "gradient_checkpointing", None)
     if checkpointing and was_on is None:
@@ -136,11 +137,11 @@ def activation_bytes(
     try:
         if was_on is not None:
             network.gradient_checkpointing = False
-        total, by_module = _count(network, shape, keywords, _DTYPES[precision])
+        total, by_module = _count(network, shape, keywords, dtype)
         if not (was_on if checkpointing is None else checkpointing):
             return total
         network.gradient_checkpointing = True
-        again, kept = _count(network, shape, keywords, _DTYPES[precision])
+        again, kept = _count(network, shape, keywords, dtype)
     except Exception as error:  # a user's network may fail in any way
         logger.warning("activation_bytes: no estimate, because of %r", error)
         return None

@@ -316,12 +316,7 @@ class Trackers:
                 tracker.log({"samples": wandb.Video(str(path), format=suffix[1:])}, step=step)
             elif tracker.name not in self._without_videos:
                 self._without_videos.add(tracker.name)
-                logger.warning(
-                    "%s is not sent files such as %s: samples stay in %s",
-                    tracker.name,
-                    path.name,
-                    path.parent,
-                )
+                logger.warning("%s gets no samples such as %s", tracker.name, path)
 
     def end(self) -> None:
         """Ends the trackers, which writes all that was logged; they can be started again."""
@@ -339,10 +334,9 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float 
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)):
-            flat[f"{prefix}{key}"] = value
         else:
-            flat[f"{prefix}{key}"] = str(value)
+            is_plain = isinstance(value, (bool, int, float, str))
+            flat[f"{prefix}{key}"] = value if is_plain else str(value)
     return flat
 
 
@@ -360,7 +354,6 @@ def _show_in_tensorboard(writer: Any, path: Path, step: int) -> None:
     # 3 channels, as colours have
     content = {"height": height, "width": width, "colorspace": 3}
     picture = Summary.Image(**content, encoded_image_string=path.read_bytes())
-    writer.file_writer.add_summary(
-        Summary(value=[Summary.Value(tag="samples", image=picture)]), step
-    )
+    summary = Summary(value=[Summary.Value(tag="samples", image=picture)])
+    writer.file_writer.add_summary(summary, step)
     writer.flush()

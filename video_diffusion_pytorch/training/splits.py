@@ -214,18 +214,15 @@ def split_of_rows(
         columns: `manifest_columns` of `Dataset`.
 
     Raises:
-        ValueError: If the table has no splits, or none of a usual name.
+        ValueError: If there is no name, and no split of a usual name.
     """
+    if name is not None:
+        return name
     found = read_splits(table, Path(folder), columns)
     usual = [split for split in found if split.lower() in ("val", "valid", "validation")]
-    if name is not None and not found:
-        raise ValueError(
-            f"Trainer: validation_split={name!r} must be a split of the manifest, got {table} "
-            "without a column split; add it, or give a share of the files such as 0.05"
-        )
-    if name is None and found and not usual:
+    if found and not usual:
         raise ValueError(
             "Trainer: validation_split must say which rows of the manifest to validate on, got "
             f"{table} with the splits {', '.join(map(repr, found))}; choose one of them"
         )
-    return name or (usual[0] if usual else None)
+    return usual[0] if usual else None
