@@ -315,7 +315,7 @@ def test_a_part_of_a_folders_clips_is_split_by_files(make_trainer, tmp_path):
 def test_a_model_in_half_precision_is_refused_before_training(clips, tmp_path):
     unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2).bfloat16()
-    with pytest.raises(ValueError, match=r"float32 or float64, .*got torch\.bfloat16; convert it"):
+    with pytest.raises(ValueError, match=r"float32 or float64, .*got torch\.bfloat16; use .float"):
         Trainer(diffusion, clips, results_folder=tmp_path, device="cpu")
 
 

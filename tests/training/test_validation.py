@@ -405,30 +405,28 @@ def test_a_stream_is_not_split(dataset):
 
 def test_one_file_is_not_split():
     message = (
-        "Trainer: validation_split must leave files to train on, got 1 in all; give more clips"
+        "Trainer: validation_split must leave files to train on, and others to validate on that "
+        "were not trained on before, got 0 of 1 to validate on; give more clips, or start in "
+        "another results_folder"
     )
     with raises(message):
         split_off(Numbers(1), 0.5)
 
 
 @pytest.mark.parametrize(
-    ("dataset", "indices", "got"), [(Endless(), [0], "a stream"), (Numbers(), [], "none")]
+    ("dataset", "indices", "got"), [(Endless(), [0], "a stream"), (Numbers(), [], "0")]
 )
 def test_clips_must_be_there_and_in_any_order(dataset, indices, got):
     message = (
-        f"Trainer: validation must have clips that can be read in any order, got {got}; pass a "
-        "validation_folder or a validation_dataset with clips"
+        "the clips to validate or evaluate on must be read in any order and be at least 1, got "
+        f"{got}; pass a folder, or a dataset with a length"
     )
     with raises(message):
         Validation(dataset, indices, at_most=3, batch_size=2)
 
 
 def test_a_trainer_without_clips_to_validate_on(make_trainer):
-    message = (
-        "Trainer.validate: there must be clips to validate on, got none; pass validation_folder, "
-        "validation_dataset or validation_split"
-    )
-    with raises(message):
+    with raises("Trainer.validate: there must be clips to validate on, got none"):
         make_trainer().validate()
 
 
@@ -544,7 +542,7 @@ def test_no_file_is_on_both_sides(make_trainer, clips, rows, caplog):
 
 
 def test_all_files_on_both_sides_is_an_error(make_trainer, clips, tmp_path):
-    message = "on must not be trained on, got 12 of 12 files for both, such as .*00.gif; pass anoth"
+    message = "on must not be trained on, got 12 of the 12 files .*, such as .*00.gif; pass"
     (tmp_path / "link").symlink_to(clips)
     for folder in (clips, tmp_path / "link", tmp_path):
         with pytest.raises(ValueError, match=message):
@@ -579,7 +577,7 @@ def test_parts_of_one_dataset(tmp_path):
     for same in ({"dataset": whole}, {"dataloader": DataLoader(first, 2)}):
         with pytest.raises(ValueError, match="validated on must not be trained on, got"):
             trainer(**same, validation_dataset=whole)
-    with pytest.raises(ValueError, match="can be read in any order, got a stream; pass a"):
+    with pytest.raises(ValueError, match="read in any order and be at least 1, got a stream"):
         trainer(dataset=whole, validation_dataset=Endless())
 
 
@@ -615,7 +613,7 @@ def test_files_stay_on_their_side(make_trainer, clips, caplog):
         assert validated.isdisjoint(before[0])
         assert validated & everything == {path for path in before[1] if path.exists()}
         assert trained.isdisjoint(before[1])
-    assert "are gone, and" in caplog.text
+    assert "losses before and after do not compare" in caplog.text
     trainer = make_trainer(train_num_steps=4, **options)
     middle = sides(trainer)
     trainer.train()
@@ -651,21 +649,21 @@ def test_checkpoints_without_sides(make_trainer, results, caplog):
     torch.save(state, results / "model-1.pt")
     again = make_trainer(**options)
     assert (again.order.indices, again.data.validation.indices) == (left, apart)
-    assert "too low" not in caplog.text
+    assert "may have been trained on" not in caplog.text
     again.train()
     after = make_trainer(**options)
     assert (after.order.indices, after.data.validation.indices) == (left, apart)
     # of other numbers of clips nobody knows
     (trainer.ds.folder / "00.gif").unlink()
     make_trainer(**{**options, "resume": results / "model-1.pt"})
-    assert "does not say which clips it was validated on: it may have been trained" in caplog.text
+    assert "may have been trained on files that are validated on now" in caplog.text
 
 
 def test_clips_that_were_trained_on_are_named_as_such(make_trainer, table, caplog):
     make_trainer(manifest=table, validation_split="val", train_num_steps=2).train()
     table.write_text(table.read_text().replace("07.gif,train", "07.gif,val"))
     make_trainer(manifest=table, validation_split="val", resume="auto")
-    assert "was trained on 1 of the files that are validated on now, whose loss" in caplog.text
+    assert "was trained on 1 files that are validated on now" in caplog.text
     # a share finds new files only, and there are none
     table.write_text("\n".join(["path", *(f"{i:02}.gif" for i in range(7))]))
     with pytest.raises(ValueError, match="that were not trained on before, got 0 of 7 to validate"):
@@ -675,4 +673,4 @@ def test_clips_that_were_trained_on_are_named_as_such(make_trainer, table, caplo
 def test_no_split_before_is_said(make_trainer, caplog):
     make_trainer(train_num_steps=2).train()
     make_trainer(validation_split=0.25, resume="auto")
-    assert "does not say which clips it was validated on" in caplog.text
+    assert "may have been trained on files that are validated on now" in caplog.text

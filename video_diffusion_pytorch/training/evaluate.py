@@ -91,7 +91,7 @@ class Validation:
         is_stream = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
         if indices is None:
             indices = () if is_stream else range(len(dataset))
-        if len(indices) < at_least:
+        if is_stream or len(indices) < at_least:
             raise ValueError(
                 "the clips to validate or evaluate on must be read in any order and be at least "
                 f"{at_least}, got {'a stream' if is_stream else len(indices)}; pass a folder, or a "
