@@ -349,7 +349,7 @@ def sampling_options(diffusion: GaussianDiffusion, evaluation: Evaluation) -> di
     return options
 
 
-class EvaluationClips:
+class EvaluationClips(Validation):
     """Clips of a dataset, as an `Evaluator` reads them.
 
     Args:
@@ -393,29 +393,22 @@ class EvaluationClips:
                 f"{clips.value_range}, which the model has not; leave it out"
             )
         self._limits = _unit_limits(diffusion, evaluation)
-        self._clips = Validation(
-            dataset,
-            indices,
-            at_least=2,
-            at_most=evaluation.clips,
-            batch_size=evaluation.max_batch,
-            share=share,
-        )
-        self._clips.check(diffusion, unpack, class_names)
+        sizes = {"at_least": 2, "at_most": evaluation.clips, "batch_size": evaluation.max_batch}
+        super().__init__(dataset, indices, share=share, **sizes)
+        self.check(diffusion, unpack, class_names)
         self._unpack, self._ready, self._num_workers = unpack, ready, num_workers
-        self.indices = self._clips.indices
         self.number = len(self.indices)
         settings = _protocol_of_clips(dataset, self.indices)
         self.protocol = {**settings, "value_range": self._limits}
 
     def batches(self, count: int) -> Iterator[ClipBatch]:
         """This process's share of `count` clips, which are repeated as often as needed."""
-        for part in self._clips.parts(self._num_workers, count):
+        for part in self.parts(self._num_workers, count):
             yield ClipBatch(*self._unpack(part.batch), part.numbers, part.counted)
 
     def ready(self, conditions: dict[str, Any]) -> dict[str, Any]:
         """Conditions as the model takes them, with the labels that were trained with."""
-        return self._ready(self._clips.with_trained_labels(conditions))
+        return self._ready(self.with_trained_labels(conditions))
 
     def to_unit_range(self, videos: Tensor) -> Tensor:
         """Converts videos from the clips' units to float32 in [0, 1], for feature networks."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,6 @@ from torch.nn.modules.module import (
 )
 
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
-
-logger = logging.getLogger("video_diffusion_pytorch")
 
 _DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -86,7 +83,7 @@ def activation_bytes(
     image_frames: int = 0,
     precision: str = "no",
     checkpointing: bool | None = None,
-) -> int | None:
+) -> int:
     """Estimates the memory that a micro-batch keeps from the forward to the backward pass.
 
     The network runs on the meta device, which allocates nothing. Each storage that autograd saves
@@ -106,7 +103,7 @@ def activation_bytes(
         checkpointing: Whether to count with gradient checkpointing; None for as the network is set.
 
     Returns:
-        Bytes; None, with a warning that says why, if the network does not run on the meta device.
+        Bytes.
 
     Raises:
         KeyError: If `precision` is unknown.
@@ -142,9 +139,6 @@ def activation_bytes(
             return total
         network.gradient_checkpointing = True
         again, kept = _count(network, shape, keywords, dtype)
-    except Exception as error:  # a user's network may fail in any way
-        logger.warning("activation_bytes: no estimate, because of %r", error)
-        return None
     finally:
         if was_on is not None:
             network.gradient_checkpointing = was_on
@@ -163,10 +157,8 @@ def _count(
         like = torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         return like.to(dtype) if value.is_floating_point() else like
 
-    weights: dict[str, Tensor] = {
-        name: on_meta(value)
-        for name, value in (*network.named_parameters(), *network.named_buffers())
-    }
+    state: list[tuple[str, Any]] = [*network.named_parameters(), *network.named_buffers()]
+    weights: dict[str, Tensor] = {name: on_meta(value) for name, value in state}
     not_counted = {id(weight.untyped_storage()) for weight in weights.values()}
     # references, as the id of a freed storage may be reused
     storages: dict[int, torch.UntypedStorage] = {}

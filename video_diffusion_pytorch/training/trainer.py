@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.conditions import given
 from video_diffusion_pytorch.data.condition_files import split_conditions
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.single_frames import PictureFolder
@@ -698,12 +699,12 @@ class Trainer:
         seeds = [self.order.seed_at(position) for position in batch.positions]
         drawn = self.clip_draws(seeds, frames, kwargs.get("prob_focus_present", 0.0))
         # given values replace drawn ones
-        given = {**drawn, **batch.conditions, **kwargs}
+        keywords = {**drawn, **batch.conditions, **kwargs}
         with self.processes.exchange(self.model, self.parallel_model, is_last):
-            losses = self.compute_loss(batch.videos, **given)
+            losses = self.compute_loss(batch.videos, **keywords)
             loss = losses.mean() / self.gradient_accumulate_every
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        return MicroBatch(batch.positions, losses.detach().float(), given.get("t"))
+        return MicroBatch(batch.positions, losses.detach().float(), keywords.get("t"))
 
     def _agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
         """Means over the processes; also exchanges whether one of them received a signal."""
@@ -779,11 +780,10 @@ class Trainer:
                 step's time spent waiting for clips); after a validation or an evaluation its
                 losses or scores; and at a milestone `sample`, the path of the gif.
         """
-        focus: dict[str, Any] = {}
-        if prob_focus_present:
-            focus["prob_focus_present"] = prob_focus_present
-        if focus_present_mask is not None:
-            focus["focus_present_mask"] = focus_present_mask.to(self.device)
+        mask = None if focus_present_mask is None else focus_present_mask.to(self.device)
+        focus = given(
+            {"prob_focus_present": prob_focus_present or None, "focus_present_mask": mask}
+        )
         signals = StopSignals()
         progress = {"initial": self.step, "total": self.train_num_steps, "desc": "training"}
         try:
