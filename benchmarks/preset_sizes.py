@@ -31,7 +31,6 @@ def main() -> None:
         for again in (False, True):
             images = preset.image_frames
             found = activation_bytes(diffusion, 1, image_frames=images, checkpointing=again)
-            assert found is not None
             kept.append(f"{found / GIB:.1f} GiB")
         state = count * 4 * 4 / GIB
         print(

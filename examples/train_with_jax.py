@@ -28,9 +28,8 @@ from torch import Tensor, nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.training.batches import Draw, EndlessShuffle, SeededItems
+from video_diffusion_pytorch.training.batches import ClipDraws, Draw, EndlessShuffle, SeededItems
 from video_diffusion_pytorch.training.checkpoint_file import write_checkpoint
-from video_diffusion_pytorch.training.draws import ClipDraws
 
 Arrays = dict[str, jax.Array]
 

@@ -15,7 +15,7 @@ from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES as NOISE_SCHEDULES
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
-from video_diffusion_pytorch.training import validation
+from video_diffusion_pytorch.training import evaluate as validation
 from video_diffusion_pytorch.training.ema import WARMUPS
 from video_diffusion_pytorch.training.fsdp import write_sharded
 from video_diffusion_pytorch.training.optimizer import OPTIMIZERS, SCHEDULES

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from video_diffusion_pytorch.cli import demo
-from video_diffusion_pytorch.training import validation
+from video_diffusion_pytorch.training import evaluate as validation
 
 SMALL = ["--clips", "4", "--held-out", "4", "--count", "4"]
 

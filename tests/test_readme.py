@@ -10,7 +10,7 @@ from video_diffusion_pytorch import text
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 from video_diffusion_pytorch.data.video_file import read_video
 from video_diffusion_pytorch.data.write_video import write_video
-from video_diffusion_pytorch.training import validation
+from video_diffusion_pytorch.training import evaluate as validation
 
 ROOT = Path(__file__).parents[1]
 # a smaller network and fewer steps; the tiny encoder's vectors have 32 numbers

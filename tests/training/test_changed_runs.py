@@ -266,7 +266,7 @@ def labelled(classes, held):
 
 def test_a_validation_folder_has_the_labels_of_training(classes):
     trainer = labelled(classes, "held")
-    told = trainer.validation.with_trained_labels({"labels": torch.tensor([0, 1, -1])})
+    told = trainer.data.validation.with_trained_labels({"labels": torch.tensor([0, 1, -1])})
     assert told["labels"].tolist() == [1, 2, -1]
     seen = []
     trainer.model.denoise_fn.register_forward_pre_hook(
@@ -288,7 +288,7 @@ def test_a_validation_folder_inside_the_clips_is_not_trained_on(make_trainer, cl
         (clips / name).rename(inside / name)
     trainer = make_trainer(validation_folder=inside)
     assert {path.parent for path in trainer.ds.paths} == {clips}
-    assert {path.parent for path in trainer.validation.dataset.paths} == {inside}
+    assert {path.parent for path in trainer.data.validation.dataset.paths} == {inside}
 
 
 @pytest.mark.parametrize("resume", [True, 1])
@@ -315,7 +315,7 @@ def test_a_part_of_a_folders_clips_is_split_by_files(make_trainer, tmp_path):
 def test_a_model_in_half_precision_is_refused_before_training(clips, tmp_path):
     unet = Unet3D(dim=4, dim_mults=(1,), channels=1, attn_heads=1)
     diffusion = GaussianDiffusion(unet, image_size=8, num_frames=3, timesteps=2).bfloat16()
-    with pytest.raises(ValueError, match=r"float32 or float64, .*got torch\.bfloat16; convert it"):
+    with pytest.raises(ValueError, match=r"float32 or float64, .*got torch\.bfloat16; use .float"):
         Trainer(diffusion, clips, results_folder=tmp_path, device="cpu")
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
-from video_diffusion_pytorch.training.draws import ClipDraws
+from video_diffusion_pytorch.training.batches import ClipDraws
 
 FRAMES = 2
 CONTINUOUS = "continuous_cosine"

@@ -197,7 +197,7 @@ def test_an_average_is_found_by_its_decay():
     assert list(averages.named()) == ["0.9", "0.9999999", "0.99999999"]
     assert averages.choose(None) is averages.first
     assert averages.choose(0.9999999) is averages.named()["0.9999999"]
-    message = "the decay must be one of 0.9, 0.9999999, 0.99999999, got 0.99; name one of these"
+    message = "the decay must be one of 0.9, 0.9999999, 0.99999999, got 0.99"
     with pytest.raises(ValueError, match=message):
         averages.choose(0.99)
 
@@ -207,11 +207,9 @@ def test_an_average_is_found_by_its_decay():
     [
         ({"decays": [0.9, 1.0]}, r"EMA: the decay must be in \[0, 1\), got 1.0; 0.995"),
         ({"decays": math.nan}, r"EMA: the decay must be in \[0, 1\), got nan; 0.995"),
-        ({"decays": []}, "there must be at least one decay, got none; 0.995 will do"),
-        ({"decays": [0.9, 0.9]}, r"the decays must differ, got \[0.9, 0.9\]; name each one once"),
+        ({"decays": []}, r"there must be different decays, got \[\]"),
+        ({"decays": [0.9, 0.9]}, r"there must be different decays, got \[0.9, 0.9\]"),
         ({"warmup": "karras"}, "must be one of copy, power, inverse_gamma, got 'karras'; 'copy'"),
-        ({"start": -1}, "start must be at least 0, got -1; it counts steps"),
-        ({"every": 0}, "every must be at least 1, got 0; it counts steps"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

@@ -249,7 +249,7 @@ def test_units(clips):
     raw = diffusion()
     raw.auto_normalize = False
     assert limits(raw, value_range=(-3, 3)) == [[-3.0], [3.0]]
-    with pytest.raises(ValueError, match=r"auto_normalize=False and no value_range; pass value_ra"):
+    with pytest.raises(ValueError, match="need a value_range of the clips, got none"):
         limits(raw)
 
 
@@ -258,13 +258,11 @@ def test_clips_that_cannot_be_evaluated_on(clips):
         def __iter__(self):
             yield torch.zeros(1, 3, 8, 8)
 
-    for source, found in ((Stream(), "a Stream"), (None, "a NoneType"), ([0], "fewer")):
-        with pytest.raises(ValueError, match=rf"at least 2 clips with random access, got {found}"):
+    for source, found in ((Stream(), "a stream"), (None, "a stream"), ([0], "1")):
+        with pytest.raises(ValueError, match=f"in any order and be at least 2, got {found}; pass"):
             make_evaluator(Known(), source, Evaluation())
     in_kelvin = Dataset(clips, 8, 1, 3, value_range=(250, 310))
-    with pytest.raises(
-        ValueError, match=r"in the units that the model was trained with, which are"
-    ):
+    with pytest.raises(ValueError, match="must be in the model's units, got a value_range, "):
         evaluator(Known(), in_kelvin)
 
 

@@ -63,7 +63,7 @@ def test_training_does_not_notice_and_a_resumed_run_measures_the_same(make_train
 
 def test_on_the_clips_that_are_validated_on(make_trainer):
     trainer = make_trainer(**FEW, validation_split=0.25)
-    assert trainer._evaluator.clips.indices == trainer.validation.indices
+    assert trainer._evaluator.clips.indices == trainer.data.validation.indices
     trainer = make_trainer(**FEW, held_out=2)
     assert set(trainer._evaluator.clips.indices) <= set(trainer.order.indices)
 
@@ -102,9 +102,7 @@ def test_an_average_that_has_diverged_does_not_end_training(make_trainer, caplog
 
 
 def test_mistakes_come_before_the_first_step(make_trainer, clips):
-    with pytest.raises(
-        ValueError, match=r"Trainer: evaluate_every must be at least 1, got 0; give"
-    ):
+    with pytest.raises(ValueError, match=r"Trainer: evaluate_every must be at least 1, got 0"):
         make_trainer(evaluate_every=0)
     with pytest.raises(
         ValueError, match=r"must leave some of 3 frames to predict, got 5; give few"

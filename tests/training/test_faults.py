@@ -182,8 +182,8 @@ def test_many_bad_steps_in_a_row_end_the_run(make_trainer, results, caplog):
     )
     good = []
     message = (
-        r"^Trainer: loss and gradients must be finite, got 3 steps in a row that are not; the "
-        r"weights are those before them, and the last checkpoint is .*model-1\.pt: train on "
+        r"^Trainer: loss and gradients must be finite, got 3 steps in a row that are not; "
+        r"the last checkpoint is .*model-1\.pt: train on "
         r"with a smaller train_lr, with max_grad_norm=1\.0 or without half precision, and look at "
         r"the clips that were named$"
     )
@@ -230,7 +230,7 @@ def test_bad_clips_put_no_checkpoint_aside(make_trainer, results, monkeypatch, f
 def test_bad_steps_before_any_checkpoint(make_trainer):
     trainer = make_trainer(poisoned(*range(9)), max_skipped_steps=2)
     trainer.train_step()
-    with pytest.raises(FloatingPointError, match="and there is no checkpoint yet: train on"):
+    with pytest.raises(FloatingPointError, match="; there is no checkpoint yet: train on"):
         trainer.train_step()
 
 
@@ -301,7 +301,7 @@ def test_a_last_step_that_is_skipped_is_no_checkpoint_to_go_on_from(make_trainer
 
 def test_a_checkpoint_that_is_due_at_a_bad_step_is_written_after_it(make_trainer, results, caplog):
     make_trainer(poisoned(3), train_num_steps=6, save_and_sample_every=4).train()
-    expected = "no checkpoint is written at step 4, whose loss or gradients are not finite, but"
+    expected = "the checkpoint of step 4, which was skipped, follows after the next good step"
     assert expected in caplog.text
     found = {path.name: read_checkpoint(path)["step"] for path in list_checkpoints(results)}
     assert found == {"model-1.25.pt": 5, "model-1.5.pt": 6}
@@ -439,7 +439,7 @@ def test_names_that_are_no_text_and_other_trifles_end_no_training(clips, tmp_pat
     assert "row 1, column 1" in (results / "2.txt").read_text(encoding="utf-8")
     assert "caf?" in (results / "2.txt").read_text(encoding="utf-8")
     assert "training continues without a milestone's samples: OSError: [Errno 28]" in caplog.text
-    assert "training continues without a line of metrics.jsonl: OSError: the numbers" in caplog.text
+    assert "training continues without a line of metrics.jsonl: IsADirectoryError" in caplog.text
     assert read_checkpoint(results / "model-2.pt")["config"]["class_names"] == ("b", odd)
     assert Trainer(diffusion, clips, resume="auto", **options).step == 4
 
@@ -480,11 +480,11 @@ def test_a_deleted_results_folder_that_another_run_took_is_left_to_it(make_train
 
     trainer = make_trainer()
     try:
-        with pytest.raises(BlockingIOError, match="results, in which process 7 on elsewhere trains"):
+        with pytest.raises(BlockingIOError, match="results, in which process 7 on elsewhere"):
             trainer.train(log_fn=replace)
         assert names(results) == [".lock"]
         # nor does it write there when it is asked again
-        with pytest.raises(BlockingIOError, match="in which process 7 on elsewhere trains"):
+        with pytest.raises(BlockingIOError, match="in which process 7 on elsewhere"):
             trainer.train()
     finally:
         for run in runs:
@@ -960,8 +960,7 @@ def test_what_does_not_fit_says_what_to_turn(make_trainer):
     trainer = make_trainer(Large)
     message = (
         r"^Trainer: a step must fit into the memory of cpu, got a micro-batch of 2 clips of "
-        r"1 x 3 x 8 x 8 in float32; use Unet3D\(gradient_checkpointing=True\).*amp=True.*"
-        r"train_batch_size=1 with gradient_accumulate_every=4.*CUDA out of memory"
+        r"1 x 3 x 8 x 8 in precision 'no'; use amp=True.*CUDA out of memory"
     )
     with pytest.raises(TrainingOutOfMemory, match=message) as caught:
         trainer.train()

@@ -12,13 +12,16 @@ from video_diffusion_pytorch.data import dataset as clip_dataset
 from video_diffusion_pytorch.data.dataset import SingleFrames
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training.batches import Draw, SeededItems, collate, unpack_batch
-from video_diffusion_pytorch.training.images import (
+from video_diffusion_pytorch.training.batches import (
     ClipAndImages,
     ClipsWithImages,
+    Draw,
     ImageDraws,
+    SeededItems,
+    collate,
     draws_from_clips,
     join_images,
+    unpack_batch,
 )
 
 FRAMES = 3
@@ -132,8 +135,8 @@ def test_classes_of_the_users_own_give_their_own_items(parts):
 @pytest.mark.parametrize("count", [0, 1])
 def test_there_must_be_another_clip(count):
     message = (
-        "Trainer: image_frames are frames of other clips, so there must be clips of at least 2 "
-        f"files to train on, got {count}; give more, or pass image_folder"
+        f"Trainer: image_frames must be frames of other clips, got clips of {count} files to train "
+        "on; give more, or pass image_folder"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         draws(Numbered(5), indices=range(count))
@@ -247,8 +250,8 @@ def draw_often(images):
 def test_too_many_damaged_clips_end_the_training():
     images = draws(Numbered(20, broken=[7, 8, 9]), count=3)
     message = (
-        r"expected at most a tenth of the 20 files that images are taken from to be unreadable, "
-        r"got 3 so far; repair or remove them, the last being: clip \d is damaged"
+        r"expected at most a tenth of the 20 files of images to be unreadable, got 3; repair or "
+        r"remove them, the last being: clip \d is damaged"
     )
     with pytest.raises(UnreadableVideoError, match=message):
         draw_often(images)

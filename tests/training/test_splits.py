@@ -9,16 +9,13 @@ from torch.utils.data import IterableDataset, Subset
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
+from video_diffusion_pytorch.training.batches import choose_workers
 from video_diffusion_pytorch.training.checks import (
     check_first_clip,
     check_sample_conditions,
     take_value_range,
 )
-from video_diffusion_pytorch.training.data_source import (
-    check_source,
-    choose_workers,
-    dataset_options,
-)
+from video_diffusion_pytorch.training.data_source import check_source, dataset_options
 from video_diffusion_pytorch.training.splits import clips_behind, hold_out
 
 CLIP = torch.rand(1, 1, 3, 8, 8)
@@ -48,13 +45,6 @@ def test_keywords_that_go_to_the_dataset():
     assert {"conditions", "clip_start", "cache", "value_range", "read_fn"} <= options.keys()
     assert {"folder", "image_size", "num_frames", "as_uint8", "exclude"} & options.keys() == set()
     assert options["exts"] is None
-
-
-@pytest.mark.parametrize("folder", [[1, 2], torch.zeros(1), 7])
-def test_a_dataset_in_the_place_of_the_folder(folder, tmp_path):
-    message = r"folder must be a path, got \w+; pass a dataset as dataset=..., and a loader as"
-    with pytest.raises(TypeError, match=message):
-        check_source({"folder": folder}, {}, Trainer, tmp_path)
 
 
 def test_samples_must_not_be_trained_on(tmp_path):
@@ -154,7 +144,7 @@ def test_units_are_found_behind_a_part_of_the_clips(clips):
 
 def test_more_classes_than_the_network_has(clips):
     check_first_clip(model(num_classes=2), clips(conditions="label"), CLIP, {"labels": [1]})
-    message = "at most 1 classes, the network's num_classes, got 2; build it with num_classes=2"
+    message = "at most 1 classes, the network's num_classes, got 2; build it with that"
     with pytest.raises(ValueError, match=message):
         check_first_clip(model(num_classes=1), clips(conditions="label"), CLIP, {"labels": [0]})
 
@@ -163,9 +153,15 @@ def test_more_classes_than_the_network_has(clips):
     ("conditions", "message"),
     [
         ({"cond": torch.rand(1, 5)}, r"cond must have the shape \(1, 4\), got \(1, 5\)"),
-        ({"cond": torch.rand(1, 4), "path": ["x"]}, "takes cond, got 'path' from the data; leave"),
-        ({"cond": torch.rand(1, 4), "labels": torch.tensor([1])}, "takes cond, got 'labels' from"),
-        ({"cnd": torch.rand(1, 4)}, "must give them, got none for cond"),
+        (
+            {"cond": torch.rand(1, 4), "path": ["x"]},
+            "takes cond, got cond, path from the data; set",
+        ),
+        (
+            {"cond": torch.rand(1, 4), "labels": torch.tensor([1])},
+            "takes cond, got cond, labels from",
+        ),
+        ({"cnd": torch.rand(1, 4)}, "takes cond, got cnd from the data"),
     ],
 )
 def test_conditions_that_do_not_fit(conditions, message):
@@ -191,17 +187,17 @@ def test_other_networks_are_asked_nothing_they_do_not_know():
 
     diffusion = GaussianDiffusion(Denoiser(), image_size=8, num_frames=3, timesteps=2)
     check_first_clip(diffusion, None, CLIP, {"cond": torch.rand(1, 2), "mood": torch.rand(1)})
-    with pytest.raises(ValueError, match="got 'colour' from the data"):
+    with pytest.raises(ValueError, match="got colour from the data"):
         check_first_clip(diffusion, None, CLIP, {"colour": torch.rand(1)})
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"conds": ["a"]}, r"must hold rows of cond, got conds=\['a'\]; give for example"),
-        ({"cond": "a whale"}, "must hold rows of cond, got cond='a whale'; give for example"),
-        ({"cond": 3.0}, "must hold rows of cond, got cond=3.0; give"),
-        ({}, "sample_conditions must hold cond, got none for cond; add them"),
+        ({"conds": ["a"]}, r"must hold rows of cond, got \{'conds': \['a'\]\}; give for example"),
+        ({"cond": "a whale"}, r"must hold rows of cond, got \{'cond': 'a whale'\}; give"),
+        ({"cond": 3.0}, r"must hold rows of cond, got \{'cond': 3.0\}; give"),
+        ({}, r"must hold rows of cond, got \{\}; give"),
     ],
 )
 def test_conditions_of_samples(given, message):

@@ -11,12 +11,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import LoggerType
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
-from video_diffusion_pytorch.training.metrics import Trackers, check_trackers
+from video_diffusion_pytorch.training.metrics import Trackers
 
 LINE = {
     "step": 7,
@@ -124,22 +123,6 @@ def test_tensorboard_forgets_the_steps_that_are_repeated(tmp_path):
     ]
 
 
-def test_tensorboard_x_will_do(tmp_path, gif, monkeypatch):
-    from tensorboard.compat.proto import summary_pb2
-
-    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.summary_pb2", None)
-    monkeypatch.delattr("tensorboard.compat.proto.summary_pb2")
-    for name in ("tensorboardX", "tensorboardX.proto"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setitem(sys.modules, "tensorboardX.proto.summary_pb2", summary_pb2)
-    accelerator = on(tmp_path, "tensorboard")
-    sent = Trackers(accelerator)
-    sent.start("run", {})
-    sent.log_video(gif, 20)
-    sent.end()
-    assert len(events_of(tmp_path / "run").Images("samples")) == 1
-
-
 # Others
 
 
@@ -180,7 +163,7 @@ def test_a_tracker_of_ones_own_is_told_all(tmp_path, gif, caplog):
         sent.log_video(gif, 7)
         sent.log_video(gif, 8)
     assert len(caplog.records) == 1
-    assert f"notebook is not sent files such as 3.gif: samples stay in {gif.parent}" in caplog.text
+    assert f"notebook gets no samples such as {gif}" in caplog.text
     sent.end()
     assert (notebook.finished, accelerator.trackers) == (1, [])
     sent.end()
@@ -239,7 +222,7 @@ def test_wandb_plays_the_file(tmp_path, gif, monkeypatch, caplog):
         (7, {"samples": ("video", str(gif), "gif")}),
         (8, {"samples": ("video", str(tmp_path / "3.MP4"), "mp4")}),
     ]
-    assert "wandb is not sent files such as 3.npy" in caplog.text
+    assert "wandb gets no samples such as " in caplog.text
     sent.end()
 
 
@@ -249,7 +232,7 @@ def test_tensorboard_is_sent_no_films(tmp_path, caplog):
     sent.start("run", {})
     with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):
         sent.log_video(tmp_path / "3.mp4", 9)
-    assert "tensorboard is not sent files such as 3.mp4" in caplog.text
+    assert "tensorboard gets no samples such as " in caplog.text
     sent.end()
 
 
@@ -261,46 +244,3 @@ def test_without_trackers_nothing_is_done(tmp_path, gif):
     sent.log_video(gif, 7)
     sent.end()
     assert list(tmp_path.iterdir()) == [gif]
-
-
-# Checks
-
-
-@pytest.mark.parametrize(
-    "log_with",
-    [None, "tensorboard", "all", LoggerType.TENSORBOARD, ["tensorboard", Notebook()], Notebook()],
-)
-def test_trackers_that_can_be_used(log_with):
-    check_trackers(log_with)
-
-
-def test_a_registered_tracker_can_be_used(monkeypatch):
-    monkeypatch.setitem(
-        __import__("accelerate.tracking").tracking.LOGGER_TYPE_TO_CLASS, "notebook", Notebook
-    )
-    check_trackers(["notebook"])
-
-
-@pytest.mark.parametrize("log_with", ["tensorbord", ["tensorboard", "tensorbord"]])
-def test_an_unknown_tracker_is_refused(log_with):
-    with pytest.raises(
-        ValueError,
-        match=r"log_with must name trackers that can be used here, .*tensorboard.*, got "
-        r"'tensorbord'; choose one of .*tensorboard.*wandb.*pip install tensorboard",
-    ):
-        check_trackers(log_with)
-
-
-@pytest.mark.parametrize("name", ["comet_ml", LoggerType.COMETML])
-def test_a_tracker_that_is_not_installed_is_refused(name, monkeypatch):
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [])
-    with pytest.raises(ValueError, match=r"none is installed, got 'comet_ml'; .*install comet-ml$"):
-        check_trackers(name)
-    with pytest.raises(ValueError, match=r"none is installed, got 'all'; .*install tensorboard$"):
-        check_trackers("all")
-
-
-@pytest.mark.parametrize("log_with", [3, [Notebook], True])
-def test_what_is_no_tracker_is_refused(log_with):
-    with pytest.raises(TypeError, match=r"names of trackers or GeneralTrackers .*an instance of"):
-        check_trackers(log_with)

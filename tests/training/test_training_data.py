@@ -301,7 +301,7 @@ def test_states_of_the_users_own_choice(train):
     chosen = {"cond": torch.ones(1, 3, WIDTH), "cond_mask": torch.ones(1, 3).bool()}
     trainer, _ = train(unet=TOKENS, dataset=Clips(spelt_out), sample_conditions=chosen)
     assert trainer.sample().shape == (4, 1, 3, 8, 8)
-    message = "sample_conditions must hold rows of cond, got cond_mask="
+    message = "sample_conditions must hold rows of cond, got {'cond_mask':"
     vectors = {"cond": torch.ones(1, WIDTH), "cond_mask": torch.ones(1, 3).bool()}
     with pytest.raises(ValueError, match=message):
         train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), sample_conditions=vectors)
@@ -309,7 +309,7 @@ def test_states_of_the_users_own_choice(train):
 
 def test_a_mask_needs_a_network_of_states(train):
     make = Clips(lambda video, index: {**vector(video, index), "cond_mask": torch.ones(5).bool()})
-    with pytest.raises(ValueError, match="the network takes cond, got 'cond_mask' from the data;"):
+    with pytest.raises(ValueError, match="the network takes cond, got cond, cond_mask from the"):
         train(unet={"cond_dim": WIDTH}, dataset=make)
 
 
@@ -317,7 +317,7 @@ def test_a_mask_of_captions_is_the_encoders(train, speller):
     def make(video, index):
         return {"video": video, "caption": "clip", "cond_mask": torch.ones(4).bool()}
 
-    message = "with captions, the data must give no cond_mask, which the encoder tells, got one"
+    message = "cond_mask must go with a sequence of states in cond, got one without"
     with pytest.raises(ValueError, match=message):
         train(unet=TOKENS, dataset=Clips(make))
 
@@ -384,7 +384,7 @@ def test_a_function(train, folder):
 
 
 def test_a_condition_that_the_network_does_not_take(train):
-    message = "the network takes no condition, got 'cond' from the data; .* with cond_dim$"
+    message = "the network takes no condition, got cond from the data; set conditions, change the"
     with pytest.raises(ValueError, match=message):
         train(unet={}, dataset=Clips(vector))
 
@@ -494,9 +494,7 @@ def test_what_is_cut_away_is_said_once_and_draws_nothing(train, tmp_path, caplog
 
 
 def test_a_condition_that_nobody_gives(train, folder):
-    message = (
-        "the network takes cond, labels, so the data must give them, got none for cond, labels; say"
-    )
+    message = "the network takes cond, labels, got none from the data; set conditions"
     with pytest.raises(ValueError, match=message):
         train(folder, unet={"num_classes": 2, "cond_dim": WIDTH})
 
@@ -564,7 +562,7 @@ def test_conditions_are_those_of_the_first_run_after_a_resume(train, folder):
 def test_a_loader_has_told_nothing_before_its_first_batch(train):
     trainer, _ = train(unet={"cond_dim": WIDTH}, dataloader=DataLoader(Clips(vector), 4))
     trainer.data._sample_conditions = None
-    with pytest.raises(ValueError, match="must be conditioned on cond, got none, as no batch"):
+    with pytest.raises(ValueError, match="must be conditioned on cond, got none; train first"):
         trainer.sample()
 
 
@@ -580,12 +578,6 @@ def test_another_number_of_clips_after_a_resume(train, caplog):
     with caplog.at_level("WARNING", "video_diffusion_pytorch"):
         other.load(1)
     assert "was trained on 8 clips, and now there are 9" in caplog.text
-
-
-@pytest.mark.parametrize(("name", "value"), [("num_workers", -1), ("train_batch_size", 2.0)])
-def test_counts_that_are_none(train, name, value):
-    with pytest.raises(ValueError, match=rf"Trainer: {name} must be at least \d, got {value}; "):
-        train(dataset=Clips(vector), **{name: value})
 
 
 def test_an_empty_dataset(train):
@@ -692,7 +684,7 @@ def test_masked_values_are_refused(train, source, wrap):
         ),
         (lambda a: Image.new("L", (8, 8)), TypeError, r"must contain tensors.*PIL.Image.Image"),
         (lambda a: [Image.new("L", (8, 8))] * 3, TypeError, r"must contain tensors.*PIL.Image"),
-        (lambda a: a.tolist(), TypeError, r"clips of a batch must be a tensor .*, got list; give"),
+        (lambda a: a.tolist(), TypeError, "got list for the clips"),
         (
             lambda a: None,
             TypeError,
@@ -797,9 +789,7 @@ def test_the_range_of_a_dataset_is_found(train):
 
 
 def test_ranges_of_a_dataset_that_cannot_be_found(train):
-    with pytest.raises(
-        ValueError, match=r"'fit' must go with a dataset that has a length, got a s"
-    ):
+    with pytest.raises(TypeError, match=r"no len\(\)"):
         train(dataset=Stream(array), value_range="fit")
     integers = Clips(lambda video, index: torch.zeros(1, 3, 8, 8, dtype=torch.uint16))
     with pytest.raises(ValueError, match=r"must be floating-point or uint8, got torch\.uint16"):
@@ -816,29 +806,3 @@ def test_ranges_of_a_dataset_that_cannot_be_found(train):
         TypeError, match="value_range must go with a folder of clips, got a dataload"
     ):
         train(dataloader=DataLoader(Clips(array), 2), value_range=(0, 1))
-
-
-# streams and the processes that read them
-
-
-class Shared(Stream):
-    """Each process has its own part."""
-
-    def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
-        part = slice(None) if worker is None else slice(worker.id, None, worker.num_workers)
-        return (self.clips[index] for index in range(len(self.clips))[part])
-
-
-@pytest.mark.parametrize(
-    ("kind", "workers", "warns"), [(Stream, 2, 1), (Stream, 1, 0), (Shared, 2, 0)]
-)
-@pytest.mark.parametrize("is_loader", [False, True])
-def test_copies_of_a_stream_are_named(train, caplog, kind, workers, warns, is_loader):
-    dataset = kind(lambda video, index: video)
-    loader = {"dataloader": DataLoader(dataset, 2, num_workers=workers)}
-    train(**(loader if is_loader else {"dataset": dataset, "num_workers": workers}))
-    assert (
-        caplog.text.count("iterates over the whole Stream, so that each clip comes 2 times")
-        == warns
-    )

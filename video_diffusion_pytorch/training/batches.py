@@ -1,27 +1,47 @@
-"""Batches of clips: sampling order, seeded items, collation, endless loading and unpacking."""
+"""Batches of clips: sampling order, random draws, images, collation, loading and unpacking."""
 
 from __future__ import annotations
 
+import inspect
 import logging
+import multiprocessing
+import os
 import random
 import signal
 import threading
-import time
-import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    default_collate,
+)
 
-from video_diffusion_pytorch.data.errors import SkipUnreadable
+from video_diffusion_pytorch.conditions import CONDITIONS, to_one_length
+from video_diffusion_pytorch.conditions import join_images as conditions_of_images
+from video_diffusion_pytorch.data.dataset import Dataset as Clips
+from video_diffusion_pytorch.data.dataset import SingleFrames
+from video_diffusion_pytorch.data.errors import SkipUnreadable, UnreadableVideoError
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess
 from video_diffusion_pytorch.text import pad_states
+from video_diffusion_pytorch.training.splits import clips_behind, file_key, files_of
 
 logger = logging.getLogger("video_diffusion_pytorch")
+
+Unpack = Callable[[Any], tuple[Tensor, dict[str, Any]]]
+"""Splits a batch into videos and conditions."""
 
 # Attempts to load a batch whose workers die
 _TRIES = 3
@@ -31,6 +51,10 @@ _SIGNS_OF_DEATH = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
 
 # Seconds after which a wait for a batch is logged, and again each time it has doubled
 _PATIENCE = 60.0
+
+
+# The fractional part of the golden ratio: its multiples fill an interval evenly, however many
+_GOLDEN = 0.6180339887498949
 
 
 class Draw(NamedTuple):
@@ -128,23 +152,17 @@ def read_item(dataset: Any, index: int, seed: int) -> Any:
         return dataset.draw_clip(index, torch.Generator().manual_seed(seed))
     with seeded(seed):
         item = dataset[index]
-    check_item(item, f"item {index}")
+    _check_masks(item, f"item {index}")
     return item
 
 
-def check_item(item: Any, where: str) -> None:
-    """Raises a ValueError if an item of a dataset contains masked values.
-
-    Args:
-        item: The item; containers are searched.
-        where: Name of the item in the error.
-    """
+def _check_masks(item: Any, where: str) -> None:
+    """Raises a ValueError if an item, or a value in it, is masked: torch would drop the mask."""
     if isinstance(item, Mapping):
-        for key, value in item.items():
-            check_item(value, f"{where}, key {key!r}")
-    elif isinstance(item, (tuple, list)):
+        item = [*item.values()]
+    if isinstance(item, (tuple, list)):
         for value in item:
-            check_item(value, where)
+            _check_masks(value, where)
     elif np.ma.is_masked(item):
         raise ValueError(
             f"Trainer: the dataset must give a number for each value, got "
@@ -155,12 +173,9 @@ def check_item(item: Any, where: str) -> None:
 
 def _draws_clips(kind: type) -> bool:
     """Whether items come from `draw_clip`: a subclass may override `__getitem__` only."""
-    for owner in kind.__mro__:
-        if "draw_clip" in owner.__dict__:
-            return True
-        if "__getitem__" in owner.__dict__:
-            return False
-    return False
+    names = ("draw_clip", "__getitem__")
+    owner = next((o for o in kind.__mro__ if any(name in vars(o) for name in names)), object)
+    return "draw_clip" in vars(owner)
 
 
 @contextmanager
@@ -178,6 +193,299 @@ def seeded(seed: int) -> Iterator[None]:
         random.setstate(states[2])
 
 
+class ClipDraws:
+    """Draws time steps, noise, and which clips drop their conditions or focus on the present.
+
+    A clip's draws depend on its seed only: not on the batch, the number of processes or earlier
+    draws. So runs on one and on eight devices train on the same noisy clips, and a resumed run
+    repeats them.
+
+    Args:
+        diffusion: The model. If its class overrides `draw_times`, or has a `forward` or `p_losses`
+            with an older signature, it draws itself, from the global generators.
+    """
+
+    def __init__(self, diffusion: GaussianDiffusion) -> None:
+        own = inspect.signature(type(diffusion).forward).parameters
+        loss = inspect.signature(type(diffusion).p_losses).parameters
+        network = inspect.signature(unwrap(diffusion.denoise_fn).forward).parameters
+        self.is_supported = (
+            "t" in own
+            and {"reduction", "drop_mask"} <= own.keys() & loss.keys()
+            and type(diffusion).draw_times is ForwardProcess.draw_times
+        )
+        self.diffusion = diffusion
+        self._can_drop = "drop_mask" in network and bool(diffusion.condition_names)
+        self._can_focus = "focus_present_mask" in network
+
+    def __call__(
+        self, seeds: Sequence[int], num_frames: int, prob_focus_present: float = 0.0
+    ) -> dict[str, Any]:
+        """Keywords of the diffusion's `forward` for clips with these seeds.
+
+        Args:
+            seeds: One per clip.
+            num_frames: Frames of a clip plus its images.
+            prob_focus_present: Probability that the frames of a clip do not attend to each other.
+
+        Returns:
+            `t` `(b,)`, `noise` `(b, c, num_frames, h, w)`, `reduction="none"`, and the boolean
+            masks `(b,)` that the network takes; empty for a model that draws itself.
+        """
+        if not self.is_supported:
+            return {}
+        generator = torch.Generator()
+        numbers = torch.empty(len(seeds), 3, dtype=torch.float64)
+        for row, seed in zip(numbers, seeds, strict=True):
+            row.uniform_(generator=generator.manual_seed(_mixed(seed, 0)))
+        drawn = self._given(numbers[:, 0], seeds, num_frames)
+        device = self.diffusion.betas.device
+        if self._can_drop:
+            dropped = numbers[:, 1] < self.diffusion.cond_drop_prob
+            drawn["drop_mask"] = dropped.to(device, non_blocking=True)
+        if self._can_focus and prob_focus_present:
+            focused = numbers[:, 2] < prob_focus_present
+            drawn["focus_present_mask"] = focused.to(device, non_blocking=True)
+        return drawn
+
+    def fixed(self, numbers: Sequence[int], num_frames: int) -> dict[str, Any]:
+        """Draws for validation: nothing is dropped, and time steps are spread evenly.
+
+        Args:
+            numbers: Numbers of the draws, from 0; each has the same time step and noise in every
+                run.
+            num_frames: Frames of a clip.
+
+        Returns:
+            As `__call__`; empty for a model that draws itself.
+        """
+        if not self.is_supported:
+            return {}
+        fractions = torch.tensor([(0.5 + n * _GOLDEN) % 1 for n in numbers], dtype=torch.float64)
+        drawn = self._given(fractions, numbers, num_frames)
+        if self._can_drop:
+            drawn["drop_mask"] = torch.zeros_like(drawn["t"], dtype=torch.bool)
+        return drawn
+
+    def _given(self, fractions: Tensor, seeds: Sequence[int], num_frames: int) -> dict[str, Any]:
+        """Time steps at fractions of the schedule in [0, 1), and noise."""
+        betas, steps = self.diffusion.betas, self.diffusion.num_timesteps
+        if self.diffusion.is_continuous:
+            t = (fractions * steps - 1).to(betas.dtype)
+        else:
+            t = (fractions * steps).long().clamp(max=steps - 1)
+        c, _, h, w = self.diffusion.clip_shape
+        noise = torch.empty(len(seeds), c, num_frames, h, w, device=betas.device, dtype=betas.dtype)
+        generator = torch.Generator(betas.device)
+        for clip, seed in zip(noise, seeds, strict=True):
+            clip.normal_(generator=generator.manual_seed(_mixed(seed, 1)))
+        return {"t": t.to(betas.device, non_blocking=True), "noise": noise, "reduction": "none"}
+
+
+def _mixed(seed: int, stream: int) -> int:
+    """Mixes a seed and a stream into a well-distributed seed (splitmix64, Steele et al. 2014).
+
+    CPU generators use the lower 32 bits only, and similar seeds give similar first numbers.
+    """
+    z = (seed * 2 + stream + 1) * 0x9E3779B97F4A7C15 % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return (z ^ (z >> 31)) >> 1
+
+
+class ClipAndImages(NamedTuple):
+    """An item, or a batch of items: a clip and its images.
+
+    Attributes:
+        clip: The item of the dataset.
+        images: One dict per image: `video` `(c, 1, h, w)`, and its conditions by keyword.
+    """
+
+    clip: Any
+    images: list[dict[str, Any]]
+
+
+@dataclass
+class ImageDraws:
+    """Draws images for clips: random single frames of a dataset, each from another file.
+
+    Files and frames depend on the seed only.
+
+    Attributes:
+        dataset: Has a length; its items are read as those of `SeededItems`.
+        files: The indices of the items of each file.
+        own: The file of each clip, by the clip's index; empty if the images are not of clips.
+        count: Number of images per clip; with fewer files, files repeat.
+        unpack: Splits a batch into videos and conditions.
+
+    Raises:
+        ValueError: If no file is left for the images of a clip.
+    """
+
+    dataset: Any
+    files: Sequence[Sequence[int]]
+    own: Mapping[int, int]
+    count: int
+    unpack: Unpack
+    _unreadable: set[int] = field(init=False, default_factory=set)
+
+    def __post_init__(self) -> None:
+        if len(self.files) < (2 if self.own else 1):
+            raise ValueError(
+                "Trainer: image_frames must be frames of other clips, got clips of "
+                f"{len(self.files)} files to train on; give more, or pass image_folder"
+            )
+
+    def draw(self, clip: int | None, seed: int) -> list[dict[str, Any]]:
+        """Draws the images of a clip.
+
+        Args:
+            clip: Index of the clip, whose file is excluded; None to exclude none.
+            seed: Seed of the draws.
+
+        Raises:
+            UnreadableVideoError: If more than a tenth of the files were found unreadable.
+        """
+        own = None if clip is None else self.own.get(clip)
+        images: list[dict[str, Any]] = []
+        # a string as the seed, so that these draws are independent of the clip's
+        for file in _endless_shuffle(len(self.files), random.Random(f"files {seed}")):
+            if len(images) == self.count:
+                break
+            if file == own or file in self._unreadable:
+                continue
+            # one generator per image: an unreadable file must not change the next image's draws
+            rng = random.Random(f"image {len(images)} of {seed}")
+            try:
+                images.append(self._read(rng.choice(self.files[file]), rng))
+            except UnreadableVideoError as error:
+                self._exclude(file, error)
+        return images
+
+    def _read(self, index: int, rng: random.Random) -> dict[str, Any]:
+        batch = collate([read_item(self.dataset, index, rng.randrange(2**48))])
+        videos, conditions = self.unpack(batch)
+        # padding frames are not used as images
+        mask = conditions.get("frame_mask")
+        real = None if mask is None else mask[0].nonzero().flatten().tolist()
+        frame = rng.choice(real) if real else rng.randrange(videos.shape[2])
+        names = [name for name in CONDITIONS if name in conditions]
+        of_frame = {name: _of_frame(name, conditions[name], frame) for name in names}
+        return {"video": videos[0, :, frame : frame + 1], **of_frame}
+
+    def _exclude(self, file: int, error: UnreadableVideoError) -> None:
+        self._unreadable.add(file)
+        count, total = len(self._unreadable), len(self.files)
+        if count > total / 10:
+            raise UnreadableVideoError(
+                f"expected at most a tenth of the {total} files of images to be unreadable, got "
+                f"{count}; repair or remove them, the last being: {error}"
+            ) from error
+        logger.warning("left out for images: %s", error)
+
+
+class ClipsWithImages(Dataset[Any]):
+    """A dataset of clips with their images.
+
+    Args:
+        clips: The clips.
+        images: Draws their images.
+    """
+
+    def __init__(self, clips: SeededItems, images: ImageDraws) -> None:
+        self.clips, self.images = clips, images
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, draw: Draw) -> ClipAndImages:
+        """Returns the item `draw.clip` and its images."""
+        return ClipAndImages(self.clips[draw], self.images.draw(draw.clip, draw.seed))
+
+
+def draws_from_clips(
+    dataset: Any, indices: Sequence[int], count: int, unpack: Unpack
+) -> ImageDraws:
+    """Draws images from the training clips themselves.
+
+    Args:
+        dataset: The clips. A folder's `Dataset` decodes single frames, any other one whole items.
+        indices: Indices of the training clips.
+        count: Number of images per clip.
+        unpack: Splits a batch into videos and conditions.
+
+    Raises:
+        ValueError: If they are of fewer than two files.
+    """
+    files = [*files_of(dataset, indices).values()]
+    own = {index: number for number, file in enumerate(files) for index in file}
+    while type(dataset) is Subset:
+        files = [[int(dataset.indices[index]) for index in file] for file in files]
+        dataset = dataset.dataset
+    # a subclass may return other items
+    source = SingleFrames(dataset) if type(dataset) is Clips else dataset
+    return ImageDraws(source, files, own, count, unpack)
+
+
+def draws_from_pictures(pictures: Any, apart: Set[Any], count: int, unpack: Unpack) -> ImageDraws:
+    """Draws images from a dataset of pictures or clips.
+
+    Args:
+        pictures: The dataset; `paths`, if it has this attribute, are the files of its items.
+        apart: Keys (`splits.file_key`) of files to exclude.
+        count: Number of images per clip.
+        unpack: Splits a batch into videos and conditions.
+    """
+    paths = getattr(pictures, "paths", None)
+    items = range(len(pictures))
+    files = [[i] for i in items if paths is None or file_key(paths[i]) not in apart]
+    return ImageDraws(pictures, files, {}, count, unpack)
+
+
+def join_images(batches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Joins images to keywords of the diffusion's forward.
+
+    Args:
+        batches: `k` dicts, one for each image of a clip: `video` `(b, c, 1, h, w)`, and conditions
+            as for `b` clips of one frame.
+
+    Returns:
+        `images` `(b, c, k, h, w)` and `image_conditions`, with a row per image.
+    """
+    videos = [batch["video"] for batch in batches]
+    conditions_of_each = [{n: v for n, v in one.items() if n != "video"} for one in batches]
+    if any("null_cond_mask" in one for one in conditions_of_each):
+        all_false = torch.zeros(len(videos[0]), dtype=torch.bool, device=videos[0].device)
+        conditions_of_each = [{"null_cond_mask": all_false, **one} for one in conditions_of_each]
+    if "cond_mask" in conditions_of_each[0]:
+        conditions_of_each = to_one_length(conditions_of_each)
+    conditions = {
+        name: conditions_of_images(name, alike([one[name] for one in conditions_of_each]))
+        for name in conditions_of_each[0]
+    }
+    return {"images": torch.cat(alike(videos), dim=2), "image_conditions": conditions}
+
+
+def _of_frame(name: str, rows: Any, frame: int) -> Any:
+    """The condition of one frame, from a batch of one clip."""
+    value = rows[0]
+    if name == "frame_cond":
+        return value[frame : frame + 1]
+    if name == "cond_video":
+        return value[:, None] if value.ndim == 3 else value[:, frame : frame + 1]
+    return value
+
+
+def _endless_shuffle(length: int, rng: random.Random) -> Iterator[int]:
+    """Endless random permutations of the numbers below `length`, at constant cost per number."""
+    while True:
+        moved: dict[int, int] = {}
+        for place in range(length):
+            other = rng.randrange(place, length)
+            yield moved.get(other, other)
+            moved[other] = moved.get(place, place)
+
+
 def collate(items: Sequence[Any]) -> Any:
     """Collates items as torch does, with four differences.
 
@@ -190,20 +498,21 @@ def collate(items: Sequence[Any]) -> Any:
         items: Tensors, tuples, dicts, numbers or strings, all of one kind.
 
     Raises:
-        TypeError: If some are dicts and some are not.
+        ValueError: If keys, shapes or types differ.
     """
     first = items[0]
-    if 0 < sum(isinstance(item, Mapping) for item in items) < len(items):
-        raise TypeError(
-            "Trainer: the items of a dataset must be all dicts or none, got both; where some have "
-            "a frame_mask or a condition, give it to all"
+    keys = [sorted(item) if isinstance(item, Mapping) else "no dict" for item in items]
+    other = next((found for found in keys if found != keys[0]), None)
+    if other is not None:
+        raise ValueError(
+            "Trainer: the items of a dataset must be all dicts with the same keys, or none, got "
+            f"{keys[0]} and {other}; give each all keys, with None for a text that is missing"
         )
     if isinstance(first, (Tensor, np.ndarray)):
         return _stack([_as_tensor(item) for item in items])
     if isinstance(first, str) or any(item is None for item in items):
         return list(items)
     if isinstance(first, Mapping):
-        _check_keys(items)
         padded = _padded_states(items)
         return {
             key: collate([i[key] for i in items]) for key in first if key not in padded
@@ -224,14 +533,14 @@ def check_items_of(loader: Any) -> None:
 
 def _collate_as_torch(items: list[Any]) -> Any:
     for item in items:
-        check_item(item, "an item")
+        _check_masks(item, "an item")
     return default_collate(items)
 
 
 def _as_tensor(item: Any) -> Tensor:
     if not isinstance(item, np.ndarray):
         return torch.as_tensor(item)
-    check_item(item, "an item")
+    _check_masks(item, "an item")
     # torch has few unsigned types, and only the native byte order
     is_unsigned = item.dtype.kind == "u" and item.dtype.itemsize > 1
     kind = np.dtype(np.int64) if is_unsigned else item.dtype.newbyteorder("=")
@@ -270,25 +579,29 @@ def alike(tensors: list[Tensor]) -> list[Tensor]:
 
 def _stack(tensors: list[Tensor]) -> Tensor:
     tensors = alike(tensors)
-    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-    if len(shapes) > 1:
-        raise ValueError(
-            f"Trainer: the items of a batch must have one shape, got {shapes}; crop or pad them in "
-            "the dataset"
-        )
-    if tensors[0].ndim == 4 and all(t.movedim(0, -1).is_contiguous() for t in tensors):
+    if all(t.ndim == 4 and t.movedim(0, -1).is_contiguous() for t in tensors):
         # decoded frames are channels-last in memory, as the network needs them
         return torch.stack([tensor.movedim(0, -1) for tensor in tensors]).movedim(-1, 1)
     return torch.stack(tensors)
 
 
-def _check_keys(items: Sequence[Mapping[str, Any]]) -> None:
-    for item in items:
-        if item.keys() != items[0].keys():
-            raise ValueError(
-                "Trainer: the items of a dataset must have the same keys, got "
-                f"{sorted(items[0])} and {sorted(item)}; give None for a text that is missing"
-            )
+def choose_workers(dataset: Any) -> int:
+    """Number of workers: this process's share of the cores, at most 8.
+
+    0 with a single core, for cached clips and streams, and where a new process would import the
+    user's script again (Windows, macOS).
+    """
+    # without allow_none the call would fix the method, which the script may still set
+    method = multiprocessing.get_start_method(allow_none=True)
+    can_fork = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
+    clips = clips_behind(dataset)
+    is_cached = clips is not None and clips.is_cached
+    if not can_fork or is_cached or isinstance(dataset, IterableDataset):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # set by launchers
+    own = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return 0 if own <= 1 else min(8, own)
 
 
 class Endless(Iterator[Any]):
@@ -304,13 +617,10 @@ class Endless(Iterator[Any]):
     def __init__(self, loader: Iterable[Any]) -> None:
         self.loader = loader
         self._batches: Iterator[Any] | None = None
-        self._waits = LongWaits()
 
     def restart(self) -> None:
         """Ends the workers; the next batch is the first of the loader."""
         self._batches = None
-        # the next epoch forks workers, which is unsafe while a thread runs
-        self._waits.stop()
 
     def __next__(self) -> Any:
         """Returns the next batch.
@@ -338,7 +648,7 @@ class Endless(Iterator[Any]):
             if self._batches is None:
                 self._batches = _iterate(self.loader)
             try:
-                with self._waits:
+                with logging_long_waits():
                     return next(self._batches)
             except StopIteration:
                 self.restart()
@@ -377,53 +687,29 @@ def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
     return batches
 
 
-class LongWaits:
-    """Logs a warning when a wait takes one minute, and again after two, four, eight and so on.
-
-    A context manager for each wait. One thread watches all of them, since starting one per batch
-    takes as long as reading a cached clip. It ends with `stop`, or with this object.
-    """
-
-    def __init__(self) -> None:
-        self.since: float | None = None
-        self._ended = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> None:
-        self.since = time.monotonic()
-        if self._thread is None:
-            watched, self._ended = weakref.ref(self), threading.Event()
-            self._thread = threading.Thread(target=_watch, args=(watched, self._ended), daemon=True)
-            self._thread.start()
-
-    def __exit__(self, *error: object) -> None:
-        self.since = None
-
-    def stop(self) -> None:
-        """Ends the thread until the next wait."""
-        if self._thread is not None:
-            self._ended.set()
-            self._thread.join()
-            self._thread = None
+@contextmanager
+def logging_long_waits() -> Iterator[None]:
+    """Logs a warning if the block takes one minute, and after two, four, eight and so on."""
+    ended = threading.Event()
+    watcher = threading.Thread(target=_log_until, args=(ended,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        # no thread may be left, as workers are forked
+        ended.set()
+        watcher.join()
 
 
-def _watch(watched: weakref.ref[LongWaits], ended: threading.Event) -> None:
-    last, until = None, _PATIENCE
-    while not ended.wait(min(1.0, _PATIENCE / 10)):
-        waits = watched()
-        if waits is None:
-            return
-        since = waits.since
-        del waits
-        if since != last:
-            last, until = since, _PATIENCE
-        if since is not None and time.monotonic() - since >= until:
-            logger.warning(
-                "the training has waited %g s for clips: look for a disk that does not answer, or "
-                "a reader or dataset that does not return; Ctrl+C twice ends the training",
-                until,
-            )
-            until *= 2
+def _log_until(ended: threading.Event) -> None:
+    waited, next_wait = _PATIENCE, _PATIENCE
+    while not ended.wait(next_wait):
+        logger.warning(
+            "the training has waited %g s for clips: look for a disk that does not answer, or "
+            "a reader or dataset that does not return; Ctrl+C twice ends the training",
+            waited,
+        )
+        waited, next_wait = 2 * waited, waited
 
 
 # Other usual keys for clips and conditions
@@ -449,46 +735,29 @@ def unpack_batch(batch: Any) -> tuple[Tensor, dict[str, Any]]:
             have 3 axes, need a dict.
 
     Raises:
-        TypeError: If the batch, or its video, is of another type.
-        ValueError: If a tuple has more than two items, or a dict no `video`.
+        TypeError: If the videos are not a tensor.
+        ValueError: If a dict has no `video`, or two keys for one condition.
     """
-    if isinstance(batch, Tensor):
-        return batch, {}
+    video, conditions = batch, {}
     if isinstance(batch, Mapping):
         named = {_ALIASES.get(str(key), str(key)): value for key, value in batch.items()}
-        if len(named) < len(batch):
+        if len(named) < len(batch) or "video" not in named:
             raise ValueError(
-                "Trainer: the keys of a batch must differ in meaning, got "
-                f"{sorted(batch)}; leave out duplicates"
+                "Trainer: a batch that is a dict must have the key 'video', and one key per "
+                f"condition, got {sorted(batch)}; rename them, or override Trainer.unpack_batch"
             )
-        if "video" not in named:
-            raise ValueError(
-                f"Trainer: a batch that is a dict must have the key 'video', got "
-                f"{sorted(batch)}; rename the clips' key, or override Trainer.unpack_batch"
-            )
-        video = _checked(named.pop("video"))
-        return video, {key: value for key, value in named.items() if not key.startswith("__")}
-    if isinstance(batch, (tuple, list)):
-        if len(batch) > 2:
-            raise ValueError(
-                f"Trainer: a batch that is a tuple must be (video,) or (video, cond), got "
-                f"{len(batch)} items; use a dict with the keys 'video' and 'cond', or override "
-                "Trainer.unpack_batch"
-            )
-        return _checked(batch[0]), {_keyword(batch[1]): batch[1]} if len(batch) == 2 else {}
-    raise TypeError(
-        f"Trainer: a batch must be a tensor, a tuple or a dict, got {type(batch).__name__}; "
-        "change what the dataset returns, or override Trainer.unpack_batch"
-    )
-
-
-def _checked(videos: Any) -> Tensor:
-    if not isinstance(videos, Tensor):
+        video = named.pop("video")
+        conditions = {key: value for key, value in named.items() if not key.startswith("__")}
+    elif isinstance(batch, (tuple, list)) and len(batch) in (1, 2):
+        video, *cond = batch
+        conditions = {_keyword(value): value for value in cond}
+    if not isinstance(video, Tensor):
         raise TypeError(
-            "Trainer: the clips of a batch must be a tensor (b, c, f, h, w), got "
-            f"{type(videos).__name__}; give each clip as a tensor or an array (c, f, h, w)"
+            "Trainer: a batch must be a tensor of clips (b, c, f, h, w), (clips, cond), or a dict "
+            f"with 'video' and conditions, got {type(video).__name__} for the clips; change the "
+            "dataset, or override Trainer.unpack_batch"
         )
-    return videos
+    return video, conditions
 
 
 def _keyword(cond: Any) -> str:

@@ -6,8 +6,7 @@ import hashlib
 import json
 import logging
 import os
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from video_diffusion_pytorch.text import (
 logger = logging.getLogger("video_diffusion_pytorch")
 
 _BATCH = 64
-# Seconds between writes of the file, so that an interrupted run resumes there
-_SECONDS = 30.0
+# Batches after which the file is written first, so that an interrupted run resumes there
+_FIRST = 64
 # Largest size of encoded captions that were not prepared, in bytes
 _MOST = 300_000_000
 
@@ -50,7 +49,7 @@ class EncodedCaptions:
 
     def __init__(self, use_cls: bool, folder: Path | None = None, *, states: bool = False) -> None:
         self.use_cls, self.folder, self.states = use_cls, folder, states
-        # prepared captions stay, the others are limited in size
+        # prepared captions stay, the others are dropped above a limit
         self._kept: dict[str, Tensor] = {}
         self._others: dict[str, Tensor] = {}
         self._bytes_of_others = 0
@@ -84,14 +83,12 @@ class EncodedCaptions:
         if not missing:
             return
         starts = range(0, len(missing), _BATCH)
-        due = time.monotonic() + _SECONDS
         for start in tqdm(starts, desc="encoding captions", leave=False, disable=len(starts) < 2):
             self._kept.update(self._encode(missing[start : start + _BATCH], device))
-            began = time.monotonic()
-            if file is not None and (start == starts[-1] or began >= due):
+            is_last, number = start == starts[-1], start // _BATCH + 1
+            # twice as rarely each time, as each write takes longer
+            if file is not None and (is_last or (number & (number - 1) == 0 and number >= _FIRST)):
                 self._write(file)
-                # so that writing takes little of the time
-                due = time.monotonic() + max(_SECONDS, 20 * (time.monotonic() - began))
 
     def __call__(self, captions: Sequence[str | None], device: torch.device) -> dict[str, Tensor]:
         """Encodes the captions of a batch.
@@ -106,23 +103,23 @@ class EncodedCaptions:
             `null_cond_mask` `(b,)`, true for these.
         """
         wanted = ["" if caption is None else caption for caption in captions]
-        known = {c: self._kept[c] for c in wanted if c in self._kept}
-        known |= {c: self._others[c] for c in wanted if c in self._others}
-        missing = [caption for caption in dict.fromkeys(wanted) if caption not in known]
+        if self._bytes_of_others > _MOST:
+            self._others, self._bytes_of_others = {}, 0
+        missing = [c for c in dict.fromkeys(wanted) if not (c in self._kept or c in self._others)]
         if missing:
-            known |= (encoded := self._encode(missing, device))
-            self._remember(encoded, wanted)
-        chosen = [known[caption].float() for caption in wanted]
+            encoded = self._encode(missing, device)
+            self._others |= encoded
+            self._bytes_of_others += sum(value.nbytes for value in encoded.values())
+        found = [self._kept[c] if c in self._kept else self._others[c] for c in wanted]
+        chosen = [value.float() for value in found]
         if self.states:
             states, mask = pad_states(chosen)
-            encoded_batch = {"cond": states, "cond_mask": mask}
+            batch = {"cond": states, "cond_mask": mask}
         else:
-            encoded_batch = {"cond": torch.stack(chosen)}
+            batch = {"cond": torch.stack(chosen)}
         if None in captions:
-            encoded_batch["null_cond_mask"] = torch.tensor(
-                [caption is None for caption in captions]
-            )
-        return {name: value.to(device, non_blocking=True) for name, value in encoded_batch.items()}
+            batch["null_cond_mask"] = torch.tensor([caption is None for caption in captions])
+        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
     def _encode(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
         if not self.states:
@@ -133,24 +130,13 @@ class EncodedCaptions:
         rows = [_halved(one[there]) for one, there in zip(states, mask, strict=True)]
         return dict(zip(captions, rows, strict=True))
 
-    def _remember(self, encoded: Mapping[str, Tensor], wanted: Sequence[str]) -> None:
-        """Caches captions that were not prepared, and drops older ones above the limit."""
-        size = _bytes(encoded)
-        if self._bytes_of_others + size > _MOST:
-            self._others = {c: self._others[c] for c in wanted if c in self._others}
-            self._bytes_of_others = _bytes(self._others)
-        self._others.update(encoded)
-        self._bytes_of_others += size
-
     def _read(self, file: Path) -> None:
         try:
             kept = torch.load(file, weights_only=True)
             values = kept["states"].split(kept["lengths"]) if self.states else kept["vectors"]
             self._kept.update(zip(kept["captions"], values, strict=True))
-        # whatever is wrong with it, captions can be encoded again
         except Exception as error:
-            kind = type(error).__name__
-            logger.warning("%s could not be read (%s): captions are encoded again", file, kind)
+            logger.warning("%s could not be read (%r): captions are encoded again", file, error)
 
     def _write(self, file: Path) -> None:
         try:
@@ -172,7 +158,3 @@ def _halved(states: Tensor) -> Tensor:
     """States in float16, unless they exceed its range."""
     half = states.half()
     return half if half.isfinite().all() else states
-
-
-def _bytes(encoded: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in encoded.values())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,31 +23,27 @@ from video_diffusion_pytorch.data.transforms import fit_value_range
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import check_type
 from video_diffusion_pytorch.training.batches import (
+    ClipAndImages,
+    ClipsWithImages,
     Draw,
     Endless,
     EndlessShuffle,
-    LongWaits,
+    ImageDraws,
     SeededItems,
+    Unpack,
     check_items_of,
+    choose_workers,
     collate,
+    draws_from_clips,
+    draws_from_pictures,
+    join_images,
+    logging_long_waits,
     read_item,
     seeded,
 )
 from video_diffusion_pytorch.training.captions import EncodedCaptions
-from video_diffusion_pytorch.training.checks import (
-    check_first_clip,
-    check_network_for_images,
-    check_units,
-    take_value_range,
-)
-from video_diffusion_pytorch.training.images import (
-    ClipAndImages,
-    ClipsWithImages,
-    ImageDraws,
-    draws_from_clips,
-    draws_from_pictures,
-    join_images,
-)
+from video_diffusion_pytorch.training.checks import check_first_clip, check_units, take_value_range
+from video_diffusion_pytorch.training.evaluate import Validation
 from video_diffusion_pytorch.training.processes import Processes
 from video_diffusion_pytorch.training.splits import (
     Sides,
@@ -61,16 +56,11 @@ from video_diffusion_pytorch.training.splits import (
     split_of_rows,
     split_off,
 )
-from video_diffusion_pytorch.training.validation import Validation
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
 # Conditions that sampling takes, too
 _FOR_SAMPLES = ("cond", "cond_mask", "labels", "frame_cond", "cond_video")
-
-# Packages whose streams divide their clips among workers
-_SHARING = {"webdataset", "datasets", "torchdata", "streaming", "litdata"}
-
 
 # Arguments of Dataset that Trainer sets itself
 _OWN = {"folder", "image_size", "channels", "num_frames", "exclude", "as_uint8"}
@@ -90,136 +80,103 @@ class Batch(NamedTuple):
     positions: range
 
 
-class DataHooks(NamedTuple):
-    """Methods of `Trainer` for its data that a subclass may override.
-
-    Attributes:
-        make_dataset: Makes a dataset from a folder and the options of `Dataset`.
-        make_image_dataset: Makes the dataset of the image folder.
-        make_dataloader: Makes the loader of a dataset.
-        unpack: Splits a batch into videos and conditions.
-    """
-
-    make_dataset: Callable[[Any, dict[str, Any]], Any]
-    make_image_dataset: Callable[[Any], Any]
-    make_dataloader: Callable[[Any], Any]
-    unpack: Callable[[Any], tuple[Tensor, dict[str, Any]]]
-
-
+@dataclass
 class DataSource:
     """Provides training batches, validation clips and sample conditions.
 
-    `open` reads the first clip and starts the loader. Arguments are as in `Trainer` unless
-    described otherwise.
+    `open` reads the first clip and starts the loader.
 
-    Args:
+    Attributes:
         diffusion: The model.
         processes: Processes of the run.
-        hooks: Make datasets and loaders, and unpack batches.
-        sources: `folder`, `dataset` and `dataloader`, of which one is not None.
+        make_dataset: Makes a dataset from a folder and, optionally, options of `Dataset`.
+        make_image_dataset: Makes the dataset of the image folder.
+        make_dataloader: Makes the loader of a dataset.
+        unpack: Splits a batch into videos and conditions.
+        source: Which of `folder`, `dataset` and `dataloader` the clips come from.
+        sources: These three; the others are None.
         options: Keywords of `Dataset`.
         batch_size: Clips per micro-batch of this process.
         seed: Seed of order and draws; None to draw one.
         num_workers: Number of worker processes that read clips; None to choose it.
-        held_out: Number of files that are not trained on.
+        held_out: Number of files that are not trained on, as in `Trainer`.
         num_samples: Number of samples of a milestone.
-        sample_conditions: Conditions of the samples; None for those of clips.
+        chosen_conditions: Conditions of the samples; None for those of clips.
         own_conditions: Names of conditions that only `compute_loss` of a subclass understands.
         image_frames: Images per clip.
         image_folder: Folder of the images; None to take them from other clips.
-        validation: `folder`, `split`, `manifest`, `dataset` and `clips`, as `validation_folder`
+        validate_on: `folder`, `split`, `manifest`, `dataset` and `clips`, as `validation_folder`
             and so on in `Trainer`.
-
-    Attributes:
         dataset: The clips.
         order: The order of the training clips.
         loader: The endless iterator of batches.
         images: Draws the images of clips; None for none.
         validation: The validation clips; None for none.
         captions: Encodes captions.
-        num_workers: Number of worker processes that read clips.
         waited: Seconds spent waiting for batches so far.
     """
 
-    loader: Endless
+    diffusion: GaussianDiffusion
+    processes: Processes
+    make_dataset: Callable[..., Any]
+    make_image_dataset: Callable[[Any], Any]
+    make_dataloader: Callable[[Any], Any]
+    unpack: Unpack
+    source: str
+    sources: Mapping[str, Any]
+    options: Mapping[str, Any]
+    batch_size: int
+    seed: int | None
+    num_workers: int | None
+    held_out: int | None
+    num_samples: int
+    chosen_conditions: dict[str, Any] | None
+    own_conditions: Set[str]
+    image_frames: int
+    image_folder: str | os.PathLike[str] | None
+    validate_on: Mapping[str, Any]
+    loader: Endless = field(init=False)
+    captions: EncodedCaptions = field(init=False)
+    images: ImageDraws | None = field(init=False, default=None)
+    validation: Validation | None = field(init=False, default=None)
+    waited: float = field(init=False, default=0.0)
 
-    def __init__(
-        self,
-        diffusion: GaussianDiffusion,
-        processes: Processes,
-        hooks: DataHooks,
-        *,
-        sources: Mapping[str, Any],
-        options: Mapping[str, Any],
-        batch_size: int,
-        seed: int | None,
-        num_workers: int | None,
-        held_out: int | None,
-        num_samples: int,
-        sample_conditions: dict[str, Any] | None,
-        own_conditions: Set[str],
-        image_frames: int,
-        image_folder: str | os.PathLike[str] | None,
-        validation: Mapping[str, Any],
-    ) -> None:
-        self.diffusion, self.processes, self.hooks = diffusion, processes, hooks
-        self.sources, self.options = sources, {**options}
-        self.batch_size, self.num_workers = batch_size, num_workers
-        self.image_frames, self.image_folder = image_frames, image_folder
-        self.dataset = sources["dataset"]
-        self.validation: Validation | None = None
-        self.images: ImageDraws | None = None
-        self.waited = 0.0
-        seed = int(torch.randint(2**31, ())) if seed is None else int(seed) % 2**31
-        self.order = EndlessShuffle((), processes.from_main(seed))
-        self.order.batch_size = batch_size
-        self.order.process, self.order.num_processes = processes.share
-        self._held_out, self._num_samples = held_out, num_samples
-        self._chosen = self._sample_conditions = sample_conditions
-        self._own_conditions, self._validation = own_conditions, validation
+    def __post_init__(self) -> None:
+        self.dataset = self.sources["dataset"]
+        seed = int(torch.randint(2**31, ())) if self.seed is None else int(self.seed) % 2**31
+        self.order = EndlessShuffle((), self.processes.from_main(seed))
+        self.order.batch_size = self.batch_size
+        self.order.process, self.order.num_processes = self.processes.share
+        self._sample_conditions = self.chosen_conditions
         self._sides: Sides | None = None
         self._validated: Set[Any] = set()
         self._sample_clips: Sequence[int] = ()
         self._is_unchecked = False
 
-    def open(self, source: str) -> None:
+    def open(self) -> None:
         """Makes datasets and the loader, and checks the first clip against the model.
-
-        Args:
-            source: Which of the sources is given.
 
         Raises:
             ValueError: If the clips do not fit the model or each other's splits.
         """
-        if source == "dataset" and self.options.get("value_range") is not None:
+        if self.source == "dataset" and self.options.get("value_range") is not None:
             take_value_range(self.diffusion, None, self._range_of_items())
         # the main process builds caches, the others find them
         with self.processes.main_first():
-            if source == "folder":
-                self.dataset = self.hooks.make_dataset(self.sources["folder"], self.options)
+            if self.source == "folder":
+                self.dataset = self.make_dataset(self.sources["folder"])
             take_value_range(self.diffusion, self.dataset)
             kept = self._open_validation()
         if self.num_workers is None:
             self.num_workers = choose_workers(self.dataset)
-        if self.image_frames:
-            check_network_for_images(self.diffusion, self.image_frames)
-        is_stream = isinstance(self.dataset, IterableDataset)
-        if source == "dataloader" or is_stream:
-            # these have their own order: clips are only counted
-            self._is_unchecked = True
-            self.images = self._draw_from(None)
-            loader = self.sources["dataloader"]
-            if is_stream:
-                loader = self.hooks.make_dataloader(self.dataset)
-            check_items_of(loader)
-            warn_of_copies(getattr(loader, "dataset", None), getattr(loader, "num_workers", 0))
-            self.loader = Endless(self.processes.share_loader(loader))
+        if self.source == "dataloader" or isinstance(self.dataset, IterableDataset):
+            self._open_stream()
         else:
             self._check_first_clip()
             self._train_on(kept)
             self.restart()
         clips = clips_behind(self.dataset)
-        if source == "folder" and clips is not None and self.processes.is_main:
+        if self.source == "folder" and clips is not None and self.processes.is_main:
             with seeded(0):
                 report_clips(clips)
         cache_folder = self.options.get("cache") or self.sources["folder"]
@@ -229,6 +186,16 @@ class DataSource:
             states=self.diffusion.takes_text_states,
         )
 
+    def _open_stream(self) -> None:
+        """Makes the loader of a stream or of the user, whose clips are only counted."""
+        self._is_unchecked = True
+        self.images = self._draw_from(None)
+        loader = self.sources["dataloader"]
+        if loader is None:
+            loader = self.make_dataloader(self.dataset)
+        check_items_of(loader)
+        self.loader = Endless(self.processes.share_loader(loader))
+
     # batches
 
     def next_batch(self) -> Batch:
@@ -236,8 +203,7 @@ class DataSource:
         start = time.perf_counter()
         batch = next(self.loader)
         clips, images = batch if isinstance(batch, ClipAndImages) else (batch, [])
-        videos, conditions = self.hooks.unpack(clips)
-        self._check_no_images(conditions)
+        videos, conditions = self.unpack(clips)
         if self._is_unchecked:
             check_units(self.diffusion, videos, "the first batch")
             self._is_unchecked = False
@@ -253,6 +219,11 @@ class DataSource:
         if self._sample_conditions is None:
             self._sample_conditions = self._conditions_of(videos, conditions)
         ready = self.to_device(conditions)
+        if images and "images" in ready:
+            raise ValueError(
+                "Trainer: image_frames must be 0 if the items have images of their own, got "
+                f"{self.image_frames}; leave it out"
+            )
         if images:
             ready |= join_images([self.to_device(image) for image in images])
         device = self.processes.device
@@ -265,9 +236,9 @@ class DataSource:
         It ends the workers.
         """
         self.loader.restart()
-        if self._sample_clips and self._chosen is None:
+        if self._sample_clips and self.chosen_conditions is None:
             clips = [self._items[Draw(clip, self.order.seed)] for clip in self._sample_clips]
-            self._sample_conditions = self._conditions_of(*self.hooks.unpack(collate(clips)))
+            self._sample_conditions = self._conditions_of(*self.unpack(collate(clips)))
 
     def end_workers(self) -> None:
         """Ends the workers, unless the loader is the user's, which would start over."""
@@ -317,8 +288,8 @@ class DataSource:
 
     def unpack_for_model(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """Unpacks a batch without the conditions that only an overridden `compute_loss` takes."""
-        videos, conditions = self.hooks.unpack(batch)
-        own = self._own_conditions - {*_FOR_SAMPLES}
+        videos, conditions = self.unpack(batch)
+        own = self.own_conditions - {*_FOR_SAMPLES}
         return videos, {name: value for name, value in conditions.items() if name not in own}
 
     def _conditions_of(self, videos: Tensor, conditions: dict[str, Any]) -> dict[str, Any]:
@@ -327,13 +298,6 @@ class DataSource:
         if self.diffusion.given_frames:
             kept["first_frames"] = videos[:, :, : self.diffusion.given_frames]
         return kept
-
-    def _check_no_images(self, conditions: Mapping[str, Any]) -> None:
-        if self.image_frames and "images" in conditions:
-            raise ValueError(
-                "Trainer: image_frames must be 0 if the items have images of their own, got "
-                f"{self.image_frames}; leave one of them out"
-            )
 
     # training clips
 
@@ -344,17 +308,16 @@ class DataSource:
                 "Trainer: the dataset must hold clips, got none; check where it looks for them"
             )
         self._items = SeededItems(self.dataset)
-        waits = LongWaits()
-        with waits:
+        with logging_long_waits():
             first = collate([self._items[Draw(0, self.order.seed)]])
-        waits.stop()
         videos, conditions = self.unpack_for_model(first)
         check_first_clip(self.diffusion, clips_behind(self.dataset), videos, conditions)
-        self._check_no_images(conditions)
+        self._has_conditions = bool(conditions)
+
+    def _hold_out(self, among: Sequence[int] | None) -> tuple[list[int], list[int]]:
         # without conditions, held-out clips would be of no use to the samples
-        at_most = self._num_samples if conditions else 0
-        self._hold_out = partial(hold_out, self.dataset, self._held_out, at_most)
-        self._has_conditions = bool(conditions or self.diffusion.given_frames)
+        at_most = self.num_samples if self._has_conditions else 0
+        return hold_out(self.dataset, self.held_out, at_most, among)
 
     def _train_on(self, among: Sequence[int] | None) -> None:
         """Holds out files of the clips with these indices, None for all, and makes the loader."""
@@ -363,11 +326,11 @@ class DataSource:
         items: Any = self._items
         if self.images is not None:
             items = ClipsWithImages(self._items, self.images)
-        self.loader = Endless(self.hooks.make_dataloader(items))
-        if self._has_conditions:
+        self.loader = Endless(self.make_dataloader(items))
+        if self._has_conditions or self.diffusion.given_frames:
             # evenly spaced, as clips are sorted by folder
-            step = max(1, len(self.order.indices) // self._num_samples)
-            self._sample_clips = (apart or self.order.indices[::step])[: self._num_samples]
+            step = max(1, len(self.order.indices) // self.num_samples)
+            self._sample_clips = (apart or self.order.indices[::step])[: self.num_samples]
 
     def _draw_from(self, indices: Sequence[int] | None) -> ImageDraws | None:
         """Makes the drawing of images for the clips with these indices, None for a stream."""
@@ -376,34 +339,31 @@ class DataSource:
         if self.image_folder is not None:
             apart = {*self._validated}
             if indices is not None:
-                held_out = files_of(self.dataset).keys() - files_of(self.dataset, indices).keys()
-                apart |= held_out
-            pictures = self.hooks.make_image_dataset(self.image_folder)
-            return draws_from_pictures(pictures, apart, self.image_frames, self.hooks.unpack)
+                apart |= files_of(self.dataset).keys() - files_of(self.dataset, indices).keys()
+            pictures = self.make_image_dataset(self.image_folder)
+            return draws_from_pictures(pictures, apart, self.image_frames, self.unpack)
         if indices is None:
             raise ValueError(
                 "Trainer: image_frames must come from clips that can be read in any order, got a "
-                "stream or a loader; pass image_folder, or give each item its own 'images' "
-                "(c, k, h, w) and leave image_frames out"
+                "stream or a loader; pass image_folder"
             )
-        return draws_from_clips(self.dataset, indices, self.image_frames, self.hooks.unpack)
+        return draws_from_clips(self.dataset, indices, self.image_frames, self.unpack)
 
     # validation clips
 
     def _open_validation(self) -> Sequence[int] | None:
         """Opens the validation clips; returns indices left to train on, None for all."""
-        split, dataset = self._validation["split"], self._validation["dataset"]
+        split, dataset = self.validate_on["split"], self.validate_on["dataset"]
         if split is not None and not isinstance(split, str):
             left, indices = split_off(self.dataset, split)
             self._validate_on(self.dataset, indices)
             self._sides = self._hashes(left, indices)
             return left
         if dataset is None:
-            if {split, self._validation["folder"], self._validation["manifest"]} == {None}:
+            if {split, self.validate_on["folder"], self.validate_on["manifest"]} == {None}:
                 return None
             dataset = self._make_validation_dataset()
-        has_order = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
-        self._validate_on(dataset, range(len(dataset)) if has_order else ())
+        self._validate_on(dataset, None)
         kept = self._never_validated()
         if isinstance(split, str) and hasattr(self.dataset, "__len__"):
             among = range(len(self.dataset)) if kept is None else kept
@@ -413,11 +373,11 @@ class DataSource:
     def _hashes(self, trained: Sequence[int], validated: Sequence[int]) -> Sides:
         return Sides(name_hashes(self.dataset, trained), name_hashes(self.dataset, validated))
 
-    def _validate_on(self, dataset: Any, indices: Sequence[int]) -> None:
+    def _validate_on(self, dataset: Any, indices: Sequence[int] | None) -> None:
         self.validation = Validation(
             dataset,
             indices,
-            at_most=self._validation["clips"],
+            at_most=self.validate_on["clips"],
             batch_size=self.batch_size,
             share=self.processes.share,
         )
@@ -426,26 +386,25 @@ class DataSource:
 
     def _make_validation_dataset(self) -> Any:
         """Opens a validation folder or split, in the units of the training clips."""
-        chosen = self._validation
-        table = chosen["manifest"] or self.options.get("manifest")
-        folder = chosen["folder"] or self.sources["folder"]
-        if folder is None or (table is None and chosen["split"] is not None):
+        split = self.validate_on["split"]
+        table = self.validate_on["manifest"] or self.options.get("manifest")
+        folder = self.validate_on["folder"] or self.sources["folder"]
+        if folder is None or (table is None and split is not None):
             raise ValueError(
                 "Trainer: a split by name must be of a folder's manifest, got "
-                f"validation_split={chosen['split']!r} and no "
-                f"{'folder' if folder is None else 'manifest'}; pass one, a validation_dataset, or "
-                "a share of the files such as 0.05"
+                f"validation_split={split!r} and no {'folder' if folder is None else 'manifest'}; "
+                "pass one, or a share of the files such as 0.05"
             )
         options = {**self.options}
         if table is not None:
             columns = self.options.get("manifest_columns")
-            split = split_of_rows(table, chosen["split"], folder, columns)
-            options |= {"manifest": table, "split": split}
+            options["manifest"] = table
+            options["split"] = split_of_rows(table, split, folder, columns)
         # value_range="fit" may have found them
         units = self.diffusion.config["value_range"]
         if units is not None:
             options["value_range"] = units
-        return self.hooks.make_dataset(folder, options)
+        return self.make_dataset(folder, options)
 
     def _never_validated(self) -> list[int] | None:
         """Indices of the clips whose files are not validated on; None for all.
@@ -464,19 +423,14 @@ class DataSource:
             return None
         left = sorted(i for key, clips in files.items() if key not in both for i in clips)
         first = name_of(trained, min(files[key][0] for key in both))
+        count = f"{len(both)} of the {len(files)} files to train on"
         if not left or self.dataset is None:
             raise ValueError(
                 "Trainer: clips that are validated on must not be trained on, got "
-                f"{len(both)} of {len(files)} files for both, such as {first}; pass another "
-                "validation_folder or validation_dataset, or, for a share of the files, "
-                "validation_split=0.05"
+                f"{count}, such as {first}; pass another validation_folder or validation_dataset, "
+                "or, for a share of the files, validation_split=0.05"
             )
-        logger.warning(
-            "%d of the %d files to train on are validated on, such as %s: they are not trained on",
-            len(both),
-            len(files),
-            first,
-        )
+        logger.warning("%s are validated on, such as %s: they are not trained on", count, first)
         return left
 
     # checkpoints
@@ -501,74 +455,47 @@ class DataSource:
         self._recall_sides(path, state)
         if state:
             self.order.seed, self.order.position = state["seed"], state["position"]
-            theirs, ours = state.get("clips"), len(self.order.indices)
-            if theirs not in (None, ours):
-                logger.warning(
-                    "%s was trained on %d clips, and now there are %d (held_out not counted): "
-                    "their order changes",
-                    path,
-                    theirs,
-                    ours,
-                )
+            clips, now = state.get("clips"), len(self.order.indices)
+            if clips not in (None, now):
+                text = "%s was trained on %d clips, and now there are %d: their order changes"
+                logger.warning(text, path, clips, now)
         self.restart()
 
     def _recall_sides(self, path: Path, state: Mapping[str, Any]) -> None:
         """Keeps each file on the side it has in the checkpoint."""
-        split, found = self._validation["split"], state.get("files")
+        split, found = self.validate_on["split"], state.get("files")
         known = None if found is None else Sides(*({*found[name]} for name in Sides._fields))
-        if isinstance(split, str):
-            if known is not None and self._validation["folder"] is None:
-                self._warn_of_trained(path, known)
-        elif split is not None:
-            if "files" not in state:
-                known = self._sides_by_position(split, state.get("clips"))
-            self._split_again(path, split, known)
-        if known is not None:
-            now = self._sides or self._hashes(self.order.indices, ())
-            self._sides = Sides(now.trained | known.trained, now.validated)
-
-    def _sides_by_position(self, share: float, clips: int | None) -> Sides | None:
-        """The sides by the rule of versions up to 0.8, if it gives the same number of clips."""
-        left, apart = split_by_position(self.dataset, share)
-        if len(self._hold_out(left)[0]) != clips:
-            return None
-        return self._hashes(left, apart)
-
-    def _split_again(self, path: Path, share: float, known: Sides | None) -> None:
+        is_fraction = split is not None and not isinstance(split, str)
+        if is_fraction and "files" not in state:
+            # versions up to 0.8 split by position
+            left, apart = split_by_position(self.dataset, split)
+            if len(self._hold_out(left)[0]) == state.get("clips"):
+                known = self._hashes(left, apart)
+        if is_fraction and known is None:
+            logger.warning("%s may have been trained on files that are validated on now", path)
         if known is None:
-            logger.warning(
-                "%s does not say which clips it was validated on: it may have been trained on "
-                "some of those that are validated on now, whose loss is then too low",
-                path,
-            )
             return
+        if is_fraction:
+            self._split_again(path, split, known)
+        elif split is not None and self.validate_on["folder"] is None:
+            assert self.validation is not None
+            dataset = self.validation.dataset
+            again = len(name_hashes(dataset, range(len(dataset))) & known.trained)
+            if again:
+                logger.warning("%s was trained on %d files that are validated on now", path, again)
+        now = self._sides or self._hashes(self.order.indices, ())
+        self._sides = Sides(now.trained | known.trained, now.validated)
+
+    def _split_again(self, path: Path, share: float, known: Sides) -> None:
         left, indices = split_off(self.dataset, share, known)
         sides = self._hashes(left, indices)
-        gone, new = known.validated - sides.validated, sides.validated - known.validated
-        if gone or new:
-            logger.warning(
-                "of the files that %s was validated on %d are gone, and %d are new: losses before "
-                "and after do not compare",
-                path,
-                len(gone),
-                len(new),
-            )
+        if sides.validated != known.validated:
+            text = "other files than by %s are validated on: losses before and after do not compare"
+            logger.warning(text, path)
         if sides != self._sides:
             self._sides = sides
             self._validate_on(self.dataset, indices)
             self._train_on(left)
-
-    def _warn_of_trained(self, path: Path, known: Sides) -> None:
-        assert self.validation is not None
-        dataset = self.validation.dataset
-        again = len(name_hashes(dataset, range(len(dataset))) & known.trained)
-        if again:
-            logger.warning(
-                "%s was trained on %d of the files that are validated on now, whose loss is then "
-                "too low",
-                path,
-                again,
-            )
 
     # units
 
@@ -577,11 +504,6 @@ class DataSource:
         given = self.options["value_range"]
         if not isinstance(given, str) or given != "fit":
             return given
-        if not hasattr(self.dataset, "__len__") or isinstance(self.dataset, IterableDataset):
-            raise ValueError(
-                "Trainer: value_range='fit' must go with a dataset that has a length, got a "
-                "stream; give (low, high)"
-            )
         found: Any = None
         with self.processes.main_first():
             if self.processes.is_main:
@@ -589,7 +511,7 @@ class DataSource:
         return self.processes.from_main(found)
 
     def _values_of(self, index: int) -> Tensor:
-        video = self.hooks.unpack(collate([read_item(self.dataset, index, seed=0)]))[0][0]
+        video = self.unpack(collate([read_item(self.dataset, index, seed=0)]))[0][0]
         check_type("clips", video)
         if not video.isfinite().all():
             raise ValueError(
@@ -627,14 +549,13 @@ def check_source(
         ValueError: If there is not exactly one source, or it is the results folder.
     """
     known = dataset_options(trainer_class)
-    for name in options:
-        if name not in known:
-            names = [*known, *inspect.signature(trainer_class).parameters]
-            close = difflib.get_close_matches(name, names, n=1)
-            raise TypeError(
-                "Trainer: keywords must be the Trainer's or those of data.dataset.Dataset, got "
-                f"{name!r}; {f'is {close[0]!r} meant?' if close else 'leave it out'}"
-            )
+    for name in options.keys() - known:
+        names = [*known, *inspect.signature(trainer_class).parameters]
+        close = difflib.get_close_matches(name, names, n=1)
+        raise TypeError(
+            "Trainer: keywords must be the Trainer's or those of data.dataset.Dataset, got "
+            f"{name!r}; {f'is {close[0]!r} meant?' if close else 'leave it out'}"
+        )
     sources = [name for name, value in given.items() if value is not None]
     if len(sources) != 1:
         raise ValueError(
@@ -648,57 +569,9 @@ def check_source(
             f"Trainer: {', '.join(alone)} must go with a folder of clips, got a {source}; leave "
             "them out"
         )
-    if source == "folder":
-        _check_folder(given["folder"], results)
-    return source
-
-
-def _check_folder(folder: Any, results: Path) -> None:
-    if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(
-            f"Trainer: folder must be a path, got {type(folder).__name__}; pass a dataset as "
-            "dataset=..., and a loader as dataloader=..."
-        )
-    if Path(folder).resolve() == results.resolve():
+    if source == "folder" and Path(given["folder"]).resolve() == results.resolve():
         raise ValueError(
-            f"Trainer: results_folder must not be the folder of the clips, got {folder} for "
-            "both, where samples would be trained on; choose another results_folder"
+            f"Trainer: results_folder must not be the folder of the clips, got {results} for "
+            "both; choose another results_folder"
         )
-
-
-def choose_workers(dataset: Any) -> int:
-    """Number of workers: this process's share of the cores, at most 8.
-
-    0 with a single core, for cached clips and streams, and where a new process would import the
-    user's script again (Windows, macOS).
-    """
-    # without allow_none the call would fix the method, which the script may still set
-    method = multiprocessing.get_start_method(allow_none=True)
-    can_fork = (method or multiprocessing.get_all_start_methods()[0]) == "fork"
-    clips = clips_behind(dataset)
-    is_cached = clips is not None and clips.is_cached
-    if not can_fork or is_cached or isinstance(dataset, IterableDataset):
-        return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    # set by launchers
-    own = (cores or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return 0 if own <= 1 else min(8, own)
-
-
-def warn_of_copies(dataset: Any, num_workers: int) -> None:
-    """Warns that each worker iterates over the whole stream, unless the stream divides itself."""
-    kind = type(dataset)
-    if not isinstance(dataset, IterableDataset) or num_workers < 2:
-        return
-    known = {owner.__module__.partition(".")[0] for owner in kind.__mro__} & _SHARING
-    code = getattr(kind.__iter__, "__code__", None)
-    if known or "get_worker_info" in getattr(code, "co_names", ()):
-        return
-    logger.warning(
-        "num_workers=%d: each worker iterates over the whole %s, so that each clip comes %d times, "
-        "unless its clips are drawn at random or its __iter__ takes a part by "
-        "torch.utils.data.get_worker_info()",
-        num_workers,
-        kind.__name__,
-        num_workers,
-    )
+    return source

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.arguments import shown
-
 WARMUPS = ("copy", "power", "inverse_gamma")
 
 # Exponent of the power function whose width is a tenth of the training time (Karras et al. 2024,
@@ -97,8 +95,8 @@ class Averages:
         every: Steps between updates.
 
     Raises:
-        ValueError: If a decay, `start` or `every` is out of range, there is no decay, one is given
-            twice, or the warm-up is unknown.
+        ValueError: If a decay is out of range, there is none or one twice, or the warm-up is
+            unknown.
 
     Attributes:
         models: The averaged models by decay, in the order given; in evaluation mode, without
@@ -115,7 +113,15 @@ class Averages:
         every: int = 10,
     ) -> None:
         wanted = [float(d) for d in (decays if isinstance(decays, Sequence) else [decays])]
-        _check(wanted, warmup, start, every)
+        for decay in wanted:
+            EMA(decay)
+        if not wanted or len({*wanted}) < len(wanted):
+            raise ValueError(f"averages: there must be different decays, got {wanted}")
+        if warmup not in WARMUPS:
+            raise ValueError(
+                f"averages: the warm-up must be one of {', '.join(WARMUPS)}, got {warmup!r}; "
+                "'copy' is the reference's"
+            )
         self.warmup, self.start, self.every = warmup, start, every
         self.models: dict[float, nn.Module] = {
             decay: copy.deepcopy(model).requires_grad_(False).eval() for decay in wanted
@@ -165,30 +171,9 @@ class Averages:
             return self.first
         if decay not in self.models:
             raise ValueError(
-                f"averages: the decay must be one of {', '.join(self.named())}, got {decay}; name "
-                "one of these, or train with that decay too"
+                f"averages: the decay must be one of {', '.join(self.named())}, got {decay}"
             )
         return self.models[decay]
-
-
-def _check(decays: list[float], warmup: str, start: int, every: int) -> None:
-    for decay in decays:
-        EMA(decay)
-    if not decays:
-        raise ValueError("averages: there must be at least one decay, got none; 0.995 will do")
-    if len(set(decays)) < len(decays):
-        raise ValueError(f"averages: the decays must differ, got {decays}; name each one once")
-    if warmup not in WARMUPS:
-        raise ValueError(
-            f"averages: the warm-up must be one of {', '.join(WARMUPS)}, got "
-            f"{shown(warmup)}; 'copy' "
-            "is the reference's"
-        )
-    for name, value, least in (("start", start, 0), ("every", every, 1)):
-        if value < least:
-            raise ValueError(
-                f"averages: {name} must be at least {least}, got {value}; it counts steps"
-            )
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
@@ -199,8 +184,5 @@ def _tensors(model: nn.Module) -> list[Tensor]:
         reshard: Any = getattr(part, "reshard", None)
         if reshard is not None:
             reshard()
-    return [_local(tensor.detach()) for tensor in (*model.parameters(), *model.buffers())]
-
-
-def _local(tensor: Any) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    tensors: list[Any] = [t.detach() for t in (*model.parameters(), *model.buffers())]
+    return [t.to_local() if hasattr(t, "to_local") else t for t in tensors]

@@ -1,17 +1,18 @@
-"""Evaluation of a model on the clips of a folder or a dataset."""
+"""Validation losses, and evaluation of drawn videos, on the clips of a dataset."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from video_diffusion_pytorch.arguments import as_value_range
 from video_diffusion_pytorch.data.dataset import Dataset
@@ -19,11 +20,25 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.diffusion.samplers import make_sampler
 from video_diffusion_pytorch.diffusion.value_range import to_unit_range, unnormalize_img
 from video_diffusion_pytorch.evaluation.evaluator import ClipBatch, Evaluation, Evaluator
-from video_diffusion_pytorch.training.batches import unpack_batch
-from video_diffusion_pytorch.training.data_source import choose_workers
+from video_diffusion_pytorch.training.batches import (
+    ClipDraws,
+    Draw,
+    SeededItems,
+    Unpack,
+    choose_workers,
+    collate,
+    unpack_batch,
+)
+from video_diffusion_pytorch.training.checks import check_first_clip, take_value_range
+from video_diffusion_pytorch.training.metrics import StepMetrics
 from video_diffusion_pytorch.training.splits import clips_behind, name_of
-from video_diffusion_pytorch.training.validation import Unpack, Validation
 from video_diffusion_pytorch.version import __version__
+
+# Keywords of a batch that validation ignores
+_IMAGES = ("images", "image_conditions")
+
+# Least number of noisy clips: fewer would cover too few time steps
+_LEAST = 64
 
 # For each condition of a model, the kind of condition of a folder
 _KINDS = {
@@ -34,6 +49,171 @@ _KINDS = {
 }
 
 Ready = Callable[[dict[str, Any]], dict[str, Any]]
+"""Converts conditions to the model's inputs, for example captions to vectors."""
+
+
+class Part(NamedTuple):
+    """A validation batch: collated clips, the numbers of their draws, and how many count."""
+
+    batch: Any
+    numbers: list[int]
+    counted: int
+
+
+class Validation:
+    """Validation clips, with fixed time steps and noise.
+
+    Clips are repeated to at least 64 draws; draw `n`, of clip `n % clips`, has the same time step
+    and noise in every run.
+
+    Args:
+        dataset: Has a length.
+        indices: Indices of the clips that may be used; None for all.
+        at_least: Least number of clips.
+        at_most: Largest number of clips used, evenly spaced.
+        batch_size: Clips per batch.
+        share: Rank and world size; each process does its part, in equally many batches.
+
+    Raises:
+        ValueError: If there are too few clips, or they have no random access.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        indices: Sequence[int] | None,
+        *,
+        at_least: int = 1,
+        at_most: int,
+        batch_size: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        is_stream = isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__")
+        if indices is None:
+            indices = () if is_stream else range(len(dataset))
+        if is_stream or len(indices) < at_least:
+            raise ValueError(
+                "the clips to validate or evaluate on must be read in any order and be at least "
+                f"{at_least}, got {'a stream' if is_stream else len(indices)}; pass a folder, or a "
+                "dataset with a length"
+            )
+        count = min(at_most, len(indices))
+        places = torch.linspace(0, len(indices) - 1, count).round().long().tolist()
+        self.dataset, self.indices = dataset, [indices[place] for place in places]
+        self.batch_size, self.share = batch_size, share
+        self._labels: list[int] | None = None
+
+    def check(self, diffusion: GaussianDiffusion, unpack: Unpack, trained: Sequence[str]) -> None:
+        """Checks the first clip and the classes before training.
+
+        Args:
+            diffusion: The model.
+            unpack: Splits a batch into videos and conditions.
+            trained: Names of the classes that are trained on, if known.
+
+        Raises:
+            ValueError: If the first clip does not fit the model, its units are not the model's, or
+                its folder has a class that is not trained on.
+        """
+        clips = clips_behind(self.dataset)
+        take_value_range(diffusion, self.dataset)
+        first = collate([SeededItems(self.dataset)[Draw(self.indices[0], 0)]])
+        check_first_clip(diffusion, clips, *unpack(first))
+        own = () if clips is None else clips.class_names
+        unknown = [name for name in own if trained and name not in trained]
+        if unknown:
+            raise ValueError(
+                "Trainer: the clips to validate on must be of the classes that are trained on, "
+                f"{', '.join(trained)}, got {', '.join(unknown)}; remove them"
+            )
+        if trained and own != tuple(trained):
+            # a folder numbers its own classes
+            self._labels = [list(trained).index(name) for name in own]
+
+    def with_trained_labels(self, conditions: Mapping[str, Any]) -> dict[str, Any]:
+        """Conditions with the labels that were trained with."""
+        if self._labels is None or "labels" not in conditions:
+            return dict(conditions)
+        labels = torch.as_tensor(conditions["labels"])
+        # -1 stands for no class
+        numbers = torch.tensor([*self._labels, -1], device=labels.device)
+        return {**conditions, "labels": numbers[labels]}
+
+    @property
+    def draws(self) -> int:
+        """Number of noisy clips that the loss is a mean of."""
+        return len(self.indices) * math.ceil(_LEAST / len(self.indices))
+
+    def parts(self, num_workers: int, draws: int | None = None) -> Iterator[Part]:
+        """Yields the batches of this process; of the last ones some clips may not count.
+
+        Args:
+            num_workers: Number of worker processes.
+            draws: Number of clips, which are repeated as needed; None for `self.draws`.
+        """
+        process, processes = self.share
+        draws = self.draws if draws is None else draws
+        own = math.ceil(draws / processes)
+        numbers = range(process * own, (process + 1) * own)
+        batches = [numbers[i : i + self.batch_size] for i in range(0, own, self.batch_size)]
+        # fixed seeds, so that crops and flips are fixed too
+        wanted = [[Draw(self.indices[n % len(self.indices)], n) for n in b] for b in batches]
+        loader: DataLoader[Any] = DataLoader(
+            SeededItems(self.dataset),
+            batch_sampler=wanted,
+            num_workers=num_workers,
+            collate_fn=collate,
+            # its own generator, as starting a loader draws from the global one
+            generator=torch.Generator(),
+        )
+        for part, batch in zip(batches, loader, strict=True):
+            yield Part(batch, list(part), len([n for n in part if n < draws]))
+
+
+@torch.no_grad()
+def validation_losses(
+    validation: Validation,
+    losses: Mapping[str, Callable[..., Tensor]],
+    data: Any,
+    draws: ClipDraws,
+    *,
+    by_noise_of: str,
+) -> tuple[dict[str, float], list[float | None]]:
+    """Computes the mean losses of several models over the validation clips.
+
+    Args:
+        validation: The clips.
+        losses: `compute_loss` of each model, by the model's name.
+        data: A `DataSource`, which unpacks batches and prepares conditions.
+        draws: Draws time steps and noise.
+        by_noise_of: Name of the model whose losses by noise are returned.
+
+    Returns:
+        The mean loss of each model by name, and `BINS` means of one, starting with the least noise.
+    """
+    processes, device = data.processes, data.processes.device
+    metrics = StepMetrics(device, data.diffusion.num_timesteps)
+    totals = torch.zeros(len(losses) + 1, device=device)
+    for part in validation.parts(data.num_workers or 0):
+        videos, conditions = data.unpack(part.batch)
+        # without images, so that losses compare between runs with different image_frames
+        conditions = data.to_device({n: v for n, v in conditions.items() if n not in _IMAGES})
+        videos = videos.to(device, non_blocking=True)
+        given = draws.fixed(part.numbers, videos.shape[2])
+        given |= validation.with_trained_labels(conditions)
+        for i, (name, compute_loss) in enumerate(losses.items()):
+            # makes a model that draws itself draw the same each time
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                torch.manual_seed(part.numbers[0])
+                found = compute_loss(videos, **given).float()
+            counted = found[: part.counted] if found.ndim else found.expand(part.counted)
+            if name == by_noise_of and found.ndim and "t" in given and part.counted:
+                metrics.add_losses(counted, given["t"][: part.counted])
+            totals[i] += counted.sum()
+        totals[-1] += part.counted
+    *sums, count = processes.sum(totals).tolist()
+    means = {name: total / count for name, total in zip(losses, sums, strict=True)}
+    return means, metrics.take(0, 0.0, processes.sum)["loss_by_noise"]
 
 
 def evaluate_diffusion(
@@ -98,24 +278,19 @@ def evaluate_diffusion(
             f"evaluate_diffusion: {', '.join(data_options)} must go with a folder of clips, got a "
             f"{type(data).__name__}; leave them out"
         )
-    share, device = (0, 1), diffusion.betas.device
-    if accelerator is not None:
-        share = accelerator.process_index, accelerator.num_processes
-
-    def total(values: Tensor) -> Tensor:
-        if share[1] == 1:
-            return values
-        return accelerator.reduce(values.to(device), "sum").cpu()
-
+    device = diffusion.betas.device
+    parts: dict[str, Any] = {}
+    if accelerator is not None and accelerator.num_processes > 1:
+        parts["share"] = accelerator.process_index, accelerator.num_processes
+        parts["total"] = lambda values: accelerator.reduce(values.to(device), "sum").cpu()
     evaluator = make_evaluator(
         diffusion,
         data,
         evaluation,
         class_names=class_names,
-        share=share,
-        total=total,
         num_workers=choose_workers(data) if num_workers is None else num_workers,
         progress=progress,
+        **parts,
     )
     was_training = diffusion.training
     found = evaluator(diffusion.eval())
@@ -169,12 +344,12 @@ def sampling_options(diffusion: GaussianDiffusion, evaluation: Evaluation) -> di
     if evaluation.sampler == "ddpm" or steps is None:
         steps = min(sampler.default_steps or most, most)
     options = {"sampler": evaluation.sampler, "steps": steps}
-    return (
-        {**options, "cond_scale": evaluation.cond_scale} if diffusion.condition_names else options
-    )
+    if diffusion.condition_names:
+        options["cond_scale"] = evaluation.cond_scale
+    return options
 
 
-class EvaluationClips:
+class EvaluationClips(Validation):
     """Clips of a dataset, as an `Evaluator` reads them.
 
     Args:
@@ -211,32 +386,29 @@ class EvaluationClips:
         share: tuple[int, int] = (0, 1),
         num_workers: int = 0,
     ) -> None:
-        _check_clips(diffusion, dataset, indices)
+        clips = clips_behind(dataset)
+        if clips is not None and clips.value_range and diffusion.config["value_range"] is None:
+            raise ValueError(
+                "Evaluation: the clips must be in the model's units, got a value_range, "
+                f"{clips.value_range}, which the model has not; leave it out"
+            )
         self._limits = _unit_limits(diffusion, evaluation)
-        self._clips = Validation(
-            dataset,
-            range(len(dataset)) if indices is None else indices,
-            at_most=evaluation.clips,
-            batch_size=evaluation.max_batch,
-            share=share,
-        )
-        self._clips.check(diffusion, unpack, class_names)
+        sizes = {"at_least": 2, "at_most": evaluation.clips, "batch_size": evaluation.max_batch}
+        super().__init__(dataset, indices, share=share, **sizes)
+        self.check(diffusion, unpack, class_names)
         self._unpack, self._ready, self._num_workers = unpack, ready, num_workers
-        self.indices = self._clips.indices
         self.number = len(self.indices)
-        self.protocol = {
-            **_protocol_of_clips(dataset, self.indices),
-            "value_range": self._limits,
-        }
+        settings = _protocol_of_clips(dataset, self.indices)
+        self.protocol = {**settings, "value_range": self._limits}
 
     def batches(self, count: int) -> Iterator[ClipBatch]:
         """This process's share of `count` clips, which are repeated as often as needed."""
-        for part in self._clips.parts(self._num_workers, count):
+        for part in self.parts(self._num_workers, count):
             yield ClipBatch(*self._unpack(part.batch), part.numbers, part.counted)
 
     def ready(self, conditions: dict[str, Any]) -> dict[str, Any]:
         """Conditions as the model takes them, with the labels that were trained with."""
-        return self._ready(self._clips.with_trained_labels(conditions))
+        return self._ready(self.with_trained_labels(conditions))
 
     def to_unit_range(self, videos: Tensor) -> Tensor:
         """Converts videos from the clips' units to float32 in [0, 1], for feature networks."""
@@ -246,29 +418,13 @@ class EvaluationClips:
         return unnormalize_img(to_unit_range(videos, low, high)).float()
 
 
-def _check_clips(diffusion: GaussianDiffusion, dataset: Any, indices: Sequence[int] | None) -> None:
-    is_list = hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
-    if not is_list or len(dataset if indices is None else indices) < 2:
-        found = "fewer" if is_list else f"a {type(dataset).__name__}"
-        raise ValueError(
-            "Evaluation: there must be at least 2 clips with random access, got "
-            f"{found}; give a folder, or a dataset with a length"
-        )
-    clips = clips_behind(dataset)
-    if clips is not None and clips.value_range and diffusion.config["value_range"] is None:
-        raise ValueError(
-            "Evaluation: the clips must be in the units that the model was trained with, which "
-            f"are no value_range, got clips with {clips.value_range}; leave their value_range out"
-        )
-
-
 def _unit_limits(diffusion: GaussianDiffusion, evaluation: Evaluation) -> Any:
     """The clips' values that feature networks get as 0 and 1; None for clips in [0, 1]."""
     given = evaluation.value_range or diffusion.config["value_range"]
     if given is None and not diffusion.auto_normalize:
         raise ValueError(
-            "Evaluation: the feature networks need a range of values, got a model with "
-            "auto_normalize=False and no value_range; pass value_range=(low, high) of the clips"
+            "Evaluation: the feature networks need a value_range of the clips, got none, and a "
+            "model without auto_normalize; pass value_range=(low, high)"
         )
     return as_value_range(given, diffusion.channels, others="'fit' or ")
 

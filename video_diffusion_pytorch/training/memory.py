@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,26 +14,12 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 
-logger = logging.getLogger("video_diffusion_pytorch")
-
-_DTYPES = {
-    "no": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp8": torch.bfloat16,
-}
+_DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Messages of allocators that raise a plain RuntimeError
-_PHRASES = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "MPS backend out of memory",
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-)
+_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class TrainingOutOfMemory(torch.OutOfMemoryError, MemoryError):
@@ -44,7 +29,7 @@ class TrainingOutOfMemory(torch.OutOfMemoryError, MemoryError):
     """
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means out of memory, on any device."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
@@ -52,36 +37,22 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def explain_out_of_memory(
-    diffusion: Any, *, batch_size: int, accumulate: int, precision: str, error: BaseException
+    diffusion: Any, batch_size: int, precision: str, error: BaseException
 ) -> TrainingOutOfMemory:
     """Makes the error of a training step that ran out of memory.
 
     Args:
         diffusion: The diffusion that is trained.
         batch_size: Clips per micro-batch of this process.
-        accumulate: Micro-batches per step.
         precision: `"no"` for float32, or that of autocast.
         error: The original error, which is quoted.
     """
-    network = unwrap(diffusion.denoise_fn)
-    choices = []
-    if not getattr(network, "gradient_checkpointing", True):
-        choices.append(f"{type(network).__name__}(gradient_checkpointing=True)")
-    if precision == "no":
-        choices.append("amp=True")
-    if batch_size > 1:
-        smaller = next(n for n in range(batch_size - 1, 0, -1) if batch_size % n == 0)
-        choices.append(
-            f"train_batch_size={smaller} with gradient_accumulate_every="
-            f"{accumulate * batch_size // smaller}, which is the same step"
-        )
-    choices.append("smaller clips or a smaller network")
     c, f, h, w = diffusion.clip_shape
     return TrainingOutOfMemory(
         f"Trainer: a step must fit into the memory of {diffusion.betas.device}, got a micro-batch "
-        f"of {batch_size} clips of {c} x {f} x {h} x {w} in "
-        f"{'float32' if precision == 'no' else precision}; use {', or '.join(choices)}. "
-        f"The error was: {str(error) or type(error).__name__}"
+        f"of {batch_size} clips of {c} x {f} x {h} x {w} in precision {precision!r}; use amp=True, "
+        "gradient_checkpointing=True in Unet3D, or a smaller train_batch_size with a larger "
+        f"gradient_accumulate_every. The error was: {str(error) or type(error).__name__}"
     )
 
 
@@ -112,7 +83,7 @@ def activation_bytes(
     image_frames: int = 0,
     precision: str = "no",
     checkpointing: bool | None = None,
-) -> int | None:
+) -> int:
     """Estimates the memory that a micro-batch keeps from the forward to the backward pass.
 
     The network runs on the meta device, which allocates nothing. Each storage that autograd saves
@@ -128,15 +99,15 @@ def activation_bytes(
         conditions: Keywords of the network, tensors of `batch_size` rows; ignored if it takes
             `null_cond_prob`, as null conditions need the same memory. None for none.
         image_frames: Images per clip.
-        precision: `"no"` for float32, or that of autocast, `"bf16"`, `"fp16"` or `"fp8"`.
+        precision: `"no"` for float32, or that of autocast, `"bf16"` or `"fp16"`.
         checkpointing: Whether to count with gradient checkpointing; None for as the network is set.
 
     Returns:
-        Bytes; None, with a warning that says why, if the network does not run on the meta device.
+        Bytes.
 
     Raises:
-        ValueError: If `precision` is unknown, or the network has no attribute
-            `gradient_checkpointing` to switch on.
+        KeyError: If `precision` is unknown.
+        ValueError: If the network has no attribute `gradient_checkpointing` to switch on.
 
     Example:
         >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
@@ -146,17 +117,13 @@ def activation_bytes(
         >>> kept > activation_bytes(diffusion, 2, checkpointing=True)
         True
     """
-    if precision not in _DTYPES:
-        raise ValueError(
-            f"activation_bytes: precision must be one of {', '.join(_DTYPES)}, got "
-            f"{shown(precision)}; give the precision of autocast, and 'no' for float32"
-        )
+    dtype = _DTYPES[precision]
     network: Any = unwrap(diffusion.denoise_fn)
     was_on = getattr(network, "gradient_checkpointing", None)
     if checkpointing and was_on is None:
         raise ValueError(
-            "activation_bytes: checkpointing must go with a network that has the attribute "
-            f"gradient_checkpointing, as Unet3D has, got {type(network).__name__}; leave it out"
+            "activation_bytes: checkpointing must go with a network that has an attribute "
+            f"gradient_checkpointing, got {type(network).__name__}; leave it out"
         )
     c, f, h, w = diffusion.clip_shape
     shape = (batch_size, c, f + image_frames, h, w)
@@ -167,14 +134,11 @@ def activation_bytes(
     try:
         if was_on is not None:
             network.gradient_checkpointing = False
-        total, by_module = _count(network, shape, keywords, _DTYPES[precision])
+        total, by_module = _count(network, shape, keywords, dtype)
         if not (was_on if checkpointing is None else checkpointing):
             return total
         network.gradient_checkpointing = True
-        again, kept = _count(network, shape, keywords, _DTYPES[precision])
-    except Exception as error:  # a user's network may fail in any way
-        logger.warning("activation_bytes: no estimate, because of %r", error)
-        return None
+        again, kept = _count(network, shape, keywords, dtype)
     finally:
         if was_on is not None:
             network.gradient_checkpointing = was_on
@@ -193,10 +157,8 @@ def _count(
         like = torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         return like.to(dtype) if value.is_floating_point() else like
 
-    weights: dict[str, Tensor] = {
-        name: on_meta(value)
-        for name, value in (*network.named_parameters(), *network.named_buffers())
-    }
+    state: list[tuple[str, Any]] = [*network.named_parameters(), *network.named_buffers()]
+    weights: dict[str, Tensor] = {name: on_meta(value) for name, value in state}
     not_counted = {id(weight.untyped_storage()) for weight in weights.values()}
     # references, as the id of a freed storage may be reused
     storages: dict[int, torch.UntypedStorage] = {}
@@ -221,15 +183,12 @@ def _count(
     inputs = {name: on_meta(value) for name, value in keywords.items()}
     # prevents a recompilation of compiled blocks, from torch 2.6
     set_stance = getattr(torch.compiler, "set_stance", contextlib.nullcontext)
-    with contextlib.ExitStack() as stack:
-        hooks = (
-            register_module_forward_pre_hook(lambda *_: before.append(size())),
-            register_module_forward_hook(leave),
-        )
-        for hook in hooks:
-            stack.callback(hook.remove)
-        stack.enter_context(set_stance("force_eager"))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept))
+    with (
+        register_module_forward_pre_hook(lambda *_: before.append(size())),
+        register_module_forward_hook(leave),
+        set_stance("force_eager"),
+        torch.enable_grad(),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept),
+    ):
         torch.func.functional_call(network, weights, (x, t), inputs)
     return size(), by_module

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.files import replacing
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -28,8 +25,6 @@ BINS = 10
 # Formats that browsers display as images, and that Weights & Biases plays
 _PICTURES = (".gif", ".png", ".webp", ".jpg", ".jpeg")
 _FILMS = (".gif", ".mp4", ".webm")
-# Packages of trackers with another name
-_PACKAGES = {"comet_ml": "comet-ml"}
 
 
 class StepMetrics:
@@ -71,9 +66,8 @@ class StepMetrics:
         """
         if losses.ndim != 1 or losses.shape != t.shape:
             raise ValueError(
-                "StepMetrics: losses and t must have one number for each clip, (b,), got shapes "
-                f"{tuple(losses.shape)} and {tuple(t.shape)}; give the loss with reduction 'none', "
-                "averaged over all axes but the first"
+                "losses must have the shape of t, (b,), one for each clip, got "
+                f"{tuple(losses.shape)} and {tuple(t.shape)}; average all axes but the first"
             )
         losses = losses.detach().to(self.device, self._dtype)
         range_of = (t.detach().to(self.device, self._dtype)[:, None] > self._ends).sum(dim=1)
@@ -146,20 +140,15 @@ def peak_memory(device: torch.device) -> float | None:
 
     Args:
         device: A CUDA device, for memory that torch allocated there; any other, for the resident
-            memory of the process.
+            memory of the process, which Linux reports.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    with suppress(OSError, StopIteration, ValueError):
+    with suppress(OSError, StopIteration):
         # of this program only: getrusage includes the memory of the parent before the fork
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) / 2**10
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return None
 
 
 def _mean(total: float, count: float) -> float | None:
@@ -178,9 +167,9 @@ def _finite(value: Any) -> Any:
 class MetricsFile:
     """A file of JSON lines, which stays readable when a run is interrupted.
 
-    Lines of steps after `step`, which are repeated, and an incomplete last line are dropped. If
-    `step` is 0, an existing file is of another run, and is renamed to `metrics-1.jsonl`, or to the
-    next free number.
+    Lines of steps after `step`, which are repeated, and lines that are damaged or incomplete are
+    dropped. If `step` is 0, an existing file is of another run, and is renamed to
+    `metrics-1.jsonl`, or to the next free number.
 
     Args:
         path: The file.
@@ -195,26 +184,18 @@ class MetricsFile:
         if not self.path.is_file() or not self.path.stat().st_size:
             return
         if step == 0:
-            old = self._free_name()
+            number = 1
+            while (old := self.path.with_stem(f"{self.path.stem}-{number}")).exists():
+                number += 1
             self.path.rename(old)
             logger.info("%s is of another run: it is now %s", self.path, old.name)
             return
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        found = [(line, _parse(line)) for line in lines]
-        damaged = [n for n, (line, read) in enumerate(found, 1) if not read and _is_whole(line)]
-        if damaged:
-            logger.warning("%s: lines that are not metrics are dropped: %s", self.path, damaged)
-        kept = [line for line, read in found if read and read["step"] <= step]
-        whole = b"".join(line.rstrip(b"\r\n") + b"\n" for line in kept)
-        if whole != b"".join(lines):
+        before = self.path.read_bytes()
+        found = [(line, _parse(line)) for line in before.splitlines()]
+        kept = b"".join(line + b"\n" for line, read in found if read and read["step"] <= step)
+        if kept != before:
             with replacing(self.path) as unfinished:
-                unfinished.write_bytes(whole)
-
-    def _free_name(self) -> Path:
-        number = 1
-        while (name := self.path.with_stem(f"{self.path.stem}-{number}")).exists():
-            number += 1
-        return name
+                unfinished.write_bytes(kept)
 
     def write(self, line: dict[str, Any]) -> None:
         """Appends a line; NaN and infinity become null.
@@ -222,20 +203,12 @@ class MetricsFile:
         Raises:
             OSError: If it can't be written; the file then ends with the previous line.
         """
-        text = json.dumps(_finite(line), allow_nan=False) + "\n"
-        size = None
-        try:
-            with self.path.open("ab") as file:
-                size = file.tell()
-                file.write(text.encode())
-        except OSError as error:
-            if size is not None:
-                with contextlib.suppress(OSError):
-                    os.truncate(self.path, size)
-            raise OSError(
-                f"the numbers of a run must be written to {self.path}, got {error}; make room or "
-                "check the folder and its permissions, and train on from the last checkpoint"
-            ) from error
+        content = (json.dumps(_finite(line), allow_nan=False) + "\n").encode()
+        with self.path.open("ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(content) != len(content):
+                file.truncate(size)
+                raise OSError(f"no space is left on the disk of {self.path}; make room")
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -248,28 +221,22 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         FileNotFoundError: If there is no such file.
         ValueError: If a line is not a JSON object with a step.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(
-            f"expected the numbers of a run at {path}, found no file; give the results folder of "
-            "a run that has begun"
+            f"expected the numbers of a run at {path}, found no file; give its results folder"
         )
     found = []
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(keepends=True), 1):
         read = _parse(line)
         if read:
             found.append(read)
-        elif _is_whole(line):
+        # a killed process may leave half a line
+        elif line.endswith(b"\n"):
             raise ValueError(
                 f"expected a JSON object with a step in each line of {path}, got {line[:40]!r} in "
                 f"line {number}; remove that line"
             )
     return found
-
-
-def _is_whole(line: bytes) -> bool:
-    """Whether a line is complete: a killed process may leave half a line."""
-    return line.endswith(b"\n")
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -279,45 +246,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     is_line = isinstance(parsed, dict) and isinstance(parsed.get("step"), int)
     return parsed if is_line else None
-
-
-def check_trackers(log_with: Any) -> None:
-    """Checks that trackers are known and installed.
-
-    Args:
-        log_with: Name of a tracker that accelerate knows, `"all"` for those that are installed, an
-            accelerate `GeneralTracker` of one's own, a list of such, or None.
-
-    Raises:
-        ValueError: If a name is unknown, or its package is not installed.
-        TypeError: If one is neither a name nor a tracker.
-    """
-    if log_with is None:
-        return
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
-    from accelerate.utils import LoggerType
-
-    here = sorted(map(str, get_available_trackers()))
-    builtin = sorted(set(map(str, LoggerType)) - {"all"})
-    # includes registered classes
-    usable = [*here, *sorted(LOGGER_TYPE_TO_CLASS.keys() - set(builtin))]
-    for tracker in log_with if isinstance(log_with, (list, tuple)) else [log_with]:
-        if isinstance(tracker, GeneralTracker):
-            continue
-        if not isinstance(tracker, (str, LoggerType)):
-            raise TypeError(
-                "Trainer: log_with must be names of trackers or GeneralTrackers of accelerate, got "
-                f"{shown(tracker)}; give a name such as 'tensorboard', or an instance of the class"
-            )
-        name = str(tracker)
-        if name in usable or (name == "all" and usable):
-            continue
-        package = _PACKAGES.get(name, name) if name in builtin else "tensorboard"
-        raise ValueError(
-            "Trainer: log_with must name trackers that can be used here, "
-            f"{', '.join(usable) or 'of which none is installed'}, got {name!r}; choose one of "
-            f"{', '.join(builtin)}, and install its package, as in: pip install {package}"
-        )
 
 
 class Trackers:
@@ -388,12 +316,7 @@ class Trackers:
                 tracker.log({"samples": wandb.Video(str(path), format=suffix[1:])}, step=step)
             elif tracker.name not in self._without_videos:
                 self._without_videos.add(tracker.name)
-                logger.warning(
-                    "%s is not sent files such as %s: samples stay in %s",
-                    tracker.name,
-                    path.name,
-                    path.parent,
-                )
+                logger.warning("%s gets no samples such as %s", tracker.name, path)
 
     def end(self) -> None:
         """Ends the trackers, which writes all that was logged; they can be started again."""
@@ -411,10 +334,9 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float 
     for key, value in config.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)):
-            flat[f"{prefix}{key}"] = value
         else:
-            flat[f"{prefix}{key}"] = str(value)
+            is_plain = isinstance(value, (bool, int, float, str))
+            flat[f"{prefix}{key}"] = value if is_plain else str(value)
     return flat
 
 
@@ -425,19 +347,13 @@ def _is_number(value: Any) -> bool:
 def _show_in_tensorboard(writer: Any, path: Path, step: int) -> None:
     """Adds the file unchanged, as `SummaryWriter.add_image` would add one frame only."""
     from PIL import Image
-
-    try:
-        from tensorboard.compat.proto.summary_pb2 import Summary
-    except ModuleNotFoundError:
-        # accelerate uses this package instead
-        from tensorboardX.proto.summary_pb2 import Summary
+    from tensorboard.compat.proto.summary_pb2 import Summary
 
     with Image.open(path) as image:
         width, height = image.size
     # 3 channels, as colours have
     content = {"height": height, "width": width, "colorspace": 3}
     picture = Summary.Image(**content, encoded_image_string=path.read_bytes())
-    writer.file_writer.add_summary(
-        Summary(value=[Summary.Value(tag="samples", image=picture)]), step
-    )
+    summary = Summary(value=[Summary.Value(tag="samples", image=picture)])
+    writer.file_writer.add_summary(summary, step)
     writer.flush()

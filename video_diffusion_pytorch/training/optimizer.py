@@ -6,14 +6,13 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, repeat
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from video_diffusion_pytorch.arguments import shown
 
@@ -57,18 +56,21 @@ def make_optimizer(
     Raises:
         ValueError: If `kind` is unknown, a number is out of range, or numbers are given that a
             function as `kind` would not see.
-        TypeError: If the function does not return an optimizer.
     """
     given = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+    parameters = list(model.parameters())
     if callable(kind):
-        return _made_by(kind, model, given)
+        if given != _DEFAULTS:
+            raise ValueError(
+                "with an optimizer of your own, learning rate, betas and weight decay must be left "
+                f"out, got {given}; use functools.partial(torch.optim.RMSprop, lr=1e-3) or the like"
+            )
+        return kind(parameters)
     if kind not in OPTIMIZERS:
         raise ValueError(
             f"the optimizer must be one of {', '.join(OPTIMIZERS)} or a function that makes one "
-            f"from parameters, got {shown(kind)}; for another one of torch's give "
-            "functools.partial(torch.optim.SGD, lr=0.01) or the like"
+            f"from parameters, such as partial(torch.optim.SGD, lr=0.01), got {shown(kind)}"
         )
-    parameters = list(model.parameters())
     groups: list[Any] = parameters
     if weight_decay:
         matrices = [p for p in parameters if _is_matrix(p)]
@@ -80,25 +82,6 @@ def make_optimizer(
     optimizer.register_load_state_dict_pre_hook(_keep_implementation)
     if options["fused"]:
         optimizer.register_step_pre_hook(_match_strides)
-    return optimizer
-
-
-def _made_by(
-    make: Callable[[Iterable[nn.Parameter]], Optimizer], model: nn.Module, given: dict[str, Any]
-) -> Optimizer:
-    unseen = [f"{name}={value}" for name, value in given.items() if value != _DEFAULTS[name]]
-    if unseen:
-        raise ValueError(
-            "with an optimizer of your own, learning rate, betas and weight decay must be left "
-            f"out, got {', '.join(unseen)}; give them to the optimizer itself, as in "
-            "functools.partial(torch.optim.RMSprop, lr=1e-3)"
-        )
-    optimizer = make(list(model.parameters()))
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            "the function that makes the optimizer must return a torch.optim.Optimizer, got "
-            f"{type(optimizer).__name__}; return the optimizer that it makes"
-        )
     return optimizer
 
 
@@ -130,9 +113,9 @@ def _keep_implementation(optimizer: Optimizer, state: dict[str, Any]) -> dict[st
 
 
 def _match_strides(optimizer: Optimizer, *_: Any) -> None:
-    """Before a step: gives gradients and averages the strides of their weights.
+    """Before a step: gives gradients and moments the strides of their weights.
 
-    The fused kernels assume equal strides: on the CPU others, such as contiguous averages from a
+    The fused kernels assume equal strides: on the CPU others, such as contiguous moments from a
     file for a channels-last kernel, silently give wrong weights.
     """
     for group in optimizer.param_groups:
@@ -142,10 +125,10 @@ def _match_strides(optimizer: Optimizer, *_: Any) -> None:
                 continue
             if gradient.stride() != stride:
                 parameter.grad = torch.empty_like(parameter).copy_(gradient)
-            averages = optimizer.state.get(parameter, {})
-            for name, value in averages.items():
+            moments = optimizer.state.get(parameter, {})
+            for name, value in moments.items():
                 if value.shape == parameter.shape and value.stride() != stride:
-                    averages[name] = torch.empty_like(parameter).copy_(value)
+                    moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 def optimizer_settings(optimizer: Optimizer) -> dict[str, Any]:
@@ -200,8 +183,7 @@ def check_shapes(optimizer: Any, state: Mapping[str, Any], path: Path) -> None:
             if is_tensor and value.shape != weight.shape:
                 raise ValueError(
                     f"the optimizer of {path} must have {name} of the weights' shapes, got "
-                    f"{tuple(value.shape)} for a weight of {tuple(weight.shape)}; use the "
-                    "checkpoint before it, or build the model it was made with"
+                    f"{tuple(value.shape)} for a weight of {tuple(weight.shape)}; use another one"
                 )
 
 
@@ -248,7 +230,7 @@ class Schedule(LRScheduler):
         """Advances to the next step, or to step `epoch`."""
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
-            _set_lr(group, lr)
+            group["lr"] = lr
 
     def state_dict(self) -> dict[str, Any]:
         """The steps done and the base learning rates."""
@@ -262,13 +244,6 @@ class Schedule(LRScheduler):
         """
         self.base_lrs = list(state_dict.get("base_lrs", self.base_lrs))
         self.step(state_dict["last_epoch"])
-
-
-def _set_lr(group: dict[str, Any], lr: float) -> None:
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(lr)  # in place, as others may hold the tensor
-    else:
-        group["lr"] = lr
 
 
 def make_schedule(
@@ -292,9 +267,8 @@ def make_schedule(
         stay.
 
     Raises:
-        ValueError: If `kind` is unknown, `warmup_steps` is out of range or longer than a schedule
-            that falls, or is given with a function, which can make its own.
-        TypeError: If the function does not return a schedule, or one that needs a loss.
+        ValueError: If `kind` is unknown, or `warmup_steps` is longer than a schedule that falls, or
+            given with a function, which can make its own.
 
     Example:
         >>> from torch import nn, optim
@@ -309,49 +283,28 @@ def make_schedule(
         0.05
         0.0
     """
-    if not isinstance(warmup_steps, Integral) or warmup_steps < 0:
-        raise ValueError(
-            "the warm-up of the learning rate must be a whole number of steps, at least 0, got "
-            f"{shown(warmup_steps)}; 0 is without"
-        )
     if callable(kind):
-        return _schedule_made_by(kind, optimizer, warmup_steps)
+        # not combined with ours: whether it starts during or after the warm-up, and multiplies or
+        # replaces the learning rate, is for the caller to decide
+        if warmup_steps:
+            raise ValueError(
+                f"with a schedule of your own, warmup_steps must be 0, got {warmup_steps}; make "
+                "the warm-up a part of it, as with torch.optim.lr_scheduler.SequentialLR"
+            )
+        return kind(optimizer)
     if kind not in SCHEDULES:
         raise ValueError(
-            f"the schedule of the learning rate must be one of {', '.join(SCHEDULES)} or a "
-            "function that makes one from an optimizer, got "
-            f"{shown(kind)}; for another one of torch's "
-            "give lambda optimizer: StepLR(optimizer, 10_000) or the like"
+            f"the learning-rate schedule must be one of {', '.join(SCHEDULES)} or a function that "
+            f"makes one, such as lambda opt: StepLR(opt, 10_000), got {shown(kind)}"
         )
     if kind != "constant" and warmup_steps > total_steps:
         raise ValueError(
-            f"the warm-up of the learning rate must end within the {total_steps} steps of a "
-            f"{kind} schedule, got {warmup_steps}; shorten it, or train for longer"
+            f"the warm-up must end within the {total_steps} steps of a {kind} schedule, got "
+            f"{warmup_steps}; shorten it, or train for longer"
         )
     if kind == "constant" and not warmup_steps:
         return None
-    return Schedule(optimizer, kind, int(warmup_steps), total_steps)
-
-
-def _schedule_made_by(
-    make: Callable[[Optimizer], LRScheduler], optimizer: Optimizer, warmup_steps: int
-) -> LRScheduler:
-    # not combined with ours: whether it starts during or after the warm-up, and multiplies or
-    # replaces the learning rate, is for the caller to decide
-    if warmup_steps:
-        raise ValueError(
-            "with a schedule of your own, the steps of the warm-up must be 0, got "
-            f"{warmup_steps}; make the warm-up a part of it, as with "
-            "torch.optim.lr_scheduler.SequentialLR"
-        )
-    schedule = make(optimizer)
-    if not isinstance(schedule, LRScheduler) or isinstance(schedule, ReduceLROnPlateau):
-        raise TypeError(
-            "the function that makes the schedule of the learning rate must return a torch "
-            "LRScheduler that is stepped without a loss, got "
-            f"{type(schedule).__name__}; return the schedule that it makes"
-        )
-    return schedule
+    return Schedule(optimizer, kind, warmup_steps, total_steps)
 
 
 def resume_schedule(
@@ -368,13 +321,12 @@ def resume_schedule(
     """
     if schedule is None:
         for group in optimizer.param_groups if state else ():
-            _set_lr(group, float(group.get("initial_lr", group["lr"])))
+            group["lr"] = float(group.get("initial_lr", group["lr"]))
     elif isinstance(schedule, Schedule):
         schedule.load_state_dict({"last_epoch": step, **state})
     elif state.keys() - {"last_epoch", "base_lrs"}:  # of a schedule of torch's own
         schedule.load_state_dict(state)
     else:
         logger.warning(
-            "the checkpoint holds no state of a %s: the schedule of the learning rate starts anew",
-            type(schedule).__name__,
+            "the checkpoint holds no state of a %s: it starts anew", type(schedule).__name__
         )

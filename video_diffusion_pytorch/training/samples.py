@@ -100,15 +100,7 @@ def write_samples(
 
     Returns:
         The path of the gif.
-
-    Raises:
-        ValueError: If the videos don't fill the rows, or the number of captions differs.
     """
-    if captions is not None and len(captions) != len(videos):
-        raise ValueError(
-            f"captions must be as many as there are videos, {len(videos)}, got {len(captions)}; "
-            "give one for each"
-        )
     with replacing(folder / f"{name}.npy") as unfinished, unfinished.open("wb") as file:
         np.save(file, videos.detach().float().cpu().numpy())
     if captions is not None:
@@ -164,15 +156,7 @@ def write_sample_grid(
         value_range: Low and high end of the videos' units, each a number or one per channel; None
             for [0, 1], or, unless `in_unit_range`, the minimum and maximum of each channel.
         fps: Frames per second.
-
-    Raises:
-        ValueError: If the videos don't fill the rows.
     """
-    if rows < 1 or not len(videos) or len(videos) % rows:
-        raise ValueError(
-            f"the videos must fill the rows of the grid, got {len(videos)} for {rows}; choose a "
-            "number of rows that divides that of the videos"
-        )
     if value_range is not None:
         pictures = to_pictures(videos, value_range)
     elif not in_unit_range:

@@ -7,14 +7,12 @@ import os
 import stat
 import unicodedata
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import IterableDataset, Subset
 
-from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.manifest import read_splits
 
@@ -82,19 +80,16 @@ def name_hashes(dataset: Any, indices: Sequence[int]) -> set[int]:
     folder = getattr(whole_dataset(dataset), "folder", None)
     files = (_file_of(dataset, index) for index in indices)
     # all windows of a file have one name
-    names = {
-        os.fsencode(_name_in(folder, path))
-        for path in {str(number) if path is None else path for path, number in files}
-    }
-    return {int.from_bytes(hashlib.blake2b(name, digest_size=7).digest(), "big") for name in names}
+    names = {str(number) if path is None else path for path, number in files}
+    return {_name_hash(folder, name) for name in names}
 
 
-def _name_in(folder: Any, path: Path | str) -> str:
-    """The file's name relative to the folder, the same on all systems."""
-    if isinstance(path, str):
-        return path
-    # macOS decomposes accented characters
-    return unicodedata.normalize("NFC", Path(os.path.relpath(path, folder)).as_posix())
+def _name_hash(folder: Any, name: Path | str) -> int:
+    if isinstance(name, Path):
+        # macOS decomposes accented characters
+        name = unicodedata.normalize("NFC", Path(os.path.relpath(name, folder)).as_posix())
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=7).digest()
+    return int.from_bytes(digest, "big")
 
 
 def hold_out(
@@ -155,10 +150,9 @@ def split_off(
     Raises:
         ValueError: If the fraction is out of range, or one side has no file.
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, Real) or not 0 < fraction < 1:
+    if not 0 < fraction < 1:
         raise ValueError(
-            "Trainer: validation_split must be between 0 and 1, got "
-            f"{shown(fraction)}; give the share "
+            f"Trainer: validation_split must be between 0 and 1, got {fraction}; give the share "
             "of the files to validate on, such as 0.05, or the name of a manifest's split"
         )
     if isinstance(dataset, IterableDataset) or dataset is None:
@@ -167,11 +161,6 @@ def split_off(
             "stream or a loader; pass a validation_folder or a validation_dataset"
         )
     files = list(files_of(dataset).values())
-    if len(files) < 2:
-        raise ValueError(
-            f"Trainer: validation_split must leave files to train on, got {len(files)} in all; "
-            "give more clips"
-        )
     hashes = [name_hashes(dataset, clips) for clips in files]
     if known is None:
         # the largest hash of a file's names: one more name never moves it out of training
@@ -184,12 +173,12 @@ def split_off(
             if not names & known.trained
             and (names & known.validated or max(names) < fraction * 2**56)
         }
-        if not 0 < len(chosen) < len(files):
-            raise ValueError(
-                "Trainer: validation_split must leave files to train on and to validate on that "
-                f"were not trained on before, got {len(chosen)} of {len(files)} to validate on; "
-                "start in another results_folder, or pass a validation_folder"
-            )
+    if not 0 < len(chosen) < len(files):
+        raise ValueError(
+            "Trainer: validation_split must leave files to train on, and others to validate on "
+            f"that were not trained on before, got {len(chosen)} of {len(files)} to validate on; "
+            "give more clips, or start in another results_folder"
+        )
     sides: tuple[list[int], list[int]] = [], []
     for place, clips in enumerate(files):
         sides[place in chosen].extend(clips)
@@ -225,18 +214,15 @@ def split_of_rows(
         columns: `manifest_columns` of `Dataset`.
 
     Raises:
-        ValueError: If the table has no splits, or none of a usual name.
+        ValueError: If there is no name, and no split of a usual name.
     """
+    if name is not None:
+        return name
     found = read_splits(table, Path(folder), columns)
     usual = [split for split in found if split.lower() in ("val", "valid", "validation")]
-    if name is not None and not found:
-        raise ValueError(
-            f"Trainer: validation_split={name!r} must be a split of the manifest, got {table} "
-            "without a column split; add it, or give a share of the files such as 0.05"
-        )
-    if name is None and found and not usual:
+    if found and not usual:
         raise ValueError(
             "Trainer: validation_split must say which rows of the manifest to validate on, got "
             f"{table} with the splits {', '.join(map(repr, found))}; choose one of them"
         )
-    return name or (usual[0] if usual else None)
+    return usual[0] if usual else None

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.conditions import given
 from video_diffusion_pytorch.data.condition_files import split_conditions
 from video_diffusion_pytorch.data.dataset import Dataset, PictureFolder
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
@@ -27,28 +28,21 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator
 from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.host_memory import keep_freed_memory
-from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle, collate, unpack_batch
+from video_diffusion_pytorch.training.batches import ClipDraws, Endless, collate, unpack_batch
 from video_diffusion_pytorch.training.checkpoint import Checkpoints, check_folder
 from video_diffusion_pytorch.training.checkpoint_file import FORMAT
 from video_diffusion_pytorch.training.checks import (
     check_arguments,
     check_model,
     check_sample_conditions,
-    share_of_batch,
 )
-from video_diffusion_pytorch.training.data_source import (
-    Batch,
-    DataHooks,
-    DataSource,
-    check_source,
-)
-from video_diffusion_pytorch.training.draws import ClipDraws
+from video_diffusion_pytorch.training.data_source import Batch, DataSource, check_source
 from video_diffusion_pytorch.training.ema import EMA, Averages
-from video_diffusion_pytorch.training.evaluate import make_evaluator
+from video_diffusion_pytorch.training.evaluate import make_evaluator, validation_losses
 from video_diffusion_pytorch.training.fsdp import clip_gradients, sharded_like
 from video_diffusion_pytorch.training.memory import (
     explain_out_of_memory,
-    out_of_memory,
+    is_out_of_memory,
 )
 from video_diffusion_pytorch.training.metrics import MetricsFile, StepMetrics, Trackers
 from video_diffusion_pytorch.training.optimizer import (
@@ -57,11 +51,7 @@ from video_diffusion_pytorch.training.optimizer import (
     make_schedule,
     optimizer_settings,
 )
-from video_diffusion_pytorch.training.processes import (
-    Processes,
-    compile_network,
-    make_accelerator,
-)
+from video_diffusion_pytorch.training.processes import Processes, compile_network, make_accelerator
 from video_diffusion_pytorch.training.resume import (
     check_classes,
     checkpoint_to_resume,
@@ -78,7 +68,6 @@ from video_diffusion_pytorch.training.samples import (
     write_samples,
 )
 from video_diffusion_pytorch.training.signals import StopSignals
-from video_diffusion_pytorch.training.validation import Validation, validation_losses
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -105,10 +94,9 @@ class MicroBatch(NamedTuple):
     t: Tensor | None
 
     @property
-    def bad_positions(self) -> list[int]:
-        """Positions of the clips with a NaN or infinite loss; all, if only their mean is known."""
-        is_bad = (~self.losses.isfinite()).expand(len(self.positions)).tolist()
-        return [place for place, bad in zip(self.positions, is_bad, strict=True) if bad]
+    def is_bad(self) -> list[bool]:
+        """Whether each clip, or else their mean, has a NaN or infinite loss."""
+        return (~self.losses.isfinite()).expand(len(self.positions)).tolist()
 
 
 @dataclass
@@ -301,8 +289,11 @@ class Trainer:
         project: str = "video-diffusion",
         **data_options: Any,
     ) -> None:
+        arguments = {**locals()}
         check_model(diffusion_model)
-        check_arguments(locals(), log_with)
+        check_arguments(arguments)
+        plain = {n: v for n, v in arguments.items() if isinstance(v, (bool, int, float, str))}
+        self._arguments = plain
 
         # a step
         self.train_lr, self.optimizer, self.betas = train_lr, optimizer, betas
@@ -315,27 +306,14 @@ class Trainer:
 
         # between steps
         self.save_and_sample_every, self.save_every = save_and_sample_every, save_every
-        self.validate_every = save_and_sample_every if validate_every is None else validate_every
+        self.validate_every = validate_every or save_and_sample_every
         self.evaluate_every = evaluate_every
         self.evaluation = Evaluation(clips=256) if evaluation is None else evaluation
         self.log_every, self.project, self.num_sample_rows = log_every, project, num_sample_rows
-        self.sample_cond_scale = sample_cond_scale
-        self.keep_last, self.keep_best = keep_last, keep_best
-        self.results_folder = Path(results_folder)
-
-        # data
-        self.image_frames, self.image_folder = image_frames, image_folder
-        self.validation_folder, self.validation_split = validation_folder, validation_split
-        self.validation_manifest, self.validation_dataset = validation_manifest, validation_dataset
-        self.validation_clips, self.data_options = validation_clips, data_options
-        self.model, self.image_size = diffusion_model, diffusion_model.image_size
-        samples = None if sample_conditions is None else dict(sample_conditions)
-        if samples is not None:
-            check_sample_conditions(diffusion_model, samples)
-        sources = {"folder": folder, "dataset": dataset, "dataloader": dataloader}
-        source = check_source(sources, data_options, type(self), self.results_folder)
+        self.sample_cond_scale, self.results_folder = sample_cond_scale, Path(results_folder)
 
         # state
+        self.model, self.image_size = diffusion_model, diffusion_model.image_size
         self.step, self.skipped_steps = 0, 0
         self.losses: dict[str, float | None] = {"training": None, "validation": None}
         self.run = RunState()
@@ -343,12 +321,44 @@ class Trainer:
         self.signals: StopSignals | None = None
         self._evaluator: Evaluator | None = None
 
-        self._connect(fsdp, amp, device, mixed_precision, log_with)
-        self.batch_size = train_batch_size
-        if split_batches:
-            self.batch_size = share_of_batch(train_batch_size, self.num_processes)
-        self.data = self._make_data(sources, seed, num_workers, held_out, samples)
-        self.data.open(source)
+        # collaborators
+        self.accelerator = make_accelerator(
+            amp, device, mixed_precision=mixed_precision, log_with=log_with, folder=results_folder
+        )
+        self.trackers = Trackers(self.accelerator)
+        self.device, self.scaler = self.accelerator.device, self.accelerator.scaler
+        self.processes = Processes(self.accelerator, fsdp)
+        self.process, self.fsdp = self.processes.rank, self.processes.fsdp
+        self.checkpoints = Checkpoints(
+            self.results_folder, self.processes, keep_last=keep_last, keep_best=keep_best
+        )
+        sharing = self.num_processes if split_batches else 1
+        if train_batch_size % sharing:
+            raise ValueError(
+                "Trainer: with split_batches, train_batch_size must be a multiple of the number of "
+                f"processes, {sharing}, got {train_batch_size}; change one of them"
+            )
+        self.batch_size = train_batch_size // sharing
+        self.image_folder, self.validation_folder = image_folder, validation_folder
+        self.data_options = data_options
+        self.data = self._make_data(
+            {"folder": folder, "dataset": dataset, "dataloader": dataloader},
+            seed=seed,
+            num_workers=num_workers,
+            held_out=held_out,
+            chosen_conditions=None if sample_conditions is None else dict(sample_conditions),
+            image_frames=image_frames,
+            image_folder=image_folder,
+            validate_on={
+                "folder": validation_folder,
+                "split": validation_split,
+                "manifest": validation_manifest,
+                "dataset": validation_dataset,
+                "clips": validation_clips,
+            },
+        )
+        self.order = self.data.order
+        self.data.open()
         self._prepare_model(ema_decay, compile)
         with self.processes.main_first():
             self.data.captions.prepare(self.data.known_captions, self.device)
@@ -359,71 +369,29 @@ class Trainer:
         if evaluate_every is not None:
             self._evaluator = self._make_evaluator()
 
-    def _connect(
-        self,
-        fsdp: bool,
-        amp: bool,
-        device: str | None,
-        mixed_precision: str | None,
-        log_with: Any,
-    ) -> None:
-        self.accelerator = make_accelerator(
-            amp,
-            device,
-            mixed_precision=mixed_precision,
-            log_with=log_with,
-            folder=self.results_folder,
-        )
-        self.processes = Processes(self.accelerator, fsdp)
-        self.checkpoints = Checkpoints(
-            self.results_folder, self.processes, keep_last=self.keep_last, keep_best=self.keep_best
-        )
-        self.device, self.fsdp = self.accelerator.device, self.processes.fsdp
-
-    def _make_data(
-        self,
-        sources: dict[str, Any],
-        seed: int | None,
-        num_workers: int | None,
-        held_out: int | None,
-        sample_conditions: dict[str, Any] | None,
-    ) -> DataSource:
-        return DataSource(
-            self.model,
-            self.processes,
-            self._data_hooks(),
-            sources=sources,
-            options=self.data_options,
-            batch_size=self.batch_size,
-            seed=seed,
-            num_workers=num_workers,
-            held_out=held_out,
-            num_samples=self.num_sample_rows**2,
-            sample_conditions=sample_conditions,
-            own_conditions=inspect.signature(self.compute_loss).parameters.keys(),
-            image_frames=self.image_frames,
-            image_folder=self.image_folder,
-            validation={
-                "folder": self.validation_folder,
-                "split": self.validation_split,
-                "manifest": self.validation_manifest,
-                "dataset": self.validation_dataset,
-                "clips": self.validation_clips,
-            },
-        )
-
-    def _data_hooks(self) -> DataHooks:
-        def make(folder: Any, options: dict[str, Any] | None = None) -> Any:
-            trainer = self if options is None else self._with(data_options=options)
+    def _make_data(self, sources: dict[str, Any], **options: Any) -> DataSource:
+        def make_dataset(folder: Any, data_options: dict[str, Any] | None = None) -> Any:
+            trainer = self if data_options is None else self._with(data_options=data_options)
             return trainer.make_dataset(folder, self.model)
 
+        if options["chosen_conditions"] is not None:
+            check_sample_conditions(self.model, options["chosen_conditions"])
         # unless it is overridden, workers need no copy of the Trainer
         is_own = type(self).unpack_batch is not Trainer.unpack_batch
-        return DataHooks(
-            make_dataset=make,
+        return DataSource(
+            diffusion=self.model,
+            processes=self.processes,
+            make_dataset=make_dataset,
             make_image_dataset=lambda folder: self.make_image_dataset(folder, self.model),
             make_dataloader=self.make_dataloader,
             unpack=self.unpack_batch if is_own else unpack_batch,
+            source=check_source(sources, self.data_options, type(self), self.results_folder),
+            sources=sources,
+            options=self.data_options,
+            batch_size=self.batch_size,
+            num_samples=self.num_sample_rows**2,
+            own_conditions=inspect.signature(self.compute_loss).parameters.keys(),
+            **options,
         )
 
     def _prepare_model(self, ema_decay: float | Sequence[float], compile: bool) -> None:
@@ -448,7 +416,6 @@ class Trainer:
         self.clip_draws = ClipDraws(self.model)
         self.metrics = StepMetrics(self.device, self.model.num_timesteps)
         self.metrics_file: MetricsFile | None = None
-        self.trackers = Trackers(self.accelerator)
 
     def _with(self, **attributes: Any) -> Trainer:
         """A shallow copy with other attributes, for methods that a subclass overrides."""
@@ -483,7 +450,7 @@ class Trainer:
             diffusion.image_size,
             diffusion.channels,
             has_captions="caption" in kinds or isinstance(columns.get("cond"), str),
-            class_names=self.class_names,
+            class_names=self.data.class_names,
             value_range=diffusion.config["value_range"],
             exclude=(self.results_folder,),
             as_uint8=True,
@@ -493,16 +460,16 @@ class Trainer:
     def make_dataloader(self, dataset: Any) -> Any:
         """Makes the loader of shuffled batches, endless, starting at `order.position`."""
         is_stream = isinstance(dataset, IterableDataset)
-        if not self.num_workers:
+        if not self.data.num_workers:
             # batches need the same memory at every step
             keep_freed_memory()
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
             sampler=None if is_stream else self.order,
-            num_workers=self.num_workers or 0,
+            num_workers=self.data.num_workers or 0,
             # a stream is exhausted after each epoch, and then restarted
-            persistent_workers=bool(self.num_workers and is_stream),
+            persistent_workers=bool(self.data.num_workers and is_stream),
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             # its own generator: a loader draws a seed when it is made, and a resumed run makes two
@@ -567,8 +534,8 @@ class Trainer:
         if conditions is None:
             raise ValueError(
                 "Trainer.sample: the samples must be conditioned on "
-                f"{', '.join(self.model.condition_names)}, got none, as no batch has been loaded "
-                "yet; train first, or pass sample_conditions"
+                f"{', '.join(self.model.condition_names)}, got none; train first, or pass "
+                "sample_conditions"
             )
         count = self.num_sample_rows**2
         videos = draw_samples(
@@ -591,13 +558,19 @@ class Trainer:
             rows=self.num_sample_rows,
             value_range=self.model.config["value_range"],
             in_unit_range=self.model.auto_normalize,
-            captions=describe(self.data.sample_conditions or {}, self.class_names, len(videos)),
+            captions=describe(
+                self.data.sample_conditions or {}, self.data.class_names, len(videos)
+            ),
         )
 
     def checkpoint_state(self) -> dict[str, Any]:
         """The checkpoint: tensors and plain values. Every process must call it."""
         denoiser = getattr(unwrap(self.model.denoise_fn), "config", None)
         first, *others = self.averages.named().items()
+        losses = {**self.losses}
+        if self.run.validated_step != self.step:
+            # a validation loss counts only for the weights it was measured with
+            losses["validation"] = None
         return {
             "format": FORMAT,
             "version": __version__,
@@ -613,15 +586,9 @@ class Trainer:
             "config": {
                 "unet": denoiser,
                 "diffusion": self.model.config,
-                "class_names": self.class_names,
+                "class_names": self.data.class_names,
             },
-            # a validation loss counts only for the weights it was measured with
-            "losses": {
-                "training": self.losses["training"],
-                "validation": self.losses["validation"]
-                if self.run.validated_step == self.step
-                else None,
-            },
+            "losses": losses,
             "skipped_steps": self.skipped_steps,
             "random_states": self.processes.from_all(random_states()),
             "data": self.data.state_dict(),
@@ -648,31 +615,6 @@ class Trainer:
         return self.data.loader
 
     @property
-    def order(self) -> EndlessShuffle:
-        """The order of the clips."""
-        return self.data.order
-
-    @property
-    def num_workers(self) -> int | None:
-        """Number of worker processes that read clips."""
-        return self.data.num_workers
-
-    @property
-    def validation(self) -> Validation | None:
-        """The validation clips; None for none."""
-        return self.data.validation
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Names of the classes by label, if the clips' folder has classes."""
-        return self.data.class_names
-
-    @property
-    def scaler(self) -> Any:
-        """The loss scaler of float16 training; None for other precisions."""
-        return self.accelerator.scaler
-
-    @property
     def is_main(self) -> bool:
         """Whether this is the main process, which writes the files."""
         return self.processes.is_main
@@ -681,11 +623,6 @@ class Trainer:
     def num_processes(self) -> int:
         """Number of processes (world size)."""
         return self.processes.world_size
-
-    @property
-    def process(self) -> int:
-        """Rank of this process, from 0."""
-        return self.processes.rank
 
     # a step
 
@@ -714,15 +651,10 @@ class Trainer:
                 self.accelerator.unscale_gradients(self.opt)
             norm = clip_gradients(self.model.parameters(), self.max_grad_norm)
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            raise explain_out_of_memory(
-                self.model,
-                batch_size=self.batch_size,
-                accumulate=self.gradient_accumulate_every,
-                precision=self.accelerator.mixed_precision,
-                error=error,
-            ) from error
+            precision = self.accelerator.mixed_precision
+            raise explain_out_of_memory(self.model, self.batch_size, precision, error) from error
 
         # all processes agree whether to take the step
         mean = torch.stack([part.losses.mean() for part in parts]).mean()
@@ -763,17 +695,16 @@ class Trainer:
         seeds = [self.order.seed_at(position) for position in batch.positions]
         drawn = self.clip_draws(seeds, frames, kwargs.get("prob_focus_present", 0.0))
         # given values replace drawn ones
-        given = {**drawn, **batch.conditions, **kwargs}
+        keywords = {**drawn, **batch.conditions, **kwargs}
         with self.processes.exchange(self.model, self.parallel_model, is_last):
-            losses = self.compute_loss(batch.videos, **given)
+            losses = self.compute_loss(batch.videos, **keywords)
             loss = losses.mean() / self.gradient_accumulate_every
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
-        return MicroBatch(batch.positions, losses.detach().float(), given.get("t"))
+        return MicroBatch(batch.positions, losses.detach().float(), keywords.get("t"))
 
     def _agree(self, loss: Tensor, norm: Tensor) -> tuple[float, float]:
         """Means over the processes; also exchanges whether one of them received a signal."""
-        is_caught = self.signals is not None and self.signals.caught is not None
-        values = torch.stack([loss, norm.to(loss), torch.zeros_like(loss) + is_caught])
+        values = torch.stack([loss, norm.to(loss), torch.zeros_like(loss) + self._is_caught])
         # the only device synchronization of a step
         sums = self.processes.sum(values).tolist()
         self.run.should_stop = sums[2] > 0
@@ -792,15 +723,14 @@ class Trainer:
         """Counts and logs a skipped step and its clips."""
         self.run.skipped_in_row += 1
         self.skipped_steps += 1
-        # the clips without a finite loss, or else all
-        bad = self.data.names(place for part in parts for place in part.bad_positions)
-        names = [name for own in self.processes.from_all(bad) for name in own]
-        count = self.num_processes * sum(len(part.positions) for part in parts)
+        positions = [place for part in parts for place in part.positions]
+        is_bad = [bad for part in parts for bad in part.is_bad]
+        own = [*zip(self.data.names(positions), is_bad, strict=True)]
+        clips = [clip for those in self.processes.from_all(own) for clip in those]
         # if some clips have a finite loss, the others are at fault; otherwise the weights may be
-        self.run.has_diverged = len(names) in (0, count)
-        if not names:
-            every = self.data.names(place for part in parts for place in part.positions)
-            names = [name for own in self.processes.from_all(every) for name in own]
+        bad_names = [name for name, bad in clips if bad]
+        self.run.has_diverged = len(bad_names) in (0, len(clips))
+        names = bad_names or [name for name, _ in clips]
         if self.is_main:
             logger.warning(
                 "step %d is skipped, as its %s not finite (loss %s); its clips: %s",
@@ -817,10 +747,9 @@ class Trainer:
                 self._set_diverged_aside()
             raise FloatingPointError(
                 "Trainer: loss and gradients must be finite, got "
-                f"{self.run.skipped_in_row} steps in a row that are not; the weights are those "
-                f"before them, and {self.checkpoints.describe_newest()}: train on with a smaller "
-                "train_lr, with max_grad_norm=1.0 or without half precision, and look at the clips "
-                "that were named"
+                f"{self.run.skipped_in_row} steps in a row that are not; "
+                f"{self.checkpoints.describe_newest()}: train on with a smaller train_lr, with "
+                "max_grad_norm=1.0 or without half precision, and look at the clips that were named"
             )
 
     # the loop
@@ -847,15 +776,15 @@ class Trainer:
                 step's time spent waiting for clips); after a validation or an evaluation its
                 losses or scores; and at a milestone `sample`, the path of the gif.
         """
-        focus: dict[str, Any] = {}
-        if prob_focus_present:
-            focus["prob_focus_present"] = prob_focus_present
-        if focus_present_mask is not None:
-            focus["focus_present_mask"] = focus_present_mask.to(self.device)
+        mask = None if focus_present_mask is None else focus_present_mask.to(self.device)
+        focus = given(
+            {"prob_focus_present": prob_focus_present or None, "focus_present_mask": mask}
+        )
         signals = StopSignals()
+        progress = {"initial": self.step, "total": self.train_num_steps, "desc": "training"}
         try:
             race = self._begin()
-            with signals, self._progress_bar() as bar:
+            with signals, tqdm(**progress, disable=not self.is_main) as bar:
                 self.signals = signals
                 try:
                     self._loop(bar, log_fn, focus)
@@ -891,14 +820,6 @@ class Trainer:
         self.trackers.start(self.project, self.settings(), step=self.step)
         self.run.weights_are_whole = True
         return race
-
-    def _progress_bar(self) -> Any:
-        return tqdm(
-            initial=self.step,
-            total=self.train_num_steps,
-            desc="training",
-            disable=not self.is_main,
-        )
 
     def _loop(
         self, bar: Any, log_fn: Callable[[dict[str, Any]], Any], focus: dict[str, Any]
@@ -956,9 +877,8 @@ class Trainer:
             return
         try:
             is_finite = all(bool(weight.isfinite().all()) for weight in self.model.parameters())
-            if not is_finite or (self.fsdp and self.num_processes > 1):
-                return
-            if not self.processes.is_first(race):
+            is_whole = is_finite and not (self.fsdp and self.num_processes > 1)
+            if not is_whole or not self.processes.is_first(race):
                 return
             self.processes.is_alone = self.num_processes > 1
             if not self.processes.is_alone:
@@ -976,15 +896,17 @@ class Trainer:
             error.add_note(note)
 
     @property
+    def _is_caught(self) -> bool:
+        return self.signals is not None and self.signals.caught is not None
+
+    @property
     def is_stopping(self) -> bool:
         """Whether a signal arrived, as far as all processes know."""
-        is_caught = self.signals is not None and self.signals.caught is not None
-        return self.run.should_stop or (self.num_processes == 1 and is_caught)
+        return self.run.should_stop or (self.num_processes == 1 and self._is_caught)
 
     def _is_signalled(self) -> bool:
         """Whether any process received a signal; every process must call it."""
-        is_caught = self.signals is not None and self.signals.caught is not None
-        flag = torch.tensor(float(is_caught), device=self.device)
+        flag = torch.tensor(float(self._is_caught), device=self.device)
         return bool(self.processes.sum(flag).item())
 
     # between steps
@@ -997,7 +919,7 @@ class Trainer:
         is_saved = is_saved or self.run.checkpoint_is_due
         if not self.step_metrics["skipped"]:
             self.checkpoints.forget_old()
-        if self.validation is not None and self.step % self.validate_every == 0:
+        if self.data.validation is not None and self.step % self.validate_every == 0:
             found |= self.validate()
         if self.step % self.log_every == 0 or is_saved or self.step == self.run.first_step:
             self.write_metrics()
@@ -1018,12 +940,8 @@ class Trainer:
         if not self.run.has_diverged:
             self._save_step()
         elif not self.run.checkpoint_is_due and self.is_main:
-            logger.warning(
-                "no checkpoint is written at step %d, whose loss or gradients are not finite, but "
-                "after the next good step; %s",
-                self.step,
-                self.checkpoints.describe_newest(),
-            )
+            text = "the checkpoint of step %d, which was skipped, follows after the next good step"
+            logger.warning(text, self.step)
         self.run.checkpoint_is_due = self.run.has_diverged
 
     def validate(self) -> dict[str, float]:
@@ -1038,15 +956,12 @@ class Trainer:
         Raises:
             ValueError: If there are no validation clips.
         """
-        if self.validation is None:
-            raise ValueError(
-                "Trainer.validate: there must be clips to validate on, got none; pass "
-                "validation_folder, validation_dataset or validation_split"
-            )
+        if self.data.validation is None:
+            raise ValueError("Trainer.validate: there must be clips to validate on, got none")
         averages = {f"_ema_{name}": model for name, model in self.averages.named().items()}
         models = {"": self.model, **averages}
         means, by_noise = validation_losses(
-            self.validation,
+            self.data.validation,
             {
                 name: self._with(model=model.eval(), parallel_model=model).compute_loss
                 for name, model in models.items()
@@ -1097,8 +1012,8 @@ class Trainer:
 
     def _make_evaluator(self) -> Evaluator:
         dataset, indices = self.ds, self.order.indices
-        if self.validation is not None:
-            dataset, indices = self.validation.dataset, self.validation.indices
+        if self.data.validation is not None:
+            dataset, indices = self.data.validation.dataset, self.data.validation.indices
         return make_evaluator(
             self.model,
             dataset,
@@ -1106,10 +1021,10 @@ class Trainer:
             indices=indices,
             unpack=self.data.unpack_for_model,
             ready=self.data.to_device,
-            class_names=self.class_names,
+            class_names=self.data.class_names,
             share=self.processes.share,
             total=lambda values: self.processes.sum(values.to(self.device)).cpu(),
-            num_workers=self.num_workers or 0,
+            num_workers=self.data.num_workers or 0,
         )
 
     # checkpoints
@@ -1161,7 +1076,7 @@ class Trainer:
         )
         if self.fsdp:
             state = sharded_like(state, self.model, self.opt)
-        check_classes(path, state, self.class_names)
+        check_classes(path, state, self.data.class_names)
         load_model(self.model, self.averages, path, state, **kwargs)
         self.resumed_from, self.step = path, state["step"]
         self.checkpoints.go_back_to(path, self.step)
@@ -1217,12 +1132,9 @@ class Trainer:
 
     def _sample_name(self, videos: Tensor) -> Any:
         """The number of the milestone, with the step if other samples have that name."""
-        milestone = self.step // self.save_and_sample_every
+        milestone, saved = self.step // self.save_and_sample_every, self.checkpoints.saved_path
         name = f"{milestone}-step{self.step}"
-        is_so_named = (
-            self.checkpoints.saved_path is not None
-            and self.checkpoints.saved_path.stem == f"model-{name}"
-        )
+        is_so_named = saved is not None and saved.stem == f"model-{name}"
         if is_so_named or is_of_others(videos, self.results_folder, str(milestone)):
             return name
         return milestone
@@ -1230,16 +1142,16 @@ class Trainer:
     def _draw_missing_samples(self) -> None:
         """Draws the samples of the milestone that is resumed from, if they are missing."""
         milestone, rest = divmod(self.step, self.save_and_sample_every)
-        is_missing, path = False, self.resumed_from
-        if path is not None and milestone and not rest and self.is_main:
-            name = path.stem.removeprefix("model-")
-            is_ours = name in (str(milestone), f"{milestone}-step{self.step}")
+        path, is_missing = self.resumed_from, False
+        names = (f"model-{milestone}", f"model-{milestone}-step{self.step}")
+        if milestone and not rest and self.is_main and path is not None and path.stem in names:
             is_here = path.resolve().parent == self.results_folder.resolve()
-            # the grid is written last
-            found = [p for p in path.parent.glob(f"{name}.*") if p.suffix not in (".npy", ".txt")]
             # with a user's loader the first batch, and so its conditions, is unknown
             is_known = self.data.sample_conditions is not None
-            is_missing = is_ours and is_here and is_known and not found
+            found = path.parent.glob(f"{path.stem.removeprefix('model-')}.*")
+            # the grid is written last
+            has_grid = any(one.suffix not in (".npy", ".txt") for one in found)
+            is_missing = is_here and is_known and not has_grid
         if self.processes.from_main(is_missing):
             self._write_milestone_samples()
 
@@ -1255,9 +1167,7 @@ class Trainer:
     def settings(self) -> dict[str, Any]:
         """Settings of the run as plain values, for trackers."""
         network = getattr(unwrap(self.model.denoise_fn), "config", None) or {}
-        values = {**vars(self), "num_workers": self.num_workers}
-        plain = {n: v for n, v in values.items() if isinstance(v, (bool, int, float, str))}
-        own = {name: value for name, value in plain.items() if not name.startswith("_")}
+        own = {**self._arguments, "num_workers": self.data.num_workers}
         return {"trainer": own, "diffusion": self.model.config, "unet": network}
 
     def write_metrics(self) -> None:
