@@ -42,20 +42,20 @@ def state_of(unet=None, num_processes=2, **diffusion):
 
 
 @pytest.fixture
-def told(tmp_path):
-    """Writes a state and gives what is said of it: the title, and the text of each name."""
+def describe(tmp_path):
+    """Writes a state and returns its description: the title, and the text of each property."""
 
-    def tell(state, path=None):
+    def run(state, path=None):
         path = path or tmp_path / "model-3.pt"
         write_checkpoint(state, path)
         title, *lines = describe_checkpoint(path)
         return title, dict(re.fullmatch(r"  (\w+) +(.*)", line).groups() for line in lines)
 
-    return tell
+    return run
 
 
-def test_a_checkpoint_in_words(told, tmp_path):
-    title, lines = told(state_of())
+def test_a_checkpoint_in_words(describe, tmp_path):
+    title, lines = describe(state_of())
     size = (tmp_path / "model-3.pt").stat().st_size
     assert title == (
         f"{tmp_path}/model-3.pt: checkpoint of video-diffusion-pytorch {__version__}, "
@@ -79,7 +79,7 @@ def test_a_checkpoint_in_words(told, tmp_path):
     }
 
 
-def test_conditions_ranges_and_objective_in_words(told):
+def test_conditions_ranges_and_objective_in_words(describe):
     unet = Unet3D(
         dim=8, channels=1, attn_heads=1, cond_dim=7, num_classes=3, frame_cond_dim=2,
         cond_channels=4,
@@ -89,7 +89,7 @@ def test_conditions_ranges_and_objective_in_words(told):
         beta_schedule="continuous_cosine",
     )  # fmt: skip
     state["config"]["class_names"] = ("cat", "cow", "dog")
-    lines = told(state)[1]
+    lines = describe(state)[1]
     assert lines["conditions"] == (
         "captions or vectors of 7 numbers, 3 classes, vectors of 2 numbers for each frame, fields "
         "of 4 channels"
@@ -101,15 +101,15 @@ def test_conditions_ranges_and_objective_in_words(told):
     )
 
 
-def test_ranges_of_many_channels_are_cut_short(told):
+def test_ranges_of_many_channels_are_cut_short(describe):
     unet = Unet3D(dim=8, dim_mults=(1,), channels=6, attn_heads=1)
     low, high = [float(i) for i in range(6)], [float(i) for i in range(1, 7)]
-    lines = told(state_of(unet, value_range=(low, high)))[1]
+    lines = describe(state_of(unet, value_range=(low, high)))[1]
     assert lines["clips"].endswith("values from (0, 1, 2, 3, ...) to (1, 2, 3, 4, ...)")
     betas = torch.linspace(1e-4, 0.02, 20).tolist()
-    lines = told(state_of(auto_normalize=False, beta_schedule=betas))[1]
+    lines = describe(state_of(auto_normalize=False, beta_schedule=betas))[1]
     assert lines["clips"].endswith("values as they are")
-    assert "schedule of betas without a name" in lines["diffusion"]
+    assert "schedule of given betas" in lines["diffusion"]
 
 
 class Network(nn.Module):
@@ -125,8 +125,8 @@ class Network(nn.Module):
         return x
 
 
-def test_another_network(told):
-    lines = told(state_of(Network()))[1]
+def test_another_network(describe):
+    lines = describe(state_of(Network()))[1]
     assert lines["network"] == "not a Unet3D, 0.0101 million parameters"
     assert "conditions" not in lines
 
@@ -146,24 +146,24 @@ def test_files_of_the_reference(version):
         "3 channels",
         "  conditions  none",
         "  diffusion   6 time steps, schedule cosine, objective pred_noise",
-        "  optimizer   not in the file: begins anew",
+        "  optimizer   not in the file: resuming starts a new one",
     ]
     assert describe_checkpoint(path.parent)[0] == title
 
 
-def test_a_file_before_averages_and_processes_were_told(told):
+def test_a_file_before_averages_and_processes_were_recorded(describe):
     state = state_of()
     for name in ("emas", "ema_decays", "losses", "scheduler"):
         del state[name]
     state["random_states"] = state["random_states"][0]
-    lines = told(state)[1]
+    lines = describe(state)[1]
     assert lines["processes"] == "1"
     assert not {"averages", "losses"} & lines.keys()
 
 
-def test_the_newest_of_a_folder(told, tmp_path):
+def test_the_newest_of_a_folder(describe, tmp_path):
     for number in (9, 10):
-        told({**state_of(), "step": number}, tmp_path / f"model-{number}.pt")
+        describe({**state_of(), "step": number}, tmp_path / f"model-{number}.pt")
     title, step, *_ = describe_checkpoint(tmp_path)
     assert title.startswith(f"{tmp_path / 'model-10.pt'}: ")
     assert step.split() == ["step", "10"]
@@ -194,16 +194,16 @@ def test_a_folder_that_is_a_checkpoint(tmp_path):
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a checkpoint at .*model-1\.pt, found n"):
         describe_checkpoint(tmp_path / "model-1.pt")
-    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt in"):
+    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt or model-N"):
         describe_checkpoint(tmp_path)
     (tmp_path / "model-1.pt").write_bytes(b"none")
     with pytest.raises(ValueError, match=r"expected a checkpoint in .*model-1\.pt, got a file"):
-        describe_checkpoint(tmp_path)
+        describe_checkpoint(tmp_path / "model-1.pt")
 
 
-def test_options_beyond_the_reference(told):
+def test_options_beyond_the_reference(describe):
     unet = Unet3D(
         dim=8, dim_mults=(1, 2), attn_heads=1, cond_dim=4, num_text_tokens=3, full_attn_levels=[1]
     )
-    _, lines = told(state_of(unet))
+    _, lines = describe(state_of(unet))
     assert lines["network"].endswith(", 3 channels, num_text_tokens 3, full_attn_levels (1,)")

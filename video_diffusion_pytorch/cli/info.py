@@ -1,10 +1,10 @@
-"""`video-diffusion info`: what a checkpoint holds, in words."""
+"""`video-diffusion info`: a description of a checkpoint."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,81 +14,76 @@ from torch import Tensor
 
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
-from video_diffusion_pytorch.training.checkpoint import find_checkpoint, newest
+from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 
-HELP = "say what a checkpoint holds"
-
-# What a network that takes a condition is told in each entry of its config
+# The condition that each setting of a network adds
 _CONDITIONS = {
     "cond_dim": "captions or vectors of {} numbers",
     "num_classes": "{} classes",
     "frame_cond_dim": "vectors of {} numbers for each frame",
     "cond_channels": "fields of {} channels",
 }
-_WIDTH = 12  # of the column of names
 
 
 def make_parser() -> ArgumentParser:
-    """The options of `info`."""
+    """Makes the parser of the options of `info`."""
     parser = ArgumentParser(
         exit_on_error=False,
         allow_abbrev=False,
         usage="video-diffusion info CHECKPOINT",
-        description="Says what a checkpoint holds: the model, how far it is trained and on what.",
+        description="Describes a checkpoint: the model, its data and how far it is trained.",
     )
-    parser.add_argument(
-        "checkpoint",
-        type=str,
-        help="A file model-N.pt of this library, or of version 0.6 or 0.7; a folder "
-        "model-N.sharded; or a results folder, for its newest checkpoint.",
-    )
+    checkpoint = "A file model-N.pt of this library, or of version 0.6 or 0.7; a folder "
+    checkpoint += "model-N.sharded; or a results folder, for its newest checkpoint."
+    parser.add_argument("checkpoint", type=str, help=checkpoint)
     return parser
 
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
-    """Prints what a checkpoint holds."""
+    """Prints a description of a checkpoint."""
     for line in describe_checkpoint(options.checkpoint):
         say(line)
 
 
 def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:
-    """What a checkpoint holds, in lines to print; its tensors are not read.
+    """Describes a checkpoint, whose tensors are not read.
 
     Args:
         path: A training file of this library or of the reference, a folder `model-N.sharded`, or
             a results folder, for its newest checkpoint.
 
     Returns:
-        A title, and a line for each thing that the file tells.
+        The lines of the description: a title, and one for each property.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If it is not a training file.
     """
-    path = Path(path)
-    if path.is_dir() and path.suffix != ".sharded":
-        path = newest(path) or find_checkpoint(path, -1)
+    path = checkpoint_at(path)
     state = glance(path)
-    told: dict[str, str | None] = {"step": str(state["step"])}
     config = state.get("config")
     if config is None:
         unet = unet_config_from_state_dict(state["model"])[1]
-        told |= _of_network(state, unet) | {"diffusion": _schedule_of(state["model"])}
+        steps = _count(len(state["model"]["betas"]), "time step")
+        diffusion: dict[str, str] = {"diffusion": f"{steps}, schedule cosine, objective pred_noise"}
     else:
         unet = config["unet"]
-        told |= _of_network(state, unet) | _of_diffusion(config["diffusion"])
-        told["classes"] = ", ".join(config.get("class_names") or ())
-    told |= _of_run(state)
-    lines = [f"  {name:{_WIDTH}}{text}" for name, text in told.items() if text]
-    return [f"{path}: {_writer(state, unet)}, {_size(path)}", *lines]
-
-
-def _writer(state: Mapping[str, Any], unet: Mapping[str, Any] | None) -> str:
+        diffusion = _describe_diffusion(config["diffusion"])
+        diffusion["classes"] = ", ".join(config.get("class_names") or ())
     if "version" in state:
-        return f"checkpoint of video-diffusion-pytorch {state['version']}"
-    has_groups = unet is not None and unet["resnet_groups"] is not None
-    return f"checkpoint of the reference, version {'0.6.x' if has_groups else '0.7.0'}"
+        writer = f"video-diffusion-pytorch {state['version']}"
+    else:
+        has_groups = unet is not None and unet["resnet_groups"] is not None
+        writer = f"the reference, version {'0.6.x' if has_groups else '0.7.0'}"
+    about = {
+        "step": str(state["step"]),
+        **_describe_network(state, unet),
+        **diffusion,
+        **_describe_run(state),
+    }
+    lines = [f"  {name:12}{text}" for name, text in about.items() if text]
+    return [f"{path}: checkpoint of {writer}, {_size(path)}", *lines]
 
 
 def _size(path: Path) -> str:
@@ -100,35 +95,38 @@ def _size(path: Path) -> str:
     return f"{count} bytes"
 
 
-# what a file tells
-
-
-def _of_network(state: Mapping[str, Any], unet: Mapping[str, Any] | None) -> dict[str, str | None]:
-    count = _parameters(state.get("model") or {}, unet)
-    size = None if count is None else f"{count / 1e6:.3g} million parameters"
+def _describe_network(state: Mapping[str, Any], unet: Mapping[str, Any] | None) -> dict[str, str]:
     if unet is None:
-        return {"network": ", ".join(filter(None, ["not a Unet3D", size]))}
+        tensors = [t for n, t in (state.get("model") or {}).items() if n.startswith("denoise_fn.")]
+        count = sum(tensor.numel() for tensor in tensors if isinstance(tensor, Tensor))
+        return {"network": f"not a Unet3D{_parameters(count) if count else ''}"}
     kinds = [text.format(unet[name]) for name, text in _CONDITIONS.items() if unet.get(name)]
     if unet.get("use_bert_text_cond") and not unet.get("cond_dim"):
         kinds.insert(0, "captions, by BERT")
+    # counted without memory; the state dict of the reference has shared parameters twice
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in Unet3D(**unet).parameters())
     parts = [
-        "Unet3D",
-        size,
+        f"Unet3D{_parameters(count)}",
         f"dim {unet['dim']}",
         f"dim_mults {tuple(unet['dim_mults'])}",
         _count(unet["channels"], "channel"),
         *_options(unet),
     ]
-    return {"network": ", ".join(filter(None, parts)), "conditions": ", ".join(kinds) or "none"}
+    return {"network": ", ".join(parts), "conditions": ", ".join(kinds) or "none"}
+
+
+def _parameters(count: int) -> str:
+    return f", {count / 1e6:.3g} million parameters"
 
 
 def _options(unet: Mapping[str, Any]) -> list[str]:
-    """Options beyond the reference's, and its conditions, where they are not as usual."""
+    """Settings that the reference and the conditions lack, where they are not the defaults."""
     parameters = inspect.signature(Unet3D).parameters
-    beyond = list(parameters)[list(parameters).index("num_text_tokens") :]
+    names = list(parameters)
     return [
         f"{name} {unet[name]}"
-        for name in beyond
+        for name in names[names.index("num_text_tokens") :]
         if name in unet and _plain(unet[name]) != _plain(parameters[name].default)
     ]
 
@@ -137,37 +135,23 @@ def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _parameters(model: Mapping[str, Any], unet: Mapping[str, Any] | None) -> int | None:
-    """How many numbers the network learns; None if nothing tells."""
-    if unet is not None:
-        # counted where they need no memory: the reference's names count shared ones twice
-        with torch.device("meta"):
-            return sum(parameter.numel() for parameter in Unet3D(**unet).parameters())
-    tensors = [
-        tensor
-        for name, tensor in model.items()
-        if name.startswith("denoise_fn.") and isinstance(tensor, Tensor)
-    ]
-    return sum(tensor.numel() for tensor in tensors) or None
-
-
-def _of_diffusion(config: Mapping[str, Any]) -> dict[str, str | None]:
+def _describe_diffusion(config: Mapping[str, Any]) -> dict[str, str]:
     size = config["image_size"]
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     clips = [f"{_count(config['num_frames'], 'frame')} of {height} x {width} pixels"]
     clips.append(_count(config["channels"], "channel"))
-    given, schedule = config.get("given_frames"), config.get("beta_schedule", "cosine")
-    if given:
-        clips.append(f"the first {given} given")
+    if config.get("given_frames"):
+        clips.append(f"the first {config['given_frames']} given")
     if config.get("value_range"):
         low, high = config["value_range"]
         clips.append(f"values from {_bound(low)} to {_bound(high)}")
     else:
         is_unit = config.get("auto_normalize", True)
         clips.append("values from 0 to 1" if is_unit else "values as they are")
+    schedule = config.get("beta_schedule", "cosine")
     process = [
         _count(config["timesteps"], "time step"),
-        f"schedule {schedule if isinstance(schedule, str) else 'of betas without a name'}",
+        f"schedule {schedule if isinstance(schedule, str) else 'of given betas'}",
         f"objective {config.get('objective', 'pred_noise')}",
         f"loss {config['loss_type']}",
     ]
@@ -185,41 +169,36 @@ def _bound(value: Any) -> str:
     return f"{value:g}"
 
 
-def _schedule_of(model: Mapping[str, Any]) -> str:
-    return f"{_count(len(model['betas']), 'time step')}, schedule cosine, objective pred_noise"
-
-
-def _of_run(state: Mapping[str, Any]) -> dict[str, str | None]:
-    data, losses = state.get("data") or {}, state.get("losses") or {}
-    told = [f"{name} {value:.4g}" for name, value in losses.items() if value is not None]
-    decays, states = state.get("ema_decays"), state.get("random_states")
-    optimizer = state.get("optimizer") or {}
+def _describe_run(state: Mapping[str, Any]) -> dict[str, str]:
+    clips = state.get("data") or {}
+    data = []
+    if clips.get("clips"):
+        data.append(_count(clips["clips"], "clip"))
+        if clips.get("position") is not None:
+            epochs = f"{clips['position'] / clips['clips']:.3g}"
+            data.append(f"{epochs} epochs done ({clips['position']} clips seen)")
+    if "seed" in clips:
+        data.append(f"seed {clips['seed']}")
+    losses = state.get("losses") or {}
+    states = state.get("random_states")
     return {
-        "data": ", ".join(_of_data(data)),
-        "averages": ", ".join(f"{decay:g}" for decay in decays) if decays else None,
-        "optimizer": ", ".join(_of_optimizer(optimizer)) or "not in the file: begins anew",
-        "losses": ", ".join(told),
-        "processes": str(len(states) if isinstance(states, list) else 1) if states else None,
+        "data": ", ".join(data),
+        "averages": ", ".join(f"{decay:g}" for decay in state.get("ema_decays") or ()),
+        "optimizer": _describe_optimizer(state.get("optimizer") or {}),
+        "losses": ", ".join(f"{n} {v:.4g}" for n, v in losses.items() if v is not None),
+        "processes": str(len(states) if isinstance(states, list) else 1) if states else "",
     }
 
 
-def _of_data(data: Mapping[str, Any]) -> Iterator[str]:
-    clips, position = data.get("clips"), data.get("position")
-    if clips:
-        yield _count(clips, "clip")
-    if clips and position is not None:
-        yield f"{position / clips:.3g} epochs done ({position} clips seen)"
-    if "seed" in data:
-        yield f"seed {data['seed']}"
-
-
-def _of_optimizer(optimizer: Mapping[str, Any]) -> Iterator[str]:
+def _describe_optimizer(optimizer: Mapping[str, Any]) -> str:
     groups = optimizer.get("param_groups") or [{}]
-    names = {"lr": "learning rate", "betas": "betas", "momentum": "momentum"}
-    for key, name in names.items():
-        if groups[0].get(key) is not None:
-            value = groups[0][key]
-            yield f"{name} {f'{value:.4g}' if isinstance(value, float) else value}"
+    parts = []
+    for key in ("lr", "betas", "momentum"):
+        value = groups[0].get(key)
+        if value is not None:
+            name = "learning rate" if key == "lr" else key
+            parts.append(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}")
     decay = max((group.get("weight_decay") or 0 for group in groups), default=0)
     if decay:
-        yield f"weight decay {decay:g}"
+        parts.append(f"weight decay {decay:g}")
+    return ", ".join(parts) or "not in the file: resuming starts a new one"
