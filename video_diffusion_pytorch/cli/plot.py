@@ -21,26 +21,9 @@ _DRAWN = 2000  # most points per curve: more do not show
 _RECENT = 0.2  # share of a run, at its end, whose losses by noise are averaged
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown")
 
-# Title, unit and scale of each metric that has axes of its own
-_CURVES = {
-    "lr": ("Learning rate", "learning rate", "linear"),
-    "grad_norm": ("Gradient norm, before clipping", "norm", "log"),
-    "clips_per_second": ("Speed, all processes", "clips per second", "linear"),
-    "data_wait": ("Time spent waiting for clips", "share of a step", "linear"),
-}
-# Scores of `evaluate_every`, drawn if recorded
-_SCORES = {
-    "fvd": ("Frechet video distance", "distance", "log"),
-    "random_feature_distance": ("Distance of random features", "distance", "log"),
-    "inception_score": ("Inception score", "score", "linear"),
-    "fid_avg": ("FID, mean over frames", "distance", "log"),
-    "fid_first": ("FID of first frames", "distance", "log"),
-    "is_avg": ("Inception score, mean over frames", "score", "linear"),
-    "is_first": ("Inception score of first frames", "score", "linear"),
-    "psnr": ("PSNR of predicted frames", "dB", "linear"),
-    "ssim": ("SSIM of predicted frames", "similarity", "linear"),
-    "lpips": ("LPIPS of predicted frames", "distance", "linear"),
-}
+# Numbers of a line that have no axes of their own
+_OTHERS = ("step", "time", "steps", "loss", "memory_mib", "skipped_steps", "inception_score_std")
+_LOGARITHMIC = ("grad_norm", "fvd", "random_feature_distance", "fid_avg", "fid_first")
 
 
 def make_parser() -> ArgumentParser:
@@ -95,54 +78,39 @@ def _draw(runs: dict[str, Lines], target: Path) -> None:
     # a figure without pyplot needs no display and leaves no state behind
     from matplotlib.figure import Figure
 
-    recorded = {name for lines in runs.values() for line in lines for name in line}
-    curves = _CURVES | {name: about for name, about in _SCORES.items() if name in recorded}
-    rows = 1 + -(-len(curves) // 2)
-    figure = Figure(figsize=(12, 3.5 * rows), layout="constrained")
-    loss, noise, *others = figure.subplots(rows, 2).flat
-    for spare in others[len(curves) :]:
+    lines_of_all = [line for lines in runs.values() for line in lines]
+    metrics = dict.fromkeys(n for line in lines_of_all for n, v in line.items() if _is_metric(n, v))
+    figure = Figure(figsize=(12, 3.5 * (1 + -(-len(metrics) // 2))), layout="constrained")
+    loss, noise, *others = figure.subplots(1 + -(-len(metrics) // 2), 2).flat
+    for spare in others[len(metrics) :]:
         spare.remove()
     for number, (name, lines) in enumerate(runs.items()):
         colour = _COLOURS[number % len(_COLOURS)]
         prefix = f"{name}: " if len(runs) > 1 else ""
         _draw_loss(loss, lines, colour, prefix)
         _draw_noise(noise, lines, colour, prefix)
-        for axes, metric in zip(others, curves, strict=False):
+        for axes, metric in zip(others, metrics, strict=False):
             _curve(axes, lines, metric, colour, name)
-    _finish(loss, "Loss", "loss", "log")
-    _finish(noise, "Loss by noise level", "loss", "log")
+    for axes, title in zip(
+        (loss, noise, *others), ("loss", "loss by noise", *metrics), strict=False
+    ):
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3, which="both")
+        if axes.dataLim.y1 > 0 and (axes in (loss, noise) or title in _LOGARITHMIC):
+            axes.set_yscale("log")
+        else:
+            axes.set_ylim(bottom=0)
+        if len(axes.get_legend_handles_labels()[1]) > 1:
+            axes.legend(fontsize="small")
     noise.set(xlabel="time step t, % of the schedule (0: clean, 100: noise)", xlim=(0, 100))
-    for axes, about in zip(others, curves.values(), strict=False):
-        _finish(axes, *about)
     names = ", ".join(runs)
     figure.suptitle(names if len(names) < 100 else f"{len(runs)} runs")
     figure.savefig(target, dpi=110)
 
 
-def _finish(axes: Any, title: str, unit: str, scale: str) -> None:
-    """Sets title, unit, scale and grid, and a legend if there are several labels."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    axes.set(title=title, ylabel=unit, xlabel="step")
-    axes.grid(alpha=0.3, which="both")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=(1, 2, 5, 10)))
-    if not axes.get_lines():
-        axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes)
-        return
-    highest = axes.dataLim.y1
-    if scale == "log" and highest > 0:
-        axes.set_yscale("log")
-        low, high = axes.get_ylim()
-        plain = FuncFormatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_major_formatter(plain)
-        # within two decades the powers of ten alone are too few labels
-        is_narrow = high / low < 100
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5) if is_narrow else (2, 5)))
-        axes.yaxis.set_minor_formatter(plain if is_narrow else NullFormatter())
-    elif scale == "linear":
-        axes.set_ylim(0, 1.1 * highest if highest > 0 else 1)
-    if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize="small")
+def _is_metric(name: str, value: Any) -> bool:
+    is_other = name in _OTHERS or name.startswith(_VALIDATION)
+    return isinstance(value, (int, float)) and not is_other
 
 
 def _draw_loss(axes: Any, lines: Lines, colour: str, prefix: str) -> None:
