@@ -78,7 +78,9 @@ def test_a_checkpoint_is_described(describe, tmp_path):
 
 def test_settings_that_differ_from_the_defaults(describe):
     unet = Unet3D(dim=8, channels=1, attn_heads=1, cond_dim=7, num_classes=3, full_attn_levels=[1])
-    state = state_of(unet, value_range=(-5.0, 310.25), objective="pred_v", beta_schedule=[0.1] * 20)
+    state = state_of(
+        unet, value_range=(-5.0, 310.25), objective="pred_v", beta_schedule=[1 / 7] * 20
+    )
     state["config"]["class_names"] = ("cat", "cow", "dog")
     lines = describe(state)[1]
     assert lines["classes"] == "cat, cow, dog"
