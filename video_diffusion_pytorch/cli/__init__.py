@@ -34,14 +34,8 @@ COMMANDS = {
     "demo": Command("train a small model on generated clips", demo.make_parser, demo.run),
     "train": Command("train a model on a folder of clips", train.make_parser, train.run),
     "sample": Command("sample videos from a checkpoint", sample.make_parser, sample.run),
-    "evaluate": Command(
-        "compare sampled videos with real clips", evaluate.make_parser, evaluate.run
-    ),
-    "compare": Command(
-        "print results of evaluate side by side",
-        evaluate.make_compare_parser,
-        evaluate.run_compare,
-    ),
+    "evaluate": Command("compare samples with real clips", evaluate.make_parser, evaluate.run),
+    "compare": Command("compare results", evaluate.make_compare_parser, evaluate.run_compare),
     "info": Command("describe a checkpoint", info.make_parser, info.run),
     "plot": Command("plot the metrics of one or more runs", plot.make_parser, plot.run),
     "gather": Command(gather.HELP, gather.make_parser, gather.run),
@@ -122,8 +116,9 @@ def build_parser(preset: str | None = None) -> ArgumentParser:
         description="Add --help to a command to list its options.",
     )
     for name, command in COMMANDS.items():
-        arguments = [preset] if name == "train" else []
-        commands.add_subcommand(name, command.make_parser(*arguments), help=command.help)
+        made = command.make_parser(*[preset] if name == "train" else [])
+        made.exit_on_error = made.allow_abbrev = False
+        commands.add_subcommand(name, made, help=command.help)
     return parser
 
 

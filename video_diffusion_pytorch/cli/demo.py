@@ -58,8 +58,6 @@ ZOOM = 4
 def make_parser() -> ArgumentParser:
     """Makes the parser of the options of `demo`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion demo [options]",
         description="Trains a small model on clips of moving digits and samples from it. A second "
         "run in the same folder resumes the first.",

@@ -41,23 +41,24 @@ _NOT_OF_DATA: set[str | int] = {
     "as_uint8",
 }
 _OF_DATA = [name for name in inspect.signature(Dataset).parameters if name not in _NOT_OF_DATA]
-# Networks given by files: the prefix of their options and the help text
+# Networks given as TorchScript files: the prefix of their options, and the help text
 _NETWORKS = {
-    "features": (
-        "feature",
-        "TorchScript file of a network that computes features of videos, such as I3D, for the "
-        "Frechet video distance; null for fixed random convolutions, which need no file.",
-    ),
-    "classes": ("class", "TorchScript file of a video classifier, for the inception score."),
+    "features": ("feature", "Network that computes features of videos, such as I3D, for the FVD."),
+    "classes": ("class", "Classifier of videos, for the inception score."),
     "frame_features": (
         "frame_feature",
-        "TorchScript file of a network that computes features of images, for FID-avg and "
-        "FID-first.",
+        "Network that computes features of images, for FID-avg and FID-first.",
     ),
-    "frame_classes": (
-        "frame_class",
-        "TorchScript file of an image classifier, for IS-avg and IS-first.",
-    ),
+    "frame_classes": ("frame_class", "Classifier of images, for IS-avg and IS-first."),
+}
+# Options of each network: type, default (of the layout the axes) and help text
+_OF_NETWORKS: dict[str, tuple[Any, Any, str]] = {
+    "size": (int | tuple[int, int] | None, None, "Height and width of its input, 224 or [224,224]"),
+    "range": (float | list[float], [0.0, 1.0], "Its black and white, numbers or a list each"),
+    "resize": (str, "bilinear", "bilinear, bicubic or nearest"),
+    "channels": (int | None, 3, "Channels of its input, to which grey clips are repeated"),
+    "layout": (str, "bcfhw", "Order of the axes of its input"),
+    "arguments": (dict[str, Any] | None, None, "Keywords of its call, as {name: value}"),
 }
 _NOT_OF_EVALUATION: set[str | int] = {*_NETWORKS, "lpips_name", "value_range"}
 _OF_EVALUATION = [n for n in Evaluation.__dataclass_fields__ if n not in _NOT_OF_EVALUATION]
@@ -66,8 +67,6 @@ _OF_EVALUATION = [n for n in Evaluation.__dataclass_fields__ if n not in _NOT_OF
 def make_parser() -> ArgumentParser:
     """Makes the parser of the options of `evaluate`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion evaluate CHECKPOINT --data FOLDER [options]",
         description="Compares videos sampled from a checkpoint with real clips, and writes the "
         "scores with their protocol. The videos are conditioned on the conditions of the clips.",
@@ -84,41 +83,19 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(Dataset, None, skip=_NOT_OF_DATA, default={"exts": None})
     for network, (prefix, help_text) in _NETWORKS.items():
         group = parser.add_argument_group(f"Network of {network.replace('_', ' ')}")
-        group.add_argument(f"--{network}", type=str | None, help=help_text)
-        for name, option in _network_options(network).items():
-            group.add_argument(f"--{prefix}_{name}", **option)
+        group.add_argument(f"--{network}", type=str | None, help=f"TorchScript file. {help_text}")
+        for name, (kind, _, text) in _OF_NETWORKS.items():
+            nargs = 2 if name == "range" else None
+            default = _default(network, name)
+            group.add_argument(
+                f"--{prefix}_{name}", type=kind, nargs=nargs, default=default, help=f"{text}."
+            )
     return parser
 
 
-def _network_options(network: str) -> dict[str, dict[str, Any]]:
-    """Options of a network: those of `FeatureNetwork`, with `range` for `value_range`."""
-    return {
-        "size": {
-            "type": int | tuple[int, int] | None,
-            "help": "Height and width of its input, 224 or [224,224]; null for the clips'.",
-        },
-        "range": {
-            "type": float | list[float],
-            "nargs": 2,
-            "default": [0.0, 1.0],
-            "help": "Its values of black and white, each a number or a list of one per channel.",
-        },
-        "resize": {"type": str, "default": "bilinear", "help": "bilinear, bicubic or nearest."},
-        "channels": {
-            "type": int | None,
-            "default": 3,
-            "help": "Channels of its input, to which grey clips are repeated; null for the clips'.",
-        },
-        "layout": {
-            "type": str,
-            "default": "bchw" if network.startswith("frame_") else "bcfhw",
-            "help": "Order of the axes of its input.",
-        },
-        "arguments": {
-            "type": dict[str, Any] | None,
-            "help": 'Further keywords of its call, such as {"return_features": true}.',
-        },
-    }
+def _default(network: str, option: str) -> Any:
+    is_of_images = network.startswith("frame_")
+    return "bchw" if option == "layout" and is_of_images else _OF_NETWORKS[option][1]
 
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
@@ -167,11 +144,10 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
 def _network(network: str, options: Namespace) -> FeatureNetwork | None:
     """The network that options describe; None without its file."""
     prefix = _NETWORKS[network][0]
-    table = _network_options(network)
-    given = {name: options[f"{prefix}_{name}"] for name in table}
+    given = {name: options[f"{prefix}_{name}"] for name in _OF_NETWORKS}
     if options[network] is not None:
         return FeatureNetwork(options[network], value_range=tuple(given.pop("range")), **given)
-    if any(given[name] != option.get("default") for name, option in table.items()):
+    if any(value != _default(network, name) for name, value in given.items()):
         raise ValueError(
             f"evaluate: --{prefix}_... must go with a file of the network, got none; give "
             f"--{network}"
@@ -189,8 +165,6 @@ def _free_name(checkpoint: Path) -> Path:
 def make_compare_parser() -> ArgumentParser:
     """Makes the parser of the options of `compare`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion compare RESULT RESULT [...] [--allow FIELD ...]",
         description="Prints the scores of several results as a table, if they have one protocol.",
     )

@@ -22,8 +22,6 @@ from video_diffusion_pytorch.training.checkpoint_file import glance
 def make_parser() -> ArgumentParser:
     """Makes the parser of the options of `info`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion info CHECKPOINT",
         description="Describes a checkpoint: the model, its data and how far it is trained.",
     )

@@ -29,8 +29,6 @@ _LOGARITHMIC = ("grad_norm", "fvd", "random_feature_distance", "fid_avg", "fid_f
 def make_parser() -> ArgumentParser:
     """Makes the parser of the options of `plot`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion plot FOLDER [FOLDER ...] [-o OUTPUT]",
         description="Plots losses, learning rate, gradient norm, speed and scores of runs.",
     )

@@ -41,8 +41,6 @@ OPTIONS = {
 def make_parser() -> ArgumentParser:
     """Makes the parser of the options of `sample`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion sample CHECKPOINT [options]",
         description="Samples videos with the averaged weights of a checkpoint.",
     )

@@ -67,8 +67,6 @@ def make_parser(preset_name: str | None = None) -> ArgumentParser:
         for name, value in chosen.trainer.items():
             defaults["data" if name in option_names("data") else "trainer"][name] = value
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion train [FOLDER] [options]",
         description="Trains a model on a folder of clips: videos, gifs, folders of pictures or "
         "arrays. The group of an option can be left out if the name is unambiguous: --dim 32 is "

@@ -33,7 +33,9 @@ _SEEDS_APART = 1_000_003
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Settings of an evaluation, which its results record as their protocol.
+    """Settings of an evaluation.
+
+    Results record them as their protocol.
 
     Attributes:
         features: Network that computes features of videos, for the Frechet video distance `fvd`,
