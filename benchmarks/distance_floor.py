@@ -16,8 +16,10 @@ from torch import Tensor
 
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
-from video_diffusion_pytorch.evaluation.feature_network import random_feature_statistics
-from video_diffusion_pytorch.evaluation.frechet import frechet_distance
+from video_diffusion_pytorch.evaluation.video_scores import (
+    frechet_distance,
+    random_feature_statistics,
+)
 
 SIZE, FRAMES = 32, 8
 NUMBERS = (70, 128, 256, 500, 1000)

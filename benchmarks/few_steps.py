@@ -20,8 +20,11 @@ from torch import Tensor
 from video_diffusion_pytorch import GaussianDiffusion, load_diffusion
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.samplers import make_sampler
-from video_diffusion_pytorch.evaluation.feature_network import random_feature_statistics
-from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
+from video_diffusion_pytorch.evaluation.video_scores import (
+    FeatureStatistics,
+    frechet_distance,
+    random_feature_statistics,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

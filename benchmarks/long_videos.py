@@ -25,8 +25,10 @@ from torch import Tensor
 from video_diffusion_pytorch import GaussianDiffusion, load_diffusion
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.samplers import Ancestral, Sampler, make_sampler
-from video_diffusion_pytorch.evaluation.feature_network import random_feature_statistics
-from video_diffusion_pytorch.evaluation.frechet import frechet_distance
+from video_diffusion_pytorch.evaluation.video_scores import (
+    frechet_distance,
+    random_feature_statistics,
+)
 from video_diffusion_pytorch.training.samples import write_sample_grid
 
 

@@ -32,8 +32,10 @@ from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.cli.demo import CLIP, DIFFUSION, TRAINER, UNET
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.display import video_grid
-from video_diffusion_pytorch.evaluation.feature_network import random_feature_statistics
-from video_diffusion_pytorch.evaluation.frechet import frechet_distance
+from video_diffusion_pytorch.evaluation.video_scores import (
+    frechet_distance,
+    random_feature_statistics,
+)
 
 PARTS = ("shown", "held_out")  # folders of clips to train on, and to measure with
 SAMPLER, SAMPLING_STEPS = "dpm++sde", 20

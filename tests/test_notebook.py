@@ -162,7 +162,9 @@ def test_it_is_a_public_name():
 
 @pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (1, 1, 1, 1, 8, 8), (0, 1, 2, 8, 8)])
 def test_other_shapes_are_refused(shape):
-    with pytest.raises(ValueError, match=r"videos must have the shape .*got \(.*; add the axes"):
+    with pytest.raises(
+        ValueError, match=r"videos must be real numbers of shape .*got torch.float32 of"
+    ):
         show(torch.zeros(shape))
 
 
@@ -171,18 +173,18 @@ def test_what_is_no_array_is_refused():
         show("videos.mp4")
     with pytest.raises(TypeError, match=r"must be a tensor or an array .* got list; .*torch.stack"):
         show([torch.zeros(1, 2, 8, 8), torch.zeros(1, 3, 8, 8)])
-    with pytest.raises(TypeError, match=r"must be real numbers, got torch.complex64; show"):
+    with pytest.raises(ValueError, match=r"must be real numbers .* got torch.complex64 of shape"):
         show(torch.zeros(1, 2, 8, 8, dtype=torch.complex64))
 
 
 @pytest.mark.parametrize("name", ["rows", "columns", "zoom"])
 def test_numbers_below_one_are_refused(name):
-    with pytest.raises(ValueError, match=rf"{name} must be at least 1, got 0; give a positive"):
+    with pytest.raises(ValueError, match=rf"{name}.* must be at least 1, got "):
         show(torch.zeros(1, 2, 8, 8), **{name: 0})
 
 
 def test_a_grid_with_too_few_places_is_refused():
-    with pytest.raises(ValueError, match=r"each of 5 videos, got 2 x 2; give more of them"):
+    with pytest.raises(ValueError, match=r"each of 5 videos, got 2 x 2; leave one of them"):
         show(torch.zeros(5, 1, 2, 8, 8), rows=2, columns=2)
 
 

@@ -62,8 +62,8 @@ def test_long_captions_are_cut_to_what_the_encoder_takes():
     ("texts", "error", "message"),
     [
         ([], ValueError, "texts must hold at least one caption, got none; pass ''"),
-        (7, TypeError, "texts must be a string or a list of strings, got int; pass list"),
-        (["a", 7, None], TypeError, r"each of texts must be a string, got NoneType, int; convert"),
+        (7, TypeError, "texts must be a string or a list of strings, got 7"),
+        (["a", 7], TypeError, r"texts must be a string or a list of strings, got \['a', 7\]"),
     ],
 )
 def test_wrong_texts(texts, error, message):
@@ -130,18 +130,9 @@ def test_result_is_on_the_device_of_the_tokens():
     assert text.bert_embed(ids).device.type == "cpu"
 
 
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        (torch.ones(4, dtype=torch.int64), r"shape \(captions, tokens\).* of shape \(4,\); pass"),
-        (torch.ones(2, 0, dtype=torch.int64), r"at least one of each, got torch.int64 of shape"),
-        (torch.ones(2, 4), r"must be int64 or int32 of shape .*, got torch.float32"),
-        (torch.ones(1, 33, dtype=torch.int64), r"at most 32 tokens per caption .* got 33; cut"),
-    ],
-)
-def test_wrong_tokens(ids, message):
-    with pytest.raises(ValueError, match=message):
-        text.bert_embed(ids)
+def test_more_tokens_than_the_encoder_takes():
+    with pytest.raises(ValueError, match=r"at most 32 tokens per caption .* got 33; truncate them"):
+        text.bert_embed(torch.ones(1, 33, dtype=torch.int64))
 
 
 # Loading
@@ -208,14 +199,14 @@ def test_transformers_settings_are_put_back():
 def test_missing_folder_is_noticed_at_once(tmp_path, missing):
     with pytest.raises(FileNotFoundError, match=r"folder with a text encoder at .*, found none;"):
         text.set_text_encoder(missing.format(tmp_path))
-    with pytest.raises(FileNotFoundError, match="or give the model's name on the Hugging Face hub"):
+    with pytest.raises(FileNotFoundError, match="or give the model's name on the Hugging Face Hub"):
         text.set_text_encoder(tmp_path / "gone")
     assert text.tokenize("a whale").shape[0] == 1  # the encoder set before still holds
 
 
 def test_folder_without_an_encoder(tmp_path):
     text.set_text_encoder(tmp_path)
-    message = r"encoder's {} was expected in the folder .*; go online once .*set_text_encoder\("
+    message = r"expected the text encoder's {} in the folder .*; go online once .*--text_encoder"
     with pytest.raises(OSError, match=message.format("tokenizer")) as caught:
         text.tokenize("a whale")
     assert caught.value.__cause__ is not None
@@ -225,7 +216,6 @@ def test_folder_without_an_encoder(tmp_path):
 
 def test_default_encoder_without_a_network(monkeypatch):
     import transformers
-    from huggingface_hub import constants
 
     def offline(name, **options):
         assert name == "bert-base-cased"
@@ -233,9 +223,8 @@ def test_default_encoder_without_a_network(monkeypatch):
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
     text.set_text_encoder()
-    with pytest.raises(OSError, match="as 'bert-base-cased' on the Hugging Face hub") as caught:
+    with pytest.raises(OSError, match="in the folder 'bert-base-cased', or under that") as caught:
         text.tokenize("a whale")
-    assert f"cache {constants.HF_HUB_CACHE}, but" in str(caught.value)
     assert "ConnectionError: no route to host; go online" in str(caught.value)
 
 
@@ -245,7 +234,7 @@ def test_padding_token_must_be_zero(tmp_path):
     words[0], words[1] = words[1], words[0]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     text.set_text_encoder(folder)
-    with pytest.raises(ValueError, match="must use 0 as its padding token, got 1; choose one of"):
+    with pytest.raises(ValueError, match="must use 0 as its padding token, got 1; choose one li"):
         text.get_tokenizer()
 
 
@@ -306,7 +295,7 @@ def test_a_folders_name_does_not_depend_on_where_one_is(monkeypatch):
 
 
 def test_only_a_function_is_named():
-    message = r"name must be left out unless .* is a function, got 'tiny' beside '.*'; leave it out"
+    message = r"name must be None unless .* is a function, got 'tiny' with '.*'; leave it out"
     with pytest.raises(ValueError, match=message):
         text.set_text_encoder(str(TINY_BERT), name="tiny")
     assert text.encoder_name() == str(TINY_BERT)
@@ -314,7 +303,7 @@ def test_only_a_function_is_named():
 
 def test_a_function_has_no_tokens():
     text.set_text_encoder(lengths)
-    message = r"encoder's {} is asked for, but the encoder is a function, got .*; call embed_capt"
+    message = r"text encoder must be a model to have a {}, got the function .*; call embed_captions"
     with pytest.raises(ValueError, match=message.format("tokenizer")):
         text.tokenize("a whale")
     with pytest.raises(ValueError, match=message.format("model")):
@@ -322,35 +311,31 @@ def test_a_function_has_no_tokens():
 
 
 @pytest.mark.parametrize(
-    ("result", "error", "message"),
+    ("result", "message"),
     [
-        ([[1.0]], TypeError, r"must return a tensor of shape \(1, d\), got list; convert it"),
+        ([[1.0]], r"must return floating-point vectors of shape \(1, d\), got list; a network"),
         (
             torch.ones(2, 3),
-            ValueError,
-            r"vectors of shape \(1, d\), got torch.float32 of shape \(2, 3\); return one vector",
+            r"vectors of shape \(1, d\), got torch.float32 of shape \(2, 3\); a network takes",
         ),
         (
             torch.ones(1),
-            ValueError,
             r"vectors of shape \(1, d\), got torch.float32 of shape \(1,\)",
         ),
-        (torch.ones(1, 3).long(), ValueError, r"floating-point vectors .*, got torch.int64 of"),
+        (torch.ones(1, 3).long(), r"floating-point vectors .*, got torch.int64 of"),
         (
             torch.ones(1, 4, 3),
-            ValueError,
-            r"got .* of shape \(1, 4, 3\); .*, or build the network so that it takes sequences",
+            r"got .* of shape \(1, 4, 3\); a network takes states if it is built with num_text_tok",
         ),
         (
             (torch.ones(1, 4, 3), torch.ones(1, 4).bool()),
-            ValueError,
-            r"got .* of shape \(1, 4, 3\); return one vector per caption, or build the network",
+            r"got .* of shape \(1, 4, 3\); a network takes states",
         ),
     ],
 )
-def test_what_a_function_must_return(result, error, message):
+def test_what_a_function_must_return(result, message):
     text.set_text_encoder(lambda captions: result)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         text.embed_captions(["a whale"])
 
 
@@ -358,7 +343,7 @@ def test_what_a_function_must_return(result, error, message):
 @pytest.mark.parametrize("encoder", [lengths, TINY_BERT])
 def test_wrong_captions(encoder, call):
     text.set_text_encoder(encoder)
-    with pytest.raises(TypeError, match="each of texts must be a string, got int; convert"):
+    with pytest.raises(TypeError, match="texts must be a string or a list of strings, got"):
         call([7])
     with pytest.raises(ValueError, match="texts must hold at least one caption, got none; pass ''"):
         call([])
@@ -419,33 +404,29 @@ def test_captions_without_tokens_have_a_place_that_does_not_count():
 
 
 @pytest.mark.parametrize(
-    ("result", "error", "message"),
+    ("result", "message"),
     [
         (
             [[[1.0]]],
-            TypeError,
-            r"states of shape \(1, n, d\), or a tuple of them .*, got list; con",
+            r"states of shape \(1, n, d\), or a tuple of them .*, got list; a network",
         ),
-        ((torch.ones(1, 2, 3), [True]), TypeError, "got Tensor, list; convert them with"),
+        ((torch.ones(1, 2, 3), [True]), r"mask must be boolean, of shape \(1, 2\), .* got list;"),
         (
             torch.ones(1, 3),
-            ValueError,
-            r"states of shape \(1, n, d\), got torch.float32 of shape \(1, 3\); return the state "
-            "of each token, or build the network so that it takes vectors, without num_text_tokens",
+            r"states of shape \(1, n, d\), .* got torch.float32 of shape \(1, 3\); a network",
         ),
-        (torch.ones(2, 4, 3), ValueError, r"got .* of shape \(2, 4, 3\); return the state of each"),
-        (torch.ones(1, 4, 3).long(), ValueError, "floating-point states .*, got torch.int64 of"),
+        (torch.ones(2, 4, 3), r"got .* of shape \(2, 4, 3\); a network takes states"),
+        (torch.ones(1, 4, 3).long(), "floating-point states .*, got torch.int64 of"),
         (
             (torch.ones(1, 4, 3), torch.ones(1, 4)),
-            ValueError,
-            r"mask must be boolean of shape \(1, 4\), .*, got torch.float32 of .*; compare token",
+            r"mask must be boolean, of shape \(1, 4\), .*, got torch.float32 of .*; compare token",
         ),
-        ((torch.ones(1, 4, 3), torch.ones(1, 3).bool()), ValueError, r"got .* of shape \(1, 3\)"),
+        ((torch.ones(1, 4, 3), torch.ones(1, 3).bool()), r"got .* of shape \(1, 3\)"),
     ],
 )
-def test_what_a_function_of_states_must_return(result, error, message):
+def test_what_a_function_of_states_must_return(result, message):
     text.set_text_encoder(lambda captions: result)
-    with pytest.raises(error, match=message):
+    with pytest.raises(ValueError, match=message):
         text.encode_captions(["a whale"])
 
 
@@ -473,7 +454,7 @@ def test_code_of_an_encoder_is_run_only_if_it_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
     text.set_text_encoder(folder)
     message = (
-        f"encoder's .* was expected in the folder {folder} without code of its own, got an .*"
+        f"the text encoder '{folder}' must have no Python code of its own, got code for its .*; "
         r"choose another encoder, or .* call .*set_text_encoder\('.*', trust_remote_code=True\), .*"
         r"python -c \".*\" train FOLDER"
     )

@@ -1,7 +1,7 @@
-"""Shared models: folders, on disk or on the Hugging Face Hub, written and loaded again.
+"""Shared models: folders on disk or on the Hugging Face Hub, written and loaded.
 
-The folder holds `config.json`, the settings the model was built with, `model.safetensors`, its
-tensors, and `README.md`, a card. No code of a folder is ever run.
+A folder holds `config.json`, the settings of the model, `model.safetensors`, its tensors, and
+`README.md`, a model card. No code of a folder is ever run.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.files import replacing
 from video_diffusion_pytorch.version import __version__
 
 LIBRARY = "video-diffusion-pytorch"
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
+_MOST_BYTES = 1 << 20  # of a config.json: far more than all settings need
 
-# Where a diffusion's state dict has its network
+# prefix of the network in the state dict of a diffusion
 NETWORK_PREFIX = "denoise_fn."
 
 _CARD = """\
@@ -52,13 +54,13 @@ Model = TypeVar("Model", bound="Shareable")
 
 
 class Shareable(nn.Module):
-    """The part of `Unet3D` and `GaussianDiffusion` that goes to a folder and comes back.
+    """Base class of `Unet3D` and `GaussianDiffusion`: models that are saved to folders.
 
-    It does what `huggingface_hub.ModelHubMixin` does, whose import alone would cost more than the
-    rest of this library, and which guesses a model's settings from its arguments.
+    Like `huggingface_hub.ModelHubMixin`, which takes longer to import than the rest of this library
+    and guesses the settings of a model from its arguments.
 
     Attributes:
-        config: The settings the model was built with, in plain numbers, texts and tuples.
+        config: The settings of the model, in plain numbers, strings and tuples.
     """
 
     config: dict[str, Any]
@@ -66,31 +68,33 @@ class Shareable(nn.Module):
     _classes: ClassVar[dict[str, type[Shareable]]] = {}
 
     def __init_subclass__(cls, part: str | None = None, **kwargs: Any) -> None:
-        """Makes known which class the settings of one name in `config.json` belong to."""
+        """Registers a class under the name of its settings in `config.json`."""
         super().__init_subclass__(**kwargs)
         if part is not None:
             cls._part = part
             cls._classes[part] = cls
 
     def _to_share(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Settings by part, and tensors."""
+        """Returns the settings by part, and the tensors."""
         return {self._part: self.config}, self.state_dict()
 
     @classmethod
     def _build(cls: type[Model], config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Model:
-        """A model of settings by part, its weights still random."""
+        """Builds a model with random weights from settings by part."""
         return cls(**{**config[cls._part], **overrides})
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the model to a folder, from which `from_pretrained` builds it again.
+        """Saves the model to a folder for `from_pretrained`.
 
         Args:
-            folder: Made if need be. `config.json` and `model.safetensors` in it are replaced,
-                and a `README.md` is added if there is none.
+            folder: The folder, made if missing. Its `config.json` and `model.safetensors` are
+                replaced, and a `README.md` is added if there is none.
 
         Raises:
-            ValueError: If the folder is a file, if the network of a diffusion is not a `Unet3D`,
-                if tensors are sharded or without data, or if a setting is no plain value.
+            FileExistsError: If the folder is a file.
+            TypeError: If a setting is not a plain value.
+            ValueError: If a setting is not finite, the network of a diffusion is not a `Unet3D`, or
+                tensors are sharded or on the meta device.
 
         Example:
             >>> from video_diffusion_pytorch import Unet3D
@@ -104,17 +108,24 @@ class Shareable(nn.Module):
         self._save(Path(folder), name=Path(folder).resolve().name)
 
     def _save(self, folder: Path, name: str) -> None:
+        """Saves the model under a name; each file is replaced as a whole."""
+        from safetensors.torch import save_file
+
         config, tensors = self._to_share()
         about = {"library": LIBRARY, "version": __version__}
-        _write_model(folder, {**about, **config}, tensors, self._card(name))
+        text = json.dumps({**about, **config}, indent=2, allow_nan=False) + "\n"
+        whole = {name: _whole(name, value) for name, value in tensors.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / WEIGHTS_FILE) as unfinished:
+            save_file(whole, unfinished, {"format": "pt"})
+        with replacing(folder / CONFIG_FILE) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+        if not (folder / CARD_FILE).exists():
+            (folder / CARD_FILE).write_text(self._card(name), encoding="utf-8")
 
     def _card(self, name: str) -> str:
-        return _CARD.format(
-            library=LIBRARY,
-            version=__version__,
-            name=name,
-            class_name=self._classes[self._part].__name__,
-        )
+        class_name = self._classes[self._part].__name__
+        return _CARD.format(library=LIBRARY, version=__version__, name=name, class_name=class_name)
 
     @classmethod
     def from_pretrained(
@@ -128,30 +139,30 @@ class Shareable(nn.Module):
         local_files_only: bool = False,
         **overrides: Any,
     ) -> Model:
-        """Builds the model that a folder or a repository of the Hugging Face Hub holds.
+        """Loads a model from a folder or a repository of the Hugging Face Hub.
 
-        `Unet3D` takes its part of a diffusion, too.
+        `Unet3D` also loads the network of a diffusion.
 
         Args:
-            folder_or_repo: A folder that `save_pretrained` wrote, or else the name of a repository,
-                such as `"user/my-model"`.
+            folder_or_repo: A folder of `save_pretrained`, or the name of a repository, such as
+                `"user/my-model"`.
             revision: Branch, tag or commit of the repository; None for its main branch.
-            cache_dir: Where downloads are kept; None for the place that huggingface_hub chooses.
-            token: For a private repository; None for the one that was stored by logging in.
-            force_download: Whether to download anew what is already there.
-            local_files_only: Whether to use only what was downloaded before.
-            **overrides: Keywords of the constructor, in the place of the saved settings.
+            cache_dir: Folder of downloads; None for the default of huggingface_hub.
+            token: Token for a private repository; None for the one stored by logging in.
+            force_download: Whether to download files again.
+            local_files_only: Whether to use only files downloaded before.
+            **overrides: Keywords of the constructor that override the saved settings.
 
         Returns:
-            The model in evaluation mode, on the CPU, in the types of the saved tensors.
+            The model in evaluation mode, on the CPU, in the data types of the saved tensors.
 
         Raises:
-            FileNotFoundError: If there is no such folder or repository, or a file in it is missing.
-            TypeError: If an override is no keyword of the constructor.
-            ValueError: If a file is damaged or of something else, or an override contradicts the
+            FileNotFoundError: If the folder or repository, or a file in it, is missing.
+            TypeError: If an override is not a keyword of the constructor.
+            ValueError: If a file is damaged or not of such a model, or an override contradicts the
                 weights.
         """
-        _check_overrides(cls, overrides)
+        inspect.signature(cls).bind_partial(**overrides)
         options: dict[str, Any] = {
             "revision": revision,
             "cache_dir": cache_dir,
@@ -160,13 +171,7 @@ class Shareable(nn.Module):
             "local_files_only": local_files_only,
         }
         config_file = _find_file(folder_or_repo, CONFIG_FILE, options)
-        config = _read_config(config_file)
-        if not isinstance(config.get(cls._part), dict):
-            raise ValueError(
-                f"from_pretrained: {config_file} must hold the settings of a {cls.__name__} under "
-                f"{cls._part}, got those of a Unet3D alone; load it with Unet3D.from_pretrained, "
-                f"and build a {cls.__name__} around it"
-            )
+        config = _read_config(config_file, cls)
         weights_file = _find_file(folder_or_repo, WEIGHTS_FILE, options)
         tensors = _read_tensors(weights_file)
         if "diffusion" in config and cls._part == "unet":
@@ -176,20 +181,18 @@ class Shareable(nn.Module):
             check_network_size(cls._classes["unet"], config, tensors)
             model = cls._build(config, overrides)
         except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:300]
             raise ValueError(
-                f"from_pretrained: the settings in {config_file}, and the arguments, must build a "
-                f"{cls.__name__}, got {reason}; leave the arguments out, or use the version that "
-                f"wrote the file, {config.get('version', 'unknown')}, this being {__version__}"
+                f"from_pretrained: the settings in {config_file} and the arguments must build a "
+                f"{cls.__name__}, got {short(error)}; leave the arguments out, or use version "
+                f"{config.get('version', 'unknown')}, which wrote the file (this is {__version__})"
             ) from error
         _take_types(model, tensors)
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(
-                f"from_pretrained: the tensors in {weights_file} must fit the settings in "
-                f"{config_file.name} and the arguments, got {' '.join(str(error).split())[:300]}; "
-                "leave out the arguments that change the model, or save it anew"
+                f"from_pretrained: the tensors in {weights_file} must fit the settings and the "
+                f"arguments, got {short(error)}; leave out the arguments that change the model"
             ) from error
         return model.eval()
 
@@ -203,20 +206,19 @@ class Shareable(nn.Module):
         branch: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Writes the model to a repository of the Hugging Face Hub, in one commit.
+        """Saves the model to a repository of the Hugging Face Hub, in one commit.
 
         Args:
-            repo_id: Name of the repository, such as `"user/my-model"`; made if need be. A
-                `README.md` that it has stays as it is.
-            commit_message: What the commit is called.
+            repo_id: Name of the repository, such as `"user/my-model"`; made if missing. Its
+                `README.md`, if any, is kept.
+            commit_message: Message of the commit.
             private: Whether a new repository is private; None for the account's default.
-            token: Of an account that may write there; None for the one that was stored by
-                logging in.
+            token: Token with write access; None for the one stored by logging in.
             branch: Branch to commit to; None for the main one.
             create_pr: Whether to open a pull request instead.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
             ValueError: As `save_pretrained`.
@@ -225,7 +227,7 @@ class Shareable(nn.Module):
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:
-            # what can't be saved shall not leave an empty repository
+            # before the repository is made, as it may fail
             self._save(Path(folder), name=repo_id)
             visibility: dict[str, Any] = {} if private is None else {"private": private}
             repo_id = api.create_repo(repo_id, exist_ok=True, **visibility).repo_id
@@ -242,45 +244,18 @@ class Shareable(nn.Module):
         return commit.commit_url
 
 
-def _write_model(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], card: str
-) -> None:
-    """Writes the files of a model; each is whole, or as it was."""
-    from safetensors.torch import save_file
-
-    text = _as_json(config)
-    whole = {name: _whole(name, value) for name, value in tensors.items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(
-            f"save_pretrained: {folder} must be a folder, got a path where a file is; choose "
-            "another"
-        ) from error
-    with replacing(folder / WEIGHTS_FILE) as unfinished:
-        save_file(whole, unfinished, {"format": "pt"})
-    with replacing(folder / CONFIG_FILE) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
-    if not (folder / CARD_FILE).exists():
-        (folder / CARD_FILE).write_text(card, encoding="utf-8")
-
-
 def _find_file(
     folder_or_repo: str | os.PathLike[str], name: str, options: Mapping[str, Any]
 ) -> Path:
-    """A file of a folder, or of a repository, from which it is downloaded if need be."""
-    if Path(folder_or_repo).is_file():
-        raise FileNotFoundError(
-            f"from_pretrained: {folder_or_repo} must be a folder that save_pretrained wrote, got a "
-            "file; load a training file with load_diffusion"
-        )
+    """Returns a file of a folder, or of a repository, which is downloaded if necessary."""
     if Path(folder_or_repo).is_dir():
         file = Path(folder_or_repo) / name
+        # a pipe or a device might never end
         if not file.is_file():
             raise FileNotFoundError(
                 f"from_pretrained: {folder_or_repo} must hold {CONFIG_FILE} and {WEIGHTS_FILE}, "
-                f"got a folder without {name}; write it with save_pretrained, or load a training "
-                "file with load_diffusion"
+                f"got a folder without a regular file {name}; write it with save_pretrained, or "
+                "load a training file with load_diffusion"
             )
         return file
     from huggingface_hub import errors, hf_hub_download
@@ -296,32 +271,36 @@ def _find_file(
         return Path(hf_hub_download(repo, name, **options))
     except missing as error:
         raise FileNotFoundError(
-            f"from_pretrained: {repo} must be a folder here, or a repository of the Hugging Face "
-            f"Hub that can be reached, with {name} in it, got {type(error).__name__} "
-            f"({_short(error)}); check the name, the network, and for a private one the token"
+            f"from_pretrained: {repo} must be a folder, or a repository of the Hugging Face Hub "
+            f"with {name}, got {type(error).__name__} ({short(error)}); check name, network and "
+            "token, or load a training file with load_diffusion"
         ) from error
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    """The settings in a `config.json`."""
+def _read_config(file: Path, cls: type[Shareable]) -> dict[str, Any]:
+    """Reads the settings of a model of a class from a `config.json`."""
     try:
+        if file.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES} bytes")
         config = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"from_pretrained: {file} must be JSON, got a file that is cut off, altered or of "
-            f"another kind ({_short(error)}); save or download the model again"
+            f"from_pretrained: {file} must be the JSON file of a model, got a damaged or another "
+            f"file ({short(error)}); save or download the model again"
         ) from error
-    if not isinstance(config, dict) or not isinstance(config.get("unet"), dict):
-        found = ", ".join(list(config)[:5]) if isinstance(config, dict) else type(config).__name__
+    parts = {"unet", cls._part}
+    is_model = isinstance(config, dict) and all(isinstance(config.get(p), dict) for p in parts)
+    if not is_model:
         raise ValueError(
-            f"from_pretrained: {file} must hold the settings of a Unet3D under unet, got "
-            f"{found or 'nothing'}; use a model that save_pretrained wrote"
+            f"from_pretrained: {file} must hold the settings of a {cls.__name__} under "
+            f"{' and '.join(sorted(parts))}, got {shown(config)}; load a network without "
+            "diffusion with Unet3D.from_pretrained"
         )
     return config
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors in a `model.safetensors`, on the CPU."""
+    """Reads the tensors of a `model.safetensors` to the CPU."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -329,53 +308,31 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except SafetensorError as error:
         raise ValueError(
-            f"from_pretrained: {file} must hold tensors in the safetensors format, got a file that "
-            f"is cut off, altered or of another kind ({_short(error)}); save or download the "
-            "model again"
+            f"from_pretrained: {file} must be a safetensors file, got a damaged or another file "
+            f"({short(error)}); save or download the model again"
         ) from error
 
 
-def _as_json(config: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(config, indent=2, allow_nan=False) + "\n"
-    except (TypeError, ValueError) as error:
+def _whole(name: str, value: Tensor) -> Tensor:
+    """Returns a tensor as safetensors takes it: on the CPU, contiguous, without shared memory."""
+    if value.is_meta or hasattr(value, "full_tensor"):
         raise ValueError(
-            "save_pretrained: the model's config must hold finite numbers, texts and tuples of "
-            f"them, got what a JSON file can't hold ({error}); build the model with plain values"
-        ) from error
-
-
-def _whole(name: str, value: Any) -> Tensor:
-    """A tensor as safetensors takes it: on the CPU, contiguous, in memory of its own."""
-    if not torch.is_tensor(value) or value.is_meta or hasattr(value, "full_tensor"):
-        kind = type(value).__name__
-        raise ValueError(
-            f"save_pretrained: {name} must be a tensor that is whole and has data, got a "
-            f"{'meta tensor' if getattr(value, 'is_meta', False) else kind}; save a checkpoint of "
-            "the training, load it with load_diffusion, and save that"
+            f"save_pretrained: {name} must be a whole tensor with data, got "
+            f"{'a meta tensor' if value.is_meta else 'a shard'}; save a checkpoint of the "
+            "training, load it with load_diffusion, and save that"
         )
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _check_overrides(cls: type[Shareable], overrides: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(cls).parameters.values()
-    named = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    unknown = [name for name in overrides if name not in named]
-    if unknown and len(named) == len(parameters):
-        raise TypeError(
-            f"from_pretrained: further arguments must be keywords of {cls.__name__}, got "
-            f"{', '.join(unknown)}; it has {', '.join(named)}"
-        )
+def short(error: Exception) -> str:
+    """The beginning of an error's message, in one line."""
+    return " ".join(str(error).split())[:300]
 
 
 def check_network_size(
     network: type[nn.Module], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Refuses settings of a model that is much larger than its weights, before it is built.
+    """Checks that a model is not much larger than its weights, before it is built.
 
     Args:
         network: The class of the network.
@@ -383,17 +340,17 @@ def check_network_size(
         tensors: The weights.
 
     Raises:
-        ValueError: If the network has more parameters than the weights have bytes, or the
-            diffusion more steps.
+        ValueError: If the network has more parameters, or the diffusion more time steps, than the
+            weights have bytes.
     """
     storages = (tensor.untyped_storage() for tensor in tensors.values())
-    # not the numbers: a tensor may repeat a single one
+    # not the numbers of elements: an expanded tensor repeats one
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     most, count = held + 2**20, 0
 
     def add(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal count
-        # while it is built: one of a billion blocks would take hours even without memory
+        # during construction: a billion blocks would take hours even on the meta device
         count += parameter.numel() if parameter is not None and parameter.is_meta else 0
         if count > most:
             raise ValueError(f"a network of {count} parameters or more for {held} bytes of weights")
@@ -410,7 +367,7 @@ def check_network_size(
 
 
 def _take_types(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Gives the model the types of the tensors it shall load, such as bfloat16."""
+    """Converts the model to the data types of tensors to load, such as bfloat16."""
     for name, value in itertools.chain(model.named_parameters(), model.named_buffers()):
         if name in tensors and tensors[name].is_floating_point() and value.is_floating_point():
             value.data = value.data.to(tensors[name].dtype)

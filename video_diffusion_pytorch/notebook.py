@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 _LEAST_SIDE = 96
-# tells black videos apart
+# frames of this grey separate black videos
 _GREY = 0.35
 
 
@@ -37,33 +37,33 @@ def show(
     value_range: ValueRange | Literal["fit"] | None = None,
     false_colour: bool = False,
 ) -> PlayingGrid:
-    """Show videos in a notebook, all at once, in a grid that plays in a loop.
+    """Shows videos in a notebook, in a grid that plays in a loop.
 
-    In a notebook the result of a cell's last line is shown; elsewhere in a cell
-    `IPython.display.display(show(videos))` shows it. Outside of notebooks `show(videos).save(path)`
-    writes it to a file.
+    A notebook displays the result of a cell's last line; elsewhere in a cell, use
+    `IPython.display.display(show(videos))`. Outside of notebooks, `show(videos).save(path)` writes
+    a file.
 
-    Grey, RGB and RGBA are shown as they are. Videos with other numbers of channels, and floats that
-    are in no known range, are shown in false colours: each channel by itself, from dark blue for
-    its low to yellow for its high, and red where a value is not finite.
+    Grey, RGB and RGBA videos are shown as they are. Videos with other numbers of channels, and
+    floats outside [0, 1], are shown in false colours: each channel by itself, from dark blue for
+    its low to yellow for its high, and red for NaN and infinite values.
 
     Args:
         videos: A tensor or array `(b, c, f, h, w)`, or one video `(c, f, h, w)`; floats in [0, 1],
             uint8, or in `value_range`.
         fps: Frames per second, 0.01 to 1000.
-        rows: Rows of the grid; None for what the columns leave, or next to a square.
-        columns: Videos in a row; None for what the rows leave, or next to a square.
-        zoom: Side, in pixels of the screen, of the square that a pixel becomes; None for one that
-            makes the longer side of small videos at least 96.
+        rows: Rows of the grid; None for as many as the columns require, or nearly a square.
+        columns: Videos in a row; None for as many as the rows require, or nearly a square.
+        zoom: Factor by which pixels are enlarged; None for one that makes the longer side of small
+            videos at least 96.
         captions: A text under each video; None for none.
-        value_range: The low and the high of the values, each a number or one per channel; with 1,
-            3 or 4 channels they are black and white. "fit": false colours, from the least to the
-            largest value of each channel. None: [0, 1] or uint8 where the values fit and there are
-            1, 3 or 4 channels, otherwise as "fit".
-        false_colour: Whether 1, 3 or 4 channels are quantities, such as a velocity, and no colours.
+        value_range: Low and high of the values, each a number or one per channel; with 1, 3 or 4
+            channels they are black and white. "fit": false colours, from the minimum to the maximum
+            of each channel. None: [0, 1] or uint8 if the values are in that range and there are 1,
+            3 or 4 channels, otherwise as "fit".
+        false_colour: Whether 1, 3 or 4 channels are quantities, such as velocities, not colours.
 
     Returns:
-        What a notebook shows, and `save` writes.
+        An object that a notebook displays.
 
     Raises:
         TypeError: `videos` is neither a tensor nor an array of numbers.
@@ -91,16 +91,16 @@ def show(
 
 
 class PlayingGrid:
-    """Videos side by side, as `show` gives them: a notebook shows it, and `save` writes it.
+    """A grid of videos, the result of `show`: notebooks display it, and `save` writes it.
 
     Args:
-        video: `(c, f, h, w)`, all of it.
+        video: The whole grid, `(c, f, h, w)`.
         fps: Frames per second.
-        about: What it is, in words.
-        captions: What screen readers are told of the videos.
+        about: A description.
+        captions: Captions of the videos, for screen readers.
 
     Attributes:
-        video: `(c, f, h, w)` in [0, 1], all of it.
+        video: The whole grid, `(c, f, h, w)` in [0, 1].
         fps: Frames per second.
 
     Raises:
@@ -112,20 +112,20 @@ class PlayingGrid:
     ) -> None:
         self.video, self.fps = video, fps
         self._about, self._captions = about, tuple(captions)
-        # a format that browsers play, exact, and with the times of frames in milliseconds
+        # browsers play webp, which is lossless and has frame times in milliseconds
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "grid.webp"
             self.save(path)
             self._webp = path.read_bytes()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the grid to a file that plays.
+        """Writes the grid to a video file.
 
         Args:
-            path: The file, in a format that `write_video` knows, such as `.gif` or `.mp4`.
+            path: The file, in a format of `write_video`, such as `.gif` or `.mp4`.
 
         Raises:
-            FileNotFoundError: The folder to write into is missing.
+            FileNotFoundError: The folder is missing.
             ValueError: The file's ending is unknown, or `fps` is out of the format's range.
 
         Example:
@@ -137,47 +137,40 @@ class PlayingGrid:
         write_video(self.video, path, fps=self.fps)
 
     def __repr__(self) -> str:
-        return f"<{self._about}: a notebook shows it, and .save('videos.gif') writes it to a file>"
+        return f"<{self._about}: write it to a file with .save('videos.gif')>"
 
     def _repr_html_(self) -> str:
-        """What IPython asks for: a picture that plays, with nothing outside of it."""
-        told = html.escape("; ".join((self._about, *self._captions)), quote=True)
+        """Returns an animated image with its data inline, for IPython."""
+        text = html.escape("; ".join((self._about, *self._captions)), quote=True)
         data = base64.b64encode(self._webp).decode("ascii")
-        return f'<img src="data:image/webp;base64,{data}" alt="{told}">'
+        return f'<img src="data:image/webp;base64,{data}" alt="{text}">'
 
 
 def _to_batch(videos: Any) -> Tensor:
-    if not isinstance(videos, Tensor):
-        try:
-            videos = torch.as_tensor(videos)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"videos must be a tensor or an array of numbers, got {type(videos).__name__}; "
-                "videos of one size can be joined with torch.stack"
-            ) from error
+    try:
+        videos = torch.as_tensor(videos)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"videos must be a tensor or an array of numbers, got {type(videos).__name__}; "
+            "videos of one size can be joined with torch.stack"
+        ) from error
     if videos.ndim == 4:
         videos = videos[None]
-    if videos.ndim != 5 or not videos.numel():
+    if videos.ndim != 5 or not videos.numel() or videos.is_complex():
         raise ValueError(
-            "videos must have the shape (videos, channels, frames, height, width), or that of one "
-            f"of them, and not be empty, got {tuple(videos.shape)}; add the axes that are missing"
-        )
-    if videos.is_complex():
-        raise TypeError(
-            f"videos must be real numbers, got {videos.dtype}; show its real and imaginary parts "
-            "as two channels"
+            "videos must be real numbers of shape (videos, channels, frames, height, width), or "
+            f"one video without the first axis, got {videos.dtype} of shape {tuple(videos.shape)}"
         )
     return videos.detach().cpu()
 
 
 def _columns(count: int, rows: int | None, columns: int | None) -> int:
-    for name, number in (("rows", rows), ("columns", columns)):
-        if number is not None and number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}; give a positive number")
+    if any(number is not None and number < 1 for number in (rows, columns)):
+        raise ValueError(f"rows and columns must be at least 1, got {rows} and {columns}")
     if rows is not None and columns is not None and rows * columns < count:
         raise ValueError(
             f"rows and columns must have a place for each of {count} videos, got {rows} x "
-            f"{columns}; give more of them, or leave one out"
+            f"{columns}; leave one of them out"
         )
     if columns is None:
         columns = math.ceil(math.sqrt(count) if rows is None else count / rows)

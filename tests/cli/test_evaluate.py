@@ -70,7 +70,7 @@ def test_a_results_folder_is_evaluated_and_compared(capsys):
     capsys.readouterr()
 
     assert main(["compare", *files]) == 2
-    assert "that differ in samples.steps: 3 and 2;" in capsys.readouterr().err
+    assert "with samples.steps 3 and 2;" in capsys.readouterr().err
     assert main(["compare", *files, "--allow", "samples.steps"]) is None
     head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert head == ["result", "step", "fvd"]

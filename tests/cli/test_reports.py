@@ -53,7 +53,7 @@ def gathered(monkeypatch):
     return asked
 
 
-def test_a_checkpoint_is_told(capsys):
+def test_a_checkpoint_is_described(capsys):
     assert main(["info", str(REFERENCE)]) is None
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"{REFERENCE}: checkpoint of the reference, version 0.7.0, ")
@@ -88,12 +88,12 @@ def test_a_sharded_checkpoint_is_gathered(gathered, capsys):
     ("argv", "line"),
     [
         (["info"], "info.checkpoint"),
-        (["info", "results"], "expected a checkpoint model-N.pt in "),
+        (["info", "results"], "expected a checkpoint model-N.pt or model-N.sharded in "),
         (["info", "model-1.pt"], "expected a checkpoint at model-1.pt, found none"),
         (["info", "results", "--steps", "3"], "see video-diffusion info --help"),
         (["plot"], "plot.folders"),
         (["plot", "missing"], "expected the numbers of a run at missing/metrics.jsonl, found no"),
-        (["plot", "results", "-o", "a.gif"], "must end in .png, .svg or .pdf, got a.gif"),
+        (["plot", "results", "-o", "a.txt"], "Format 'txt' is not supported"),
         (["gather"], "gather.folder"),
     ],
 )

@@ -87,7 +87,9 @@ def test_processes_add_up_to_the_whole():
 
 
 def test_what_cannot_be_measured(monkeypatch):
-    with pytest.raises(ValueError, match=r"measures must be of psnr, ssim, got 'lpips'; LPIPS has"):
+    with pytest.raises(
+        ValueError, match=r"measures must be among psnr, ssim, got 'lpips'; LPIPS has"
+    ):
         similarity(("lpips",))
     with pytest.raises(ValueError, match=r"for SSIM frames must have at least 11 x 11 pixels, got"):
         similarity(size=(8, 16))

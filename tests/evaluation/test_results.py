@@ -37,20 +37,16 @@ def test_a_file_holds_the_scores_and_the_protocol(tmp_path):
 
 
 def test_files_that_hold_no_result(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"expected a folder at .*none to write a.json into"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"none/\.a\.json"):
         write_result(result(), tmp_path / "none" / "a.json")
-    with pytest.raises(FileNotFoundError, match=r"expected a result at .*b.json, found no file"):
+    with pytest.raises(FileNotFoundError, match=r"b\.json"):
         read_result(tmp_path / "b.json")
-    (tmp_path / "b.json").write_text("scores")
-    with pytest.raises(ValueError, match=r"b.json must be a result in JSON, got other text"):
-        read_result(tmp_path / "b.json")
-    (tmp_path / "b.json").write_text(json.dumps({"format": 2, "scores": {}, "protocol": {}}))
-    with pytest.raises(
-        ValueError, match=r"must be a result with format, scores, protocol, of form"
-    ):
-        read_result(tmp_path / "b.json")
+    for content in ("scores", "[1]", json.dumps({"format": 2, "scores": {}, "protocol": {}})):
+        (tmp_path / "b.json").write_text(content)
+        with pytest.raises(
+            ValueError, match=r"b.json must be a result in JSON of format 1, got an"
+        ):
+            read_result(tmp_path / "b.json")
 
 
 def test_differences_are_named_by_their_path():
@@ -77,15 +73,13 @@ def test_results_of_different_protocols_are_not():
     few, many = result(3.0), result(2.0, steps=50, seed=1)
     with pytest.raises(
         ValueError,
-        match=r"by one protocol, got results 1 and 3 that differ in samples.steps: 20 and 50, "
-        r"samples.seed: 0 and 1; measure again alike, or allow",
+        match=r"have one protocol, got results 1 and 3 with samples.steps 20 and 50, "
+        r"samples.seed 0 and 1; evaluate again, or allow these fields to differ",
     ):
         compare_results([few, few, many])
-    with pytest.raises(ValueError, match=r"differ in samples.seed: 0 and 1;"):
+    with pytest.raises(ValueError, match=r"with samples.seed 0 and 1;"):
         compare_results([few, many], allow=["samples.steps"])
     assert compare_results([few, many], allow=["samples"]) == {"fvd": [3.0, 2.0]}
     # what is allowed to differ is a field, not the beginning of its name
-    with pytest.raises(ValueError, match=r"allow must name fields of the protocol, .*got 'sam'"):
+    with pytest.raises(ValueError, match=r"with samples.steps 20 and 50"):
         compare_results([few, many], allow=["sam"])
-    with pytest.raises(ValueError, match=r"there must be at least 2 results, got 1; give more"):
-        compare_results([few])

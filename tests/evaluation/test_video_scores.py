@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from tests.evaluation.exchange import in_turns
-from video_diffusion_pytorch.cli import plot
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, random_features
-from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
 from video_diffusion_pytorch.evaluation.video_scores import (
+    FeatureStatistics,
     InceptionScore,
     Networks,
     VideoStatistics,
+    frechet_distance,
     scores,
 )
 
@@ -61,8 +61,6 @@ def test_all_scores():
     first.add(drawn[:, :, 0].mean((2, 3)), range(11))
     assert found["is_first"] == pytest.approx(first.compute()[0])
     assert found["is_avg"] > 1
-    # a picture of a run shows them all
-    assert found.keys() - plot._SCORES.keys() == {"inception_score_std"}
 
 
 def test_those_only_that_there_are_networks_for():
@@ -102,9 +100,13 @@ def test_statistics_come_back_from_a_state():
 
 def test_networks_of_another_kind():
     clips = FeatureNetwork(of_videos, name="means")
-    with pytest.raises(ValueError, match=r"frame_features must be a network of pictures, got one"):
+    with pytest.raises(
+        ValueError, match=r"frame_features must have the axes bchw, got a network w"
+    ):
         networks(frame_features=clips)
-    with pytest.raises(ValueError, match=r"classes must be a network of videos, got one with the"):
+    with pytest.raises(
+        ValueError, match=r"classes must have the axes bcfhw, got a network with the"
+    ):
         networks(classes=FeatureNetwork(of_pictures, name="means", layout="bchw"))
 
 
@@ -163,15 +165,13 @@ def test_processes_add_up_to_the_whole_score():
 
 
 def test_what_is_no_output_of_a_classifier():
-    with pytest.raises(ValueError, match=r"splits must be at least 1, got 0; 10 is usual"):
-        InceptionScore(0)
     with pytest.raises(ValueError, match=r"outputs must be one of logits, probabilities, got 'sc"):
         InceptionScore(outputs="scores")
-    with pytest.raises(ValueError, match=r"must be logits.*got rows of them; pass outputs='prob"):
+    with pytest.raises(
+        ValueError, match=r"must be logits, got probabilities.*; pass outputs='prob"
+    ):
         score_of(torch.eye(3))
-    with pytest.raises(ValueError, match=r"must be probabilities.*got other numbers; pass outputs"):
+    with pytest.raises(ValueError, match=r"must be probabilities, got logits.*; pass outputs"):
         score_of(torch.randn(3, 3), outputs="probabilities")
-    with pytest.raises(ValueError, match=r"outputs must be finite, got some that are not; look"):
-        score_of(torch.full((2, 3), torch.nan))
     with pytest.raises(ValueError, match=r"each of 10 parts must have videos, got fewer videos"):
         score_of(torch.randn(4, 3)).compute()

@@ -1,4 +1,4 @@
-"""The `video-diffusion` command: one module for each of its commands."""
+"""The `video-diffusion` command line: one module per command."""
 
 from __future__ import annotations
 
@@ -7,48 +7,50 @@ import functools
 import re
 import sys
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
-from video_diffusion_pytorch.cli import (
-    compare,
-    demo,
-    evaluate,
-    gather,
-    info,
-    plot,
-    sample,
-    train,
-)
+from video_diffusion_pytorch.cli import demo, evaluate, gather, info, plot, sample, train
 from video_diffusion_pytorch.training.checkpoint import newest
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
-COMMANDS: dict[str, Any] = {
-    "demo": demo,
-    "train": train,
-    "sample": sample,
-    "evaluate": evaluate,
-    "compare": compare,
-    "info": info,
-    "plot": plot,
-    "gather": gather,
+INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
+_LONGEST_MESSAGE = 2000  # the parser repeats a wrong value, however long
+
+
+class Command(NamedTuple):
+    """One command: its line in the help text, its parser and its function."""
+
+    help: str
+    make_parser: Callable[..., ArgumentParser]
+    run: Callable[[Namespace, Callable[[str], None]], None]
+
+
+COMMANDS = {
+    "demo": Command("train a small model on generated clips", demo.make_parser, demo.run),
+    "train": Command("train a model on a folder of clips", train.make_parser, train.run),
+    "sample": Command("sample videos from a checkpoint", sample.make_parser, sample.run),
+    "evaluate": Command("compare samples with real clips", evaluate.make_parser, evaluate.run),
+    "compare": Command("compare results", evaluate.make_compare_parser, evaluate.run_compare),
+    "info": Command("describe a checkpoint", info.make_parser, info.run),
+    "plot": Command("plot the metrics of one or more runs", plot.make_parser, plot.run),
+    "gather": Command(gather.HELP, gather.make_parser, gather.run),
 }
-INTERRUPTED = 130  # 128 and the number of SIGINT, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Runs the command.
 
     Args:
-        argv: Arguments, without the program's name; None for those of the process.
+        argv: Arguments without the program's name; None for those of the process.
 
     Returns:
-        The exit code: None for success, 1 for a training that could not go on, 2 for a mistake in
-        the options or files, each of which one line on stderr names, and 130 after Ctrl+C.
+        The exit code: None for success, 1 if a training diverged or ran out of memory, 2 for a
+        mistake in the options or files, described by one line on stderr, and 130 after Ctrl+C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     options = None
@@ -61,34 +63,24 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     except ArgumentError as error:
         _say(f"{PROG}: error: {_explain(error, argv)}", file=sys.stderr)
         return 2
-    except (FloatingPointError, MemoryError) as error:
-        # of a training that began
+    except (FloatingPointError, MemoryError, ValueError, TypeError, OSError) as error:
         _say(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
-        return 1
-    except (ValueError, TypeError, OSError) as error:
-        _say(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, (FloatingPointError, MemoryError)) else 2
     return None
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """Options of a command line, under the name of the command.
+    """Parses a command line; the options are in the attribute named as the command.
 
     Raises:
-        ArgumentError: If an option is unknown, or does not take its value.
-        ValueError: If the preset is unknown, or named where it is found too late.
+        ArgumentError: If an option is unknown or its value is not of its type.
+        ValueError: If the preset is unknown, or a file of options is not valid.
     """
     argv, preset = [_with_underscores(argument) for argument in argv], None
     if argv[:1] == ["train"]:
-        argv = ["train", *train.rewrite(argv[1:])]
-        preset = train.named_preset(argv[1:])
-    options = build_parser(preset).parse_args(argv)
-    if options.command == "train" and options.train.preset != preset:
-        raise ValueError(
-            f"train: the preset must be known before other options, got {preset} and then "
-            f"{options.train.preset}; give it as --preset on the command line"
-        )
-    return options
+        rest, preset = train.rewrite(argv[1:])
+        argv = ["train", *rest]
+    return build_parser(preset).parse_args(argv)
 
 
 def _with_underscores(argument: str) -> str:
@@ -101,13 +93,14 @@ def _with_underscores(argument: str) -> str:
 
 @functools.cache
 def build_parser(preset: str | None = None) -> ArgumentParser:
-    """The parser of the whole command.
+    """Builds the parser of all commands.
 
     Args:
-        preset: The preset whose settings are the defaults of `train`; None for the constructors'.
+        preset: Preset whose settings are the defaults of `train`; None for those of the
+            constructors.
 
     Raises:
-        ValueError: If there is no such preset.
+        ValueError: If the preset is unknown.
     """
     parser = ArgumentParser(
         prog=PROG,
@@ -120,39 +113,39 @@ def build_parser(preset: str | None = None) -> ArgumentParser:
         dest="command",
         title="commands",
         metavar=f"{{{','.join(COMMANDS)}}}",
-        description="For a command's options, add --help to it.",
+        description="Add --help to a command to list its options.",
     )
     for name, command in COMMANDS.items():
-        parser_of_command = train.make_parser(preset) if command is train else command.make_parser()
-        commands.add_subcommand(name, parser_of_command, help=command.HELP)
+        made = command.make_parser(*[preset] if name == "train" else [])
+        made.exit_on_error = made.allow_abbrev = False
+        commands.add_subcommand(name, made, help=command.help)
     return parser
 
 
 def _say(line: str, file: Any = None) -> None:
+    """Prints a line; characters that the terminal's encoding lacks are escaped."""
     file = sys.stdout if file is None else file
-    # half an emoji of a caption, or a terminal without Unicode
     encoding = getattr(file, "encoding", None) or "utf-8"
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    # the parser repeats what it was given, however long
-    return text if len(text) <= 2000 else f"{text[:1500]} ... {text[-400:]}"
+    half = _LONGEST_MESSAGE // 2
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
-    """The parser's complaint in one sentence, and where to look."""
+    """The parser's message as one sentence, with the nearest option and where to read more."""
     message = _one_line(error)
+    # the parser lists all types that were tried
     wrong = re.match(r'Parser key "([^"]+)".* (?:Got value|Given value): (.*)$', message)
     if wrong:
         message = f"{wrong[1]} does not take the value {wrong[2]!r}"
-    if "nrecognized arguments" in message:
-        known = [f"{group}.{name}" for group in train.GROUPS for name in train.option_names(group)]
-        known += train.short_names()
-        options = [_with_underscores(one)[2:].partition("=")[0] for one in argv if one[:2] == "--"]
-        unknown = [option for option in options if option not in known]
-        close = difflib.get_close_matches(unknown[0], known, n=1) if unknown else []
+    unknown = re.search(r"nrecognized arguments: --([\w.]+)", message)
+    if unknown and argv[0] == "train":
+        names = train.short_names()
+        close = difflib.get_close_matches(unknown[1], [*names, *names.values()], n=1)
         message += f" (is --{close[0]} meant?)" if close else ""
     command = [argv[0]] if argv and argv[0] in COMMANDS else []
     return f"{message}; see {' '.join([PROG, *command])} --help"
@@ -160,17 +153,14 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
 
 def _interruption(options: Namespace | None) -> str:
     """What is left after Ctrl+C."""
-    folder = None
-    if options is not None and options.command == "demo":
-        folder = Path(options.demo.folder) / "checkpoints"
-    elif options is not None and options.command == "train":
-        folder = Path(options.train.trainer.results_folder)
-    if folder is None:
+    if options is None or options.command not in ("demo", "train"):
         return f"{PROG}: interrupted"
-    last = newest(folder)
+    if options.command == "demo":
+        last = newest(Path(options.demo.folder) / "checkpoints")
+    else:
+        last = newest(Path(options.train.trainer.results_folder))
     if last is None:
         return f"{PROG}: interrupted before the first checkpoint"
     return (
-        f"{PROG}: interrupted; the last checkpoint is {last}, and the same command "
-        "goes on from there"
+        f"{PROG}: interrupted; the last checkpoint is {last}, from which the same command resumes"
     )

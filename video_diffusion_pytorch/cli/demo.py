@@ -1,19 +1,17 @@
-"""`video-diffusion demo`: makes clips, trains a small model on them, and draws samples."""
+"""`video-diffusion demo`: makes clips, trains a small model on them and samples from it."""
 
 from __future__ import annotations
 
-import csv
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from video_diffusion_pytorch.cli.plot import METRICS, plot_run
 from video_diffusion_pytorch.conditions import repeat_rows
 from video_diffusion_pytorch.data.display import text_picture, video_grid
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
@@ -21,10 +19,9 @@ from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoint import list_checkpoints, newest
+from video_diffusion_pytorch.training.metrics import read_metrics
 from video_diffusion_pytorch.training.samples import draw_samples
 from video_diffusion_pytorch.training.trainer import Trainer
-
-HELP = "train a small model on moving digits, with nothing to fetch"
 
 # What two CPU cores can learn in three minutes. The digits were scanned at 8 x 8 pixels, which is
 # what they have again in clips of 32 x 32 that are read at 16 x 16.
@@ -59,12 +56,11 @@ ZOOM = 4
 
 
 def make_parser() -> ArgumentParser:
-    """The options of `demo`."""
+    """Makes the parser of the options of `demo`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
-        description="Trains a small model on clips of moving digits, and shows what it has "
-        "learned. A second run in the same folder goes on where the last one ended.",
+        usage="video-diffusion demo [options]",
+        description="Trains a small model on clips of moving digits and samples from it. A second "
+        "run in the same folder resumes the first.",
     )
     parser.add_function_arguments(run_demo, as_group=False, skip={"say"})
     return parser
@@ -84,88 +80,77 @@ def run_demo(
     device: str | None = None,
     say: Callable[[str], None],
 ) -> None:
-    """Trains a small model on clips of moving digits, and shows what it has learned.
+    """Trains a small model on clips of moving digits and samples from it.
 
-    A second run in the same folder goes on where the last one ended.
+    A second run in the same folder resumes the first.
 
     Args:
-        folder: Where everything goes; made if missing.
-        steps: Number of training steps, counted from the first run; None for 1600, or for what fits
-            into 200 seconds of training.
+        folder: Folder for all files; made if missing.
+        steps: Number of training steps, counted from the first run; None for 1600, or as many as
+            fit into 200 seconds.
         clips: Number of clips to make and train on.
-        seed: Of the clips, the first weights, the training and the samples.
-        device: Where to train, such as `"cpu"`; None for the fastest there is.
+        seed: Seed of the clips, the initial weights, the training and the samples.
+        device: Device to train on, such as `"cpu"`; None for the fastest available.
         say: Called with each line of the report.
 
     Raises:
-        ValueError: If `steps` or `clips` is less than 1, or a checkpoint there is of another model.
+        ValueError: If `steps` or `clips` is less than 1, or the folder has a checkpoint of another
+            model.
     """
     if steps is not None and steps < 1:
         raise ValueError(f"demo: steps must be at least 1, got {steps}; give a positive number")
     home, total = Path(folder), steps or DEFAULT_STEPS
-    checkpoints = list_checkpoints(home / "checkpoints")
+    results = home / "checkpoints"
+    # layers this small lose more to a second CPU thread than they gain
+    torch.set_num_threads(1)
 
     # clips
     torch.manual_seed(seed)
+    checkpoints = list_checkpoints(results)
     if not checkpoints:
         write_moving_digits(home / "clips", clips, **CLIP, seed=seed)
         say(f"wrote {clips} clips of moving digits to {home / 'clips'}")
 
     # model
-    trainer = _make_trainer(home, total, device)
-    if checkpoints:
-        trainer.load(-1)
-        say(f"goes on from {trainer.resumed_from}, step {trainer.step}; clips are left as they are")
-        if trainer.step >= total:
-            say(f"nothing left to train: for more, pass --steps with more than {trainer.step}")
-
-    # training and samples
-    losses = LossFile(home / "loss.csv", trainer.step)
-    with _one_thread():
-        _train(trainer, losses, None if steps else TIME_LIMIT)
-        if trainer.step < total:
-            say(f"the time is up at step {trainer.step} of {total}; run again to go on")
-        say("draws samples ...")
-        samples = draw_samples(trainer.ema_model, GRID[0] * GRID[1], 16, {}, seed).cpu()
-
-    # report
-    real = torch.stack([trainer.ds[i] for i in range(min(len(trainer.ds), len(samples)))]) / 255
-    write_comparison(repeat_rows(real, len(samples)), samples, home / "samples.gif")
-    losses.plot(home / "loss.png")
-    last = newest(home / "checkpoints")
-    say(f"samples beside training clips: {home / 'samples.gif'}")
-    say(f"checkpoint: {last}")
-    say(f"loss curve: {home / 'loss.png'}, its numbers: {losses.path}")
-    say(losses.summary())
-    say(f"more samples: video-diffusion sample {last} -n 16 -o {home / 'more.gif'}")
-
-
-def _make_trainer(home: Path, total: int, device: str | None) -> Trainer:
-    return Trainer(
+    trainer = Trainer(
         GaussianDiffusion(Unet3D(**UNET), **DIFFUSION),
         home / "clips",
         **TRAINER,
         train_num_steps=total,
-        # `_train` writes the checkpoints, and samples are drawn at the end only
+        # `_train` writes the checkpoints, and samples are drawn only at the end
         save_and_sample_every=total + 1,
-        results_folder=home / "checkpoints",
+        results_folder=results,
         device=device,
     )
+    if checkpoints:
+        trainer.load(-1)
+        say(f"resumes from {trainer.resumed_from}, step {trainer.step}, with the clips of that run")
+        if trainer.step >= total:
+            say(f"training is complete: to continue, pass --steps above {trainer.step}")
+
+    # training and samples
+    _train(trainer, None if steps else TIME_LIMIT)
+    if trainer.step < total:
+        say(f"time is up at step {trainer.step} of {total}; run again to continue")
+    say("drawing samples ...")
+    samples = draw_samples(trainer.ema_model, GRID[0] * GRID[1], 16, {}, seed).cpu()
+
+    # report
+    real = torch.stack([trainer.ds[i] for i in range(min(len(trainer.ds), len(samples)))]) / 255
+    write_comparison(repeat_rows(real, len(samples)), samples, home / "samples.gif")
+    plot_run(results, home / "loss.png")
+    losses = [line for line in read_metrics(results / METRICS) if line.get("loss") is not None]
+    last = newest(results)
+    say(f"training clips and samples: {home / 'samples.gif'}")
+    say(f"checkpoint: {last}")
+    say(f"loss curve: {home / 'loss.png'}")
+    for line in losses[:1] + losses[-1:]:
+        say(f"loss at step {line['step']}: {line['loss']:.4f}")
+    say(f"more samples: video-diffusion sample {last} -n 16 -o {home / 'more.gif'}")
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Spares layers this small the second thread: on a CPU they lose more to it than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _train(trainer: Trainer, losses: LossFile, time_limit: float | None) -> None:
-    """Trains to the end or the time limit, with a checkpoint now and then and at the end."""
+def _train(trainer: Trainer, time_limit: float | None) -> None:
+    """Trains to the last step or the time limit, with checkpoints on the way and at the end."""
     start = time.monotonic()
 
     def time_passed() -> float:
@@ -178,12 +163,11 @@ def _train(trainer: Trainer, losses: LossFile, time_limit: float | None) -> None
             group["lr"] = TRAINER["train_lr"] * min(1.0, max(0.0, 2 * left))
 
     def after_step(log: dict[str, Any]) -> None:
-        losses.add(log["step"], log["loss"])
         set_learning_rate(log["step"])
         if time_passed() >= 1:
             trainer.train_num_steps = log["step"]
         if log["step"] % CHECKPOINT_EVERY == 0 or log["step"] == trainer.train_num_steps:
-            # named by step rather than by milestone: a longer run keeps the order
+            # named by step rather than milestone, in order also after a longer run
             trainer.save(log["step"])
 
     if trainer.step < trainer.train_num_steps:
@@ -191,70 +175,12 @@ def _train(trainer: Trainer, losses: LossFile, time_limit: float | None) -> None
         trainer.train(log_fn=after_step)
 
 
-class LossFile:
-    """The loss of every step, in a file that an interrupted run leaves behind complete.
-
-    Args:
-        path: The file, of lines `step,loss`.
-        step: Up to this step its lines are kept: those after it are of a run that is repeated.
-    """
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        self.rows: list[tuple[int, float]] = []
-        if path.is_file():
-            with path.open(newline="") as file:
-                found = [(int(row["step"]), float(row["loss"])) for row in csv.DictReader(file)]
-            self.rows = [row for row in found if row[0] <= step]
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([("step", "loss"), *self.rows])
-
-    def add(self, step: int, loss: float) -> None:
-        """Adds the loss of a step."""
-        self.rows.append((step, loss))
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerow((step, loss))
-
-    def summary(self) -> str:
-        """The loss at the start and at the end, in words."""
-        losses = [loss for _, loss in self.rows]
-        if not losses:
-            return "loss: no step has been recorded"
-        first, last = min(10, len(losses)), min(50, len(losses))
-        start, end = sum(losses[:first]) / first, sum(losses[-last:]) / last
-        return (
-            f"loss: {start:.4f} at the start (mean of {first} steps), {end:.4f} at the end (mean "
-            f"of {last})"
-        )
-
-    def plot(self, path: Path) -> None:
-        """Draws the curve, every step's loss and their running mean, as a picture."""
-        # a figure without pyplot needs no display and leaves no state behind
-        from matplotlib.figure import Figure
-
-        if not self.rows:
-            return
-        steps, losses = (np.array(column) for column in zip(*self.rows, strict=True))
-        window = max(1, min(50, len(losses) // 5))
-        means = np.convolve(losses, np.ones(window) / window, mode="valid")
-        figure = Figure(figsize=(7, 4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(steps, losses, color="lightsteelblue", linewidth=0.8, label="each step")
-        axes.plot(
-            steps[window - 1 :], means, color="navy", label=f"mean of the last {window} steps"
-        )
-        axes.set(xlabel="step", ylabel="loss (noise prediction)", yscale="log")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend()
-        figure.savefig(path, dpi=120)
-
-
 def write_comparison(real: Tensor, samples: Tensor, path: Path) -> None:
-    """Writes a gif with real clips on the left, samples on the right, and a title over each.
+    """Writes a gif with real clips on the left and samples on the right, each with a title.
 
     Args:
-        real: Grey clips, `(b, 1, f, h, w)` in [0, 1], as many as `GRID` has places.
-        samples: As many.
+        real: Grey clips, `(b, 1, f, h, w)` in [0, 1], one for each place of `GRID`.
+        samples: Likewise.
         path: The gif.
     """
     halves = []

@@ -1,8 +1,9 @@
-"""`video-diffusion evaluate`: its options, and a checkpoint's videos measured against clips."""
+"""`video-diffusion evaluate` and `compare`: scores of sampled videos, and tables of results."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,22 +11,23 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from video_diffusion_pytorch import text
-from video_diffusion_pytorch.cli.sample import class_names
+from video_diffusion_pytorch.cli.sample import (
+    add_checkpoint_options,
+    check_folder_of,
+    class_names,
+    load_checkpoint,
+)
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
-from video_diffusion_pytorch.evaluation.results import write_result
-from video_diffusion_pytorch.pretrained import load_diffusion
+from video_diffusion_pytorch.evaluation.results import compare_results, read_result, write_result
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
 from video_diffusion_pytorch.training.processes import make_accelerator
 
-HELP = "measure how near a checkpoint's videos are to real ones"
-
-# What of a Dataset the model says, or only Python can
-_NOT_OF_DATA = {
+# Keywords of Dataset that the model determines, or for Python only
+_NOT_OF_DATA: set[str | int] = {
     "folder",
     "image_size",
     "channels",
@@ -38,73 +40,66 @@ _NOT_OF_DATA = {
     "exclude",
     "as_uint8",
 }
-# The networks that a user may give
+_OF_DATA = [name for name in inspect.signature(Dataset).parameters if name not in _NOT_OF_DATA]
+# Networks given as TorchScript files: the prefix of their options, and the help text
 _NETWORKS = {
-    "features": "A TorchScript file of a network that gives features of videos, such as I3D, for "
-    "the Frechet video distance; null for fixed random convolutions, which need no file.",
-    "classes": "One that classifies videos, for the inception score.",
-    "frame_features": "One that gives features of pictures, for FID-avg and FID-first.",
-    "frame_classes": "One that classifies pictures, for IS-avg and IS-first.",
+    "features": ("feature", "Network that computes features of videos, such as I3D, for the FVD."),
+    "classes": ("class", "Classifier of videos, for the inception score."),
+    "frame_features": (
+        "frame_feature",
+        "Network that computes features of images, for FID-avg and FID-first.",
+    ),
+    "frame_classes": ("frame_class", "Classifier of images, for IS-avg and IS-first."),
 }
-_OF_NETWORKS: dict[str, dict[str, Any]] = {
-    "size": {
-        "type": int | tuple[int, int] | None,
-        "help": "Height and width it wants, 224 or [224,224]; null for the clips'.",
-    },
-    "range": {
-        "type": float | list[float],
-        "nargs": 2,
-        "default": [0.0, 1.0],
-        "help": "What it wants for black and white, each a number or a list of one per channel.",
-    },
-    "resize": {"type": str, "default": "bilinear", "help": "bilinear, bicubic or nearest."},
-    "channels": {
-        "type": int | None,
-        "default": 3,
-        "help": "Channels it wants; grey clips are repeated to as many. null for the clips'.",
-    },
-    "layout": {"type": str, "help": "Order of its axes."},
-    "arguments": {
-        "type": dict[str, Any] | None,
-        "help": 'Further arguments of its call, such as {"return_features": true}.',
-    },
+# Options of each network: type, default (of the layout the axes) and help text
+_OF_NETWORKS: dict[str, tuple[Any, Any, str]] = {
+    "size": (int | tuple[int, int] | None, None, "Height and width of its input, 224 or [224,224]"),
+    "range": (float | list[float], [0.0, 1.0], "Its black and white, numbers or a list each"),
+    "resize": (str, "bilinear", "bilinear, bicubic or nearest"),
+    "channels": (int | None, 3, "Channels of its input, to which grey clips are repeated"),
+    "layout": (str, "bcfhw", "Order of the axes of its input"),
+    "arguments": (dict[str, Any] | None, None, "Keywords of its call, as {name: value}"),
 }
-_SAMPLING = {"clips", "count", "seed", "sampler", "steps", "cond_scale", "max_batch"}
-_MEASURES = {"given_frames", "similarities", "lpips", "class_outputs", "splits", "statistics"}
+_NOT_OF_EVALUATION: set[str | int] = {*_NETWORKS, "lpips_name", "value_range"}
+_OF_EVALUATION = [n for n in Evaluation.__dataclass_fields__ if n not in _NOT_OF_EVALUATION]
 
 
 def make_parser() -> ArgumentParser:
-    """The options of `evaluate`."""
+    """Makes the parser of the options of `evaluate`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion evaluate CHECKPOINT --data FOLDER [options]",
-        description="Measures how near the videos of a checkpoint are to real clips, and writes "
-        "the result with its protocol. Clips tell the videos their own conditions.",
+        description="Compares videos sampled from a checkpoint with real clips, and writes the "
+        "scores with their protocol. The videos are conditioned on the conditions of the clips.",
     )
+    add_checkpoint_options(parser)
     add = parser.add_argument
-    add("checkpoint", type=str, help="A file model-N.pt, or a results folder for its newest.")
-    add("--data", type=str, required=True, help="A folder of real clips.")
-    output = "A .json; null for evaluation-model-N.json beside the checkpoint."
+    add("--data", type=str, required=True, help="Folder of real clips.")
+    output = "A .json; null for evaluation-model-N.json next to the checkpoint."
     add("-o", "--output", type=str | None, help=output)
-    add("--device", type=str | None, help="Where to compute, such as cuda; null for the CPU.")
-    add("--ema_decay", type=float | None, help="Which average draws; null for the first.")
-    for name in ("image_size", "num_frames"):
-        kind: Any = int | tuple[int, int] | None if name == "image_size" else int | None
-        add(f"--{name}", type=kind, help="For files of version 0.6 or 0.7, which do not hold it.")
-    encoder = "Folder or Hugging Face name of the encoder of captions; null for BERT."
-    add("--text_encoder", type=str | None, help=encoder)
-    count = "Number of videos to draw; null for as many as there are real clips."
+    count = "Number of videos to sample; null for the number of real clips."
     add("-n", "--count", type=int | None, help=count)
-    parser.add_class_arguments(Evaluation, None, skip={*_not_of_evaluation(), "count"})
-    parser.add_class_arguments(Dataset, None, skip={*_NOT_OF_DATA}, default={"exts": None})
-    for network in _NETWORKS:
-        _add_network(parser, network)
+    # it has the short option -n
+    parser.add_class_arguments(Evaluation, None, skip={*_NOT_OF_EVALUATION, "count"})
+    parser.add_class_arguments(Dataset, None, skip=_NOT_OF_DATA, default={"exts": None})
+    for network, (prefix, help_text) in _NETWORKS.items():
+        group = parser.add_argument_group(f"Network of {network.replace('_', ' ')}")
+        group.add_argument(f"--{network}", type=str | None, help=f"TorchScript file. {help_text}")
+        for name, (kind, _, text) in _OF_NETWORKS.items():
+            nargs = 2 if name == "range" else None
+            default = _default(network, name)
+            group.add_argument(
+                f"--{prefix}_{name}", type=kind, nargs=nargs, default=default, help=f"{text}."
+            )
     return parser
 
 
+def _default(network: str, option: str) -> Any:
+    is_of_images = network.startswith("frame_")
+    return "bchw" if option == "layout" and is_of_images else _OF_NETWORKS[option][1]
+
+
 def run(options: Namespace, say: Callable[[str], None]) -> None:
-    """Measures a checkpoint's videos as options say, and writes the result.
+    """Evaluates a checkpoint and writes the result.
 
     Raises:
         FileNotFoundError: If a file or folder is missing.
@@ -115,28 +110,15 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         accelerator = make_accelerator(False, device)
         device = str(accelerator.device)
-    diffusion = load_diffusion(
-        file,
-        image_size=options.image_size,
-        num_frames=options.num_frames,
-        device=device,
-        averaged=True if options.ema_decay is None else options.ema_decay,
-    )
-    if options.text_encoder is not None:
-        text.set_text_encoder(options.text_encoder)
+    diffusion = load_checkpoint(options, file, device)
     networks: dict[str, Any] = {name: _network(name, options) for name in _NETWORKS}
-    evaluation = {name: options[name] for name in _SAMPLING | _MEASURES}
     target = _free_name(file) if options.output is None else Path(options.output)
-    # found out now, not after minutes of drawing
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            f"evaluate: expected a folder at {target.parent} to write {target.name} into, found "
-            "none; create it first"
-        )
+    # before minutes of sampling
+    check_folder_of(target, "evaluate")
     result = evaluate_diffusion(
         diffusion,
         options.data,
-        Evaluation(**networks, **evaluation),
+        Evaluation(**networks, **{name: options[name] for name in _OF_EVALUATION}),
         class_names=class_names(file),
         about={
             "checkpoint": str(file),
@@ -144,7 +126,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
             "ema_decay": options.ema_decay,
         },
         accelerator=accelerator,
-        **{name: options[name] for name in _data_names()},
+        **{name: options[name] for name in _OF_DATA},
     )
     if accelerator is not None and not accelerator.is_main_process:
         return
@@ -159,51 +141,55 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     say(f"wrote {target}: the scores and their protocol")
 
 
-def _network(name: str, options: Namespace) -> FeatureNetwork | None:
-    """The network that options give; None without its file."""
-    file, prefix = options[name], _prefix(name)
-    given = {n: options[f"{prefix}_{n}"] for n in _OF_NETWORKS}
-    if file is not None:
-        return FeatureNetwork(file, value_range=tuple(given.pop("range")), **given)
-    if given != _defaults(name):
+def _network(network: str, options: Namespace) -> FeatureNetwork | None:
+    """The network that options describe; None without its file."""
+    prefix = _NETWORKS[network][0]
+    given = {name: options[f"{prefix}_{name}"] for name in _OF_NETWORKS}
+    if options[network] is not None:
+        return FeatureNetwork(options[network], value_range=tuple(given.pop("range")), **given)
+    if any(value != _default(network, name) for name, value in given.items()):
         raise ValueError(
-            f"evaluate: --{prefix}_... must go with a file of the network, got none; give --{name}"
+            f"evaluate: --{prefix}_... must go with a file of the network, got none; give "
+            f"--{network}"
         )
     return None
 
 
 def _free_name(checkpoint: Path) -> Path:
-    """`evaluation-model-3.json`, or the next that is free: results are not replaced unasked."""
+    """`evaluation-model-3.json`, or with `-2`, `-3` and so on if that exists."""
     first = checkpoint.parent / f"evaluation-{checkpoint.stem}.json"
-    number, name = 1, first
-    while name.exists():
-        number += 1
-        name = first.with_stem(f"{first.stem}-{number}")
-    return name
+    others = (first.with_stem(f"{first.stem}-{number}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([first], others) if not name.exists())
 
 
-def _add_network(parser: ArgumentParser, network: str) -> None:
-    group = parser.add_argument_group(f"Network of {network.replace('_', ' ')}")
-    group.add_argument(f"--{network}", type=str | None, help=_NETWORKS[network])
-    defaults = _defaults(network)
-    for name, option in _OF_NETWORKS.items():
-        told = {**option, "default": defaults[name]}
-        group.add_argument(f"--{_prefix(network)}_{name}", **told)
+def make_compare_parser() -> ArgumentParser:
+    """Makes the parser of the options of `compare`."""
+    parser = ArgumentParser(
+        usage="video-diffusion compare RESULT RESULT [...] [--allow FIELD ...]",
+        description="Prints the scores of several results as a table, if they have one protocol.",
+    )
+    add = parser.add_argument
+    add("results", type=str, nargs="+", help="Files written by evaluate.")
+    allow = "Fields of the protocol that may differ, such as samples.steps."
+    add("--allow", type=str, nargs="+", default=[], help=allow)
+    return parser
 
 
-def _defaults(network: str) -> dict[str, Any]:
-    found = {name: option.get("default") for name, option in _OF_NETWORKS.items()}
-    return {**found, "layout": "bchw" if network.startswith("frame_") else "bcfhw"}
+def run_compare(options: Namespace, say: Callable[[str], None]) -> None:
+    """Prints the scores of several results as a table.
 
-
-def _prefix(network: str) -> str:
-    return {"classes": "class", "frame_classes": "frame_class"}.get(network, network[:-1])
-
-
-def _not_of_evaluation() -> set[str | int]:
-    names = Evaluation.__dataclass_fields__
-    return {name for name in names if name not in _SAMPLING | _MEASURES}
-
-
-def _data_names() -> list[str]:
-    return [n for n in inspect.signature(Dataset).parameters if n not in _NOT_OF_DATA]
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is not a result, or the protocols differ.
+    """
+    results = [read_result(file) for file in options.results]
+    scores = compare_results(results, allow=options.allow)
+    steps = [result.get("model", {}).get("step") for result in results]
+    table = {
+        "result": options.results,
+        "step": ["-" if step is None else str(step) for step in steps],
+        **{n: ["-" if v is None else f"{v:.4g}" for v in found] for n, found in scores.items()},
+    }
+    widths = [max(len(cell) for cell in (name, *cells)) for name, cells in table.items()]
+    for row in (list(table), *map(list, zip(*table.values(), strict=True))):
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

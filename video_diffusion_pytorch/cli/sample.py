@@ -1,4 +1,4 @@
-"""`video-diffusion sample`: its options, the conditions they give, and the videos."""
+"""`video-diffusion sample`: videos from a checkpoint, with conditions from options and files."""
 
 from __future__ import annotations
 
@@ -27,212 +27,163 @@ from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.samples import write_sample_grid
 
-HELP = "draw videos from a checkpoint"
-
-_FILES = {
-    "cond": "A .npy of vectors, (n, d), or of states of captions of one length, (n, tokens, d)",
-    "frame_cond": "A .npy of vectors for each frame, (n, f, d)",
-    "cond_video": "A .npy of fields, (n, c, f, h, w) or (n, c, h, w)",
-    "first_frames": "A clip of any format to go on from, or a folder of clips",
+OPTIONS = {
+    "cond": "--text",
+    "labels": "--labels",
+    "frame_cond": "--frame_cond",
+    "cond_video": "--cond_video",
+    "first_frames": "--first_frames",
 }
+"""The option that gives each condition of a model."""
 
 
 def make_parser() -> ArgumentParser:
-    """The options of `sample`."""
+    """Makes the parser of the options of `sample`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
-        description="Draws videos with the averaged weights of a checkpoint; the file is all it "
-        "needs.",
+        usage="video-diffusion sample CHECKPOINT [options]",
+        description="Samples videos with the averaged weights of a checkpoint.",
     )
+    add_checkpoint_options(parser)
     add = parser.add_argument
-    add(
-        "checkpoint",
-        type=str,
-        help="A file model-N.pt of this library, or of version 0.6 or 0.7; or a results folder, "
-        "for its newest one.",
-    )
-    add("--text", type=str, nargs="+", help="Captions, for a model that was trained with them.")
-    add("--labels", type=str, nargs="+", help="Classes, by name or number.")
-    for name, what in _FILES.items():
-        add(f"--{name}", type=str | None, help=f"{what}, for a model that was trained with such.")
-    add(
-        "--cond_scale",
-        type=float,
-        default=1.0,
-        help="Strength of the guidance by the conditions; 1 is without, more is nearer to them.",
-    )
-    _add_ways_to_sample(parser)
-    add("-n", "--count", type=int, default=4, help="Number of videos, for each condition.")
-    add(
-        "-o",
-        "--output",
-        type=str,
-        default="samples.gif",
-        help="A .gif, .webp, .mp4 or .png that shows all videos, or a .npy of their values, "
-        "(b, c, f, h, w).",
-    )
-    add(
-        "--image_size",
-        type=int | tuple[int, int],
-        help="Height and width in pixels, 64 or [48,64]. Needed for files of version 0.6 or 0.7, "
-        "which do not hold it; null for the training clips'.",
-    )
-    add("--num_frames", type=int | None, help="Frames of a video; as --image_size.")
+    add("-n", "--count", type=int, default=4, help="Number of videos for each condition.")
+    output = "A .gif, .webp, .mp4 or .png with all videos, or a .npy, (b, c, f, h, w)."
+    add("-o", "--output", type=str, default="samples.gif", help=output)
     add("--seed", type=int, default=0, help="The same seed gives the same videos.")
-    add("--device", type=str | None, help="Where to compute, such as cuda; null for the CPU.")
-    add(
-        "--text_encoder",
-        type=str | None,
-        help="Folder or Hugging Face name of the encoder the model was trained with; null for "
-        "BERT.",
-    )
+
+    conditions = parser.add_argument_group("Conditions that the model was trained with")
+    add = conditions.add_argument
+    add("--text", type=str, nargs="+", help="Captions.")
+    add("--labels", type=str, nargs="+", help="Classes, by name or number.")
+    vectors = "A .npy of vectors, (n, d), or of text states of one length, (n, tokens, d)."
+    add("--cond", type=str | None, help=vectors)
+    add("--frame_cond", type=str | None, help="A .npy of vectors for each frame, (n, f, d).")
+    fields = "A .npy of fields, (n, c, f, h, w) or (n, c, h, w)."
+    add("--cond_video", type=str | None, help=fields)
+    add("--first_frames", type=str | None, help="A clip to continue, or a folder of clips.")
+    scale = "Guidance scale; 1 disables guidance, larger values follow the conditions more closely."
+    add("--cond_scale", type=float, default=1.0, help=scale)
+    negative = "Captions to guide away from: one for all, or one for each condition."
+    add("--negative_text", type=str, nargs="+", help=f"{negative} Needs a --cond_scale above 1.")
+    rescale = "Restores the contrast that guidance increases, from 0 (off) to 1."
+    add("--guidance_rescale", type=float, default=0.0, help=rescale)
+
+    add = parser.add_argument_group("Sampling").add_argument
+    sampler = "ddpm (all steps), ancestral, ddim, dpm++ or dpm++sde; null for ddpm, or with fewer "
+    add("--sampler", type=str | None, help=f"{sampler}steps ddim.")
+    add("--steps", type=int | None, help="Number of steps; null for the sampler's default.")
+    add("--preset", type=str | None, help="A model of the paper, for its sampler and steps.")
+    add("--max_batch", type=int, default=16, help="Largest number of videos per batch.")
+    longer = "Number of frames to extend the videos to, window by window."
+    add("--extend_to", type=int | None, help=longer)
     return parser
 
 
-def _add_ways_to_sample(parser: ArgumentParser) -> None:
+def add_checkpoint_options(parser: ArgumentParser) -> None:
+    """Adds the options that choose a checkpoint and how it is loaded."""
     add = parser.add_argument
-    add(
-        "--negative_text",
-        type=str,
-        nargs="+",
-        help="Captions to guide away from, with a cond_scale above 1: one for all, or as many as "
-        "there are conditions.",
-    )
-    add(
-        "--guidance_rescale",
-        type=float,
-        default=0.0,
-        help="Brings guided videos back to their unguided contrast, from 0 to 1.",
-    )
-    add(
-        "--sampler",
-        type=str | None,
-        help="ddpm (all steps), ancestral, ddim, dpm++ or dpm++sde; null for ddpm, or with fewer "
-        "steps ddim.",
-    )
-    add("--steps", type=int | None, help="Number of steps; null for what suits the sampler.")
-    add("--preset", type=str | None, help="A model of the paper, for its sampler and steps.")
-    add("--max_batch", type=int, default=16, help="The most videos to draw at a time.")
-    add("--ema_decay", type=float | None, help="Which average draws; null for the first.")
-    add(
-        "--extend_to",
-        type=int | None,
-        help="Continues the videos to so many frames, window by window.",
-    )
+    checkpoint = "A file model-N.pt, also of version 0.6 or 0.7, or a results folder for its newest"
+    add("checkpoint", type=str, help=f"{checkpoint} one.")
+    add("--device", type=str | None, help="Device to compute on, such as cuda; null for the CPU.")
+    add("--ema_decay", type=float | None, help="Decay of the average to use; null for the first.")
+    size = "Height and width in pixels, as 64 or [48,64]; required for files of version 0.6 or 0.7."
+    add("--image_size", type=int | tuple[int, int] | None, help=size)
+    frames = "Frames of a video; required for files of version 0.6 or 0.7."
+    add("--num_frames", type=int | None, help=frames)
+    encoder = "Folder or Hugging Face name of the model's text encoder; null for BERT."
+    add("--text_encoder", type=str | None, help=encoder)
 
 
-def run(options: Namespace, say: Callable[[str], None]) -> None:
-    """Draws videos from a checkpoint as options say, and writes them to one file.
-
-    Raises:
-        ValueError: If an option is out of range, or conditions are missing or unexpected.
-        FileNotFoundError: If a file, or the folder to write into, is missing.
-    """
-    target = Path(options.output)
-    _check_output(target, options.count)
-    how, encoder = _as_in_paper(
-        options.preset, options.sampler, options.steps, options.text_encoder
-    )
-    file = checkpoint_at(options.checkpoint)
+def load_checkpoint(options: Namespace, file: Path, device: str | None) -> GaussianDiffusion:
+    """Loads the model of a checkpoint as the options of `add_checkpoint_options` say."""
     diffusion = load_diffusion(
         file,
         image_size=options.image_size,
         num_frames=options.num_frames,
-        device=options.device,
+        device=device,
         averaged=True if options.ema_decay is None else options.ema_decay,
     )
-    if encoder is not None:
-        text.set_text_encoder(encoder)
-    given = {name: options[name] for name in ("text", "labels", "first_frames", *_FILES)}
-    conditions = read_conditions(diffusion, class_names(file), **given)
-
-    if options.cond_scale != 1 and not conditions:
-        raise ValueError(
-            f"sample: --cond_scale must be 1 for a model without conditions, got "
-            f"{options.cond_scale}; leave it out"
-        )
-
-    torch.manual_seed(options.seed)
-    kinds = max(map(len, conditions.values()), default=1)
-    rows = [row // options.count for row in range(kinds * options.count)]
-    how |= {name: pick(values, rows) for name, values in conditions.items()}
-    how |= {"max_batch": options.max_batch, "cond_scale": options.cond_scale}
-    how |= _guiding(options.negative_text, options.guidance_rescale, kinds, rows)
-    videos = diffusion.sample(**how, batch_size=len(rows))
-    if options.extend_to is not None:
-        # the windows know their own first frames
-        how.pop("first_frames", None)
-        videos = diffusion.extend(videos, options.extend_to, **how)
-    _write(videos.cpu(), target, kinds if kinds > 1 else _rows(options.count), diffusion)
-    say(f"wrote {_size(videos)} to {target}")
+    if options.text_encoder is not None:
+        text.set_text_encoder(options.text_encoder)
+    return diffusion
 
 
-def _write(videos: Tensor, target: Path, rows: int, diffusion: GaussianDiffusion) -> None:
-    if target.suffix.lower() == ".npy":
-        np.save(target, videos.numpy())
-        return
-    units = diffusion.config["value_range"]
-    write_sample_grid(videos, target, rows, diffusion.auto_normalize, value_range=units)
+def run(options: Namespace, say: Callable[[str], None]) -> None:
+    """Samples videos and writes them to one file.
 
-
-def _as_in_paper(
-    preset: str | None, sampler: str | None, steps: int | None, text_encoder: str | None
-) -> tuple[dict[str, Any], str | None]:
-    """Sampler and steps, and the text encoder: those that are given, or else the preset's."""
-    if preset is None:
-        return {"sampler": sampler, "steps": steps}, text_encoder
-    of_paper = find_preset(preset)
-    how = {"sampler": sampler or of_paper.sampler, "steps": steps or of_paper.sampling_steps}
-    return how, text_encoder or of_paper.text_encoder
-
-
-def _guiding(
-    negative_text: list[str] | None, guidance_rescale: float, kinds: int, rows: Sequence[int]
-) -> dict[str, Any]:
-    """Keywords of `diffusion.sample`, of those options that are used."""
-    how: dict[str, Any] = {"guidance_rescale": guidance_rescale} if guidance_rescale else {}
-    if negative_text is None:
-        return how
-    if len(negative_text) not in (1, kinds):
-        raise ValueError(
-            f"sample: --negative_text must be one, or one for each of {kinds} conditions, got "
-            f"{len(negative_text)}; give as many"
-        )
-    is_one = len(negative_text) == 1
-    return {**how, "negative_cond": negative_text if is_one else pick(negative_text, rows)}
-
-
-def _rows(count: int) -> int:
-    """The number of rows that makes the grid most like a square."""
-    return next(rows for rows in range(isqrt(count), 0, -1) if count % rows == 0)
-
-
-def _size(videos: Tensor) -> str:
-    count, _, frames, height, width = videos.shape
-    return f"{count} video{'s' * (count > 1)} of {frames} frames, {height} x {width} pixels,"
-
-
-def _check_output(target: Path, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"sample: -n must be at least 1, got {count}; give a positive number")
+    Raises:
+        ValueError: If an option is out of range, or conditions are missing or unexpected.
+        FileNotFoundError: If a file or the folder of the output is missing.
+    """
+    target = Path(options.output)
     if target.suffix.lower() not in (".npy", *PICTURE_ENDINGS):
         raise ValueError(
             f"sample: the output must end in .npy or {' or '.join(PICTURE_ENDINGS)}, got {target}; "
             f"rename it, as in {target.with_suffix('.gif')}"
         )
+    check_folder_of(target, "sample")
+    how = {"sampler": options.sampler, "steps": options.steps}
+    if options.preset is not None:
+        paper = find_preset(options.preset)
+        how = {
+            "sampler": options.sampler or paper.sampler,
+            "steps": options.steps or paper.sampling_steps,
+        }
+        options.text_encoder = options.text_encoder or paper.text_encoder
+    file = checkpoint_at(options.checkpoint)
+    diffusion = load_checkpoint(options, file, options.device)
+    conditions = read_conditions(
+        diffusion, class_names(file), **{name: options[name] for name in ("text", *OPTIONS)}
+    )
+    if options.cond_scale != 1 and not conditions:
+        raise ValueError(
+            "sample: --cond_scale must be 1 for a model without conditions, got "
+            f"{options.cond_scale}; leave it out"
+        )
+
+    torch.manual_seed(options.seed)
+    kinds = max(map(len, conditions.values()), default=1)
+    how |= {n: repeat(values, options.count, kinds) for n, values in conditions.items()}
+    how |= {"max_batch": options.max_batch, "cond_scale": options.cond_scale}
+    if options.guidance_rescale:
+        how["guidance_rescale"] = options.guidance_rescale
+    if options.negative_text is not None:
+        how["negative_cond"] = repeat(options.negative_text, options.count, kinds)
+    videos = diffusion.sample(**how, batch_size=kinds * options.count)
+    if options.extend_to is not None:
+        # each window gets the end of the one before
+        how.pop("first_frames", None)
+        videos = diffusion.extend(videos, options.extend_to, **how)
+    if target.suffix.lower() == ".npy":
+        np.save(target, videos.cpu().numpy())
+    else:
+        rows = kinds if kinds > 1 else _rows(options.count)
+        units = diffusion.config["value_range"]
+        in_unit_range = diffusion.auto_normalize
+        write_sample_grid(videos.cpu(), target, rows, in_unit_range, value_range=units)
+    count, _, frames, height, width = videos.shape
+    many = f"{count} video{'s' * (count > 1)}"
+    say(f"wrote {many} of {frames} frames, {height} x {width} pixels, to {target}")
+
+
+def check_folder_of(target: Path, command: str) -> None:
+    """Raises a FileNotFoundError if the folder of an output file is missing."""
     if not target.parent.is_dir():
         raise FileNotFoundError(
-            f"sample: expected a folder at {target.parent} to write {target.name} into, found "
+            f"{command}: expected a folder at {target.parent} to write {target.name} into, found "
             "none; create it first"
         )
+
+
+def _rows(count: int) -> int:
+    """The number of rows that makes a grid of `count` videos most like a square."""
+    return next(rows for rows in range(isqrt(count), 0, -1) if count % rows == 0)
 
 
 # conditions
 
 
 def class_names(checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of the classes that a training file's labels stand for; empty if it has none."""
+    """Names of the classes that the labels of a training file stand for; empty if unknown."""
     config = glance(Path(checkpoint)).get("config") or {}
     return tuple(config.get("class_names") or ())
 
@@ -248,30 +199,28 @@ def read_conditions(
     cond_video: str | None = None,
     first_frames: str | None = None,
 ) -> dict[str, Any]:
-    """Conditions from the command line and from files, as keywords of `diffusion.sample`.
+    """Reads conditions from options and files, as keywords of `diffusion.sample`.
 
     Args:
         diffusion: The model.
-        class_names: As in `class_names`.
+        class_names: As from `class_names`.
         text: Captions.
         labels: Names of classes, or their numbers.
-        cond: A `.npy` of vectors, or of states of text, if the network takes these.
+        cond: A `.npy` of vectors, or of text states if the network takes these.
         frame_cond: A `.npy` of vectors for each frame.
         cond_video: A `.npy` of fields.
         first_frames: A clip, or a folder of clips, whose first frames are given.
 
     Returns:
-        Those that are given; all have one row per kind of video, or are alike for all.
+        The conditions that are given, with a row for each kind of video, or one for all.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a condition is unknown to the model, or one of the model's is missing.
+        ValueError: If a file or a label is not valid, both `text` and `cond` are given, or the
+            conditions are not those that the model was trained with.
     """
     if text and cond:
-        raise ValueError(
-            "sample: only one of --text and --cond can be the model's condition, got "
-            "both; leave one of them out"
-        )
+        raise ValueError("sample: only one of --text and --cond can be given, got both; remove one")
     found: dict[str, Any] = {}
     if text:
         found["cond"] = list(text)
@@ -283,48 +232,50 @@ def read_conditions(
             found[name] = _read_rows(Path(file), name)
     if first_frames is not None:
         found["first_frames"] = _read_first_frames(diffusion, Path(first_frames))
-    _check_names(diffusion, found)
-    return _as_many_rows(found)
+    names = (*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames))
+    # before a text encoder is loaded for captions that the model does not take
+    if found.keys() != set(names):
+        takes, got = (" and ".join(OPTIONS[n] for n in given) or "none" for given in (names, found))
+        raise ValueError(
+            "sample: the model must be given the conditions that it was trained with, "
+            f"{takes.replace('--text', '--text or --cond')}, got {got}; correct the options"
+        )
+    return found
 
 
-def pick(values: Any, rows: Sequence[int]) -> Any:
-    """Rows of a tensor, or items of a list."""
-    return values[list(rows)] if isinstance(values, Tensor) else [values[row] for row in rows]
+def repeat(values: Any, count: int, kinds: int) -> Any:
+    """Repeats each row of a tensor or list `count` times; a single row is for all `kinds`."""
+    times = count * kinds if len(values) == 1 else count
+    if isinstance(values, Tensor):
+        return values.repeat_interleave(times, dim=0)
+    return [value for value in values for _ in range(times)]
 
 
 def _label(name: str, class_names: Sequence[str]) -> int:
     if name in class_names:
         return list(class_names).index(name)
     if not name.isdecimal():
-        known = ", ".join(class_names) or "only numbers, as the checkpoint holds no names"
+        known = ", ".join(class_names) or "numbers, as the checkpoint has no names of classes"
         raise ValueError(f"sample: --labels must be among {known}, got {name!r}; choose from them")
     return int(name)
 
 
 def _read_rows(file: Path, name: str) -> Tensor:
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"sample: expected a .npy at {file} for --{name}, found none; check the path"
-        )
     try:
         values = np.load(file, allow_pickle=False)
-    except ValueError as error:
+        if values.dtype.kind not in "biuf":
+            raise TypeError(f"values of type {values.dtype}")
+    except (ValueError, TypeError, AttributeError, EOFError) as error:
         raise ValueError(
-            f"sample: --{name} must be a .npy of numbers, got {file}, which is none ({error}); "
-            "write it with numpy.save"
+            f"sample: --{name} must be a .npy of numbers, got {file} ({error}); write it with "
+            "numpy.save"
         ) from error
-    if name == "cond_video" and values.dtype == np.uint8:
-        return torch.from_numpy(values)
-    if values.dtype.kind not in "biuf":
-        raise ValueError(
-            f"sample: --{name} must be a .npy of numbers, got {values.dtype} in {file}; write it "
-            "with numpy.save"
-        )
-    return torch.from_numpy(values.astype(np.float32))
+    is_bytes = name == "cond_video" and values.dtype == np.uint8
+    return torch.from_numpy(values if is_bytes else values.astype(np.float32))
 
 
 def _read_first_frames(diffusion: GaussianDiffusion, path: Path) -> Tensor:
-    """The beginning of each clip, at the size of the model's."""
+    """The beginning of each clip, in the size of the model's videos."""
     _, _, height, width = diffusion.clip_shape
     reader = ClipReader(FrameSize((height, width)), Timeline(), diffusion.channels)
     is_clip = path.is_file() or (path.is_dir() and is_frame_folder(path, os.listdir(path)))
@@ -337,53 +288,6 @@ def _read_first_frames(diffusion: GaussianDiffusion, path: Path) -> Tensor:
                 f"sample: --first_frames must have {len(wanted)} frames, got {frames.shape[1]} in "
                 f"{file}; give a longer clip"
             )
-        # in units of their own, bytes are their values
+        # uint8 stands for [0, 1], unless the model has units of its own
         beginnings.append(frames if diffusion.config["value_range"] is None else frames.float())
     return collate(beginnings)
-
-
-def _check_names(diffusion: GaussianDiffusion, found: dict[str, Any]) -> None:
-    names = (*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames))
-    unknown = [name for name in found if name not in names]
-    missing = [name for name in names if name not in found]
-    if unknown or missing:
-        takes = " and ".join(_OPTIONS[name] for name in names) or "no condition"
-        got = " and ".join(_OPTIONS[name] for name in found) or "none"
-        raise ValueError(
-            f"sample: the model was trained with {takes}, and must be given as much, got {got}; "
-            "correct the options"
-        )
-
-
-OPTIONS = {
-    "cond": "--text",
-    "labels": "--labels",
-    "frame_cond": "--frame_cond",
-    "cond_video": "--cond_video",
-    "first_frames": "--first_frames",
-}
-"""The option of `video-diffusion sample` that gives each condition."""
-
-_OPTIONS = {
-    "cond": "captions or vectors (--text or --cond)",
-    "labels": "classes (--labels)",
-    "frame_cond": "vectors for each frame (--frame_cond)",
-    "cond_video": "fields (--cond_video)",
-    "first_frames": "first frames (--first_frames)",
-}
-
-
-def _as_many_rows(found: dict[str, Any]) -> dict[str, Any]:
-    """Repeats what is given once to the number of what is given several times."""
-    most = max(map(len, found.values()), default=0)
-    wrong = {name: len(values) for name, values in found.items() if len(values) not in (1, most)}
-    if wrong:
-        raise ValueError(
-            f"sample: conditions must be given once or {most} times, got "
-            f"{', '.join(f'{count} of {name}' for name, count in wrong.items())}; give as many of "
-            "each"
-        )
-    return {
-        name: values if len(values) == most else pick(values, [0] * most)
-        for name, values in found.items()
-    }

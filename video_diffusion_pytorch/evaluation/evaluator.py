@@ -1,4 +1,4 @@
-"""Evaluation: what is measured of a model's videos, and the evaluator that draws and measures."""
+"""Evaluation of a model: its settings, and the evaluator that draws and scores videos."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, random_features
 from video_diffusion_pytorch.evaluation.frame_similarity import SIMILARITIES, FrameSimilarity
-from video_diffusion_pytorch.evaluation.results import differences
+from video_diffusion_pytorch.evaluation.results import differences, in_words
 from video_diffusion_pytorch.evaluation.video_scores import Networks, VideoStatistics, scores
 from video_diffusion_pytorch.files import replacing
 
@@ -25,47 +25,50 @@ if TYPE_CHECKING:
     from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 
 SAMPLER = "dpm++sde"
-"""The sampler of an evaluation, unless another one is given; it takes 20 steps."""
+"""Default sampler of an evaluation, with 20 steps."""
 
-# Seeds of neighbouring evaluations share no videos
+# so that evaluations with neighbouring seeds share no videos
 _SEEDS_APART = 1_000_003
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measures, and how; all of it goes into the protocol of a result.
+    """Settings of an evaluation.
+
+    Results record them as their protocol.
 
     Attributes:
-        features: Gives features of videos, for the Frechet video distance `fvd`: I3D, C3D, VideoMAE
-            or any other. None for `RandomFeatures`, whose distance is called
-            `random_feature_distance`, as it is no FVD.
-        classes: Classifies videos, for the inception score; None for none.
-        frame_features: Gives features of pictures, for FID-avg and FID-first; None for none.
-        frame_classes: Classifies pictures, for IS-avg and IS-first; None for none.
-        class_outputs: What the classifiers give, `"logits"` or `"probabilities"`.
-        splits: Parts that inception scores are means over.
-        given_frames: How many first frames of a clip are given, and the others predicted, of a
-            model that was not trained with `given_frames`, by `GaussianDiffusion.predict`; 0 for
-            none. A model that was trained with them predicts in any case.
+        features: Network that computes features of videos, for the Frechet video distance `fvd`,
+            such as I3D, C3D or VideoMAE. None for `RandomFeatures`, whose distance is called
+            `random_feature_distance`.
+        classes: Classifier of videos, for the inception score; None for no such score.
+        frame_features: Network that computes features of images, for FID-avg and FID-first; None
+            for no such scores.
+        frame_classes: Classifier of images, for IS-avg and IS-first; None for no such scores.
+        class_outputs: Outputs of the classifiers, `"logits"` or `"probabilities"`.
+        splits: Number of parts over which inception scores are averaged.
+        given_frames: Number of first frames of a clip that are given, while the others are
+            predicted by `GaussianDiffusion.predict`, for a model trained without `given_frames`;
+            0 for none. A model trained with them always predicts.
         similarities: Measures of predicted frames: `"psnr"`, `"ssim"`, both or none.
-        lpips: A further one: `"alex"`, `"vgg"` or `"squeeze"`, whose weights torchvision fetches
-            when they are first used; a TorchScript file; or a function. None for none.
-        lpips_name: Of a `lpips` that is a function.
-        clips: The most real clips to compare with, spread over all.
-        count: Number of videos to draw; None for as many as there are real clips.
-        seed: Of the videos: number `n` is the same in any batch and any number of processes.
+        lpips: Network of LPIPS for predicted frames: `"alex"`, `"vgg"` or `"squeeze"`, whose
+            weights torchvision downloads on first use; a TorchScript file; or a function. None for
+            no LPIPS.
+        lpips_name: Name of a `lpips` that is a function.
+        clips: Largest number of real clips, evenly spaced.
+        count: Number of videos to draw; None for the number of real clips.
+        seed: Seed of the videos; video `n` is the same in any batch and number of processes.
         sampler: As in `GaussianDiffusion.sample`.
-        steps: Number of steps; None for the model's `sampling_timesteps`, or what suits the
-            sampler.
-        cond_scale: Strength of the guidance by conditions; 1 is without.
-        max_batch: The most videos that are drawn, or looked at, at a time.
-        value_range: `(low, high)`, the clips' values that are 0 and 1 to the networks; None for
+        steps: Number of steps; None for the model's `sampling_timesteps`, or the sampler's default.
+        cond_scale: Guidance scale; 1 disables guidance.
+        max_batch: Largest number of videos per batch.
+        value_range: `(low, high)`, the clips' values that are 0 and 1 for the networks; None for
             the model's `value_range`, or [0, 1].
-        statistics: A file that keeps what the real clips came to, and is written where there is
-            none; None for no file.
+        statistics: File that keeps the statistics of the real clips, written if missing; None for
+            no file.
 
     Raises:
-        ValueError: If a number is outside its range.
+        ValueError: If a number is out of range.
     """
 
     features: FeatureNetwork | None = None
@@ -89,25 +92,17 @@ class Evaluation:
     statistics: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        least = {"clips": 2, "count": 2, "max_batch": 1, "seed": 0, "given_frames": 0}
-        for name, at_least in least.items():
+        least = {"clips": 2, "count": 2, "max_batch": 1, "splits": 1, "seed": 0, "given_frames": 0}
+        for name, lowest in least.items():
             value = getattr(self, name)
-            if value is not None and value < at_least:
-                raise ValueError(
-                    f"Evaluation: {name} must be at least {at_least}, got {value}; give more"
-                )
+            if value is not None and value < lowest:
+                raise ValueError(f"Evaluation: {name} must be at least {lowest}, got {value}")
 
     def networks(self, channels: int) -> Networks:
-        """What looks at the videos.
-
-        Args:
-            channels: Of the videos.
-        """
-        is_random = self.features is None
-        features = random_features(channels) if self.features is None else self.features
+        """Makes the networks for videos with `channels` channels."""
         return Networks(
-            features,
-            "random_feature_distance" if is_random else "fvd",
+            random_features(channels) if self.features is None else self.features,
+            "random_feature_distance" if self.features is None else "fvd",
             self.classes,
             self.frame_features,
             self.frame_classes,
@@ -116,16 +111,16 @@ class Evaluation:
         )
 
     def frames_to_give(self, diffusion: GaussianDiffusion) -> int:
-        """How many first frames of a clip the model is given.
+        """Number of first frames of a clip that the model is given.
 
         Raises:
-            ValueError: If they are not those it was trained with, or leave none to predict.
+            ValueError: If the model was trained with another number, or no frame is left to
+                predict.
         """
         own, asked = diffusion.given_frames, self.given_frames
         if own and asked not in (0, own):
             raise ValueError(
-                f"Evaluation: given_frames must be those that the model was trained with, {own}, "
-                f"got {asked}; leave it out"
+                f"Evaluation: given_frames must be {own}, as in training, got {asked}; leave it out"
             )
         if asked >= diffusion.num_frames:
             raise ValueError(
@@ -135,7 +130,7 @@ class Evaluation:
         return own or asked
 
     def similarity(self, diffusion: GaussianDiffusion) -> FrameSimilarity | None:
-        """What predicted frames are measured by; None where none are predicted."""
+        """Makes the measure of predicted frames; None if no frames are predicted."""
         if not self.frames_to_give(diffusion):
             return None
         c, _, h, w = diffusion.clip_shape
@@ -145,13 +140,14 @@ class Evaluation:
 
 
 class ClipBatch(NamedTuple):
-    """A batch of real clips; without clips, the numbers of the videos to draw.
+    """A batch of real clips, or only the numbers of the videos to draw.
 
     Attributes:
         videos: `(b, c, f, h, w)`, in the units of the clips; None for a model that needs none.
-        conditions: What comes with the clips, by keyword of `GaussianDiffusion.forward`.
-        numbers: Of the videos, the same in any number of processes.
-        counted: How many of them count, from the first on: processes take equally many steps.
+        conditions: Conditions of the clips, by keyword of `GaussianDiffusion.forward`.
+        numbers: Numbers of the videos, the same for any number of processes.
+        counted: Number of videos that count, from the first on: the others are there because all
+            processes take the same number of steps.
     """
 
     videos: Tensor | None
@@ -161,21 +157,21 @@ class ClipBatch(NamedTuple):
 
 
 class Evaluator:
-    """Compares videos of a model with clips, as often as it is called, by one protocol.
+    """Compares videos drawn from a model with real clips, each call by the same protocol.
 
-    The statistics of the real clips are computed once. Of several processes each does its share.
+    The statistics of the real clips are computed once. Each process does its share.
 
     Args:
-        diffusion: The model, or one like those to come.
+        diffusion: The model, or one with the same settings.
         clips: The real clips: `number` of them, their `protocol` in plain values, `batches(count)`
-            that gives a process's share as `ClipBatch`, `ready(conditions)` that prepares
+            that yields a process's share as `ClipBatch`, `ready(conditions)` that prepares
             conditions for the model, and `to_unit_range(videos)` that maps their units to [0, 1].
-        evaluation: What is measured.
+        evaluation: Settings of the evaluation.
         sampling: Keywords of `diffusion.sample` that are the same for all videos: `sampler`,
             `steps`, and for a model with conditions `cond_scale`.
-        version: Of the library, for results.
+        version: Version of the library, for results.
         share: Rank and world size.
-        total: Gives the sum of a tensor over the processes.
+        total: Sums a tensor over the processes.
         progress: Whether to show progress bars.
 
     Raises:
@@ -211,14 +207,14 @@ class Evaluator:
         self._real = self._read_statistics()
 
     def _sampling_protocol(self, diffusion: GaussianDiffusion) -> dict[str, Any]:
-        """What a result must say of how videos are drawn, in plain values."""
+        """Description of the sampling in a result, in plain values."""
         k = self.given_frames
         kind = "prediction" if k else "generation"
         return {
             "task": f"{kind} by guidance" if k and not diffusion.given_frames else kind,
             "given_frames": k,
             "seed": self.evaluation.seed,
-            "sampler": _in_words(self.evaluation.sampler, diffusion),
+            "sampler": _describe(self.evaluation.sampler, diffusion),
             "steps": self.sampling["steps"],
             "cond_scale": self.sampling.get("cond_scale"),
             "conditions": list(diffusion.condition_names),
@@ -227,18 +223,18 @@ class Evaluator:
     def __call__(
         self, diffusion: GaussianDiffusion, stop: Callable[[], bool] = lambda: False
     ) -> dict[str, float] | None:
-        """Draws videos, and gives their scores; the caller's random numbers are not touched.
+        """Draws videos and computes their scores; the global random state is unchanged.
 
         Args:
             diffusion: The model.
-            stop: Asked after each batch, on all processes alike, whether to give up.
+            stop: Called after each batch, with the same result on all processes: whether to stop.
 
         Returns:
-            As `evaluation.video_scores.scores`, and for predicted frames as
-            `FrameSimilarity.compute`; None if it was stopped.
+            The scores of `evaluation.video_scores.scores`, and for predicted frames those of
+            `FrameSimilarity.compute`; None if stopped.
 
         Raises:
-            FloatingPointError: If the model draws videos that are not finite.
+            FloatingPointError: If the model draws videos with NaN or infinite values.
         """
         device = diffusion.betas.device
         self.networks.to(device)
@@ -249,7 +245,7 @@ class Evaluator:
         similarity = self.evaluation.similarity(diffusion)
         for batch in self._shown(self._to_draw(diffusion), self.count, "drawing videos"):
             samples = self.clips.to_unit_range(self._draw(diffusion, batch))
-            # all processes go on to the end, where they learn of it
+            # an error here would leave the other processes waiting
             is_bad = ~samples.isfinite().flatten(1).all(dim=1)
             bad += is_bad[: batch.counted].sum().item()
             samples = samples.nan_to_num()
@@ -257,7 +253,7 @@ class Evaluator:
                 real, k = self.clips.to_unit_range(batch.videos.to(device)), self.given_frames
                 pair = (v[: batch.counted, :, k:] for v in (samples, real))
                 similarity.add(*pair)
-                # the distance is that of whole videos: what is given, and what follows
+                # the distance is that of whole videos, given and predicted frames
                 samples = torch.cat((real[:, :, :k], samples[:, :, k:]), dim=2)
             drawn.add(samples, batch.numbers, batch.counted)
             if stop():
@@ -266,7 +262,7 @@ class Evaluator:
         if bad:
             raise FloatingPointError(
                 f"Evaluation: drawn videos must be finite, got {round(bad.item())} of {self.count} "
-                "that are not; the model has diverged, take an earlier checkpoint"
+                "with NaN or infinite values; the model has diverged, take an earlier checkpoint"
             )
         found = scores(self._real, drawn.over_processes(self.total))
         return found if similarity is None else found | similarity.over_processes(self.total)
@@ -274,12 +270,12 @@ class Evaluator:
     def result(
         self, found: Mapping[str, float], about: Mapping[str, Any], device: torch.device | str
     ) -> dict[str, Any]:
-        """What `evaluation.results.write_result` takes.
+        """Makes a result for `evaluation.results.write_result`.
 
         Args:
             found: The scores.
-            about: What the result says of the model, in plain values.
-            device: Where they were computed.
+            about: Description of the model, in plain values.
+            device: Device they were computed on.
         """
         return {
             "scores": dict(found),
@@ -295,7 +291,7 @@ class Evaluator:
 
     def _look_at_clips(self, device: torch.device) -> VideoStatistics:
         found, number = VideoStatistics(self.networks), self.clips.number
-        for batch in self._shown(self.clips.batches(number), number, "looking at clips"):
+        for batch in self._shown(self.clips.batches(number), number, "reading clips"):
             assert batch.videos is not None
             videos = self.clips.to_unit_range(batch.videos.to(device))
             found.add(videos, batch.numbers, batch.counted)
@@ -308,18 +304,17 @@ class Evaluator:
         try:
             state = torch.load(file, weights_only=True)
             theirs, kept = json.loads(state["protocol"]), state["statistics"]
-        # torch raises what it likes for a file that is none of its own
+        # torch.load raises many kinds of errors for other files
         except Exception as error:
             raise ValueError(
-                f"Evaluation: statistics must be a file of real clips' statistics, got {file}, "
-                f"which is none ({type(error).__name__}); remove it, or give another path"
+                f"Evaluation: statistics must be a file of real clips' statistics, got {file} "
+                f"({type(error).__name__}); remove it, or give another path"
             ) from error
         differ = differences(theirs, self._protocol_of_real)
         if differ:
-            told = ", ".join(f"{n}: {a!r} and {b!r}" for n, (a, b) in differ.items())
             raise ValueError(
                 f"Evaluation: the statistics in {file} must be of these clips and networks, got "
-                f"ones that differ in {told}; remove the file, or give another path"
+                f"others, with {in_words(differ)}; remove the file, or give another path"
             )
         found = VideoStatistics(self.networks)
         found.load_state_dict(kept)
@@ -327,7 +322,7 @@ class Evaluator:
 
     @property
     def _protocol_of_real(self) -> dict[str, Any]:
-        """What the statistics of the real clips depend on."""
+        """The part of the protocol that determines the statistics of the real clips."""
         return {name: self.protocol[name] for name in ("clips", "features", "frame_features")}
 
     def _write_statistics(self) -> None:
@@ -344,7 +339,7 @@ class Evaluator:
     # drawn videos
 
     def _to_draw(self, diffusion: GaussianDiffusion) -> Iterator[ClipBatch]:
-        """The videos to draw, each with the clip whose conditions it gets."""
+        """Yields the videos to draw, with the clips whose conditions and frames they get."""
         if diffusion.condition_names or self.given_frames:
             yield from self.clips.batches(self.count)
             return
@@ -365,7 +360,7 @@ class Evaluator:
         given = None
         if self.given_frames and batch.videos is not None:
             given = batch.videos[:, :, : self.given_frames].to(device)
-        # a sampler or a model of the user's own may draw from the global stream
+        # custom samplers and models may draw from the global random state
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(first + batch.numbers[0])
             if given is not None and not diffusion.given_frames:
@@ -382,13 +377,13 @@ class Evaluator:
                 bar.update(min(batch.counted * self.share[1], count - bar.n))
 
 
-def _in_words(sampler: Any, diffusion: GaussianDiffusion) -> str:
-    """A sampler with what it was made with."""
+def _describe(sampler: Any, diffusion: GaussianDiffusion) -> str:
+    """The name of a sampler with its settings."""
     if sampler == "ddim":
         return f"ddim, eta={diffusion.ddim_sampling_eta}"
     if isinstance(sampler, str):
         return sampler
     own = {**vars(sampler), **dict(getattr(sampler, "config", {}))}
     plain = {n: v for n, v in own.items() if isinstance(v, (bool, int, float, str))}
-    told = (f"{n}={v!r}" for n, v in sorted(plain.items()) if not n.startswith("_"))
-    return f"{type(sampler).__name__}({', '.join(told)})"
+    settings = (f"{n}={v!r}" for n, v in sorted(plain.items()) if not n.startswith("_"))
+    return f"{type(sampler).__name__}({', '.join(settings)})"

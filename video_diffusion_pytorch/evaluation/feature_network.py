@@ -1,4 +1,4 @@
-"""Features of videos: of a network of the user's, or of fixed random convolutions."""
+"""Feature networks: any network of the user, or fixed random convolutions."""
 
 from __future__ import annotations
 
@@ -14,39 +14,40 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.arguments import as_image_size, plain_range
-from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics
 
 Bound = float | Sequence[float]
 
 RESIZES = ("bilinear", "bicubic", "nearest")
-"""Filters that frames are scaled with; the first two without aliasing."""
+"""Filters that resize frames, the first two with antialiasing."""
 
 _LAYOUT = "bcfhw"
 
 
 class FeatureNetwork:
-    """A network that gives a row of numbers for each video, or for each frame.
+    """A network that computes a row of features for each video, or for each frame.
 
     Args:
         network: A TorchScript file, a module, or any function of a tensor. A file is a program:
-            load those only whose origin is known.
-        name: Tells it apart from others in a protocol. None for the SHA-256 of the file, or of the
+            load only files whose origin is known.
+        name: Identifies the network in a protocol; None for the SHA-256 of the file or of the
             module's weights.
-        size: Height and width in pixels that it wants, an int or `(h, w)`; None for the videos'.
-        resize: How frames are scaled to it: `"bilinear"` or `"bicubic"`, both with antialiasing,
-            or `"nearest"`.
-        value_range: `(low, high)`, what it wants for 0 and for 1, each a number or one per channel.
-            `(-1, 1)`, for one. Of a network that wants `(x - mean) / std` they are `-mean / std`
-            and `(1 - mean) / std`.
-        channels: How many it wants; grey videos are repeated to as many. None for the videos'.
-        layout: Order of its axes, the letters of `"bcfhw"`; without the `f` it is a network of
-            pictures, and gets one frame at a time.
+        size: Height and width of its input in pixels, an int or `(h, w)`; None for those of the
+            videos.
+        resize: Filter that resizes frames to `size`: `"bilinear"` or `"bicubic"`, both with
+            antialiasing, or `"nearest"`.
+        value_range: `(low, high)`, its values for 0 and 1, such as `(-1, 1)`; each a number or one
+            per channel. For a network of `(x - mean) / std` they are `-mean / std` and
+            `(1 - mean) / std`.
+        channels: Channels of its input, to which grey videos are repeated; None for those of the
+            videos.
+        layout: Order of its axes, the letters of `"bcfhw"`; without `f` for a network of images,
+            which gets single frames.
         arguments: Further keywords of its call, such as `{"return_features": True}`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If an argument is outside its range, the file is no TorchScript, or a function
-            has no name.
+        ValueError: If an argument is out of range, the file is not TorchScript, or a function has
+            no name.
 
     Example:
         >>> network = FeatureNetwork(lambda x: x.mean(dim=(2, 3, 4)), name="mean", channels=3)
@@ -66,7 +67,11 @@ class FeatureNetwork:
         layout: str = _LAYOUT,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        _check_layout(layout)
+        if sorted(layout) not in (sorted(_LAYOUT), sorted("bchw")) or layout[0] != "b":
+            raise ValueError(
+                "FeatureNetwork: layout must have the letters of 'bcfhw', or 'bchw' for a network "
+                f"of images, and begin with b, got {layout!r}; give for example 'bfchw'"
+            )
         if resize not in RESIZES:
             raise ValueError(
                 f"FeatureNetwork: resize must be one of {', '.join(RESIZES)}, got {resize!r}; "
@@ -87,18 +92,18 @@ class FeatureNetwork:
             self.identity["name"] = name
         if not self.identity:
             raise ValueError(
-                "FeatureNetwork: a function must have a name, which tells its results from those "
-                "of others, got none; pass name='i3d', for one"
+                "FeatureNetwork: a function must have a name, which identifies it in results, got "
+                "none; pass for example name='i3d'"
             )
 
     @property
     def is_of_frames(self) -> bool:
-        """Whether it looks at one frame at a time."""
+        """Whether it is a network of images, which gets single frames."""
         return "f" not in self.layout
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a result must tell of it, in plain values."""
+        """Description of the network in a result, in plain values."""
         return {
             **self.identity,
             "size": None if self.size is None else list(self.size),
@@ -110,25 +115,24 @@ class FeatureNetwork:
         }
 
     def to(self, device: torch.device | str) -> FeatureNetwork:
-        """Moves a network that has weights."""
+        """Moves a network with weights to a device."""
         if isinstance(self.network, nn.Module):
             self.network.to(device)
         return self
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
-        """The features of videos in [0, 1].
+        """Computes the features of videos in [0, 1].
 
         Args:
             videos: `(b, c, f, h, w)`.
 
         Returns:
-            `(b, d)`, of a network of pictures `(b, f, d)`.
+            `(b, d)`; `(b, f, d)` for a network of images.
 
         Raises:
-            TypeError: If the network gives no tensor.
-            ValueError: If the videos' channels are not the network's, it cannot be called with
-                videos so made ready, or does not give a row for each.
+            ValueError: If the network does not take the videos, or does not return a row of finite
+                features for each.
         """
         b, _, f, _, _ = videos.shape
         if not self.is_of_frames:
@@ -137,19 +141,19 @@ class FeatureNetwork:
         return self._rows(self._ready(pictures), b * f).unflatten(0, (b, f))
 
     def _ready(self, videos: Tensor) -> Tensor:
-        """Videos in the channels, size, range and layout of the network."""
+        """Converts videos to the channels, size, range and layout of the network's input."""
         videos = videos.float()
         if self.channels is not None and videos.shape[1] != self.channels:
             if videos.shape[1] != 1:
                 raise ValueError(
-                    f"FeatureNetwork: videos must have the {self.channels} channels that the "
-                    f"network wants, or 1, got {videos.shape[1]}; give a network of such videos, "
-                    "and its number of channels"
+                    f"FeatureNetwork: videos must have the {self.channels} channels of the "
+                    f"network, or 1, got {videos.shape[1]}; give a network of such videos, and its "
+                    "number of channels"
                 )
             videos = videos.expand(-1, self.channels, -1, -1, -1)
         if self.size is not None and tuple(videos.shape[-2:]) != self.size:
             videos = self._scaled(videos, self.size)
-        low, high = (_column(bound, videos) for bound in self.value_range)
+        low, high = (videos.new_tensor(bound).view(-1, 1, 1, 1) for bound in self.value_range)
         videos = low + videos * (high - low)
         if self.is_of_frames:
             videos = videos[:, :, 0]
@@ -170,19 +174,20 @@ class FeatureNetwork:
         except (RuntimeError, IndexError, torch.jit.Error) as error:
             raise ValueError(
                 "FeatureNetwork: the network must take videos of shape "
-                f"{tuple(ready.shape)} ({self.layout}), got {_last_line(error)}; give the size, "
-                "layout, channels and arguments that it wants"
+                f"{tuple(ready.shape)} ({self.layout}), got {_last_line(error)}; set its size, "
+                "layout, channels and arguments"
             ) from error
-        if not isinstance(found, Tensor):
-            raise TypeError(
-                f"FeatureNetwork: the network must give a tensor, got a {type(found).__name__}; "
-                "wrap it in a module that returns the features alone, and script that"
-            )
-        if found.ndim < 2 or len(found) != count or found[0].numel() != max(found.shape[1:]):
+        shape = tuple(found.shape) if isinstance(found, Tensor) else ()
+        if len(shape) < 2 or shape[0] != count or found[0].numel() != max(shape[1:]):
             raise ValueError(
-                "FeatureNetwork: the network must give a row of features for each of "
-                f"{count}, got the shape {tuple(found.shape)}; wrap it in a module that averages "
-                "over the other axes"
+                f"FeatureNetwork: the network must return a tensor with a row for each of {count}, "
+                f"got {f'the shape {shape}' if shape else type(found).__name__}; wrap it in a "
+                "module that returns the features alone, averaged over the other axes"
+            )
+        if not bool(found.isfinite().all()):
+            raise ValueError(
+                "FeatureNetwork: features must be finite, got NaN or infinite ones; look for such "
+                "values in the videos, which a diverged model draws"
             )
         return found.flatten(1).float()
 
@@ -190,17 +195,14 @@ class FeatureNetwork:
 class RandomFeatures(nn.Module):
     """Means and standard deviations of the maps of two random 3-D convolutions.
 
-    They see edges, blobs and motion of a few pixels, and know nothing of what a video shows:
-    distances between such features tell sets of videos apart by their texture and motion, and
-    are not to be compared with distances between features of a trained network.
+    They respond to edges, blobs and motion of a few pixels, not to what a video shows. Distances
+    between such features compare texture and motion, and cannot be compared with distances between
+    features of a trained network.
 
     Args:
         channels: Channels of the videos.
-        width: Number of features; a multiple of 4.
-        seed: Of the kernels. Distances of different seeds are not to be compared.
-
-    Raises:
-        ValueError: If `width` is no positive multiple of 4.
+        width: Number of features, a multiple of 4.
+        seed: Seed of the kernels. Distances of different seeds cannot be compared.
 
     Example:
         >>> RandomFeatures(channels=3)(torch.rand(2, 3, 8, 16, 16)).shape
@@ -209,24 +211,19 @@ class RandomFeatures(nn.Module):
 
     def __init__(self, channels: int, width: int = 64, seed: int = 0) -> None:
         super().__init__()
-        if width < 4 or width % 4:
-            raise ValueError(
-                f"RandomFeatures: width must be a positive multiple of 4, got {width}; give 64, "
-                "for one"
-            )
         self.width = width
         maps = width // 4
         generator = torch.Generator().manual_seed(seed)
         shapes = {"near": (maps, channels, 3, 5, 5), "far": (maps, maps, 3, 3, 3)}
         for name, shape in shapes.items():
             kernel = torch.randn(shape, generator=generator)
-            # each sees contrasts rather than brightness, at unit gain
+            # responds to contrast rather than brightness, with unit gain
             kernel = kernel - kernel.mean(dim=(1, 2, 3, 4), keepdim=True)
             kernel = kernel / kernel.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)
             self.register_buffer(name, kernel)
 
     def forward(self, videos: Tensor) -> Tensor:
-        """Features of videos in [0, 1].
+        """Computes the features of videos in [0, 1].
 
         Args:
             videos: `(b, c, f, h, w)`.
@@ -237,19 +234,12 @@ class RandomFeatures(nn.Module):
         near = F.leaky_relu(F.conv3d(videos, self.get_buffer("near"), padding=(1, 2, 2)), 0.2)
         far = F.conv3d(near, self.get_buffer("far"), stride=(1, 2, 2), padding=1)
         maps = [near.flatten(2), F.leaky_relu(far, 0.2).flatten(2)]
-        return torch.cat([f(m) for m in maps for f in (_mean, _deviation)], dim=1)
-
-
-def _mean(maps: Tensor) -> Tensor:
-    return maps.mean(dim=-1)
-
-
-def _deviation(maps: Tensor) -> Tensor:
-    return maps.std(dim=-1, correction=0)
+        moments = [(m.mean(dim=-1), m.std(dim=-1, correction=0)) for m in maps]
+        return torch.cat([moment for pair in moments for moment in pair], dim=1)
 
 
 def random_features(channels: int) -> FeatureNetwork:
-    """The features that need no file: `RandomFeatures`, of videos as they are.
+    """The feature network that needs no file: `RandomFeatures` of videos as they are.
 
     Args:
         channels: Channels of the videos.
@@ -259,28 +249,6 @@ def random_features(channels: int) -> FeatureNetwork:
     return FeatureNetwork(network, name=name, channels=None)
 
 
-@torch.no_grad()
-def random_feature_statistics(videos: Tensor, max_batch: int = 64) -> FeatureStatistics:
-    """Mean and covariance of the random features of videos in [0, 1], `(b, c, f, h, w)`.
-
-    Args:
-        videos: At least two, to have a covariance.
-        max_batch: How many are looked at at a time.
-
-    Example:
-        >>> from video_diffusion_pytorch.arguments import as_image_size, plain_range
-    from video_diffusion_pytorch.evaluation.frechet import frechet_distance
-        >>> statistics = random_feature_statistics(torch.rand(66, 1, 4, 8, 8))
-        >>> frechet_distance(statistics, statistics) < 1e-6
-        True
-    """
-    network = RandomFeatures(videos.shape[1]).to(videos.device)
-    found = FeatureStatistics(network.width)
-    for part in videos.split(max_batch):
-        found.add(network(part))
-    return found
-
-
 def _load(file: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
     if not file.is_file():
         raise FileNotFoundError(
@@ -288,7 +256,7 @@ def _load(file: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
         )
     try:
         with warnings.catch_warnings():
-            # newer versions of torch say that TorchScript is no longer developed
+            # newer versions of torch deprecate TorchScript
             warnings.simplefilter("ignore", FutureWarning)
             network = torch.jit.load(str(file), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
@@ -306,18 +274,6 @@ def _hash_of_weights(network: nn.Module) -> dict[str, Any]:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return {"sha256": found.hexdigest()}
-
-
-def _check_layout(layout: str) -> None:
-    if sorted(layout) not in (sorted(_LAYOUT), sorted("bchw")) or layout[0] != "b":
-        raise ValueError(
-            "FeatureNetwork: layout must have the letters of 'bcfhw', or without f of a network of "
-            f"pictures, and begin with b, got {layout!r}; give for example 'bfchw'"
-        )
-
-
-def _column(bound: float | tuple[float, ...], videos: Tensor) -> Tensor:
-    return videos.new_tensor(bound).view(-1, 1, 1, 1)
 
 
 def _last_line(error: Exception) -> str:

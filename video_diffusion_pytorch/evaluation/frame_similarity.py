@@ -12,32 +12,31 @@ from torch import Tensor
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 
 SIMILARITIES = ("psnr", "ssim")
-"""Measures of torchmetrics that need no network."""
+"""Measures of torchmetrics without a network."""
 
 LPIPS_NETWORKS = ("alex", "vgg", "squeeze")
-"""Networks of torchmetrics' LPIPS; torchvision fetches their weights when they are first used."""
+"""Networks of torchmetrics' LPIPS, whose weights torchvision downloads on first use."""
 
 MOST_PSNR = 100.0
-"""In dB: what frames count that are predicted to the last bit, which would be infinitely many."""
+"""PSNR in dB of frames that are predicted exactly, which would be infinite."""
 
 _WINDOW = 11  # pixels of SSIM's window
 
 
 class FrameSimilarity:
-    """Means over predicted frames of their similarity to the real ones, of torchmetrics.
+    """Mean similarity of predicted to real frames, by torchmetrics.
 
     Args:
-        measures: Of `SIMILARITIES`.
-        lpips: None for no LPIPS; a name in `LPIPS_NETWORKS`; or a TorchScript file or a function
-            that takes two batches of pictures, `(b, 3, h, w)` in [-1, 1], and gives their `(b,)`
-            distances.
+        measures: Names in `SIMILARITIES`.
+        lpips: A name in `LPIPS_NETWORKS`; or a TorchScript file or a function that maps two batches
+            of images, `(b, 3, h, w)` in [-1, 1], to their distances, `(b,)`. None for no LPIPS.
         size: Height and width of the frames.
-        channels: Of the frames.
-        name: As in `FeatureNetwork`, of a `lpips` that is a function.
+        channels: Number of channels of the frames.
+        name: As in `FeatureNetwork`, for a `lpips` that is a function.
 
     Raises:
-        ValueError: If torchmetrics is missing, a measure is unknown, or frames are too small or
-            have too many channels for one.
+        ValueError: If torchmetrics is missing, a measure is unknown, or the frames are too small or
+            have the wrong number of channels.
 
     Example:
         >>> similarity = FrameSimilarity(("psnr",), size=(16, 16), channels=1)
@@ -71,11 +70,11 @@ class FrameSimilarity:
 
     @torch.no_grad()
     def add(self, predicted: Tensor, real: Tensor) -> None:
-        """Takes in the frames of a batch that were predicted.
+        """Adds the predicted frames of a batch.
 
         Args:
             predicted: `(b, c, f, h, w)` in [0, 1].
-            real: What came, likewise.
+            real: The real frames, likewise.
         """
         ours, theirs = (v.float().movedim(2, 1).flatten(0, 1) for v in (predicted, real))
         if not len(ours):
@@ -98,10 +97,10 @@ class FrameSimilarity:
         return self._pairs(*pair).sum().item()
 
     def over_processes(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The means of the frames of all processes.
+        """Computes the means over the frames of all processes.
 
         Args:
-            total: Gives the sum of a tensor that every process has.
+            total: Sums over the processes a tensor that every process has.
 
         Returns:
             As `compute`.
@@ -110,7 +109,7 @@ class FrameSimilarity:
         return {name: value / count for name, value in zip(self._names, sums, strict=True)}
 
     def compute(self) -> dict[str, float]:
-        """`psnr` in dB, `ssim`, and `lpips` if there is one, which is less for nearer frames."""
+        """Computes the means of `psnr` in dB, `ssim` and `lpips`, a distance."""
         return self.over_processes(lambda sums: sums)
 
 
@@ -137,8 +136,8 @@ def _check(measures: Sequence[str], has_lpips: bool, size: tuple[int, int], chan
     for measure in measures:
         if measure not in SIMILARITIES:
             raise ValueError(
-                f"FrameSimilarity: measures must be of {', '.join(SIMILARITIES)}, got {measure!r}; "
-                "LPIPS has an argument of its own"
+                f"FrameSimilarity: measures must be among {', '.join(SIMILARITIES)}, got "
+                f"{measure!r}; LPIPS has an argument of its own"
             )
     if "ssim" in measures and min(size) < _WINDOW:
         raise ValueError(

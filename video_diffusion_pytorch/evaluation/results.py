@@ -1,4 +1,4 @@
-"""Results in files, each with the protocol that it was measured by, and what may be compared."""
+"""Results: scores with their protocol, written, read and compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 from video_diffusion_pytorch.files import replacing
 
 FORMAT = 1
-_PARTS = ("format", "scores", "protocol")
 
 Result = Mapping[str, Any]
 
@@ -21,68 +20,48 @@ def write_result(result: Result, path: str | os.PathLike[str]) -> None:
     """Writes a result as JSON.
 
     Args:
-        result: With `scores` and `protocol`, in plain values. Scores that are not finite become
-            null.
-        path: The file; it is replaced.
+        result: Has `scores` and `protocol`, in plain values. NaN and infinite scores become null.
+        path: The file, which is replaced.
 
     Raises:
-        FileNotFoundError: If there is no folder for it.
         OSError: If it cannot be written.
     """
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise FileNotFoundError(
-            f"evaluate: expected a folder at {target.parent} to write {target.name} into, found "
-            "none; create it first"
-        )
     finite = {n: v if math.isfinite(v) else None for n, v in result["scores"].items()}
     text = json.dumps({"format": FORMAT, **result, "scores": finite}, indent=2, allow_nan=False)
-    with replacing(target) as unfinished:
+    with replacing(Path(path)) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads what `write_result` wrote.
-
-    Args:
-        path: The file.
+    """Reads a file of `write_result`.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is no result.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a result.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"evaluate: expected a result at {file}, found no file; give one that "
-            "video-diffusion evaluate has written"
-        )
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    is_result = isinstance(found, dict) and found.keys() >= {"scores", "protocol"}
+    if not is_result or found.get("format") != FORMAT:
         raise ValueError(
-            f"evaluate: {file} must be a result in JSON, got other text ({error}); give a file "
-            "that video-diffusion evaluate has written"
-        ) from error
-    is_whole = isinstance(found, dict) and all(part in found for part in _PARTS)
-    if not is_whole or found["format"] != FORMAT:
-        raise ValueError(
-            f"evaluate: {file} must be a result with {', '.join(_PARTS)}, of format {FORMAT}, got "
-            "another file; give one that video-diffusion evaluate has written"
+            f"evaluate: {path} must be a result in JSON of format {FORMAT}, got another file; give "
+            "one written by video-diffusion evaluate"
         )
     return found
 
 
 def differences(first: Result, second: Result) -> dict[str, tuple[Any, Any]]:
-    """The fields in which two protocols differ.
+    """Compares two protocols.
 
     Args:
-        first: A protocol, to any depth.
+        first: A protocol, nested to any depth.
         second: Another one.
 
     Returns:
-        By the field's name, `"samples.steps"`, for one: what the first has, and the second. None
-        where one of them has no such field.
+        The values in the first and the second by the name of each field in which they differ, such
+        as `"samples.steps"`; None if a protocol lacks the field.
     """
     ours, theirs = dict(_flat(first)), dict(_flat(second))
     names = [*ours, *(name for name in theirs if name not in ours)]
@@ -90,26 +69,31 @@ def differences(first: Result, second: Result) -> dict[str, tuple[Any, Any]]:
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def in_words(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """Differences of two protocols, for an error message."""
+    return ", ".join(
+        f"{name} {ours!r} and {theirs!r}" for name, (ours, theirs) in differing.items()
+    )
+
+
 def compare_results(
     results: Sequence[str | os.PathLike[str] | Result], *, allow: Sequence[str] = ()
 ) -> dict[str, list[float | None]]:
-    """Scores side by side, of results that were measured alike.
+    """Collects the scores of results with one protocol.
 
     Args:
-        results: Files, or what `read_result` gives of them; at least two.
-        allow: Fields of the protocol that may differ, because they are what is compared, such as
-            `"samples.steps"`; the name of a group stands for all in it.
+        results: Files, or results of `read_result`.
+        allow: Fields of the protocol that may differ, such as `"samples.steps"`; the name of a
+            group stands for all its fields.
 
     Returns:
-        By name of the score, what each result has, None where it has none.
+        For each score its values in the results, None where a result lacks it.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If there are not two results, they differ in a field of the protocol that may
-            not differ, or `allow` names none.
+        ValueError: If the protocols differ in other fields.
 
     Example:
-        >>> import json
         >>> protocol = {"samples": {"number": 2048, "steps": 20}}
         >>> short = {"format": 1, "scores": {"fvd": 310.0}, "protocol": protocol}
         >>> protocol = {"samples": {"number": 2048, "steps": 50}}
@@ -117,44 +101,26 @@ def compare_results(
         >>> compare_results([short, long], allow=["samples.steps"])
         {'fvd': [310.0, 300.0]}
     """
-    if len(results) < 2:
-        raise ValueError(
-            f"compare: there must be at least 2 results, got {len(results)}; give more"
-        )
     read = [one if isinstance(one, Mapping) else read_result(one) for one in results]
-    fields = {name for one in read for name, _ in _flat(one["protocol"])}
-    for name in allow:
-        if not any(_is_in(field, name) for field in fields):
-            raise ValueError(
-                f"compare: allow must name fields of the protocol, {', '.join(sorted(fields))}, "
-                f"got {name!r}; correct it"
-            )
     for number, other in enumerate(read[1:], 2):
-        found = differences(read[0]["protocol"], other["protocol"])
         wrong = {
-            name: pair
-            for name, pair in found.items()
-            if not any(_is_in(name, allowed) for allowed in allow)
+            field: pair
+            for field, pair in differences(read[0]["protocol"], other["protocol"]).items()
+            if not any(field == name or field.startswith(f"{name}.") for name in allow)
         }
         if wrong:
-            told = ", ".join(f"{name}: {a!r} and {b!r}" for name, (a, b) in wrong.items())
             raise ValueError(
-                "compare: results must be measured by one protocol, got results 1 and "
-                f"{number} that differ in {told}; measure again alike, or allow these fields to "
-                "differ if they are what is compared"
+                f"compare: results must have one protocol, got results 1 and {number} with "
+                f"{in_words(wrong)}; evaluate again, or allow these fields to differ"
             )
     names = dict.fromkeys(name for one in read for name in one["scores"])
     return {name: [one["scores"].get(name) for one in read] for name in names}
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields by their path; lists stay whole."""
+    """Fields by their path; lists are not split."""
     if not isinstance(value, Mapping):
         yield prefix, value
         return
     for name, inner in value.items():
         yield from _flat(inner, f"{prefix}.{name}" if prefix else str(name))
-
-
-def _is_in(field: str, name: str) -> bool:
-    return field == name or field.startswith(f"{name}.")

@@ -1,7 +1,8 @@
-"""Scores of sets of videos: inception score, Frechet distances, and the statistics for both."""
+"""Scores of sets of videos: Frechet distances, inception scores, and the statistics for both."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,59 +10,170 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
-from video_diffusion_pytorch.evaluation.frechet import FeatureStatistics, frechet_distance
+from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, RandomFeatures
 
 Total = Callable[[Tensor], Tensor]
-
+"""Sums over the processes a tensor that every process has, such as `accelerator.reduce`."""
 
 OUTPUTS = ("logits", "probabilities")
-"""What a network of classes may give."""
+"""Possible outputs of a classifier."""
+
+NETWORKS = ("features", "classes", "frame_features", "frame_classes")
+"""The networks of `Networks`."""
+
+
+class FeatureStatistics:
+    """Mean and covariance of features, accumulated over batches in float64.
+
+    Args:
+        width: Number of features.
+
+    Attributes:
+        count: Number of feature vectors so far.
+        mean: `(width,)`.
+
+    Example:
+        >>> statistics = FeatureStatistics(2)
+        >>> statistics.add(torch.tensor([[0.0, 1.0], [2.0, 1.0]]))
+        >>> statistics.add(torch.tensor([[4.0, 4.0]]))
+        >>> statistics.mean.tolist(), statistics.covariance.diagonal().tolist()
+        ([2.0, 2.0], [4.0, 3.0])
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(width, dtype=torch.float64)
+        self._scatter = torch.zeros(width, width, dtype=torch.float64)
+
+    def add(self, features: Tensor) -> None:
+        """Adds a batch (Chan et al. 1979, for the scatter of two sets together).
+
+        Args:
+            features: `(b, width)`.
+        """
+        if not len(features):
+            return
+        new = features.detach().cpu().double()
+        mean = new.mean(dim=0)
+        apart, total = mean - self.mean, self.count + len(new)
+        self._scatter += (new - mean).T @ (new - mean)
+        self._scatter += torch.outer(apart, apart) * (self.count * len(new) / total)
+        self.mean = self.mean + apart * (len(new) / total)
+        self.count = total
+
+    def over_processes(self, total: Total) -> FeatureStatistics:
+        """Computes the statistics of the features of all processes."""
+        joined = FeatureStatistics(len(self.mean))
+        own = torch.tensor(self.count, dtype=torch.float64)
+        count = total(own)
+        joined.count = round(count.item())
+        joined.mean = total(self.mean * own) / count.clamp(min=1)
+        apart = self.mean - joined.mean
+        joined._scatter = total(self._scatter + torch.outer(apart, apart) * own)
+        return joined
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns `count`, `mean` and `scatter`."""
+        return {"count": self.count, "mean": self.mean, "scatter": self._scatter}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> FeatureStatistics:
+        """Makes the statistics of a `state_dict`."""
+        made = cls(len(state["mean"]))
+        made.count, made.mean, made._scatter = (state[n] for n in ("count", "mean", "scatter"))
+        return made
+
+    @property
+    def covariance(self) -> Tensor:
+        """Unbiased covariance, `(width, width)`, of at least two feature vectors."""
+        return self._scatter / (self.count - 1)
+
+
+def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """Computes the squared Frechet distance of two normal distributions.
+
+    `|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))` (Dowson and Landau 1982, eq. 4). The last trace
+    is the sum of the singular values of `L1^T L2`, where `C = L L^T` and `L` has a column for each
+    direction in which features vary, so that rounding errors of a covariance without full rank do
+    not count.
+
+    Args:
+        first: Statistics of one set's features.
+        second: Statistics of the other set's features, of the same network.
+
+    Returns:
+        The distance, at least 0. It is biased upwards for a finite number of videos: compare sets
+        of one size.
+
+    Warns:
+        UserWarning: If a set has no more videos than there are features.
+    """
+    roots = [_root(statistics.covariance) for statistics in (first, second)]
+    fewest, width = min(first.count, second.count), len(first.mean)
+    if fewest <= width:
+        warnings.warn(
+            f"frechet_distance: a covariance of {width} features must come from more than {width} "
+            f"videos, got {fewest}; the distance is far too large, and comparable only to those of "
+            "as many videos: give more",
+            stacklevel=2,
+        )
+    narrow, wide = sorted(roots, key=lambda root: root.shape[1])
+    crossed = narrow.T @ wide
+    # a tenth of the time of singular values, and as accurate for their sum
+    shared = torch.linalg.eigvalsh(crossed @ crossed.T).clamp(min=0).sqrt().sum()
+    apart = (first.mean - second.mean).square().sum()
+    spread = sum(root.square().sum() for root in roots)
+    return (apart + spread - 2 * shared).clamp(min=0).item()
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """Returns `L` with `L L^T` the covariance and a column for each direction of variance."""
+    values, vectors = torch.linalg.eigh(covariance)
+    # the others differ from 0 by rounding errors only
+    rounding = values[-1].clamp(min=0) * len(values) * torch.finfo(values.dtype).eps
+    varies = values > rounding
+    return vectors[:, varies] * values[varies].sqrt()
 
 
 class InceptionScore:
     """`exp E KL(p(y|x) || p(y))` (Salimans et al. 2016, section 4), of a classifier's outputs.
 
-    They come in batches, of which sums in float64 are kept.
+    Accumulated over batches in float64.
 
     Args:
-        splits: In how many parts videos are taken, by their number. The score is the mean of the
-            parts' scores; theirs is 10. A part must be large against the number of classes.
-        outputs: What the network gives, `"logits"` or `"probabilities"`.
+        splits: Number of parts of the videos, by their numbers. The score is the mean of the
+            parts' scores; the paper has 10. A part must be large against the number of classes.
+        outputs: Kind of the outputs, `"logits"` or `"probabilities"`.
 
     Raises:
-        ValueError: If an argument is outside its range.
+        ValueError: If `outputs` is neither.
 
     Example:
         >>> score = InceptionScore(splits=1, outputs="probabilities")
         >>> score.add(torch.eye(4), range(4))
-        >>> round(score.compute()[0], 6)  # four classes, each told for certain
+        >>> round(score.compute()[0], 6)  # four classes, each with certainty
         4.0
     """
 
     def __init__(self, splits: int = 10, outputs: str = "logits") -> None:
-        if splits < 1:
-            raise ValueError(
-                f"InceptionScore: splits must be at least 1, got {splits}; 10 is usual"
-            )
         if outputs not in OUTPUTS:
             raise ValueError(
                 f"InceptionScore: outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}; "
-                "say what the network gives"
+                "choose what the classifier returns"
             )
         self.splits, self.outputs = splits, outputs
         # of each part: probabilities of the classes, negative entropies, count
         self._sums = torch.zeros(splits, 0, dtype=torch.float64)
 
     def add(self, outputs: Tensor, numbers: Sequence[int]) -> None:
-        """Takes in a batch.
+        """Adds a batch.
 
         Args:
-            outputs: `(b, classes)`, finite.
-            numbers: Of the videos, which say what parts they are of.
+            outputs: `(b, classes)`.
+            numbers: Numbers of the videos, which determine their parts.
 
         Raises:
-            ValueError: If they are not such outputs.
+            ValueError: If the outputs are logits and not probabilities, or vice versa.
         """
         given = outputs.detach().cpu().double()
         self._check(given)
@@ -74,33 +186,23 @@ class InceptionScore:
         self._sums.index_add_(0, part, rows)
 
     def _check(self, outputs: Tensor) -> None:
-        if not bool(outputs.isfinite().all()):
-            raise ValueError(
-                "InceptionScore: outputs must be finite, got some that are not; look for "
-                "not-a-number in the videos, which a diverged model draws"
-            )
         off = (outputs.sum(dim=1) - 1).abs().amax() if len(outputs) else outputs.new_zeros(())
         are_probabilities = bool(outputs.ge(0).all()) and off.item() < 1e-3
         if len(outputs) and are_probabilities != (self.outputs == "probabilities"):
-            found = "rows of them" if are_probabilities else "other numbers"
+            found = "probabilities" if are_probabilities else "logits"
             raise ValueError(
-                f"InceptionScore: outputs must be {self.outputs}, and probabilities are not "
-                f"negative and sum to 1, got {found}; pass outputs="
-                f"{'probabilities' if are_probabilities else 'logits'!r}, or a network of classes"
+                f"InceptionScore: outputs must be {self.outputs}, got {found}, as probabilities "
+                f"are not negative and sum to 1; pass outputs={found!r}, or another classifier"
             )
 
-    def over_processes(self, total: Callable[[Tensor], Tensor]) -> InceptionScore:
-        """The score of the videos of all processes.
-
-        Args:
-            total: Gives the sum of a tensor that every process has.
-        """
+    def over_processes(self, total: Total) -> InceptionScore:
+        """Returns the score of the videos of all processes."""
         joined = InceptionScore(self.splits, self.outputs)
         joined._sums = total(self._sums)
         return joined
 
     def compute(self) -> tuple[float, float]:
-        """Mean and standard deviation of the parts' scores, from 1 to the number of classes.
+        """Computes mean and standard deviation of the parts' scores, 1 to the number of classes.
 
         Raises:
             ValueError: If there are fewer videos than parts.
@@ -108,7 +210,7 @@ class InceptionScore:
         if not self._sums.shape[1] or not bool((self._sums[:, -1] > 0).all()):
             raise ValueError(
                 f"InceptionScore: each of {self.splits} parts must have videos, got fewer videos; "
-                "give more, or a smaller number of splits"
+                "give more, or fewer splits"
             )
         means = self._sums[:, :-1] / self._sums[:, -1:]
         marginal, negative_entropy = means[:, :-1], means[:, -1]
@@ -118,19 +220,19 @@ class InceptionScore:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that look at videos.
+    """The feature networks and classifiers of an evaluation.
 
     Attributes:
-        features: Of videos, for the Frechet distance.
-        distance: What that distance is called among the scores.
-        classes: Of videos, for the inception score; None for none.
-        frame_features: Of pictures, for FID-avg and FID-first; None for none.
-        frame_classes: Of pictures, for IS-avg and IS-first; None for none.
+        features: Network of videos, for the Frechet distance.
+        distance: Name of that distance among the scores.
+        classes: Classifier of videos, for the inception score; None for no such score.
+        frame_features: Network of images, for FID-avg and FID-first; None for no such scores.
+        frame_classes: Classifier of images, for IS-avg and IS-first; None for no such scores.
         splits: As in `InceptionScore`.
         outputs: As in `InceptionScore`.
 
     Raises:
-        ValueError: If a network of pictures is given for one of videos, or the other way round.
+        ValueError: If a network of images is given for one of videos, or vice versa.
     """
 
     features: FeatureNetwork
@@ -143,41 +245,41 @@ class Networks:
 
     def __post_init__(self) -> None:
         InceptionScore(self.splits, self.outputs)
-        for name in ("features", "classes", "frame_features", "frame_classes"):
-            network, wants_frames = getattr(self, name), name.startswith("frame_")
-            if network is not None and network.is_of_frames != wants_frames:
+        for name, network in self._given().items():
+            layout = "bchw" if name.startswith("frame_") else "bcfhw"
+            if len(network.layout) != len(layout):
                 raise ValueError(
-                    f"Networks: {name} must be a network of {'pictures' * wants_frames or 'videos'}"
-                    f", got one with the layout {network.layout!r}; give the layout "
-                    f"{'bchw' if wants_frames else 'bcfhw'!r}, or another network"
+                    f"Networks: {name} must have the axes {layout}, got a network with the layout "
+                    f"{network.layout!r}; give its layout, or another network"
                 )
+
+    def _given(self) -> dict[str, FeatureNetwork]:
+        return {n: getattr(self, n) for n in NETWORKS if getattr(self, n) is not None}
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """What a result must tell of them, in plain values."""
-        names = ("features", "classes", "frame_features", "frame_classes")
-        given = {name: getattr(self, name) for name in names}
-        told = {name: None if n is None else n.protocol for name, n in given.items()}
+        """Description of the networks in a result, in plain values."""
+        given = {name: network.protocol for name, network in self._given().items()}
+        protocol: dict[str, Any] = {name: given.get(name) for name in NETWORKS}
         if self.classes is not None or self.frame_classes is not None:
-            told["inception_score"] = {"splits": self.splits, "outputs": self.outputs}
-        return told
+            protocol["inception_score"] = {"splits": self.splits, "outputs": self.outputs}
+        return protocol
 
     def to(self, device: torch.device | str) -> Networks:
-        """Moves all of them."""
-        for network in (self.features, self.classes, self.frame_features, self.frame_classes):
-            if network is not None:
-                network.to(device)
+        """Moves all networks to a device."""
+        for network in self._given().values():
+            network.to(device)
         return self
 
 
 class VideoStatistics:
-    """What a set of videos comes to, in sums of float64: no video and no feature is kept.
+    """Statistics of a set of videos, accumulated over batches in float64.
 
-    Takes `8 d**2` bytes for `d` features of a video, and as much for each frame of a video with
-    `d` features of a picture: 16 frames with Inception's 2048 features take 512 MiB.
+    `d` features of a video take `8 d**2` bytes, and so do `d` features of an image, for each frame:
+    16 frames with Inception's 2048 features take 512 MiB.
 
     Args:
-        networks: What looks at the videos.
+        networks: The networks that compute features and classes.
 
     Example:
         >>> from video_diffusion_pytorch.evaluation.feature_network import random_features
@@ -197,13 +299,13 @@ class VideoStatistics:
         self.frame_classes: list[InceptionScore] = []
 
     def add(self, videos: Tensor, numbers: Sequence[int], counted: int | None = None) -> None:
-        """Takes in a batch.
+        """Adds a batch.
 
         Args:
             videos: `(b, c, f, h, w)` in [0, 1].
-            numbers: Of the videos.
-            counted: How many of them count, from the first on; None for all. The others are looked
-                at as well, so that several processes take the same steps.
+            numbers: Numbers of the videos.
+            counted: Number of videos that count, from the first on; None for all. The networks get
+                the others too, so that several processes take the same steps.
         """
         networks, kept = self.networks, slice(counted)
         numbers = numbers[kept]
@@ -228,11 +330,7 @@ class VideoStatistics:
                 score.add(outputs[kept, i], numbers)
 
     def over_processes(self, total: Total) -> VideoStatistics:
-        """Those of the videos of all processes, each of which has looked at some.
-
-        Args:
-            total: Gives the sum of a tensor that every process has.
-        """
+        """Returns the statistics of the videos of all processes."""
         joined = VideoStatistics(self.networks)
         assert self.videos is not None
         joined.videos = self.videos.over_processes(total)
@@ -243,7 +341,7 @@ class VideoStatistics:
         return joined
 
     def inception_scores(self) -> dict[str, float]:
-        """`inception_score`, its deviation, `is_avg`, `is_first`: those there are networks for."""
+        """Computes those of the inception scores for which there are classifiers."""
         found: dict[str, float] = {}
         if self.networks.classes is not None:
             found["inception_score"], found["inception_score_std"] = self.classes.compute()
@@ -253,7 +351,7 @@ class VideoStatistics:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        """What a file must hold of them to be used again; without inception scores."""
+        """Returns the statistics of the features, without those of inception scores."""
         assert self.videos is not None
         return {
             "videos": self.videos.state_dict(),
@@ -261,26 +359,23 @@ class VideoStatistics:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the place of what was added so far.
-
-        Args:
-            state: As `state_dict` gives it, of the same networks.
-        """
-        self.videos, *self.frames = (_loaded(one) for one in (state["videos"], *state["frames"]))
+        """Replaces the statistics by those of a `state_dict` of the same networks."""
+        self.videos = FeatureStatistics.from_state(state["videos"])
+        self.frames = [FeatureStatistics.from_state(one) for one in state["frames"]]
 
 
 def scores(real: VideoStatistics, drawn: VideoStatistics) -> dict[str, float]:
-    """How near drawn videos are to real ones.
+    """Computes the scores of drawn videos.
 
     Args:
-        real: Of real videos.
-        drawn: Of as many drawn ones, by the same networks.
+        real: Statistics of real videos.
+        drawn: Statistics of as many drawn ones, of the same networks.
 
     Returns:
-        The Frechet distance, by the name that the networks have for it; and, as far as there are
-        networks for them, the drawn videos' `inception_score` with its standard deviation, and the
-        scores of frames: `fid_avg` and `is_avg`, the means over the frames' numbers, `fid_first`
-        and `is_first`, those of the first frame (Ho et al. 2022, section 4.3).
+        The Frechet distance, under the networks' name for it; and, if there are networks for them,
+        `inception_score` with `inception_score_std`, and the scores of frames: `fid_avg` and
+        `is_avg`, means over the frames' positions, `fid_first` and `is_first`, of the first frame
+        (Ho et al. 2022, section 4.3).
     """
     assert real.videos is not None
     assert drawn.videos is not None
@@ -291,7 +386,21 @@ def scores(real: VideoStatistics, drawn: VideoStatistics) -> dict[str, float]:
     return found | drawn.inception_scores()
 
 
-def _loaded(state: dict[str, Any]) -> FeatureStatistics:
-    statistics = FeatureStatistics(len(state["mean"]))
-    statistics.load_state_dict(state)
-    return statistics
+@torch.no_grad()
+def random_feature_statistics(videos: Tensor, max_batch: int = 64) -> FeatureStatistics:
+    """Computes mean and covariance of the random features of videos in [0, 1].
+
+    Args:
+        videos: `(b, c, f, h, w)`, at least two.
+        max_batch: Largest number of videos per batch.
+
+    Example:
+        >>> statistics = random_feature_statistics(torch.rand(66, 1, 4, 8, 8))
+        >>> frechet_distance(statistics, statistics) < 1e-6
+        True
+    """
+    network = RandomFeatures(videos.shape[1]).to(videos.device)
+    found = FeatureStatistics(network.width)
+    for part in videos.split(max_batch):
+        found.add(network(part))
+    return found
