@@ -433,11 +433,10 @@ class PictureReader(VideoReader):
         self._pages = _pages(path, self._content, self._image, durations)
         self._page_read = -1
         # A gif or an animated png is composed of patches, in order
-        patches_of = {"GIF": animations.gif_patches, "PNG": animations.png_patches}.get(
-            self._image.format or ""
-        )
-        is_simple = self._image.format == "GIF" and animations.is_opaque_gif(self._content)
-        self._patches_of = patches_of if durations and not is_simple else None
+        patches_of = {"GIF": animations.gif_patches, "PNG": animations.png_patches}
+        kind = self._image.format or ""
+        is_simple = kind == "GIF" and animations.is_opaque_gif(self._content)
+        self._patches_of = patches_of.get(kind) if durations and not is_simple else None
         self._frames: Iterator[Image] = iter(())
         self._next = 0
         channels = stored_channels(self._image) if channels is None else channels
