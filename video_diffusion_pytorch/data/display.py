@@ -16,12 +16,12 @@ ValueRange = tuple[float | Sequence[float], float | Sequence[float]]
 """A low and a high, each one number or one per channel."""
 
 NOT_FINITE = (1.0, 0.1, 0.2)
-"""Red, which viridis has none of: shows what is NaN or infinite."""
+"""Red, which is not in viridis, for NaN and infinite values."""
 
 _GAP = 1
-# Dozens of channels in one row would be a strip that no screen shows
+# Dozens of channels in one row would not fit on a screen
 _COLUMNS = 8
-# Samples may leave [0, 1] by a rounding error and still be pictures
+# Samples may exceed [0, 1] by a rounding error
 _TOLERANCE = 1e-3
 _PICTURE_CHANNELS = (1, 3, 4)
 
@@ -32,29 +32,28 @@ def to_pictures(
     *,
     keep_pictures: bool = False,
 ) -> Tensor:
-    """Make clips of any channels and units visible.
+    """Converts clips of any channels and units to pictures.
 
     Pictures stay as they are. Of others each channel is shown in the colours of viridis, from dark
-    blue for its low to yellow for its high, the channels side by side, eight in a row, with a white
-    line between.
+    blue for its low to yellow for its high, the channels side by side, eight in a row, with white
+    lines between.
 
     Args:
         videos: `(b, c, f, h, w)`, floats or integers.
         value_range: The low and the high in the clips' units, each a number or one per channel;
-            what is beyond them is shown as they are. One range for several calls makes their
-            results comparable. "fit": of each channel the least and the largest of its finite
-            values. None: clips with 1, 3 or 4 channels in [0, 1], or in uint8, are pictures; of
-            others as "fit".
-        keep_pictures: Whether clips with 1, 3 or 4 channels are pictures also where there is a
-            range of numbers: from black at its low to white at its high.
+            values beyond are clamped. One range for several calls makes their results comparable.
+            "fit": the least and the largest finite value of each channel. None: clips with 1, 3 or
+            4 channels in [0, 1], or in uint8, are pictures; others as with "fit".
+        keep_pictures: Whether clips with 1, 3 or 4 channels are pictures even if there is a range
+            of numbers: from black at its low to white at its high.
 
     Returns:
-        `(b, k, f, h, w)` float32 in [0, 1], `k` 1, 3 or 4 for grey, RGB or RGBA, of pictures; or
-        `(b, 3, f, h, c * w + c - 1)` of up to eight channels. Where a value is not finite it is
-        `NOT_FINITE`.
+        `(b, k, f, h, w)` float32 in [0, 1], `k` 1, 3 or 4 for grey, RGB or RGBA, for pictures; or
+        `(b, 3, f, h, c * w + c - 1)` for up to eight channels. Values that are not finite have
+        the colour `NOT_FINITE`.
 
     Raises:
-        ValueError: The shape or the range is not as described above.
+        ValueError: The shape or the range is invalid.
 
     Example:
         >>> to_pictures(torch.rand(2, 3, 5, 8, 8)).shape
@@ -72,7 +71,8 @@ def to_pictures(
     finite = videos.isfinite()
     if value_range is None:
         pictures = videos / 255 if is_bytes else videos
-        if _are_pictures(pictures, finite):
+        inside = (pictures >= -_TOLERANCE) & (pictures <= 1 + _TOLERANCE)
+        if videos.shape[1] in _PICTURE_CHANNELS and bool((inside | ~finite).all()):
             return _mark(pictures.clamp(0, 1), finite)
         value_range = "fit"
     if value_range == "fit":
@@ -82,8 +82,7 @@ def to_pictures(
         bounds = per_channel(plain_range(value_range, c, others="'fit' or "), c)
         low, high = (videos.new_tensor(bound).view(1, -1, 1, 1, 1) for bound in bounds)
 
-    # Places in the range, by halves: a difference may be too large for a float. A constant channel
-    # is all low
+    # Positions in the range, by halves: the difference may overflow. A constant channel is all low
     span = (high / 2 - low / 2).clamp(min=torch.finfo(torch.float32).tiny)
     shares = ((videos / 2 - low / 2) / span).nan_to_num().clamp(0, 1)
     if keep_pictures and value_range != "fit" and videos.shape[1] in _PICTURE_CHANNELS:
@@ -99,7 +98,7 @@ def to_pictures(
 
 
 def _tile(colors: Tensor) -> Tensor:
-    """From `(b, c, f, h, w, 3)`: the channels in rows, with white lines between."""
+    """The channels of `(b, c, f, h, w, 3)` in rows, with white lines between."""
     c = colors.shape[1]
     columns = min(c, _COLUMNS)
     rows = -(-c // columns)
@@ -109,14 +108,8 @@ def _tile(colors: Tensor) -> Tensor:
     return grid[..., :-_GAP, :-_GAP]
 
 
-def _are_pictures(videos: Tensor, finite: Tensor) -> bool:
-    values = videos[finite]
-    inside = (values >= -_TOLERANCE) & (values <= 1 + _TOLERANCE)
-    return videos.shape[1] in _PICTURE_CHANNELS and bool(inside.all())
-
-
 def _mark(pictures: Tensor, finite: Tensor) -> Tensor:
-    """Pictures, with those pixels in a colour of their own that have a value that is not finite."""
+    """Pictures with the pixels in `NOT_FINITE` that have a value that is not finite."""
     is_broken = ~finite.all(dim=1, keepdim=True)
     if not is_broken.any():
         return pictures
@@ -132,7 +125,7 @@ def _extremes(videos: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
     axes = (0, 2, 3, 4)
     low = videos.where(finite, torch.inf).amin(dim=axes, keepdim=True)
     high = videos.where(finite, -torch.inf).amax(dim=axes, keepdim=True)
-    # A channel without any finite value has no range, and needs none
+    # A channel without any finite value needs no range
     return low.nan_to_num(posinf=0.0), high.nan_to_num(neginf=0.0)
 
 
@@ -159,20 +152,20 @@ def video_grid(
     frame: float = 0.0,
     captions: Sequence[str] | None = None,
 ) -> Tensor:
-    """Lay clips out in rows, with a frame around each.
+    """Arranges clips in rows, with a frame around each.
 
     Args:
         pictures: `(b, k, f, h, w)` in [0, 1]; `k` 1, 3 or 4 for grey, RGB or RGBA.
-        columns: Clips in a row. Places that are left over in the last row are black.
-        zoom: Side, in pixels of the result, of the square that a pixel becomes.
+        columns: Clips in a row. Free places in the last row are black.
+        zoom: Enlargement factor.
         frame: Brightness of the frames, from 0 to 1.
-        captions: A text under each clip, in as many lines as it takes; None for none.
+        captions: A text under each clip, wrapped; None for none.
 
     Returns:
         `(k, f, H, W)`.
 
     Raises:
-        ValueError: If `columns` or `zoom` is less than 1, or there is not a caption for each clip.
+        ValueError: `columns` or `zoom` is less than 1, or the number of captions is wrong.
 
     Example:
         >>> video_grid(torch.rand(6, 3, 8, 16, 20), columns=3).shape
@@ -198,14 +191,14 @@ def video_grid(
 def text_picture(
     text: str, width: int, height: int | None = None, *, ink: float = 0.0, paper: float = 1.0
 ) -> Tensor:
-    """Print a text in a picture, in as many lines as it takes.
+    """Draws a text, wrapped to the width of the picture.
 
     Args:
-        text: What to print.
-        width: Width of the picture in pixels; words that are wider are cut.
-        height: Height of the picture; None for what the lines take.
+        text: The text.
+        width: Width of the picture in pixels; wider words are cut.
+        height: Height of the picture; None for that of the lines.
         ink: Brightness of the text, from 0 to 1.
-        paper: Brightness of what is behind it.
+        paper: Brightness of the background.
 
     Returns:
         `(h, width)` in [0, 1].
@@ -236,7 +229,7 @@ def text_picture(
 
 
 def _captions(captions: Sequence[str], cells: Tensor) -> Tensor:
-    """White on black, as wide as the cells, all as high as the highest, `(b, k, f, h, w)`."""
+    """White on black, as wide as the cells, and all of one height, `(b, k, f, h, w)`."""
     strips = [text_picture(text, cells.shape[-1], ink=1.0, paper=0.0) for text in captions]
     highest = max(len(strip) for strip in strips)
     even = torch.stack([F.pad(strip, (0, 0, 0, highest - len(strip))) for strip in strips])

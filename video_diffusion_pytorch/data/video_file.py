@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 VIDEO_EXTS = tuple(FAMILY_OF_ENDING)
-"""Endings of the names of files that are clips; `open_video` reads `tif` and `tiff`, too."""
+"""Extensions of files that are clips; `open_video` also reads `tif` and `tiff`."""
 
 
 def open_video(
@@ -53,30 +54,33 @@ def open_video(
     channels: int | None = None,
     axes: str | None = None,
     square_pixels: bool = True,
+    max_bytes: int = MAX_BYTES,
 ) -> VideoReader:
-    """Open a video of any format, to decode only the frames that are needed.
+    """Opens a video of any format, to decode only the frames that are needed.
 
     Args:
         path: A file whose name ends in one of `VIDEO_EXTS`, a tif, whose pages are the frames, or a
             folder of numbered stills.
-        channels: Of pictures and movies: 1 (grey), 3 (colour), 4 (colour and opacity), into which
-            frames are converted; without opacity what is transparent is black. None is what the
-            file stores: 4 only where each pixel has its opacity, which the transparent colour of a
-            gif is not. Of arrays: the number that there must be; None for any.
+        channels: Of pictures and movies: 1 (grey), 3 (colour), 4 (colour and opacity), to which
+            frames are converted; without opacity transparent pixels are black. None is what the
+            file stores: 4 only if each pixel has its own opacity, unlike the transparent colour of
+            a gif. Of arrays: the required number; None for any.
         axes: Of arrays only: the stored order in the letters c, f, h, w, such as "fhwc", or "fhw"
-            for one channel. None: what an npz or pt file says in its entry "axes", or else the
+            for one channel. None: what an npz or pt file states in its entry "axes", or else the
             order that the shape allows, if there is only one.
-        square_pixels: Scale the width of a film whose pixels are no squares, as players do; False
-            leaves frames as they are stored.
+        square_pixels: Scale the width of a movie whose pixels are not square, as players do; False
+            keeps frames as they are stored.
+        max_bytes: Limit for the size of an array in an npz file, or of one in a pt file that
+            repeats its numbers.
 
     Returns:
         A reader, to be closed after use, as by `with`.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
-        UnreadableVideoError: The file is empty, cut short, damaged, or of another kind than its
-            name promises, or an array whose axes are not clear.
-        ValueError: `channels` or `axes` is none of the above, or the name's ending is unknown.
+        FileNotFoundError: The file or folder is missing.
+        UnreadableVideoError: The file is empty, truncated, damaged, or of another format than its
+            name promises, or an array whose axes are ambiguous.
+        ValueError: `channels` or `axes` is none of the above, or the extension is unknown.
 
     Example:
         >>> import tempfile
@@ -86,7 +90,26 @@ def open_video(
         ...         video.num_frames, video.channels, video.array(range(0, 20, 5)).shape
         (20, 3, torch.Size([3, 4, 8, 8]))
     """
-    return _open(Path(path), channels, axes, MAX_BYTES, square_pixels)
+    path = Path(path)
+    check_axes(axes)
+    if path.is_dir():
+        return FrameFolderReader(path, channels)
+    ending, family = path.suffix.lower().lstrip("."), family_of_name(path)
+    if ending in ("tif", "tiff"):
+        return PictureReader(path, channels, ("TIFF",))
+    if family is None:
+        if not path.exists():
+            raise missing_file(path)
+        raise ValueError(
+            f"the name's ending must be one of {', '.join(VIDEO_EXTS)}, got {path}; convert the "
+            "file, for example with ffmpeg, or give the dataset a read_fn for this format"
+        )
+    if family in ("npy", "zip"):
+        return open_array(path, channels, axes, max_bytes)
+    check_signature(path)
+    if family in ("gif", "webp", "png"):
+        return PictureReader(path, channels)
+    return MovieReader(path, channels, square_pixels=square_pixels)
 
 
 def read_video(
@@ -100,28 +123,28 @@ def read_video(
     max_bytes: int = MAX_BYTES,
     square_pixels: bool = True,
 ) -> tuple[torch.Tensor, float | None]:
-    """Read a video of any format, or a part of it, into one tensor.
+    """Reads a video of any format, or a part of it, into one tensor.
 
     Args:
         path: A file whose name ends in one of `VIDEO_EXTS`, a tif, whose pages are the frames, or a
             folder of numbered stills.
         channels: As for `open_video`.
         start: The first frame to read.
-        num_frames: How many frames to read; there are fewer where the video ends before. None
-            reads up to its end.
-        frame_skip: Every how many-th frame to read.
+        num_frames: Number of frames to read; fewer if the video ends before. None reads up to its
+            end.
+        frame_skip: Read every `frame_skip`-th frame.
         axes: As for `open_video`.
-        max_bytes: How large the tensor may become.
+        max_bytes: Limit for the size of the tensor.
         square_pixels: As for `open_video`.
 
     Returns:
-        The video, `(c, f, h, w)`: uint8 of 8-bit pictures, of movies and of uint8 arrays; float32,
-        the numbers as stored, of other arrays, and of grey and RGB pictures and movies of more
-        than 8 bits. And its frames per second, those left out by `frame_skip` not counted; None
-        where the file has no clock.
+        The video, `(c, f, h, w)`: uint8 for 8-bit pictures, movies and uint8 arrays; float32, the
+        numbers as stored, for other arrays, and for grey and RGB pictures and movies of more than 8
+        bits. And its frames per second, without those skipped by `frame_skip`; None if the file
+        has no clock.
 
     Raises:
-        FileNotFoundError: There is no such file or folder.
+        FileNotFoundError: The file or folder is missing.
         UnreadableVideoError: The file is unreadable, as for `open_video`, has no frame from `start`
             on, has frames of different sizes, or needs more than `max_bytes`.
         ValueError: An argument is out of range.
@@ -143,34 +166,14 @@ def read_video(
             )
     stop = sys.maxsize if num_frames is None else start + num_frames * frame_skip
     indices = range(start, stop, frame_skip)
-    with _open(Path(path), channels, axes, max_bytes, square_pixels) as reader:
+    options: dict[str, Any] = {"channels": channels, "axes": axes, "square_pixels": square_pixels}
+    with open_video(path, max_bytes=max_bytes, **options) as reader:
         read = _read_array if reader.is_array else _read_pictures
         video, fps = read(reader, indices, max_bytes), reader.fps
+        if not video.shape[1]:
+            expected = f"a video with a frame number {start}"
+            raise unreadable(path, expected, f"{reader.num_frames} frames", "begin earlier")
     return video, None if fps is None else fps / frame_skip
-
-
-def _open(
-    path: Path, channels: int | None, axes: str | None, max_bytes: int, square_pixels: bool
-) -> VideoReader:
-    check_axes(axes)
-    if path.is_dir():
-        return FrameFolderReader(path, channels)
-    ending, family = path.suffix.lower().lstrip("."), family_of_name(path)
-    if ending in ("tif", "tiff"):
-        return PictureReader(path, channels, ("TIFF",))
-    if family is None:
-        if not path.exists():
-            raise missing_file(path)
-        raise ValueError(
-            f"the name's ending must be one of {', '.join(VIDEO_EXTS)}, got {path}; convert the "
-            "file, for example with ffmpeg"
-        )
-    if family in ("npy", "zip"):
-        return open_array(path, channels, axes, max_bytes)
-    check_signature(path)
-    if family in ("gif", "webp", "png"):
-        return PictureReader(path, channels)
-    return MovieReader(path, channels, square_pixels=square_pixels)
 
 
 def _check_size(path: Path, nbytes: int, max_bytes: int) -> None:
@@ -180,15 +183,8 @@ def _check_size(path: Path, nbytes: int, max_bytes: int) -> None:
         raise unreadable(path, expected, f"{nbytes} bytes or more", advice)
 
 
-def _nothing_there(reader: VideoReader, start: int) -> UnreadableVideoError:
-    expected = f"a video with a frame number {start}"
-    return unreadable(reader.path, expected, f"{reader.num_frames} frames", "begin earlier")
-
-
 def _read_array(reader: VideoReader, indices: range, max_bytes: int) -> torch.Tensor:
     count = len(range(indices.start, min(indices.stop, reader.num_frames), indices.step))
-    if not count:
-        raise _nothing_there(reader, indices.start)
     _check_size(reader.path, count * reader.array(indices[:1]).nbytes, max_bytes)
     return reader.array(indices)
 
@@ -200,6 +196,6 @@ def _read_pictures(reader: VideoReader, indices: range, max_bytes: int) -> torch
         frames.append(pixels if pixels.ndim == 3 else pixels[..., None])
         _check_size(reader.path, len(frames) * pixels.nbytes, max_bytes)
     if not frames:
-        raise _nothing_there(reader, indices.start)
+        return torch.empty(reader.channels, 0, 0, 0)
     check_sizes(reader.path, frames)
     return torch.stack(frames).permute(3, 0, 1, 2).contiguous()

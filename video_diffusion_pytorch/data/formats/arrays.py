@@ -180,6 +180,7 @@ class FileArray:
         # So are rows whose runs are close to each other
         between = row - int(numbers[-1] + 1 - numbers[0]) * size
         at_once = max(1, _BLOCK // row) if len(cuts) == 2 and between <= _GAP else 1
+        block = np.empty(0, np.uint8)
         for start in range(0, outer, at_once):
             for i, j in itertools.pairwise(cuts):
                 target = out[start : start + at_once, i:j]
@@ -189,10 +190,10 @@ class FileArray:
                 if nbytes == target.nbytes:  # without gaps
                     self._fill(target.data.cast("B"), offset)
                     continue
-                block = np.empty(nbytes, np.uint8)
-                self._fill(block.data, offset)
+                block = block if block.nbytes >= nbytes else np.empty(nbytes, np.uint8)
+                self._fill(block[:nbytes].data, offset)
                 rows = np.ndarray((len(target), span, size), np.uint8, block, 0, (row, size, 1))
-                target[:] = rows[:, places]
+                target[:] = rows if span == j - i else rows[:, places]
         self.check_unchanged()
         return out
 

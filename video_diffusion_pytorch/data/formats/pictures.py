@@ -18,17 +18,6 @@ import torch
 
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, unreadable
 from video_diffusion_pytorch.data.formats import animations
-from video_diffusion_pytorch.data.formats.animations import (
-    check_pixels,
-    composed,
-    gif_durations,
-    gif_patches,
-    is_opaque_gif,
-    png_durations,
-    png_patches,
-    scale_transparency,
-    webp_durations,
-)
 from video_diffusion_pytorch.data.formats.readers import (
     CHANNELS_TO_MODE,
     Clock,
@@ -398,7 +387,11 @@ PICTURE_FORMATS = ("GIF", "PNG", "WEBP")
 
 _EXPECTED = "a complete picture or animation"
 _MAX_FILE_BYTES = 2**31
-_DURATIONS = {"gif": gif_durations, "png": png_durations, "webp": webp_durations}
+_DURATIONS = {
+    "gif": animations.gif_durations,
+    "png": animations.png_durations,
+    "webp": animations.webp_durations,
+}
 # Browsers and FFmpeg show a frame without a duration for this long
 _DEFAULT_SECONDS = 0.1
 
@@ -440,9 +433,10 @@ class PictureReader(VideoReader):
         self._pages = _pages(path, self._content, self._image, durations)
         self._page_read = -1
         # A gif or an animated png is composed of patches, in order
-        patches_of = {"GIF": gif_patches, "PNG": png_patches}.get(self._image.format or "")
-        is_simple = self._image.format == "GIF" and is_opaque_gif(self._content)
-        self._patches_of = patches_of if durations and not is_simple else None
+        patches_of = {"GIF": animations.gif_patches, "PNG": animations.png_patches}
+        kind = self._image.format or ""
+        is_simple = kind == "GIF" and animations.is_opaque_gif(self._content)
+        self._patches_of = patches_of.get(kind) if durations and not is_simple else None
         self._frames: Iterator[Image] = iter(())
         self._next = 0
         channels = stored_channels(self._image) if channels is None else channels
@@ -451,7 +445,7 @@ class PictureReader(VideoReader):
     def _frame(self, index: int) -> Any:
         if index >= self.num_frames:
             return None
-        with _decoding(self.path):
+        with _decoding(self.path, warns=self._image.format != "GIF"):
             if self.is_array:
                 return stored_numbers(self._page(index), self._content, self.channels)
             if self._patches_of is not None:
@@ -468,7 +462,7 @@ class PictureReader(VideoReader):
         if not 0 < self._next <= index:
             self._next = 0
             patches = self._patches_of(self._content)
-            self._frames = composed(self._content, patches, self._image.size)
+            self._frames = animations.composed(self._content, patches, self._image.size)
         ahead, self._next = index - self._next, 0  # start over after an error
         image = next(itertools.islice(self._frames, ahead, None))
         self._next = index + 1
@@ -480,7 +474,7 @@ class PictureReader(VideoReader):
             self._image = self._open()
         self._image.seek(page)
         self._page_read = page
-        check_pixels(self._image.size)
+        animations.check_pixels(self._image.size)
         if is_deep(self._image, self._content) != self.is_array:
             got = f"pages of 8 bits and of more, such as page {index + 1}"
             raise unreadable(self.path, "pages of one kind", got, "store them as two files")
@@ -552,20 +546,24 @@ def _open(path: Path, content: bytes, formats: tuple[str, ...] | None) -> Image:
 
     with _decoding(path):
         image = pillow.open(BytesIO(content), formats=formats)
-        check_pixels(image.size)
-        scale_transparency(image, content)
+        animations.check_pixels(image.size)
+        animations.scale_transparency(image, content)
         return image
 
 
 @contextlib.contextmanager
-def _decoding(path: Path) -> Iterator[None]:
-    """Converts exceptions, and Pillow's warning of a large picture, to errors of the file."""
+def _decoding(path: Path, *, warns: bool = True) -> Iterator[None]:
+    """Converts exceptions, and Pillow's warning of a large picture, to errors of the file.
+
+    Catching warnings takes as long as decoding a small frame, so it is optional.
+    """
     from PIL import Image as pillow
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of damaged metadata
-            warnings.simplefilter("error", pillow.DecompressionBombWarning)
+        with warnings.catch_warnings() if warns else contextlib.nullcontext():
+            if warns:
+                warnings.simplefilter("ignore", UserWarning)  # of damaged metadata
+                warnings.simplefilter("error", pillow.DecompressionBombWarning)
             yield
     except UnreadableVideoError:
         raise
