@@ -136,7 +136,7 @@ def find_clips(
         there = ", ".join(f"{count} × {ext}" for ext, count in counts.most_common(5))
         raise FileNotFoundError(
             f"expected files ending in {' or '.join(endings)} in {folder} and its subfolders, got "
-            f"{there or 'no file at all'}; check the folder, or pass other exts"
+            f"{there or 'no file at all'}; pass other exts, and a read_fn for other formats"
         )
     return clips
 
