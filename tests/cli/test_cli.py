@@ -240,9 +240,9 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         ),
         (["train", "clips", "--train_batch_size", "0"], "train_batch_size must be at least 1"),
         (["train", "clips", "--cond_dim", "3"], "the network takes cond, so the data must give t"),
-        (["train", "clips", "--conditions", "label"], "to be in a sub-folder of clips that names"),
+        (["train", "clips", "--conditions", "label"], "expected a class for each clip, in"),
         (["train", "clips", "--conditions", "mood"], "conditions must be among caption, label"),
-        (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, got"),
+        (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, and"),
         (["train", "clips", "--trainer.device", "abacus"], "device must be 'cpu' or"),
         (["train", "clips", "--config", "no.yaml"], "No such file or directory: 'no.yaml'"),
         (

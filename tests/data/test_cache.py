@@ -1,4 +1,4 @@
-"""Clips are decoded once, and what is served is always what the file holds."""
+"""The cache of decoded clips: contents, invalidation, failures, several processes."""
 
 import errno
 import logging
@@ -203,6 +203,7 @@ def test_a_failure_is_tried_again_at_each_build(tmp_path, sources, caplog):
         cache[sources[1]]
     damaged.remove("1.npy")
     cache, _ = build(tmp_path / "cache", sources, decode=decode)
+    assert cache.failures.keys() == {str(sources[3])}
     with pytest.raises(UnreadableVideoError, match=r"cannot read .*3.npy"):
         pickle.loads(pickle.dumps(cache))[sources[3]]
     assert_holds(cache, sources[:3])

@@ -1,4 +1,4 @@
-"""Which files of a folder are clips."""
+"""The search for clips in a folder."""
 
 import json
 import logging
@@ -69,7 +69,7 @@ def test_two_endings_of_a_compressed_file(files):
     assert beside(folder / "scan.nii.gz", (".txt",)) == folder / "scan.txt"
 
 
-def test_arrays_that_nobody_asked_for_are_left_out_with_a_warning(files, caplog):
+def test_unused_arrays_are_left_out_with_a_warning(files, caplog):
     folder = files("a.gif", "a.npy", "b.gif", "b.pt", "c.npy", "d.gif", "d.cond.npy")
     with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
         found(folder)
@@ -123,7 +123,7 @@ def test_beside(files):
 
 
 def test_nothing_to_be_found(files):
-    with pytest.raises(FileNotFoundError, match=r"ending in \.gif or .* got 1 × \.txt; check the"):
+    with pytest.raises(FileNotFoundError, match=r"ending in \.gif or .* got 1 × \.txt; pass"):
         find_clips(files("notes.txt"))
     with pytest.raises(FileNotFoundError, match=r"expected a folder of videos at .*gone, found"):
         find_clips(files() / "gone")
@@ -149,8 +149,8 @@ def test_results_of_a_run_are_no_clips(files, caplog):
         clips = found(folder)
     mine = ["a.gif", "log/6.gif", "mine/5.gif", "mine/model-7.pt", "mine/model-best.pt"]
     assert clips == mine
-    told = sorted(record.getMessage() for record in caplog.records)
-    assert told == [
+    messages = sorted(record.getMessage() for record in caplog.records)
+    assert messages == [
         f"left out the results folder of a run, {folder / name}: samples are not clips"
         for name in ("big", "old", "run")
     ]

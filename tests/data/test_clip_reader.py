@@ -1,4 +1,4 @@
-"""The timeline of a file, files that cannot be opened, and options that files cannot fulfil."""
+"""The timeline of a file, unreadable files, and options that do not fit the files."""
 
 import errno
 import logging
@@ -105,18 +105,18 @@ def test_a_part_beyond_the_end():
 
 
 @pytest.mark.parametrize(
-    ("cut", "option"),
+    "cut",
     [
-        (lambda: Timeline(fps=5).frames(File(9), range(3)), "fps"),
-        (lambda: Timeline(fps=5).length(File(9)), "fps"),
-        (lambda: Timeline().between(File(9), 1, 2), "start and end"),
+        lambda: Timeline(fps=5).frames(File(9), range(3)),
+        lambda: Timeline(fps=5).length(File(9)),
+        lambda: Timeline().between(File(9), 1, 2),
     ],
 )
-def test_a_file_without_clock_cannot_be_cut_by_it(cut, option):
-    message = rf"{option} must go with files that have timestamps, got clip.mp4, .* without; ch"
+def test_files_without_timestamps(cut):
+    message = r"fps, start and end must go with files .*, got clip.mp4 without; choose frames"
     with pytest.raises(ValueError, match=message) as error:
         cut()
-    # of no other file could more be had
+    # it concerns all files alike
     assert not isinstance(error.value, UnreadableVideoError)
 
 
@@ -214,7 +214,7 @@ def test_a_library_that_says_only_that_it_cannot_open_the_file(tmp_path):
 def test_a_rate_for_files_without_clock_is_no_damage(tmp_path, is_cached):
     np.save(tmp_path / "a.npy", np.zeros((1, 5, 8, 8)))
     cache = tmp_path / "cache" if is_cached else None
-    with pytest.raises(ValueError, match=r"fps must go with files .* got .*a.npy") as error:
+    with pytest.raises(ValueError, match=r"fps, start and end must .* got .*a.npy") as error:
         dataset_of(tmp_path, exts=["npy"], fps=8, cache=cache)[0]
     assert not isinstance(error.value, UnreadableVideoError)
 

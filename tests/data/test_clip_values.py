@@ -1,4 +1,4 @@
-"""Which values clips have, and between which they lie, whatever way they are read."""
+"""Values of clips and their range, for pictures and arrays, with and without a cache."""
 
 import numpy as np
 import pytest
@@ -70,7 +70,7 @@ def test_the_range_is_that_of_what_training_sees(dataset_of):
 
 
 @pytest.mark.parametrize("clip_start", ["first", "all"])
-def test_what_is_no_number_does_not_get_into_a_clip(dataset_of, clip_start):
+def test_nan_and_infinity_are_refused(dataset_of, clip_start):
     for name, value in (("a", 2.0), ("b", np.nan), ("c", np.inf)):
         values = np.ones((1, 4, 16, 16), np.float32)
         values[0, 1, 3, 3] = value
@@ -85,7 +85,7 @@ def test_what_is_no_number_does_not_get_into_a_clip(dataset_of, clip_start):
             dataset[index]
 
 
-def test_a_transform_that_gives_what_is_no_number(tmp_path):
+def test_nan_from_a_transform_is_refused(tmp_path):
     video_tensor_to_gif(torch.rand(1, 2, 8, 8), tmp_path / "a.gif")
     dataset = Dataset(tmp_path, 8, channels=1, num_frames=2)
     dataset.transform = lambda frame: torch.full((1, 8, 8), float("nan"))

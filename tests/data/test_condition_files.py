@@ -1,4 +1,4 @@
-"""What a model is told of a clip, from the files beside it."""
+"""Conditions of clips, from files beside them and from a manifest."""
 
 from dataclasses import replace
 
@@ -161,7 +161,7 @@ def test_bytes_of_a_field_stay_bytes(clip, tmp_path):
     ("kind", "shape"), [("vector", (4,)), ("frame_vectors", (4, 2)), ("field", (2, 4, 5, 6))]
 )
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
-def test_what_is_no_number(clip, tmp_path, kind, shape, value):
+def test_nan_and_infinity_are_refused(clip, tmp_path, kind, shape, value):
     values = np.zeros(shape)
     values.flat[0] = value
     np.save(clip.path.with_suffix(".npy"), values)
@@ -210,13 +210,13 @@ def test_an_array_that_would_run_code(clip, tmp_path):
 
 
 def test_columns_of_numbers(clip, tmp_path):
-    told = read(replace(clip, numbers=(0.1, 2)), tmp_path, {"cond": ["EF", "ESV"]})
-    assert told.keys() == {"cond"}
-    assert told["cond"].dtype == torch.float32
-    assert told["cond"].tolist() == [np.float32(0.1), 2]
+    found = read(replace(clip, numbers=(0.1, 2)), tmp_path, {"cond": ["EF", "ESV"]})
+    assert found.keys() == {"cond"}
+    assert found["cond"].dtype == torch.float32
+    assert found["cond"].tolist() == [np.float32(0.1), 2]
     columns = {"cond": ["EF"], "labels": "Class"}
-    told = read(Clip(clip.path, None, "cat", numbers=(5,)), tmp_path, columns)
-    assert told == {"cond": torch.tensor([5.0]), "labels": 0}
+    found = read(Clip(clip.path, None, "cat", numbers=(5,)), tmp_path, columns)
+    assert found == {"cond": torch.tensor([5.0]), "labels": 0}
 
 
 def test_a_column_of_texts(clip, tmp_path):

@@ -1,4 +1,4 @@
-"""A folder of video files becomes clips."""
+"""`Dataset`: length, size, flips, files, parts, padding, units, cache and conditions."""
 
 import os
 import pickle
@@ -152,6 +152,17 @@ def test_batches():
     assert next(iter(loader)).shape == (5, 3, 5, 12, 16)
 
 
+def test_single_pictures_of_other_formats(tmp_path):
+    for number, ending in enumerate(["jpg", "bmp", "tif"]):
+        Image.new("L", (8, 8), 40 * number).save(tmp_path / f"a.{ending}")
+    clips = Dataset(tmp_path, 8, 1, 2, exts=["jpg", "bmp", "tif"], as_uint8=True)
+    values = {
+        path.suffix: clip[0, :, 0, 0].tolist()
+        for path, clip in zip(clips.paths, [*clips], strict=True)
+    }
+    assert values == {".jpg": [0, 0], ".bmp": [40, 0], ".tif": [80, 0]}
+
+
 # Mistakes
 
 
@@ -170,7 +181,7 @@ def test_no_clip_in_the_folder(tmp_path):
         Dataset(tmp_path, 8)
     for name in ("a.mp4", "b.MP4", "README"):
         (tmp_path / name).touch()
-    text = r"ending in .gif or .webp in .*, got 2 × .mp4, 1 × no extension; check the folder"
+    text = r"ending in .gif or .webp in .*, got 2 × .mp4, 1 × no extension; pass other exts"
     with pytest.raises(FileNotFoundError, match=text):
         Dataset(tmp_path, 8, exts=["gif", ".webp"])
 

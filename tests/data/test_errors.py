@@ -77,7 +77,7 @@ def test_what_another_file_would_meet_too_stays_an_error(tmp_path, number):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names exist on Unix only")
 @pytest.mark.parametrize("kind", ["a folder", "a named pipe", "a socket", "a device"])
 @pytest.mark.parametrize("is_link", [False, True])
-def test_what_is_no_regular_file(tmp_path, monkeypatch, kind, is_link):
+def test_irregular_files_are_refused(tmp_path, monkeypatch, kind, is_link):
     monkeypatch.chdir(tmp_path)  # the path of a socket must be short
     path = tmp_path / "clip.gif"
     if kind == "a folder":

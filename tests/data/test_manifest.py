@@ -1,4 +1,4 @@
-"""A table that lists clips."""
+"""Manifests: columns, cells, names of files, splits and labels."""
 
 import json
 import unicodedata
@@ -337,7 +337,7 @@ def test_decimal_commas_and_points_in_one_table(table, tmp_path, first, second, 
 
 
 @pytest.mark.parametrize("cell", ["", "nan", "inf", "1e39", "x", "1_000", '"1,234"', "50%"])
-def test_what_is_no_number(table, tmp_path, cell):
+def test_cells_that_are_not_numbers(table, tmp_path, cell):
     got = repr(cell.strip('"')) if cell not in ("", "nan") else "'none'"
     message = f"line 3: EF must be a finite number, got {got}; correct it, or remove the row"
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Handwritten digits set in motion."""
+"""Moving digits: the data, the clips and the files."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is said before training of how much of the files is cut away or padding."""
+"""The report before training: cropped pixels, padding and unseen frames."""
 
 import logging
 
@@ -18,8 +18,8 @@ def write(folder, *shapes, start=0):
 
 
 @pytest.fixture
-def said(caplog):
-    """Gives what is said of a folder's clips, 8 frames of 24 x 48 if nothing else is asked for."""
+def warnings_of(caplog):
+    """Gives the warnings of a folder's clips, by default 8 frames of 24 x 48."""
 
     def report(folder, size=(24, 48), **options):
         options = {"channels": 1, "num_frames": 8, "exts": None, **options}
@@ -31,16 +31,16 @@ def said(caplog):
     return report
 
 
-def test_of_clips_that_fit_nothing_is_said(tmp_path, said):
+def test_clips_that_fit_give_no_warning(tmp_path, warnings_of):
     write(tmp_path / "a", (8, 24, 48), (8, 48, 96), (9, 25, 48), (7, 24, 50))
     for options in ({}, {"clip_start": "random"}, {"pad": "mask"}, {"fit": "contain"}):
-        assert said(tmp_path / "a", **options) == []
+        assert warnings_of(tmp_path / "a", **options) == []
 
 
-def test_height_and_width_in_the_wrong_order(tmp_path, said):
+def test_height_and_width_in_the_wrong_order(tmp_path, warnings_of):
     write(tmp_path / "a", *[(8, 24, 48)] * 3, (8, 480, 960))
     # scaled to 48 x 96, of whose columns 24 of 96 are kept
-    [message] = said(tmp_path / "a", (48, 24))
+    [message] = warnings_of(tmp_path / "a", (48, 24))
     size = "480x960" if "480x960" in message else "24x48"
     assert message == (
         f"75 % of each frame is cropped, such as frames of {size} (height x width) for an "
@@ -48,75 +48,75 @@ def test_height_and_width_in_the_wrong_order(tmp_path, said):
         "a look at 4 of 4 files"
     )
     # scaled to 12 x 24, in 48 x 24
-    [message] = said(tmp_path / "a", (48, 24), fit="contain")
+    [message] = warnings_of(tmp_path / "a", (48, 24), fit="contain")
     assert message.startswith("75 % of each frame is padding, such as frames of")
-    assert said(tmp_path / "a", (48, 24), fit="stretch") == []
+    assert warnings_of(tmp_path / "a", (48, 24), fit="stretch") == []
 
 
-def test_squares_of_wide_frames(tmp_path, said):
+def test_squares_of_wide_frames(tmp_path, warnings_of):
     write(tmp_path / "a", (8, 36, 64), (8, 36, 64), (8, 20, 20))
     # 16 of 28 columns are kept of two, all of the third: 2 / 3 of 12 / 28
-    [message] = said(tmp_path / "a", 16)
+    [message] = warnings_of(tmp_path / "a", 16)
     assert message.startswith("29 % of each frame is cropped, such as frames of 36x64 (height")
     write(tmp_path / "a", (8, 20, 20), start=3)
-    assert said(tmp_path / "a", 16) == []
+    assert warnings_of(tmp_path / "a", 16) == []
 
 
-def test_sizes_are_those_that_are_seen(tmp_path, said, write_movie):
+def test_sizes_after_rotation(tmp_path, warnings_of, write_movie):
     write_movie("a.mp4", num_frames=8, rotation=90)  # stored as 48 x 64
-    assert said(tmp_path, (64, 48), channels=3) == []
-    [message] = said(tmp_path, (48, 64), channels=3)
+    assert warnings_of(tmp_path, (64, 48), channels=3) == []
+    [message] = warnings_of(tmp_path, (48, 64), channels=3)
     assert "frames of 64x48 (height x width) for an image_size of (48, 64)" in message
 
 
-def test_padding(tmp_path, said):
+def test_padding(tmp_path, warnings_of):
     write(tmp_path / "a", *[(2, 24, 48)] * 3, *[(8, 24, 48)] * 5)
     # 3 x 6 of 64 frames: 28 %
     for options in ({"pad_position": "center"}, {"pad": "mask", "clip_start": "all"}):
-        assert said(tmp_path / "a", **options) == [
+        assert warnings_of(tmp_path / "a", **options) == [
             "28 % of all frames of the clips are padding; pad='mask' leaves it out of the loss, "
             "and fit_frames='short' or a smaller num_frames avoids it, in a look at 8 of 8 files"
         ]
     for options in ({"pad": "error"}, {"fit_frames": "short"}, {"force_num_frames": False}):
-        assert said(tmp_path / "a", **options) == []
+        assert warnings_of(tmp_path / "a", **options) == []
     write(tmp_path / "a", (8, 24, 48), (8, 24, 48), start=8)
-    assert said(tmp_path / "a") == []
+    assert warnings_of(tmp_path / "a") == []
 
 
-def test_frames_that_are_never_seen(tmp_path, said):
+def test_frames_that_are_never_seen(tmp_path, warnings_of):
     write(tmp_path / "a", (15, 24, 48), (31, 24, 48), (8, 24, 48))
     # 24 of 54 frames are seen
-    assert said(tmp_path / "a") == [
+    assert warnings_of(tmp_path / "a") == [
         "56 % of all frames of the files are never seen; clip_start='random' shows them, in a look "
         "at 3 of 3 files"
     ]
     # 4 of 8, 14 and 4 positions of the timeline; 12 of 26
-    [message] = said(tmp_path / "a", num_frames=4, frame_skip=2)
+    [message] = warnings_of(tmp_path / "a", num_frames=4, frame_skip=2)
     assert message.startswith("57 % of all frames of the files are never seen")
     # 8 of 15, 24 of 31 and all of 8: 14 of 54 are not
-    [message] = said(tmp_path / "a", clip_start="all")
+    [message] = warnings_of(tmp_path / "a", clip_start="all")
     assert message.startswith("26 % of all frames of the files are never seen")
     long = {"num_frames": 24, "pad": "error"}
     for options in ({"clip_start": "random"}, {"fit_frames": "all"}, long):
-        assert said(tmp_path / "a", **options) == []
+        assert warnings_of(tmp_path / "a", **options) == []
 
 
-def test_a_part_of_many_files_is_looked_at(tmp_path, said):
+def test_a_sample_of_many_files(tmp_path, warnings_of):
     write(tmp_path / "a", *[(8, 24, 48)] * 130)
-    [message] = said(tmp_path / "a", (48, 24))
+    [message] = warnings_of(tmp_path / "a", (48, 24))
     assert "in a look at 100 of 130 files" in message
 
 
-def test_damaged_files_are_left_to_training(tmp_path, said):
+def test_damaged_files_are_left_to_training(tmp_path, warnings_of):
     write(tmp_path / "a", (8, 24, 48))
     (tmp_path / "a" / "b.npy").write_bytes(b"")
-    [message] = said(tmp_path / "a", (48, 24))
+    [message] = warnings_of(tmp_path / "a", (48, 24))
     assert "in a look at 1 of 2 files" in message
     (tmp_path / "a" / "000.npy").write_bytes(b"")
-    assert said(tmp_path / "a", (48, 24)) == []
+    assert warnings_of(tmp_path / "a", (48, 24)) == []
 
 
-def test_a_transform_of_ones_own_gives_its_own_size(tmp_path, caplog):
+def test_no_report_of_sizes_with_a_custom_transform(tmp_path, caplog):
     write(tmp_path / "a", (8, 24, 48))
     clips = Dataset(tmp_path / "a", (48, 24), 1, 8, exts=None)
     clips.transform = torch.as_tensor
@@ -124,10 +124,10 @@ def test_a_transform_of_ones_own_gives_its_own_size(tmp_path, caplog):
     assert caplog.messages == []
 
 
-def test_a_function_that_reads_is_called_a_few_times(tmp_path, said):
+def test_a_function_that_reads_is_called_a_few_times(tmp_path, warnings_of):
     write(tmp_path / "a", *[(2, 24, 48)] * 30)
     called = []
-    [message] = said(
+    [message] = warnings_of(
         tmp_path / "a", exts="npy", read_fn=lambda path: (called.append(path), np.load(path))[1]
     )
     assert "75 % of all frames of the clips are padding" in message

@@ -99,6 +99,11 @@ class ClipCache:
         # by the source's path; the message of a source that could not be decoded
         self._clips: dict[str, CachedClip | str] = {}
 
+    @property
+    def failures(self) -> dict[str, str]:
+        """Source -> message, for sources that the last build could not decode."""
+        return {path: clip for path, clip in self._clips.items() if isinstance(clip, str)}
+
     def __getitem__(self, source: str | os.PathLike[str]) -> CachedClip:
         """Returns the clip of a source.
 
@@ -214,13 +219,9 @@ def source_state(source: str | os.PathLike[str]) -> str:
     status = os.stat(source)
     if not stat.S_ISDIR(status.st_mode):
         return f"{status.st_size} {status.st_mtime_ns}"
-    files = sorted(
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(source)
-        for name in names
-        if not name.startswith(".")
-    )
-    states = [[os.path.relpath(file, source), source_state(file)] for file in files]
+    files = (file for file in Path(source).rglob("*") if not file.is_dir())
+    names = sorted(str(file) for file in files if not file.name.startswith("."))
+    states = [[os.path.relpath(name, source), source_state(name)] for name in names]
     return f"folder {_hash(json.dumps(states))}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from video_diffusion_pytorch.data.errors import file_errors, finite, unreadable
 from video_diffusion_pytorch.data.formats.arrays import read_array
-from video_diffusion_pytorch.data.manifest import Clip, beside, read_text
+from video_diffusion_pytorch.data.manifest import Clip, beside, parse_number, read_text
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -148,7 +149,8 @@ class ClipConditions:
             )
         column = self.columns.get("cond")
         texts = [clip.caption for clip in clips if clip.caption is not None]
-        if column is not None and texts and all(map(_is_number, texts)):
+        numbers = [parse_number(text.replace(",", ".")) for text in texts]
+        if column is not None and texts and not any(math.isnan(number) for number in numbers):
             raise ValueError(
                 f"the column {column} must hold texts to be captions, got only numbers such as "
                 f"{texts[0]}; for a vector of numbers pass conditions={{'cond': [{column!r}]}}"
@@ -204,14 +206,6 @@ class ClipConditions:
             expected = f"a {kind} of at least {frames[-1] + 1} frames, as the clip has"
             raise unreadable(path, expected, str(values.shape[axis]), "add those that are missing")
         return finite(values.index_select(axis, torch.tensor(frames, dtype=torch.long)), path)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text.replace(",", "."))
-    except ValueError:
-        return False
-    return True
 
 
 def _with_caption(clip: Clip) -> Clip:

@@ -136,7 +136,7 @@ def find_clips(
         there = ", ".join(f"{count} × {ext}" for ext, count in counts.most_common(5))
         raise FileNotFoundError(
             f"expected files ending in {' or '.join(endings)} in {folder} and its subfolders, got "
-            f"{there or 'no file at all'}; check the folder, or pass other exts"
+            f"{there or 'no file at all'}; pass other exts, and a read_fn for other formats"
         )
     return clips
 
@@ -382,7 +382,7 @@ class Manifest:
 
     def _seconds(self, row: _Row) -> tuple[float | None, float | None]:
         texts = [self._text(row, role) for role in ("start", "end")]
-        start, end = (None if text is None else _number(text) for text in texts)
+        start, end = (None if text is None else parse_number(text) for text in texts)
         if not 0 <= (start or 0) < (math.inf if end is None else end):
             raise ValueError(
                 f"{row.where}: start and end must be seconds with 0 <= start < end, got {texts}; "
@@ -465,7 +465,7 @@ class _Row(NamedTuple):
     def number(self, column: str) -> float:
         """The number in a column; true and false are 1 and 0."""
         text = self.cells.get(column, "none")
-        value = {"true": 1.0, "false": 0.0}.get(text.lower(), _number(text))
+        value = {"true": 1.0, "false": 0.0}.get(text.lower(), parse_number(text))
         if not abs(value) <= _LARGEST:
             raise ValueError(
                 f"{self.where}: {column} must be a finite number, got {text!r}; correct it, or "
@@ -474,7 +474,7 @@ class _Row(NamedTuple):
         return value
 
 
-def _number(text: str) -> float:
+def parse_number(text: str) -> float:
     """Parses a number; NaN if the text is none."""
     try:
         # `float` accepts 1_000

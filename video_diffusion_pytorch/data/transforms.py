@@ -211,7 +211,7 @@ class Timeline:
         """Number of positions."""
         if self.fps is None:
             return -(-file.num_frames // self.frame_skip)
-        times = self._times(file, "fps")
+        times = self._times(file)
         end = file.end
         if end is None:  # the last frame counts for as long as the one before it
             end = times[-1] + (times[-1] - times[-2] if len(times) > 1 else 1 / self.fps)
@@ -222,7 +222,7 @@ class Timeline:
         if self.fps is None:
             # without counting the frames: reading past the end gives fewer
             return [position * self.frame_skip for position in positions]
-        times = self._times(file, "fps")
+        times = self._times(file)
         length = self.length(file)
         instants = (times[0] + position / self.fps for position in positions if position < length)
         return [max(0, bisect_right(times, instant + _ROUNDING) - 1) for instant in instants]
@@ -237,7 +237,7 @@ class Timeline:
         length = self.length(file)
         if start is None and end is None:
             return range(length)
-        times = self._times(file, "start and end")
+        times = self._times(file)
         if self.fps is None:
             shown = [times[i] - times[0] for i in self.frames(file, range(length))]
         else:
@@ -251,14 +251,14 @@ class Timeline:
             raise unreadable(file.path, expected, got, "correct start and end")
         return range(first, stop)
 
-    def _times(self, file: VideoReader, option: str) -> Sequence[float]:
+    def _times(self, file: VideoReader) -> Sequence[float]:
         times = file.times
         if times is None and file.num_frames == 1:
             return [0.0]  # a still picture
         if times is None:
             raise ValueError(
-                f"{option} must go with files that have timestamps, got {file.path}, a folder of "
-                "pictures or an array without; choose frames by number, as with frame_skip"
+                f"fps, start and end must go with files that have timestamps, got {file.path} "
+                "without; choose frames by number, as with frame_skip"
             )
         return times
 
