@@ -143,12 +143,13 @@ def _check_state_dict(
     same_betas = len(betas) != len(own_betas) or _are_alike(own_betas.cpu(), betas.cpu())
     same_time = (own["beta_schedule"] == CONTINUOUS) == (theirs["beta_schedule"] == CONTINUOUS)
     is_same["beta_schedule"] = same_betas and same_time
-    for name in (name for name in own if not is_same[name]):
-        raise ValueError(
-            f"GaussianDiffusion: the state dict must have the model's {name}, "
-            f"{shown(own[name])}, got {shown(theirs[name])}; build GaussianDiffusion with that "
-            f"{name}, or load the weights of denoise_fn alone to train them otherwise"
-        )
+    for name in own:
+        if not is_same[name]:
+            raise ValueError(
+                f"GaussianDiffusion: the state dict must have the model's {name}, "
+                f"{shown(own[name])}, got {shown(theirs[name])}; build GaussianDiffusion with that "
+                f"{name}, or load the weights of denoise_fn alone to train them otherwise"
+            )
 
 
 def _are_alike(ours: Tensor, theirs: Tensor) -> bool:
