@@ -687,9 +687,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         arguments = {"cond": None, **conditions, **guidance}
         # without dropout, also in training
         with switched_off(self.denoise_fn.modules(), "training"):
-            output = guided(self.denoise_fn)(
-                x, self._network_time(t), cond_scale=cond_scale, **arguments
-            )
+            call = guided(self.denoise_fn)
+            output = call(x, self._network_time(t), cond_scale=cond_scale, **arguments)
         return x_start_of(self.objective, self, output, x, t)
 
     def _clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
