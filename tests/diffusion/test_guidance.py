@@ -391,15 +391,15 @@ def test_a_weight_without_an_error():
 @pytest.mark.parametrize(
     ("video", "got"),
     [
-        (torch.rand(SHAPE[1:]), "torch.float32 of shape (2, 3, 5, 6)"),
-        (torch.rand(SHAPE).numpy(), "ndarray"),
-        (torch.zeros(SHAPE, dtype=torch.long), f"torch.int64 of shape {SHAPE}"),
+        (torch.rand(SHAPE[1:]), "(2, 3, 5, 6); move its axes, cut or resize it"),
+        (torch.rand(SHAPE).numpy(), "ndarray; move its axes, cut or resize it"),
+        (torch.zeros(SHAPE, dtype=torch.long), "torch.int64; convert it with .float()"),
     ],
 )
 def test_videos_of_another_kind(video, got):
     message = (
-        "KnownRegion: video must be a floating-point or uint8 tensor of shape (b, c, f, h, w), got "
-        f"{got}; convert it with .float(), move its axes, cut or resize it"
+        "KnownRegion: video must be a tensor of shape (b, c, f, h, w), floating-point or uint8, "
+        f"got {got}"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         KnownRegion(video, torch.ones(3, dtype=torch.bool))
@@ -408,7 +408,7 @@ def test_videos_of_another_kind(video, got):
 @pytest.mark.parametrize("shape", [(3, 2, 3, 5, 6), (4, 2, 2, 5, 6), (1, 2, 3, 6, 5)])
 def test_videos_of_another_shape(shape):
     expected = (shape[0] if shape[0] == 1 else 4, *SHAPE[1:])
-    message = f"tensor of shape {expected}, got torch.float32 of shape {shape}; convert"
+    message = f"tensor of shape {expected}, floating-point or uint8, got {shape}; move"
     known = KnownRegion(torch.rand(shape), torch.ones(3, dtype=torch.bool))
     with pytest.raises(ValueError, match=re.escape(message)):
         known.prepare(model(), SHAPE)

@@ -180,7 +180,7 @@ def test_unknown_keywords(train, folder):
 
 
 def test_the_first_clip_must_fit(train):
-    message = r"clips must have the shape \(b, c, f, h, w\) = \(b, 1, 3, 8, 8\), got \(1, 1, 3, 8,"
+    message = r"clips must be a tensor of shape \(b, 1, 3, 8, 8\), .*, got \(1, 1, 3, 8, 9\); cut"
     with pytest.raises(ValueError, match=message):
         train(dataset=[torch.rand(1, 3, 8, 9)])
 

@@ -305,12 +305,13 @@ class Completion:
             partly = [frame % frame_factor == 0 or has for frame, has in enumerate(partly)]
         plan = windows(known.amin(dim=(0, 1, 3, 4)).tolist(), partly, length, overlap)
         needed = self.diffusion.given_frames
-        for window in (window for window in plan if window.ready < needed):
-            raise ValueError(
-                f"{self.call}: each window must begin with the {needed} known frames that a model "
-                f"with given_frames needs, got {window.ready} at frame {window.start}; give more "
-                "frames at the beginning, or a greater overlap"
-            )
+        for window in plan:
+            if window.ready < needed:
+                raise ValueError(
+                    f"{self.call}: each window must begin with the {needed} known frames that a "
+                    f"model with given_frames needs, got {window.ready} at frame {window.start}; "
+                    "give more frames at the beginning, or a greater overlap"
+                )
         return plan
 
     def _prepare_for_all(

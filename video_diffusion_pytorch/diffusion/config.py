@@ -137,18 +137,18 @@ def _check_state_dict(
     own, theirs = training_of(buffers), training_of(state_dict, prefix)
     for name in ("value_range", "cond_value_range"):
         own[name], theirs[name] = _range_of(buffers, "", name), _range_of(state_dict, prefix, name)
-    is_same = {name: own[name] == theirs[name] for name in own}
-    # another number of steps is left to torch
-    is_same["timesteps"] = True
+    # torch itself reports another number of steps
+    is_same = {name: own[name] == theirs[name] for name in own if name != "timesteps"}
     same_betas = len(betas) != len(own_betas) or _are_alike(own_betas.cpu(), betas.cpu())
     same_time = (own["beta_schedule"] == CONTINUOUS) == (theirs["beta_schedule"] == CONTINUOUS)
     is_same["beta_schedule"] = same_betas and same_time
-    for name in (name for name in own if not is_same[name]):
-        raise ValueError(
-            f"GaussianDiffusion: the state dict must have the model's {name}, "
-            f"{shown(own[name])}, got {shown(theirs[name])}; build GaussianDiffusion with that "
-            f"{name}, or load the weights of denoise_fn alone to train them otherwise"
-        )
+    for name in is_same:
+        if not is_same[name]:
+            raise ValueError(
+                f"GaussianDiffusion: the state dict must have the model's {name}, "
+                f"{shown(own[name])}, got {shown(theirs[name])}; build GaussianDiffusion with that "
+                f"{name}, or load the weights of denoise_fn alone to train them otherwise"
+            )
 
 
 def _are_alike(ours: Tensor, theirs: Tensor) -> bool:

@@ -411,7 +411,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     def _checked_times(self, t: Any, x: Tensor) -> Tensor:
         """A caller's time steps on the device of clips `x`, after a check of shape and range."""
-        t = torch.as_tensor(t)
+        t = t if torch.is_tensor(t) else torch.as_tensor(t)
         t = t if t.is_floating_point() else t.long()
         first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
         is_right = t.shape == x.shape[:1] and (self.is_continuous or not t.is_floating_point())
@@ -687,9 +687,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         arguments = {"cond": None, **conditions, **guidance}
         # without dropout, also in training
         with switched_off(self.denoise_fn.modules(), "training"):
-            output = guided(self.denoise_fn)(
-                x, self._network_time(t), cond_scale=cond_scale, **arguments
-            )
+            call = guided(self.denoise_fn)
+            output = call(x, self._network_time(t), cond_scale=cond_scale, **arguments)
         return x_start_of(self.objective, self, output, x, t)
 
     def _clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:

@@ -38,9 +38,9 @@ def linear_beta_schedule(timesteps: int) -> Tensor:
     """Variances that grow evenly (Ho et al. 2020, section 4), for any number of steps.
 
     With 1000 steps they go from 0.0001 to 0.02; with fewer each is larger by as much, so that the
-    same noise is added in all. It is meant for a few hundred steps or more: with 20 or fewer
-    the last ones would be above the limit and are cut to it, with 10 half of them, so that
-    hardly anything is left of a clip midway.
+    same noise is added in all. It is meant for a few hundred steps or more: with 20 or fewer the
+    last ones are clamped to the limit, with 10 half of them, so that hardly anything is left of a
+    clip midway.
 
     Args:
         timesteps: Number of steps.
@@ -75,8 +75,8 @@ def sigmoid_beta_schedule(
 def continuous_log_snr(u: Tensor) -> Tensor:
     """Log-SNR of the paper's schedule in continuous time: a cosine between -20 and 20.
 
-    `alpha = cos(pi * u / 2)`, but for a cut of 0.003 % of the time at either end, which keeps the
-    log-SNR finite (Ho et al. 2022, section 2; Salimans and Ho 2022, appendix).
+    `alpha = cos(pi * u / 2)`, except for 0.003 % of the time at either end, which keeps the log-SNR
+    finite (Ho et al. 2022, section 2; Salimans and Ho 2022, appendix).
 
     Args:
         u: Time, in [0, 1].
@@ -85,7 +85,7 @@ def continuous_log_snr(u: Tensor) -> Tensor:
         A tensor of the shape of `u`.
     """
     from_end = 1 - u
-    # each half by the angle that is small there, whose tangent keeps its digits
+    # each half from the angle that is small there, whose tangent is accurate
     early = -2 * torch.log(torch.tan(_FIRST_ANGLE + _ANGLES * u.clamp(max=0.5)))
     late = 2 * torch.log(torch.tan(_FIRST_ANGLE + _ANGLES * from_end.clamp(max=0.5)))
     return torch.where(u <= 0.5, early, late)
@@ -98,7 +98,7 @@ def continuous_time_of(log_snr: float) -> float:
 
 
 def continuous_beta_schedule(timesteps: int) -> Tensor:
-    """The continuous schedule cut into steps of equal time, the last of which ends at 1.
+    """The continuous schedule in steps of equal time, the last of which ends at 1.
 
     Args:
         timesteps: Number of steps.
@@ -114,7 +114,7 @@ def continuous_beta_schedule(timesteps: int) -> Tensor:
 
 
 def _betas_of(signal: Tensor) -> Tensor:
-    """Variances of the steps between given shares of the clip in the variance."""
+    """Variances of the steps between given shares of the clip's variance."""
     signal = signal / signal[0]
     return (1 - signal[1:] / signal[:-1]).clamp(0, 0.9999)
 
@@ -131,7 +131,7 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
 
 
 def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) -> Tensor:
-    """The variances of a schedule by name, or a user's own.
+    """The variances of a schedule by name, or given ones after a check.
 
     Args:
         beta_schedule: A name, or `timesteps` variances, each above 0 and below 1.
@@ -181,10 +181,10 @@ def draw_noise(like: Tensor) -> Tensor:
 
 
 class NoiseLevel(NamedTuple):
-    """How much of a noisy video is signal: `x_t = alpha * x_start + sigma * noise`.
+    """The shares of signal and noise in a noisy video: `x_t = alpha * x_start + sigma * noise`.
 
     Attributes:
-        t: The time step that the network gets: integer for the steps of training, from 0 to
+        t: The time step for the network: an integer for the steps of training, from 0 to
             `num_timesteps - 1`, or between two of them.
         alpha: Factor of the clean video, in (0, 1].
         sigma: Factor of the noise, in [0, 1), with `alpha**2 + sigma**2 = 1`.
@@ -201,18 +201,18 @@ class NoiseLevel(NamedTuple):
 
 
 CLEAN = NoiseLevel(t=-1.0, alpha=1.0, sigma=0.0)
-"""The end of sampling: no noise is left."""
+"""The end of sampling, without noise."""
 
 
 class ForwardProcess(nn.Module):
-    """The Markov chain that turns a clip into noise, and what follows from it in closed form.
+    """The Markov chain that turns a clip into noise, and its closed forms.
 
     Time is counted in steps. Whole steps `t` are those of the chain, from 0 to `num_timesteps - 1`;
-    between them the log-SNR is interpolated, or, with a continuous schedule, known.
+    between them the log-SNR is interpolated, or, for a continuous schedule, exact.
 
     Args:
         betas: Variance of the noise that each step adds, float64 `(num_timesteps,)`.
-        is_continuous: Whether the chain is cut from `continuous_log_snr`, so that time is drawn
+        is_continuous: Whether the chain is `continuous_log_snr` in steps, so that time is drawn
             from all of (-1, num_timesteps - 1] and not from whole steps.
 
     Attributes:
@@ -270,8 +270,8 @@ class ForwardProcess(nn.Module):
 
         Args:
             count: How many.
-            generator: Where the draw comes from, which may be on another device than the model;
-                None for torch's own generator of the model's device.
+            generator: Draws them, on its own device; None for torch's generator of the model's
+                device.
 
         Returns:
             `(count,)`, on the model's device.
@@ -289,7 +289,7 @@ class ForwardProcess(nn.Module):
 
         Args:
             t: Of any shape; whole, or between two steps. In a continuous schedule from -1, where
-                the clip is all but clean, else from 0.
+                the clip is almost clean, else from 0.
         """
         if self.is_continuous:
             return continuous_log_snr((t + 1) / self.num_timesteps)
@@ -336,10 +336,7 @@ class ForwardProcess(nn.Module):
         return self.noise_levels([t])[0]
 
     def time_of(self, log_snr: float) -> float:
-        """The time step, between two whole ones if need be, that has this log-SNR.
-
-        Beyond the first and the last step's it is that step.
-        """
+        """The time step, whole or not, with this log-SNR; at most the last, at least the first."""
         if self.is_continuous:
             return max(0.0, continuous_time_of(log_snr) * self.num_timesteps - 1)
         table = self._log_snr_table(torch.float64)
@@ -353,10 +350,10 @@ class ForwardProcess(nn.Module):
         return above - 1 + (high - log_snr) / (high - low)
 
     def _log_snr_table(self, dtype: torch.dtype) -> Tensor:
-        """Log-SNR of every step: where the model is, or, in float64, on the CPU."""
+        """Log-SNR of every step, on the model's device, or, in float64, on the CPU."""
         signal, noise = self.sqrt_alphas_cumprod, self.sqrt_one_minus_alphas_cumprod
         if dtype == torch.float64:
-            # not every device has it
+            # not every device has float64
             signal, noise = signal.cpu().double(), noise.cpu().double()
         return 2 * (signal.log() - noise.log())
 

@@ -11,7 +11,6 @@ from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess
 
 OBJECTIVES = ("pred_noise", "pred_v", "pred_x_start")
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss, "huber": F.smooth_l1_loss}
-REDUCTIONS = ("mean", "none")
 
 
 def target_of(
@@ -97,8 +96,8 @@ def distance(
 
 def check_reduction(reduction: str) -> None:
     """Raises a ValueError for a reduction that does not exist."""
-    if reduction not in REDUCTIONS:
+    if reduction not in ("mean", "none"):
         raise ValueError(
-            f"GaussianDiffusion: reduction must be one of {', '.join(REDUCTIONS)}, got "
-            f"{shown(reduction)}; choose mean for a scalar, or none for the loss of each clip"
+            f"GaussianDiffusion: reduction must be one of mean, none, got {shown(reduction)}; "
+            "choose mean for a scalar, or none for the loss of each clip"
         )

@@ -38,12 +38,9 @@ class RandomStreams:
     def __call__(self, like: Tensor) -> Tensor:
         """Draws standard normal noise of the shape, type and device of `like`, `(b, ...)`."""
         noise = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        for row, generator in zip(noise, self.generators, strict=True):
-            row.copy_(
-                torch.randn(
-                    row.shape, generator=generator, dtype=row.dtype, device=generator.device
-                )
-            )
+        for row, source in zip(noise, self.generators, strict=True):
+            drawn = torch.randn(row.shape, generator=source, dtype=row.dtype, device=source.device)
+            row.copy_(drawn)
         return noise
 
 

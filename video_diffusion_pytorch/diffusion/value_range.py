@@ -54,7 +54,7 @@ def check_videos(
     name: str,
     x: Any,
     shape: Sequence[int | str] = ("b", "c", "f", "h", "w"),
-    cure: str = "convert it with .float(), move its axes, cut or resize it",
+    cure: str = "move its axes, cut or resize it",
 ) -> None:
     """Checks the type and shape of videos.
 
@@ -67,15 +67,19 @@ def check_videos(
     Raises:
         ValueError: If `x` is not a floating-point or uint8 tensor of this shape.
     """
-    is_tensor = torch.is_tensor(x)
-    if is_tensor and (x.is_floating_point() or x.dtype == torch.uint8) and x.ndim == len(shape):
-        sizes = zip(x.shape, shape, strict=True)
-        if all(n > 0 if isinstance(wanted, str) else n == wanted for n, wanted in sizes):
+    if not torch.is_tensor(x):
+        got = type(x).__name__
+    elif not x.is_floating_point() and x.dtype != torch.uint8:
+        got, cure = str(x.dtype), "convert it with .float()"
+    else:
+        sizes = zip(x.shape, shape, strict=False)
+        is_right = all(n > 0 if isinstance(wanted, str) else n == wanted for n, wanted in sizes)
+        if is_right and x.ndim == len(shape):
             return
-    got = f"{x.dtype} of shape {tuple(x.shape)}" if is_tensor else type(x).__name__
+        got = str(tuple(x.shape))
+    wanted = ", ".join(map(str, shape))
     raise ValueError(
-        f"{name} must be a floating-point or uint8 tensor of shape "
-        f"({', '.join(map(str, shape))}), got {got}; {cure}"
+        f"{name} must be a tensor of shape ({wanted}), floating-point or uint8, got {got}; {cure}"
     )
 
 
