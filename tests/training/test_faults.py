@@ -480,7 +480,7 @@ def test_a_deleted_results_folder_that_another_run_took_is_left_to_it(make_train
 
     trainer = make_trainer()
     try:
-        with pytest.raises(BlockingIOError, match="results, in which process 7 on elsewhere trains"):
+        with pytest.raises(BlockingIOError, match="in which process 7 on elsewhere trains"):
             trainer.train(log_fn=replace)
         assert names(results) == [".lock"]
         # nor does it write there when it is asked again
@@ -500,7 +500,7 @@ def test_a_results_folder_that_is_no_longer_one_is_said_before_training(make_tra
     trainer = make_trainer()
     results.rmdir()
     results.write_text("no folder")
-    with pytest.raises(OSError, match="results must be writable, got File exists"):
+    with pytest.raises(OSError, match="File exists: .*results"):
         trainer.train()
     assert trainer.step == 0
 
@@ -900,7 +900,7 @@ def test_a_full_disk(make_trainer, tmp_path):
 
 def test_a_results_folder_that_cannot_be_is_said_by_the_constructor(make_trainer, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match=r"the results folder .* must be writable"):
+    with pytest.raises(OSError, match="Not a directory: .*results"):
         make_trainer(results_folder=tmp_path / "file" / "results")
 
 

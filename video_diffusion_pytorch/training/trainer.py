@@ -1140,7 +1140,7 @@ class Trainer:
     ) -> None:
         """Loads a checkpoint: weights, averages, optimizer and random states.
 
-        A checkpoint of any number of processes, sharded or not, loads into any other number.
+        Every process must call it. A checkpoint of any number of processes, sharded or not, loads into any other number.
         Optimizer settings that changed meanwhile, such as the learning rate, replace those of the
         checkpoint.
 
