@@ -202,7 +202,7 @@ def test_resuming_another_model_names_what_differs(tmp_path):
     with pytest.raises(ValueError, match=re.escape(expected)):
         wider.load(path)
     with pytest.raises(
-        ValueError, match=r"the model must be that of the checkpoint .* size mismatch"
+        ValueError, match=r"the model must be that of the checkpoint .* Unexpected key"
     ):
         wider.load(GOLDEN / "reference_results_0.7.0" / "model-2.pt")
 
