@@ -139,7 +139,7 @@ def test_a_folder_of_another_model_is_left_alone(run, tmp_path, monkeypatch, cap
     run("--steps", "1")
     monkeypatch.setitem(demo.UNET, "dim", 8)
     assert main(["demo", "--folder", str(tmp_path / "demo"), "--steps", "2"]) == 2
-    assert "got dim 8 instead of 4; give the settings it was made with" in capsys.readouterr().err
+    assert "got dim 8 instead of 4; pass the same settings" in capsys.readouterr().err
     assert names(tmp_path) == ["model-1.pt"]
 
 

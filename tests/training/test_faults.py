@@ -500,7 +500,7 @@ def test_a_results_folder_that_is_no_longer_one_is_said_before_training(make_tra
     trainer = make_trainer()
     results.rmdir()
     results.write_text("no folder")
-    with pytest.raises(OSError, match="results must be writable, got File exists"):
+    with pytest.raises(OSError, match=r"File exists: .*results"):
         trainer.train()
     assert trainer.step == 0
 
@@ -900,7 +900,7 @@ def test_a_full_disk(make_trainer, tmp_path):
 
 def test_a_results_folder_that_cannot_be_is_said_by_the_constructor(make_trainer, tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match=r"the results folder .* must be writable"):
+    with pytest.raises(OSError, match=r"Not a directory: .*results"):
         make_trainer(results_folder=tmp_path / "file" / "results")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer
+from video_diffusion_pytorch.training import processes
 from video_diffusion_pytorch.training import processes as engine
 from video_diffusion_pytorch.training.metrics import read_metrics
 from video_diffusion_pytorch.training.processes import (
@@ -140,7 +141,10 @@ def one_of_two(is_main):
     return SimpleNamespace(is_main_process=is_main, num_processes=2, device=torch.device("cpu"))
 
 
-def test_others_hear_why_the_main_process_stopped():
+def test_others_hear_why_the_main_process_stopped(monkeypatch):
+    store = SimpleNamespace(wait=lambda keys, timeout: None)
+    monkeypatch.setattr(processes, "_store", lambda: store)
+
     class Second(Processes):
         heard = None
 

@@ -96,8 +96,12 @@ def _glance_at(path: Path) -> Glance:
 
 def newest(folder: Path) -> Path | None:
     """The readable checkpoint of the highest step; None without any."""
-    readable = [one.path for one in glance_at_all(folder) if one.error is None]
-    return readable[-1] if readable else None
+    found = _readable(folder)
+    return found[-1].path if found else None
+
+
+def _readable(folder: Path) -> list[Glance]:
+    return [one for one in glance_at_all(folder) if one.error is None]
 
 
 def _by_loss(found: list[Glance]) -> list[Path]:
@@ -122,7 +126,7 @@ def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str
         FileNotFoundError: If there is no newest or best checkpoint.
     """
     if milestone in (-1, "best"):
-        found = [one for one in glance_at_all(folder) if one.error is None]
+        found = _readable(folder)
         paths = _by_loss(found) if milestone == "best" else [one.path for one in reversed(found)]
         if not paths:
             raise FileNotFoundError(
@@ -209,7 +213,7 @@ def forget_old(
     """
     if keep_last is None:
         return []
-    found = [one for one in glance_at_all(folder) if one.error is None]
+    found = _readable(folder)
     kept = {one.path for one in found[-keep_last:]} | {*_by_loss(found)[:keep_best], written}
     return [one.path for one in found if one.path not in kept and _remove(one.path)]
 
@@ -241,7 +245,7 @@ def set_aside(folder: Path, step: int) -> list[Path]:
     Returns:
         The new paths of the checkpoints.
     """
-    later = [one.path for one in glance_at_all(folder) if step < one.step < math.inf]
+    later = [one.path for one in _readable(folder) if one.step > step]
     numbers = {path.stem.removeprefix("model-") for path in later}
     if step == 0:
         # pictures of a user have no values with them
@@ -269,17 +273,11 @@ def check_folder(folder: Path) -> None:
     Raises:
         OSError: If they can't.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", suffix=".tmp") as file:
-            file.write(bytes(4096))
-            file.flush()
-            os.fsync(file.fileno())  # a full network disk may fail only here
-    except OSError as error:
-        raise OSError(
-            f"the results folder {folder} must be writable, got {error.strerror or error}; free "
-            "disk space, change the folder's permissions or choose another folder"
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-", suffix=".tmp") as file:
+        file.write(bytes(4096))
+        file.flush()
+        os.fsync(file.fileno())  # a full network disk may fail only here
 
 
 class FolderLock:
@@ -331,11 +329,13 @@ class FolderLock:
 
     def release(self) -> None:
         """Unlocks the folder; idempotent."""
+        if self._file.closed:
+            return
         self._held.discard(self._path)
-        # a folder that was made again may have the lock of another run
-        if self.is_in(self._path.parent):
-            self._path.unlink()
-        self._file.close()
+        with self._file, contextlib.suppress(OSError):
+            # a folder that was made again may have the lock of another run
+            if self.is_in(self._path.parent):
+                self._path.unlink()
 
 
 def _in_use(folder: Path, owner: str) -> BlockingIOError:
@@ -409,8 +409,7 @@ class Checkpoints:
         if not self.is_unproven or self.saved_path is None:
             return
         with self.processes.main_first():
-            readable = [one for one in glance_at_all(self.folder) if one.error is None]
-            if self.processes.is_main and len(readable) > 1:
+            if self.processes.is_main and len(_readable(self.folder)) > 1:
                 path = self.path_of(f"not-finite-step{self.saved_step}")
                 self.saved_path = self.saved_path.rename(path)
 

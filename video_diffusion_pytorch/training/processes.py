@@ -80,9 +80,7 @@ def make_accelerator(
     if AcceleratorState._shared_state:
         state = AcceleratorState()
         if (state.mixed_precision, state.device.type) != (precision, wanted):
-            AcceleratorState._reset_state(
-                reset_partial_state=not torch.distributed.is_initialized()
-            )
+            AcceleratorState._reset_state(reset_partial_state=not _is_connected())
     # Accelerate would wrap model and optimizer for FSDP itself
     fsdp = os.environ.pop("ACCELERATE_USE_FSDP", None)
     try:
@@ -120,11 +118,6 @@ def _precision(amp: bool, mixed_precision: str | None, device_type: str) -> str:
         raise ValueError(
             f"Trainer: mixed_precision must be one of {', '.join(PRECISIONS)}, and not 'no' with "
             f"amp=True, got {shown(mixed_precision)}; leave one of the two out"
-        )
-    if mixed_precision == "fp16" and device_type == "cpu":
-        raise ValueError(
-            "Trainer: on a CPU mixed_precision must be 'bf16' or 'no', got 'fp16', for which there "
-            "is no loss scale, so that small gradients would be lost; use 'bf16'"
         )
     return mixed_precision
 

@@ -1054,9 +1054,9 @@ class Trainer:
     ) -> None:
         """Loads a checkpoint: weights, averages, optimizer and random states.
 
-        A checkpoint of any number of processes, sharded or not, loads into any other number.
-        Optimizer settings that changed meanwhile, such as the learning rate, replace those of the
-        checkpoint.
+        Every process must call it. A checkpoint of any number of processes, sharded or not, loads
+        into any other number. Optimizer settings that changed meanwhile, such as the learning rate,
+        replace those of the checkpoint.
 
         Args:
             milestone: Number of the milestone; -1 for the last one, or, with a warning, the last
