@@ -614,6 +614,21 @@ class Trainer:
         return self.data.loader
 
     @property
+    def num_workers(self) -> int | None:
+        """Number of worker processes that read clips."""
+        return self.data.num_workers
+
+    @property
+    def validation(self) -> Validation | None:
+        """The validation clips; None for none."""
+        return self.data.validation
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by label, if the clips' folder has classes."""
+        return self.data.class_names
+
+    @property
     def is_main(self) -> bool:
         """Whether this is the main process, which writes the files."""
         return self.processes.is_main
