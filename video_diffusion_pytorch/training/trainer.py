@@ -40,6 +40,7 @@ from video_diffusion_pytorch.training.checks import (
 from video_diffusion_pytorch.training.data_source import Batch, DataSource, check_source
 from video_diffusion_pytorch.training.ema import EMA, Averages
 from video_diffusion_pytorch.training.evaluate import (
+    Validation,
     make_evaluator,
     validation_losses,
 )
