@@ -61,7 +61,7 @@ def test_who_chooses_the_precision(monkeypatch, amp, mixed_precision, told, expe
 
 
 @pytest.mark.parametrize(("amp", "wanted"), [(False, "half"), (True, "no"), (False, "fp8")])
-def test_precisions_that_there_are_not(amp, wanted):
+def test_unknown_precisions_are_refused(amp, wanted):
     message = (
         "Trainer: mixed_precision must be one of no, bf16, fp16, and not 'no' with amp=True, got "
         f"{wanted!r}; leave one of the two out"
@@ -107,7 +107,7 @@ def test_the_fastest_device_is_taken(monkeypatch):
         assert engine._fastest_device() == expected
 
 
-def test_a_device_that_there_is_not(monkeypatch):
+def test_a_missing_device_is_refused(monkeypatch):
     monkeypatch.setattr(engine, "_fastest_device", lambda: "mps")
     message = (
         "Trainer: device must be 'cpu' or this machine's accelerator, 'mps', got 'cuda'; leave it "
@@ -260,7 +260,7 @@ def test_optimizer_and_schedule_are_those_asked_for(make_trainer):
     assert rates == [pytest.approx(1e-2 * share) for share in (1, 1, 0.5, 0)]
 
 
-def test_an_optimizer_of_ones_own(make_trainer):
+def test_an_optimizer_of_the_user(make_trainer):
     trainer = make_trainer(
         optimizer=partial(torch.optim.SGD, lr=0.1),
         train_lr=1e-4,
