@@ -30,7 +30,7 @@ def test_each_epoch_has_each_clip_once_in_another_order():
 
 
 @pytest.mark.parametrize("position", [0, 1, 9, 10, 11, 25])
-def test_the_order_goes_on_from_any_position(position):
+def test_the_order_continues_from_any_position(position):
     order = EndlessShuffle(range(10), seed=3)
     whole = take(order, 40)
     order.position = position
@@ -97,7 +97,7 @@ def test_a_broken_item_does_not_change_the_next_ones_draws(kind):
     assert items[Draw(3, 11)] == items[Draw(3, 11)] == SeededItems(kind())[Draw(4, 11)]
 
 
-def test_a_subclass_that_replaces_the_items_is_heard():
+def test_a_subclass_may_override_getitem():
     class Dimmed(OwnGenerator):
         def __getitem__(self, index):
             return index * 2
@@ -116,7 +116,7 @@ class Pair(NamedTuple):
     cond: list[float]
 
 
-def test_named_tuples_stay_such():
+def test_named_tuples_stay_named_tuples():
     batch = collate([Pair(torch.zeros(2), [1.0, 2.0]), Pair(torch.ones(2), [3.0, 4.0])])
     assert isinstance(batch, Pair)
     assert batch.cond.tolist() == [[1, 2], [3, 4]]

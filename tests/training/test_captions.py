@@ -61,7 +61,7 @@ def test_what_is_known_beforehand_is_kept_in_a_file(embedded, tmp_path):
     assert again.file != file
 
 
-def test_a_run_that_is_killed_goes_on_where_it_was(embedded, tmp_path, monkeypatch):
+def test_a_run_that_is_killed_continues_where_it_was(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr("video_diffusion_pytorch.training.captions._FIRST", 1)
     captions = [f"{'x' * n}" for n in range(1, 201)]
     first = EncodedCaptions(False, tmp_path)
@@ -114,7 +114,7 @@ def test_a_nameless_encoder_leaves_no_file(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no file of torch's", pickle.dumps({"captions": ["a"]})])
-def test_a_damaged_file_is_made_anew(embedded, tmp_path, caplog, content):
+def test_a_damaged_file_is_made_again(embedded, tmp_path, caplog, content):
     vectors = EncodedCaptions(False, tmp_path)
     vectors.file.write_bytes(content)
     with caplog.at_level(logging.WARNING, "video_diffusion_pytorch"):

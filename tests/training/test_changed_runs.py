@@ -18,7 +18,7 @@ def names(folder):
 # Names and steps
 
 
-def test_another_distance_of_milestones_goes_on_from_the_last_step(make_trainer, tmp_path):
+def test_another_distance_of_milestones_continues_from_the_last_step(make_trainer, tmp_path):
     results = tmp_path / "results"
     make_trainer(train_num_steps=8, save_and_sample_every=2, keep_last=1).train()
     assert names(results) == ["model-4.pt"]
@@ -85,7 +85,7 @@ def test_a_new_run_leaves_an_old_ones_checkpoints_aside(make_trainer, tmp_path, 
     assert make_trainer(resume="auto").step == 3
 
 
-def test_a_name_of_ones_own_is_found_again(make_trainer):
+def test_a_name_of_the_user_is_found_again(make_trainer):
     trainer = make_trainer()
     trainer.step = 3
     trainer.save("final")
@@ -125,7 +125,7 @@ def test_new_settings_of_the_optimizer_take_effect(make_trainer):
     assert {group["lr"] for group in again.opt.param_groups} == {1e-3}
 
 
-def test_a_rate_set_by_hand_goes_on(make_trainer):
+def test_a_rate_set_by_hand_continues(make_trainer):
     first = make_trainer(train_num_steps=2)
     first.opt.param_groups[0]["lr"] = 0.5
     first.train()
@@ -163,7 +163,7 @@ def test_more_steps_stretch_the_schedule(make_trainer):
 # Parts of a user's own
 
 
-def test_a_loss_of_ones_own_gets_what_the_items_hold_beside(make_trainer):
+def test_an_overridden_loss_gets_other_keys_of_the_items(make_trainer):
     class Masked(torch.utils.data.Dataset):
         def __len__(self):
             return 6
@@ -228,7 +228,7 @@ def test_any_whole_number_is_a_seed(make_trainer, seed):
     assert trainer.step == 1
 
 
-def test_gradients_are_not_cut_to_nothing(make_trainer):
+def test_max_grad_norm_0_is_refused(make_trainer):
     with pytest.raises(ValueError, match="max_grad_norm must be above 0, got 0; leave it out"):
         make_trainer(max_grad_norm=0)
 

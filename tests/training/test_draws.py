@@ -54,7 +54,7 @@ def test_nothing_is_drawn_from_the_global_generator(draws):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_images_beside_a_clip_have_noise_of_their_own(draws):
+def test_images_of_a_clip_have_other_noise(draws):
     drawn = draws([1, 2], FRAMES + 3)
     assert drawn["noise"].shape == (2, 1, FRAMES + 3, 4, 4)
     assert drawn["noise"].unique().numel() == drawn["noise"].numel()
@@ -172,7 +172,7 @@ class LossOfTheReference(GaussianDiffusion):
 
 
 @pytest.mark.parametrize("kind", [OwnTimes, ForwardOfTheReference, LossOfTheReference])
-def test_a_model_of_ones_own_draws_for_itself(kind):
+def test_a_model_of_the_user_draws_for_itself(kind):
     diffusion = make_diffusion(kind)
     draws = ClipDraws(diffusion)
     assert not draws.is_supported

@@ -212,7 +212,7 @@ def test_an_average_is_found_by_its_decay():
         ({"warmup": "karras"}, "must be one of copy, power, inverse_gamma, got 'karras'; 'copy'"),
     ],
 )
-def test_what_cannot_be_is_refused(options, message):
+def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Averages(Number(), **{"decays": 0.9, **options})
 

@@ -19,14 +19,14 @@ from video_diffusion_pytorch.training.batches import Endless, EndlessShuffle
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked process")
 
 
-def test_endless_begins_again():
+def test_endless_starts_over():
     batches = Endless([1, 2])
     assert list(islice(batches, 5)) == [1, 2, 1, 2, 1]
     batches.restart()
     assert next(batches) == 1
 
 
-def test_endless_goes_on_after_an_interrupt():
+def test_endless_continues_after_an_interrupt():
     def loader():
         yield 1
         raise KeyboardInterrupt
@@ -86,7 +86,7 @@ def test_processes_join_to_the_order_of_one(length, batch_size, num_processes):
 
 @pytest.mark.parametrize("position", [3, 12, 17])
 @pytest.mark.parametrize(("batch_size", "num_processes"), [(2, 3), (5, 1), (1, 4)])
-def test_any_number_of_processes_goes_on_mid_epoch(position, batch_size, num_processes):
+def test_any_number_of_processes_continues_mid_epoch(position, batch_size, num_processes):
     whole = list(islice(make_order(12), position + 24))
     assert joined(24, batch_size, num_processes, 12, position) == whole[position:]
 
@@ -209,7 +209,7 @@ def test_deaths_at_several_batches_are_counted_apart(tmp_path):
 
 @needs_fork
 @pytest.mark.usefixtures("soon", "handler_of_torch")
-def test_no_exception_comes_out_of_the_blue():
+def test_a_dead_worker_raises_at_the_next_batch_only():
     """Not in the middle of an optimizer step, also when a loader was used before."""
     loader = FromPosition(Numbers())
     batches = Endless(loader)
@@ -225,7 +225,7 @@ def test_no_exception_comes_out_of_the_blue():
 
 @needs_fork
 @pytest.mark.usefixtures("soon")
-def test_a_handler_of_ones_own_stays():
+def test_a_handler_of_the_user_stays():
     def own(number, frame):
         heard.append(number)
 

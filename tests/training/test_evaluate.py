@@ -73,7 +73,7 @@ def test_the_distance_is_that_of_the_clips_and_the_videos(clips):
     assert all(one["steps"] == 2 and one["sampler"] == "dpm++sde" for one in model.told)
 
 
-def test_it_is_the_same_whenever_it_is_measured_and_leaves_the_random_numbers(clips):
+def test_it_is_the_same_at_every_measurement_and_leaves_the_random_numbers(clips):
     model = Known()
     measure = evaluator(model, clips)
     state = torch.get_rng_state()
@@ -180,7 +180,7 @@ def test_a_model_that_has_diverged(clips):
         evaluator(model, clips)(model)
 
 
-def test_it_can_be_given_up(clips):
+def test_an_evaluation_can_be_interrupted(clips):
     model = Known()
     assert evaluator(model, clips)(model, lambda: True) is None
     assert len(model.told) == 1

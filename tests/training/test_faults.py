@@ -126,7 +126,7 @@ def test_a_clip_with_a_hole_is_named_and_its_step_skipped(make_trainer, clips, r
 
 
 @pytest.mark.parametrize("how", ["loss", "gradients"])
-def test_a_bad_step_leaves_all_as_it_was(make_trainer, how, caplog):
+def test_a_skipped_step_changes_nothing(make_trainer, how, caplog):
     trainer = make_trainer(poisoned(2, how=how), ema_decay=(0.9, 0.5), step_start_ema=0)
     for _ in range(2):
         trainer.train_step()
@@ -147,7 +147,7 @@ def test_a_bad_step_leaves_all_as_it_was(make_trainer, how, caplog):
     assert json.loads(learnt(trainer))["model"] != before["model"]
 
 
-def test_a_loss_of_ones_own_may_be_their_mean(make_trainer, caplog):
+def test_a_loss_of_the_user_may_be_their_mean(make_trainer, caplog):
     class Mean(poisoned(0)):
         def compute_loss(self, videos, **kwargs):
             return super().compute_loss(videos, **kwargs).mean()
@@ -163,7 +163,7 @@ def test_a_loss_of_ones_own_may_be_their_mean(make_trainer, caplog):
 @pytest.mark.parametrize(
     "schedule", ["cosine", lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 2)]
 )
-def test_a_bad_first_step_lets_the_schedule_go_on(make_trainer, schedule):
+def test_a_bad_first_step_lets_the_schedule_continue(make_trainer, schedule):
     trainer = make_trainer(poisoned(0), lr_schedule=schedule, save_and_sample_every=100)
     logs = []
     trainer.train(log_fn=logs.append)
@@ -289,7 +289,7 @@ def test_a_signal_while_steps_are_skipped_saves_no_diverged_weights(make_trainer
     assert make_trainer(**SGD, resume="auto").step == 4
 
 
-def test_a_last_step_that_is_skipped_is_no_checkpoint_to_go_on_from(make_trainer, results):
+def test_a_last_step_that_is_skipped_is_no_checkpoint_to_continue_from(make_trainer, results):
     make_trainer(poisoned(5), train_num_steps=6, save_every=5).train()
     assert [path.name for path in list_checkpoints(results)] == ["model-1.pt", "model-2.pt"]
     trainer = make_trainer(resume="auto")
@@ -351,7 +351,7 @@ def test_an_error_of_the_clips_ends_with_a_checkpoint(
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("step", [0, 2, 3])
-def test_after_an_error_the_same_trainer_goes_on_with_the_same_clips(
+def test_after_an_error_the_same_trainer_continues_with_the_same_clips(
     make_trainer, tmp_path, step, kind
 ):
     class Fails(Trainer):
@@ -374,7 +374,7 @@ def test_after_an_error_the_same_trainer_goes_on_with_the_same_clips(
     assert learnt(trainer) == learnt(whole)
 
 
-def test_an_error_in_the_midst_of_an_update_is_not_saved(make_trainer, results):
+def test_an_error_during_an_update_is_not_saved(make_trainer, results):
     trainer = make_trainer(save_and_sample_every=100)
     step = trainer.opt.step
 
@@ -496,7 +496,7 @@ def test_a_deleted_results_folder_that_another_run_took_is_left_to_it(make_train
     assert "model-2.pt" in names(results)
 
 
-def test_a_results_folder_that_is_no_longer_one_is_said_before_training(make_trainer, results):
+def test_a_results_folder_that_is_no_longer_one_is_reported_before_training(make_trainer, results):
     trainer = make_trainer()
     results.rmdir()
     results.write_text("no folder")
@@ -505,7 +505,7 @@ def test_a_results_folder_that_is_no_longer_one_is_said_before_training(make_tra
     assert trainer.step == 0
 
 
-def test_samples_of_a_killed_milestone_are_drawn_when_the_run_goes_on(
+def test_samples_of_a_killed_milestone_are_drawn_when_the_run_continues(
     make_trainer, results, tmp_path
 ):
     make_trainer(results_folder=tmp_path / "whole").train()
@@ -806,7 +806,7 @@ def wait_for(condition, seconds=60):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_processes_that_are_told_to_stop(clips, tmp_path, monkeypatch):
+def test_signals_stop_processes(clips, tmp_path, monkeypatch):
     """SIGTERM to a script, and Ctrl+C, which its readers get as well, to the command."""
     monkeypatch.chdir(tmp_path)
     Path("script.py").write_text(MODEL + SCRIPT)
@@ -850,7 +850,7 @@ def test_processes_that_are_told_to_stop(clips, tmp_path, monkeypatch):
 # disks
 
 
-def test_a_failing_write_is_said_at_once(make_trainer, results, monkeypatch):
+def test_a_failing_write_is_reported_at_once(make_trainer, results, monkeypatch):
     trainer = make_trainer(train_num_steps=20)
     save = torch.save
 
@@ -898,7 +898,7 @@ def test_a_full_disk(make_trainer, tmp_path):
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_results_folder_that_cannot_be_is_said_by_the_constructor(make_trainer, tmp_path):
+def test_a_results_folder_that_cannot_be_is_reported_by_the_constructor(make_trainer, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match=r"Not a directory: .*results"):
         make_trainer(results_folder=tmp_path / "file" / "results")
@@ -916,7 +916,7 @@ def alter(path):
 
 
 @pytest.mark.parametrize(("damage", "how"), [(truncate, "load"), (alter, "resume")])
-def test_a_damaged_checkpoint_is_gone_back_behind(make_trainer, results, caplog, damage, how):
+def test_a_damaged_checkpoint_is_passed_over(make_trainer, results, caplog, damage, how):
     whole = make_trainer()
     whole.train()
     damage(results / "model-2.pt")
@@ -950,7 +950,7 @@ def test_no_whole_checkpoint_is_an_error(make_trainer, results):
 # memory
 
 
-def test_what_does_not_fit_says_what_to_turn(make_trainer):
+def test_out_of_memory_names_the_options_that_help(make_trainer):
     class Large(Trainer):
         def compute_loss(self, videos, **kwargs):
             if self.step == 1 and self.batch_size == 2:

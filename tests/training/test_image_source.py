@@ -116,7 +116,7 @@ def test_no_image_is_of_its_own_clip_or_of_one_held_out(make, folder):
 
 
 @pytest.mark.usefixtures("_encoder")
-def test_images_are_told_what_their_clips_are_told(make, folder):
+def test_images_have_the_conditions_of_their_clips(make, folder):
     trainer = make(
         folder,
         conditions=["caption", "label"],
@@ -140,7 +140,7 @@ def test_images_are_told_what_their_clips_are_told(make, folder):
     assert trainer.sample().shape == (1, 1, 3, 8, 8)
 
 
-def test_images_are_told_states_of_their_own_lengths(make, folder):
+def test_states_of_images_differ_in_length(make, folder):
     def encode(captions):
         numbers = [int(re.sub(r"\D", "", caption) or 0) for caption in captions]
         states = torch.ones(len(captions), 10, WIDTH) * torch.tensor(numbers)[:, None, None]
@@ -165,7 +165,7 @@ def test_images_are_told_states_of_their_own_lengths(make, folder):
     assert trainer.sample().shape == (1, 1, 3, 8, 8)
 
 
-def test_a_dataset_of_ones_own(make):
+def test_a_dataset_of_the_user(make):
     items = [
         {"video": torch.full((1, 3, 8, 8), i / 10), "cond": torch.full((WIDTH,), i / 10)}
         for i in range(6)
@@ -244,7 +244,7 @@ def test_images_out_of_a_folder(make, folder, pictures):
 
 
 @pytest.mark.usefixtures("_encoder")
-def test_pictures_are_told_their_captions_and_the_classes_of_the_clips(make, folder, pictures):
+def test_pictures_have_captions_and_the_classes_of_the_clips(make, folder, pictures):
     trainer = make(
         folder,
         image_folder=pictures,

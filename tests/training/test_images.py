@@ -122,7 +122,7 @@ def test_parts_of_a_dataset_are_seen_through(parts):
             assert (int(image["video"][0, 0, 0, 0]) - 10) // 20 == other
 
 
-def test_classes_of_the_users_own_give_their_own_items(parts):
+def test_classes_of_the_users_give_their_own_items(parts):
     class Brighter(clip_dataset.Dataset):
         def __getitem__(self, index):
             return super().__getitem__(index) + 1
@@ -145,7 +145,7 @@ def test_there_must_be_another_clip(count):
 # What they are
 
 
-def test_a_frame_is_drawn_and_told_what_its_clip_is_told_there():
+def test_a_frame_is_drawn_with_its_conditions():
     images = draws(Numbered(5))
     frames = set()
     for seed in range(60):
@@ -175,7 +175,7 @@ def test_padding_is_no_image():
     assert {round(value, 1) for value in drawn} == {0.0, 0.2, 1.0}
 
 
-def test_clips_may_be_told_nothing_or_a_field_without_frames():
+def test_clips_without_conditions_or_with_a_constant_field():
     plain = draws([torch.full((1, FRAMES, 4, 4), float(i)) for i in range(3)]).draw(0, 0)
     assert [image.keys() for image in plain] == [{"video"}] * 2
     fields = [(torch.rand(1, FRAMES, 4, 4), torch.full((2, 4, 4), float(i))) for i in range(3)]
@@ -203,7 +203,7 @@ def test_images_are_a_function_of_the_seed():
     assert len({tuple(drawn(seed)) for seed in range(20)}) == 20
 
 
-def test_random_items_are_drawn_anew_and_leave_other_draws_alone():
+def test_random_items_are_drawn_again_and_leave_other_draws_alone():
     items = draws([torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)], count=6)
     items.dataset = Random()
     torch.manual_seed(0)
@@ -329,7 +329,7 @@ def test_images_of_bytes_and_of_floats_become_floats():
     assert join_images(batches[:1])["images"].dtype == torch.uint8
 
 
-def test_files_that_are_gone_through_need_no_list_of_their_own():
+def test_shuffling_files_needs_no_list():
     # with a hundred thousand clips a draw must not go through all of them
     images = ImageDraws(Numbered(10**9), range(10**9), {0: 0}, 2, unpack_batch)
     images.files = Identity()

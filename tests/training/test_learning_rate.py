@@ -89,7 +89,7 @@ def test_a_first_step_that_the_scaler_skips_is_a_step_without_a_warning():
 
 @pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
-def test_a_run_goes_on_as_if_it_had_not_stopped(kind, prepared):
+def test_a_run_continues_as_if_it_had_not_stopped(kind, prepared):
     options = {"warmup_steps": 3, "total_steps": 9}
     optimizer = make_optimizer(0.3, prepared)
     expected = rates(optimizer, make_schedule(optimizer, kind, **options), 9)
@@ -130,7 +130,7 @@ def test_the_full_learning_rate_is_the_checkpoints_own():
     assert rates(resumed, other, 2) == pytest.approx([0.375, 0.25])
 
 
-def test_a_checkpoint_without_a_schedule_is_gone_on_from_its_step():
+def test_a_checkpoint_without_a_schedule_is_continued_from_its_step():
     optimizer = make_optimizer()
     schedule = make_schedule(optimizer, "linear", total_steps=4)
     optimizer.load_state_dict(make_optimizer().state_dict())
@@ -159,7 +159,7 @@ def test_a_learning_rate_changed_by_hand_stays_after_a_resume():
 # schedules of torch's
 
 
-def test_the_schedule_may_be_ones_own():
+def test_the_schedule_may_be_a_custom():
     optimizer = make_optimizer(prepared=True)
     schedule = make_schedule(optimizer, lambda o: StepLR(o, 2, 0.1), total_steps=9)
     assert rates(optimizer, schedule, 5) == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
@@ -172,7 +172,7 @@ def test_the_schedule_may_be_ones_own():
 
 
 @pytest.mark.parametrize("of_ours", [False, True])
-def test_ones_own_schedule_that_cannot_go_on_begins_anew_aloud(of_ours, caplog):
+def test_a_custom_schedule_that_cannot_continue_starts_over_aloud(of_ours, caplog):
     optimizer = make_optimizer()
     state = make_schedule(optimizer, "linear", total_steps=4).state_dict() if of_ours else {}
     schedule = LambdaLR(optimizer, lambda step: 1 / (step + 1))
@@ -199,7 +199,7 @@ def test_ones_own_schedule_that_cannot_go_on_begins_anew_aloud(of_ours, caplog):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(options, message):
+def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_schedule(make_optimizer(), total_steps=9, **options)
 

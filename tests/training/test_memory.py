@@ -190,7 +190,7 @@ class Plain(nn.Module):
         return self.conv(x) if cond is None else self.conv(x) * cond[:, :, None, None, None]
 
 
-def test_a_network_of_ones_own_is_counted(caplog):
+def test_a_network_of_the_user_is_counted(caplog):
     diffusion = GaussianDiffusion(Plain(), image_size=16, num_frames=4)
     one = 3 * 4 * 16 * 16 * 4
     assert activation_bytes(diffusion, 2) == 2 * one

@@ -55,7 +55,7 @@ def test_a_line_has_the_means_of_its_steps():
     assert json.loads(json.dumps(line, allow_nan=False)) == line
 
 
-def test_a_line_begins_anew():
+def test_a_line_starts_over():
     steps = StepMetrics("cpu", 10)
     steps.add_losses(torch.ones(2), torch.tensor([0, 9]))
     step_of(steps, loss=9.0, grad_norm=1.0)
@@ -154,7 +154,7 @@ def test_peak_memory_is_that_of_the_gpu_where_there_is_one(monkeypatch):
     assert peak_memory(torch.device("cuda")) == 3
 
 
-def test_a_system_that_does_not_tell_its_memory(monkeypatch):
+def test_memory_is_none_where_it_is_not_reported(monkeypatch):
     importing = builtins.__import__
 
     def without(name, *args):

@@ -87,7 +87,7 @@ def test_gains_biases_and_null_embeddings_do_not_decay():
         torch.testing.assert_close(p.detach(), before[name] * (1 - lost))
 
 
-def test_the_optimizer_may_be_ones_own():
+def test_the_optimizer_may_be_a_custom():
     model = Model()
     optimizer = make_optimizer(model, functools.partial(torch.optim.RMSprop, lr=0.5))
     assert type(optimizer) is torch.optim.RMSprop
@@ -128,7 +128,7 @@ def test_other_strides_give_the_same_weights():
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-def test_a_run_goes_on_as_if_it_had_not_stopped(prepared):
+def test_a_run_continues_as_if_it_had_not_stopped(prepared):
     def make(model):
         optimizer = make_optimizer(model, "adamw", lr=0.1, weight_decay=0.1)
         return Accelerator(cpu=True).prepare(optimizer) if prepared else optimizer
@@ -145,7 +145,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(prepared):
         assert torch.equal(a, b)
 
 
-def test_the_state_of_a_plain_adam_goes_on_in_the_fused_one():
+def test_the_state_of_a_plain_adam_continues_in_the_fused_one():
     model = Model()
     old = plain_adam(model)
     train(model, old, range(3))
@@ -160,7 +160,7 @@ def test_the_state_of_a_plain_adam_goes_on_in_the_fused_one():
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_loss_scaling_goes_on_with_a_plain_state():
+def test_loss_scaling_continues_with_a_plain_state():
     model = Model()
     old = plain_adam(model)
     train(model, old, [0])
@@ -213,7 +213,7 @@ def test_a_state_with_other_groups_is_refused():
         ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
     ],
 )
-def test_what_cannot_be_is_refused(options, message):
+def test_invalid_arguments_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_optimizer(Model(), **options)
 
@@ -221,7 +221,7 @@ def test_what_cannot_be_is_refused(options, message):
 @pytest.mark.parametrize(
     "option", [{"lr": 1e-3}, {"betas": (0.5, 0.9)}, {"weight_decay": 0.1}], ids=str
 )
-def test_numbers_that_ones_own_optimizer_would_not_see_are_refused(option):
+def test_numbers_that_a_custom_optimizer_would_not_see_are_refused(option):
     message = r"betas and weight decay must be left out, got \{.*\}; use functools.partial"
     with pytest.raises(ValueError, match=message):
         make_optimizer(Model(), torch.optim.RMSprop, **option)

@@ -178,7 +178,7 @@ def test_clips_that_the_network_cannot_halve():
         check_first_clip(diffusion, None, torch.rand(1, 1, 3, 9, 9), {})
 
 
-def test_other_networks_are_asked_nothing_they_do_not_know():
+def test_other_networks_need_no_methods_of_unet3d():
     class Denoiser(torch.nn.Module):
         channels = 1
 

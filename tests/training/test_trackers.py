@@ -126,7 +126,7 @@ def test_tensorboard_forgets_the_steps_that_are_repeated(tmp_path):
 # Others
 
 
-def test_a_tracker_of_ones_own_is_told_all(tmp_path, gif, caplog):
+def test_a_custom_tracker_gets_all_numbers(tmp_path, gif, caplog):
     notebook = Notebook()
     accelerator = on(tmp_path, notebook)
     config = {

@@ -58,7 +58,7 @@ def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(make_trainer, 
     assert not torch.equal(weights(whole), weights(first))
 
 
-def test_an_interrupted_run_keeps_its_checkpoint_and_goes_on(make_trainer, tmp_path):
+def test_an_interrupted_run_keeps_its_checkpoint_and_continues(make_trainer, tmp_path):
     whole = make_trainer(train_num_steps=6, results_folder=tmp_path / "whole")
     whole.train()
 
@@ -263,7 +263,7 @@ def test_amp_on_a_cpu_is_bfloat16_and_trains(make_trainer):
     assert make_trainer(amp=False).accelerator.mixed_precision == "no"
 
 
-def test_max_grad_norm_cuts_gradients(make_trainer):
+def test_max_grad_norm_clips_gradients(make_trainer):
     trainer = make_trainer(max_grad_norm=1e-3)
     trainer.train_step()
     gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]

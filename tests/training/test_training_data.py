@@ -297,7 +297,7 @@ def test_states_of_a_dataset(train, with_mask):
     assert lines[0] == "row 1, column 1: cond (5, 4): 0, 0, 0, 0, ..."
 
 
-def test_states_of_the_users_own_choice(train):
+def test_states_of_the_users_choice(train):
     chosen = {"cond": torch.ones(1, 3, WIDTH), "cond_mask": torch.ones(1, 3).bool()}
     trainer, _ = train(unet=TOKENS, dataset=Clips(spelt_out), sample_conditions=chosen)
     assert trainer.sample().shape == (4, 1, 3, 8, 8)
@@ -462,7 +462,7 @@ def test_images_beside_padded_clips(train, tmp_path):
     assert trainer.losses["training"] > 0
 
 
-def test_what_is_cut_away_is_said_once_and_draws_nothing(train, tmp_path, caplog, monkeypatch):
+def test_what_is_cut_away_is_reported_once_and_draws_nothing(train, tmp_path, caplog, monkeypatch):
     for number in range(4):
         np.save(tmp_path / f"{number}.npy", np.zeros((1, 9, 8, 24), np.uint8))
 
@@ -525,7 +525,7 @@ def test_by_default_a_twentieth_is_held_out(train):
     assert len(trainer.order.indices) == 41
 
 
-def test_conditions_of_the_users_own_choice(train):
+def test_conditions_of_the_users_choice(train):
     trainer, _ = train(
         unet={"cond_dim": WIDTH},
         dataset=Clips(vector),
@@ -557,7 +557,7 @@ def test_conditions_are_those_of_the_first_run_after_a_resume(train, folder):
     assert torch.equal(first.sample(), second.sample())
 
 
-def test_a_loader_has_told_nothing_before_its_first_batch(train):
+def test_a_loader_gives_no_conditions_before_its_first_batch(train):
     trainer, _ = train(unet={"cond_dim": WIDTH}, dataloader=DataLoader(Clips(vector), 4))
     trainer.data._sample_conditions = None
     with pytest.raises(ValueError, match="must be conditioned on cond, got none; train first"):

@@ -98,7 +98,7 @@ def test_the_clips_that_are_used_are_spread_over_all():
 
 
 @pytest.mark.parametrize(("clips", "draws"), [(1, 64), (5, 65), (63, 126), (64, 64), (100, 100)])
-def test_so_many_noisy_clips_make_a_loss(clips, draws):
+def test_number_of_draws(clips, draws):
     assert Validation(Numbers(200), range(clips), at_most=200, batch_size=2).draws == draws
 
 
@@ -143,7 +143,7 @@ def test_as_many_as_are_asked_for():
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_it_repeats_exactly(make_trainer):
+def test_validation_repeats_exactly(make_trainer):
     # crops and flips are the same each time, too
     trainer = make_trainer(validation_split=0.25, horizontal_flip=True, seed=1, step_start_ema=0)
     found = trainer.validate()
@@ -210,7 +210,7 @@ def test_weights_and_each_average_are_reported(make_trainer, results):
 
 
 @pytest.mark.usefixtures("few_draws")
-def test_training_does_not_notice(make_trainer, tmp_path):
+def test_validation_leaves_training_unchanged(make_trainer, tmp_path):
     """The same weights, bit for bit, with and without."""
 
     class Drawing(Trainer):
@@ -312,7 +312,7 @@ def make_told(folder, results, unet, **options):
     return Trainer(diffusion, folder, results_folder=results, device="cpu", **options)
 
 
-def test_classes_are_told_and_none_is_dropped(clips, results, recorded):
+def test_classes_are_never_dropped_in_validation(clips, results, recorded):
     for path in [*clips.iterdir()]:
         kind = clips / ("even" if int(path.stem) % 2 == 0 else "odd")
         kind.mkdir(exist_ok=True)
@@ -328,7 +328,7 @@ def test_classes_are_told_and_none_is_dropped(clips, results, recorded):
     assert trainer.validate() == found
 
 
-def test_captions_are_told(clips, results, recorded):
+def test_validation_is_conditioned_on_captions(clips, results, recorded):
     def encode(captions):
         asked.extend(captions)
         return torch.tensor([[float(caption), 1.0, 0.0, 0.0] for caption in captions])
@@ -670,7 +670,7 @@ def test_clips_that_were_trained_on_are_named_as_such(make_trainer, table, caplo
         make_trainer(manifest=table, validation_split=0.2, resume="auto")
 
 
-def test_no_split_before_is_said(make_trainer, caplog):
+def test_no_split_before_is_reported(make_trainer, caplog):
     make_trainer(train_num_steps=2).train()
     make_trainer(validation_split=0.25, resume="auto")
     assert "may have been trained on files that are validated on now" in caplog.text

@@ -68,7 +68,7 @@ class EndlessShuffle(Sampler[Draw]):
     """A sampler of endless shuffled epochs, starting at `position`.
 
     Order and seeds are functions of `seed` and position, so that a resumed run continues with the
-    clip at which the interrupted one stopped, whatever the number of workers. Each process gets its
+    clip at which the interrupted one stopped, for any number of workers. Each process gets its
     own part of every batch; together they draw the clips that one process would draw with a batch
     as large as all of theirs.
 

@@ -51,8 +51,8 @@ class StepMetrics:
 
     def _reset(self) -> None:
         self._by_noise = torch.zeros(2, BINS, dtype=self._dtype, device=self.device)
-        self._losses, self._steps, self._norms, self._num_norms = 0.0, 0, 0.0, 0
-        self._clips, self._seconds, self._waited = 0, 0.0, 0.0
+        # loss, steps, norm of the gradients, steps with a finite norm, clips, seconds, waited
+        self._sums = torch.zeros(7, dtype=torch.float64, device="cpu")
 
     def add_losses(self, losses: Tensor, t: Tensor) -> None:
         """Adds the loss of each clip to its range of the schedule.
@@ -88,15 +88,11 @@ class StepMetrics:
             seconds: Duration of the step, including the wait for clips.
             waited: Seconds spent waiting for clips.
         """
-        self._losses += loss
-        self._steps += 1
         # a loss scale that is too high gives infinite gradients, which are not used
-        if grad_norm is not None and math.isfinite(grad_norm):
-            self._norms += grad_norm
-            self._num_norms += 1
-        self._clips += clips
-        self._seconds += seconds
-        self._waited += waited
+        has_norm = grad_norm is not None and math.isfinite(grad_norm)
+        norm = (grad_norm, 1) if has_norm else (0, 0)
+        step = [loss, 1, *norm, clips, seconds, waited]
+        self._sums += torch.tensor(step, dtype=torch.float64, device="cpu")
 
     def take(self, step: int, lr: float, reduce: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """Returns the line of `metrics.jsonl` of the steps since the last call, and resets.
@@ -113,8 +109,7 @@ class StepMetrics:
             `loss_by_noise`, `BINS` means, starting with the least noise; `steps`, the number of
             steps covered. Values that are NaN, infinite or not measured are None.
         """
-        own = [self._losses, self._steps, self._norms, self._num_norms]
-        own += [self._clips, self._seconds, self._waited, 1]
+        own = [*self._sums.tolist(), 1]
         sums = torch.cat((self._by_noise.flatten(), self._by_noise.new_tensor(own)))
         total = reduce(sums).tolist()
         by_noise, counts, rest = total[:BINS], total[BINS : 2 * BINS], total[2 * BINS :]
@@ -129,7 +124,7 @@ class StepMetrics:
             "data_wait": _mean(waited, seconds),
             "memory_mib": peak_memory(self.device),
             "loss_by_noise": [_mean(*pair) for pair in zip(by_noise, counts, strict=True)],
-            "steps": self._steps,
+            "steps": int(own[1]),
         }
         self._reset()
         return _finite(line)

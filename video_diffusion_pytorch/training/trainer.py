@@ -38,7 +38,11 @@ from video_diffusion_pytorch.training.checks import (
 )
 from video_diffusion_pytorch.training.data_source import Batch, DataSource, check_source
 from video_diffusion_pytorch.training.ema import EMA, Averages
-from video_diffusion_pytorch.training.evaluate import make_evaluator, validation_losses
+from video_diffusion_pytorch.training.evaluate import (
+    Validation,
+    make_evaluator,
+    validation_losses,
+)
 from video_diffusion_pytorch.training.fsdp import clip_gradients, sharded_like
 from video_diffusion_pytorch.training.memory import (
     explain_out_of_memory,
@@ -71,6 +75,9 @@ from video_diffusion_pytorch.training.signals import StopSignals
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
+
+# Types of settings that trackers take
+_PLAIN = (bool, int, float, str)
 
 # Options of the clips that hold for pictures, too
 _FOR_PICTURES = ("fit", "crop", "horizontal_flip", "vertical_flip", "axes", "square_pixels")
@@ -292,8 +299,7 @@ class Trainer:
         arguments = {**locals()}
         check_model(diffusion_model)
         check_arguments(arguments)
-        plain = {n: v for n, v in arguments.items() if isinstance(v, (bool, int, float, str))}
-        self._arguments = plain
+        self._settings = {n: v for n, v in arguments.items() if isinstance(v, _PLAIN)}
 
         # a step
         self.train_lr, self.optimizer, self.betas = train_lr, optimizer, betas
@@ -314,9 +320,8 @@ class Trainer:
 
         # state
         self.model, self.image_size = diffusion_model, diffusion_model.image_size
-        self.step, self.skipped_steps = 0, 0
+        self.step, self.skipped_steps, self.run = 0, 0, RunState()
         self.losses: dict[str, float | None] = {"training": None, "validation": None}
-        self.run = RunState()
         self.resumed_from: Path | None = None
         self.signals: StopSignals | None = None
         self._evaluator: Evaluator | None = None
@@ -332,31 +337,14 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.results_folder, self.processes, keep_last=keep_last, keep_best=keep_best
         )
-        sharing = self.num_processes if split_batches else 1
-        if train_batch_size % sharing:
+        self.batch_size, rest = divmod(train_batch_size, self.num_processes if split_batches else 1)
+        if rest:
             raise ValueError(
                 "Trainer: with split_batches, train_batch_size must be a multiple of the number of "
-                f"processes, {sharing}, got {train_batch_size}; change one of them"
+                f"processes, {self.num_processes}, got {train_batch_size}; change one of them"
             )
-        self.batch_size = train_batch_size // sharing
-        self.image_folder, self.validation_folder = image_folder, validation_folder
         self.data_options = data_options
-        self.data = self._make_data(
-            {"folder": folder, "dataset": dataset, "dataloader": dataloader},
-            seed=seed,
-            num_workers=num_workers,
-            held_out=held_out,
-            chosen_conditions=None if sample_conditions is None else dict(sample_conditions),
-            image_frames=image_frames,
-            image_folder=image_folder,
-            validate_on={
-                "folder": validation_folder,
-                "split": validation_split,
-                "manifest": validation_manifest,
-                "dataset": validation_dataset,
-                "clips": validation_clips,
-            },
-        )
+        self.data = self._make_data(arguments)
         self.order = self.data.order
         self.data.open()
         self._prepare_model(ema_decay, compile)
@@ -369,13 +357,18 @@ class Trainer:
         if evaluate_every is not None:
             self._evaluator = self._make_evaluator()
 
-    def _make_data(self, sources: dict[str, Any], **options: Any) -> DataSource:
+    def _make_data(self, given: Mapping[str, Any]) -> DataSource:
+        """Makes the source of the data from the arguments of the constructor."""
+
         def make_dataset(folder: Any, data_options: dict[str, Any] | None = None) -> Any:
             trainer = self if data_options is None else self._with(data_options=data_options)
             return trainer.make_dataset(folder, self.model)
 
-        if options["chosen_conditions"] is not None:
-            check_sample_conditions(self.model, options["chosen_conditions"])
+        sources = {name: given[name] for name in ("folder", "dataset", "dataloader")}
+        validated = ("folder", "split", "manifest", "dataset", "clips")
+        chosen = given["sample_conditions"]
+        if chosen is not None:
+            check_sample_conditions(self.model, chosen)
         # unless it is overridden, workers need no copy of the Trainer
         is_own = type(self).unpack_batch is not Trainer.unpack_batch
         return DataSource(
@@ -389,9 +382,15 @@ class Trainer:
             sources=sources,
             options=self.data_options,
             batch_size=self.batch_size,
+            seed=given["seed"],
+            num_workers=given["num_workers"],
+            held_out=given["held_out"],
             num_samples=self.num_sample_rows**2,
+            chosen_conditions=None if chosen is None else dict(chosen),
             own_conditions=inspect.signature(self.compute_loss).parameters.keys(),
-            **options,
+            image_frames=given["image_frames"],
+            image_folder=given["image_folder"],
+            validate_on={name: given[f"validation_{name}"] for name in validated},
         )
 
     def _prepare_model(self, ema_decay: float | Sequence[float], compile: bool) -> None:
@@ -427,7 +426,7 @@ class Trainer:
 
     def make_dataset(self, folder: str | os.PathLike[str], diffusion: GaussianDiffusion) -> Any:
         """Makes the dataset of clips; `unpack_batch` must understand its collated items."""
-        apart = (self.results_folder, self.image_folder, self.validation_folder)
+        apart = (self.results_folder, self.data.image_folder, self.data.validate_on["folder"])
         return Dataset(
             folder,
             diffusion.image_size,
@@ -613,6 +612,21 @@ class Trainer:
     def dl(self) -> Endless:
         """The endless iterator of batches."""
         return self.data.loader
+
+    @property
+    def num_workers(self) -> int | None:
+        """Number of worker processes that read clips."""
+        return self.data.num_workers
+
+    @property
+    def validation(self) -> Validation | None:
+        """The validation clips; None for none."""
+        return self.data.validation
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by label, if the clips' folder has classes."""
+        return self.data.class_names
 
     @property
     def is_main(self) -> bool:
@@ -1167,7 +1181,7 @@ class Trainer:
     def settings(self) -> dict[str, Any]:
         """Settings of the run as plain values, for trackers."""
         network = getattr(unwrap(self.model.denoise_fn), "config", None) or {}
-        own = {**self._arguments, "num_workers": self.data.num_workers}
+        own = {**self._settings, "num_workers": self.data.num_workers}
         return {"trainer": own, "diffusion": self.model.config, "unet": network}
 
     def write_metrics(self) -> None:
