@@ -46,9 +46,9 @@ def tiny_diffusion(unet=None, **config):
     return GaussianDiffusion(tiny_unet() if unet is None else unet, **config).eval()
 
 
-def samples(diffusion, **told):
+def samples(diffusion, **conditions):
     torch.manual_seed(1)
-    return diffusion.sample(batch_size=2, progress=False, **told)
+    return diffusion.sample(batch_size=2, progress=False, **conditions)
 
 
 def exactly(message):

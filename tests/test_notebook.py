@@ -110,7 +110,7 @@ def test_rows_and_columns(count, given, grid):
     assert f"in a grid of {grid[0]} x {grid[1]}" in repr(shown)
 
 
-def test_captions_are_printed_and_told_to_screen_readers():
+def test_captions_are_shown_and_read_by_screen_readers():
     videos = torch.zeros(2, 1, 1, 8, 96)
     shown = show(videos, captions=["a <b>", 'she said "no"'])
     plain = show(videos)

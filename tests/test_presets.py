@@ -111,12 +111,12 @@ def test_a_preset_in_a_file_and_options_before_it(tmp_path, monkeypatch, capsys)
     Path("run.yaml").write_text("preset: text_small\nunet: {dropout: 0.2}\n")
     with pytest.raises(SystemExit):
         main(["train", "clips", "--config", "run.yaml", "--dim", "32", "--print_config"])
-    told = yaml.safe_load(capsys.readouterr().out)
-    assert told["unet"]["dim"] == 32
-    assert told["unet"]["dropout"] == 0.2
-    assert told["unet"]["text_pooling"] == "attention"
-    assert told["data"]["conditions"] == "caption"
-    assert told["text_encoder"] == "bert-large-uncased"
+    options = yaml.safe_load(capsys.readouterr().out)
+    assert options["unet"]["dim"] == 32
+    assert options["unet"]["dropout"] == 0.2
+    assert options["unet"]["text_pooling"] == "attention"
+    assert options["data"]["conditions"] == "caption"
+    assert options["text_encoder"] == "bert-large-uncased"
 
 
 @pytest.mark.parametrize("options", [["--preset", "ucf"], ["--preset=ucf"]])

@@ -93,8 +93,8 @@ def test_files_of_every_objective_and_schedule_come_back(tmp_path, kind):
     # the weights themselves tell it where no config does
     state = torch.load(path, weights_only=True)
     torch.save(to_reference_state_dict(state), tmp_path / "theirs.pt")
-    told = load_diffusion(tmp_path / "theirs.pt", image_size=24, num_frames=3)
-    assert torch.equal(seeded_sample(told), seeded_sample(load_diffusion(path)))
+    loaded = load_diffusion(tmp_path / "theirs.pt", image_size=24, num_frames=3)
+    assert torch.equal(seeded_sample(loaded), seeded_sample(load_diffusion(path)))
 
 
 @pytest.mark.usefixtures("trainer")

@@ -116,7 +116,7 @@ def test_it_does_not_depend_on_the_order_of_sets():
     assert there == pytest.approx(back, rel=1e-9)
 
 
-def test_too_few_videos_are_told_of():
+def test_too_few_videos_give_a_warning():
     few = statistics_of(torch.randn(8, 8))
     with pytest.warns(UserWarning, match=r"covariance of 8 features must come from more than 8"):
         frechet_distance(few, few)
