@@ -127,7 +127,7 @@ def test_an_unknown_preset_is_one_line(options, capsys):
 
 
 @pytest.mark.parametrize("content", ["preset: [", "- preset", "\x00"])
-def test_a_file_that_cannot_be_read_is_the_parsers_to_refuse(content, tmp_path, capsys):
+def test_a_file_that_cannot_be_read_is_one_line(content, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(content)
     assert main(["train", "clips", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "video-diffusion: error: " in capsys.readouterr().err

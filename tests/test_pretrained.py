@@ -59,7 +59,7 @@ def test_the_last_weights_can_be_asked_for(trainer, tmp_path):
 
 
 @pytest.mark.usefixtures("trainer")
-def test_arguments_take_the_place_of_the_files(tmp_path):
+def test_arguments_override_settings_of_the_file(tmp_path):
     path = tmp_path / "model-1.pt"
     loaded = load_diffusion(path, image_size=(8, 16), num_frames=5, use_dynamic_thres=True)
     assert seeded_sample(loaded).shape == (2, 1, 5, 8, 16)

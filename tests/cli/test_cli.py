@@ -302,7 +302,7 @@ def test_few_steps_and_many_frames(capsys):
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_size_takes_the_place_of_the_files(capsys):
+def test_a_size_overrides_that_of_the_file(capsys):
     make_checkpoint()
     size = ["--image-size", "[8,16]", "--num-frames", "2"]
     assert main(["sample", "model-1.pt", "-n", "1", *size]) is None

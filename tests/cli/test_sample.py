@@ -99,7 +99,7 @@ def test_captions_and_vectors_exclude_each_other():
         read(model, text=["a"], cond="a.npy")
 
 
-def test_files_that_are_none(tmp_path):
+def test_missing_and_damaged_files(tmp_path):
     model = diffusion(cond_dim=4)
     with pytest.raises(FileNotFoundError, match=r"x\.npy"):
         read(model, cond=str(tmp_path / "x.npy"))
