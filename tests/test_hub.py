@@ -46,9 +46,9 @@ def tiny_diffusion(unet=None, **config):
     return GaussianDiffusion(tiny_unet() if unet is None else unet, **config).eval()
 
 
-def samples(diffusion, **told):
+def samples(diffusion, **conditions):
     torch.manual_seed(1)
-    return diffusion.sample(batch_size=2, progress=False, **told)
+    return diffusion.sample(batch_size=2, progress=False, **conditions)
 
 
 def exactly(message):
@@ -77,7 +77,7 @@ def shared(tmp_path):
 
 
 @pytest.mark.parametrize("config", UNETS)
-def test_a_network_comes_back(tmp_path, config):
+def test_a_network_is_restored(tmp_path, config):
     unet = tiny_unet(**config)
     unet.save_pretrained(tmp_path)
     again = Unet3D.from_pretrained(tmp_path)
@@ -94,7 +94,7 @@ def test_a_network_comes_back(tmp_path, config):
 
 
 @pytest.mark.parametrize("config", DIFFUSIONS)
-def test_a_diffusion_comes_back(tmp_path, config):
+def test_a_diffusion_is_restored(tmp_path, config):
     diffusion = tiny_diffusion(**config)
     diffusion.save_pretrained(str(tmp_path))
     again = GaussianDiffusion.from_pretrained(str(tmp_path))
@@ -123,7 +123,7 @@ def test_half_precision_stays_half(tmp_path):
     assert again.init_conv.weight.dtype == torch.bfloat16
 
 
-def test_what_wraps_a_network_is_not_saved(tmp_path):
+def test_wrappers_of_a_network_are_not_saved(tmp_path):
     diffusion = tiny_diffusion()
     expected = samples(diffusion)
     diffusion.denoise_fn = nn.DataParallel(diffusion.denoise_fn)
@@ -131,12 +131,12 @@ def test_what_wraps_a_network_is_not_saved(tmp_path):
     assert torch.equal(samples(GaussianDiffusion.from_pretrained(tmp_path)), expected)
 
 
-def test_a_network_of_a_diffusion_comes_alone(shared):
+def test_the_network_of_a_diffusion_is_loaded_alone(shared):
     unet = Unet3D.from_pretrained(shared)
     assert_same_model(unet, tiny_diffusion().denoise_fn)
 
 
-def test_a_subclass_comes_back_as_itself(tmp_path):
+def test_a_subclass_is_restored_as_itself(tmp_path):
     class Mine(Unet3D):
         pass
 
@@ -366,7 +366,7 @@ def test_tensors_of_another_model(shared):
 # Overrides
 
 
-def test_overrides_replace_what_was_saved(shared):
+def test_overrides_replace_saved_settings(shared):
     again = GaussianDiffusion.from_pretrained(shared, sampling_timesteps=2, use_dynamic_thres=True)
     assert (again.sampling_timesteps, again.use_dynamic_thres) == (2, True)
     assert Unet3D.from_pretrained(shared, gradient_checkpointing=True).gradient_checkpointing
@@ -435,7 +435,7 @@ def test_a_cached_repository_needs_no_network(shared, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "user/model"])
-def test_what_is_neither_a_folder_nor_a_repository(tmp_path, name):
+def test_neither_a_folder_nor_a_repository(tmp_path, name):
     message = (
         f"from_pretrained: {name} must be a folder, or a repository of the Hugging Face Hub with "
         "config.json, got "
@@ -519,9 +519,3 @@ def test_settings_of_a_model_much_larger_than_the_weights(shared, part, change, 
     with pytest.raises(ValueError, match=message) as caught:
         GaussianDiffusion.from_pretrained(shared)
     assert "\n" not in str(caught.value)
-
-
-def test_settings_that_nest_too_deeply(shared):
-    (shared / "config.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"config\.json must be .* got .*recursion.*; save or"):
-        GaussianDiffusion.from_pretrained(shared)

@@ -110,7 +110,7 @@ def test_rows_and_columns(count, given, grid):
     assert f"in a grid of {grid[0]} x {grid[1]}" in repr(shown)
 
 
-def test_captions_are_printed_and_told_to_screen_readers():
+def test_captions_are_shown_and_read_by_screen_readers():
     videos = torch.zeros(2, 1, 1, 8, 96)
     shown = show(videos, captions=["a <b>", 'she said "no"'])
     plain = show(videos)
@@ -146,7 +146,7 @@ def test_it_needs_no_ipython(monkeypatch):
     assert show(torch.rand(1, 2, 8, 8))._repr_html_()
 
 
-def test_ipython_finds_what_it_asks_for():
+def test_ipython_displays_it():
     formatters = pytest.importorskip("IPython.core.formatters")
     data, _ = formatters.DisplayFormatter().format(show(torch.rand(1, 2, 8, 8)))
     assert data["text/html"].startswith("<img ")
@@ -168,7 +168,7 @@ def test_other_shapes_are_refused(shape):
         show(torch.zeros(shape))
 
 
-def test_what_is_no_array_is_refused():
+def test_other_types_are_refused():
     with pytest.raises(TypeError, match=r"must be a tensor or an array .* got str; videos of one"):
         show("videos.mp4")
     with pytest.raises(TypeError, match=r"must be a tensor or an array .* got list; .*torch.stack"):

@@ -68,7 +68,7 @@ def test_numbers_of_the_table():
 def test_an_unknown_name():
     message = (
         "preset: name must be one of ucf101, bair, kinetics600, text_small, text_large, sr_9x128, "
-        "got 'ucf'; choose one of them"
+        "got 'ucf'"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         preset("ucf")
@@ -111,12 +111,12 @@ def test_a_preset_in_a_file_and_options_before_it(tmp_path, monkeypatch, capsys)
     Path("run.yaml").write_text("preset: text_small\nunet: {dropout: 0.2}\n")
     with pytest.raises(SystemExit):
         main(["train", "clips", "--config", "run.yaml", "--dim", "32", "--print_config"])
-    told = yaml.safe_load(capsys.readouterr().out)
-    assert told["unet"]["dim"] == 32
-    assert told["unet"]["dropout"] == 0.2
-    assert told["unet"]["text_pooling"] == "attention"
-    assert told["data"]["conditions"] == "caption"
-    assert told["text_encoder"] == "bert-large-uncased"
+    options = yaml.safe_load(capsys.readouterr().out)
+    assert options["unet"]["dim"] == 32
+    assert options["unet"]["dropout"] == 0.2
+    assert options["unet"]["text_pooling"] == "attention"
+    assert options["data"]["conditions"] == "caption"
+    assert options["text_encoder"] == "bert-large-uncased"
 
 
 @pytest.mark.parametrize("options", [["--preset", "ucf"], ["--preset=ucf"]])
@@ -127,7 +127,7 @@ def test_an_unknown_preset_is_one_line(options, capsys):
 
 
 @pytest.mark.parametrize("content", ["preset: [", "- preset", "\x00"])
-def test_a_file_that_cannot_be_read_is_the_parsers_to_refuse(content, tmp_path, capsys):
+def test_a_file_that_cannot_be_read_is_one_line(content, tmp_path, capsys):
     (tmp_path / "run.yaml").write_text(content)
     assert main(["train", "clips", "--config", str(tmp_path / "run.yaml")]) == 2
     assert "video-diffusion: error: " in capsys.readouterr().err

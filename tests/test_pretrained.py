@@ -59,7 +59,7 @@ def test_the_last_weights_can_be_asked_for(trainer, tmp_path):
 
 
 @pytest.mark.usefixtures("trainer")
-def test_arguments_take_the_place_of_the_files(tmp_path):
+def test_arguments_override_settings_of_the_file(tmp_path):
     path = tmp_path / "model-1.pt"
     loaded = load_diffusion(path, image_size=(8, 16), num_frames=5, use_dynamic_thres=True)
     assert seeded_sample(loaded).shape == (2, 1, 5, 8, 16)
@@ -93,8 +93,8 @@ def test_files_of_every_objective_and_schedule_come_back(tmp_path, kind):
     # the weights themselves tell it where no config does
     state = torch.load(path, weights_only=True)
     torch.save(to_reference_state_dict(state), tmp_path / "theirs.pt")
-    told = load_diffusion(tmp_path / "theirs.pt", image_size=24, num_frames=3)
-    assert torch.equal(seeded_sample(told), seeded_sample(load_diffusion(path)))
+    loaded = load_diffusion(tmp_path / "theirs.pt", image_size=24, num_frames=3)
+    assert torch.equal(seeded_sample(loaded), seeded_sample(load_diffusion(path)))
 
 
 @pytest.mark.usefixtures("trainer")

@@ -288,7 +288,7 @@ def test_the_encoder_has_a_name():
     assert text.encoder_name() is None
 
 
-def test_a_folders_name_does_not_depend_on_where_one_is(monkeypatch):
+def test_a_folders_name_does_not_depend_on_the_working_folder(monkeypatch):
     monkeypatch.chdir(GOLDEN)
     text.set_text_encoder("./tiny_bert")
     assert text.encoder_name() == str(TINY_BERT)
@@ -333,7 +333,7 @@ def test_a_function_has_no_tokens():
         ),
     ],
 )
-def test_what_a_function_must_return(result, message):
+def test_invalid_vectors_of_a_function(result, message):
     text.set_text_encoder(lambda captions: result)
     with pytest.raises(ValueError, match=message):
         text.embed_captions(["a whale"])
@@ -366,7 +366,7 @@ def test_states_are_the_encoders_last_ones():
     torch.testing.assert_close(states[:, 1:].mean(dim=1), vectors[False])
 
 
-def test_a_caption_has_the_same_states_alone_and_beside_a_longer_one():
+def test_a_caption_has_the_same_states_alone_and_with_a_longer_one():
     captions = ["a whale", "a whale breaching from afar", "fireworks"]
     states, mask = text.encode_captions(captions)
     assert states.dtype == torch.float32
@@ -424,7 +424,7 @@ def test_captions_without_tokens_have_a_place_that_does_not_count():
         ((torch.ones(1, 4, 3), torch.ones(1, 3).bool()), r"got .* of shape \(1, 3\)"),
     ],
 )
-def test_what_a_function_of_states_must_return(result, message):
+def test_invalid_states_of_a_function(result, message):
     text.set_text_encoder(lambda captions: result)
     with pytest.raises(ValueError, match=message):
         text.encode_captions(["a whale"])

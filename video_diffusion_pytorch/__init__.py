@@ -1,6 +1,6 @@
 """Train your own video diffusion models (Ho et al. 2022, arXiv 2204.03458)."""
 
-# `text` and `video_diffusion_pytorch` are the modules that the reference has, bound as it does
+# `text` and `video_diffusion_pytorch` are modules, as in the reference
 from video_diffusion_pytorch import text, video_diffusion_pytorch
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.video_file import (

@@ -1,4 +1,4 @@
-"""The models of the paper by name, as keywords of this library."""
+"""Presets: the models of the paper by name, as keywords of this library."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from video_diffusion_pytorch.diffusion.samplers import Ancestral
 
 @dataclass(frozen=True)
 class Preset:
-    """One column of the paper's appendix A (Ho et al. 2022), and the keywords that follow from it.
+    """A model of the paper: one column of its appendix A (Ho et al. 2022), with defaults of ours.
 
     Attributes:
         size: Height and width of the clips, in pixels.
         base_channels: Channels at full resolution.
-        multipliers: Of the base channels, for each resolution.
-        training_steps: Steps of training.
+        multipliers: Factors of the base channels, for each resolution.
+        training_steps: Number of training steps.
         frames: Frames of the clips.
         blocks: Residual blocks per resolution.
         attention_at: Resolutions with attention, in pixels.
         head_width: Width of an attention head.
-        embedding_layers: Layers of the embedding of time, which is 1024 wide.
-        dropout: Share of the features.
+        embedding_layers: Layers of the time embedding, which is 1024 wide.
+        dropout: Dropout probability.
         objective: What the network predicts.
-        beta2: Of Adam, whose beta1 is 0.9.
-        learning_rate: Of Adam.
-        weight_decay: Of Adam.
-        batch: Clips of a step, on all processes together.
-        ema_decay: Of the average.
-        image_frames: Images beside a clip, in joint training.
+        beta2: Adam's beta2; its beta1 is 0.9.
+        learning_rate: Adam's learning rate.
+        weight_decay: Adam's weight decay.
+        batch: Clips per step, of all processes together.
+        ema_decay: Decay of the averaged weights.
+        image_frames: Images per clip in joint training.
         horizontal_flip: Whether clips are flipped at random.
         sampling_steps: Steps of ancestral sampling.
-        gamma: Where the variance of such a step lies.
-        langevin_delta: Size of the Langevin step after each; 0 for none.
-        guidance_weight: Weight of reconstruction guidance where frames are given (eq. 7), as
-            `predict` takes it; None where the paper names none.
-        text_encoder: What `text.set_text_encoder` is given; None for a model without captions.
+        gamma: Interpolation of the variance in ancestral sampling.
+        langevin_delta: Size of the Langevin step after each sampling step; 0 for none.
+        guidance_weight: Weight of reconstruction guidance by given frames (eq. 7) for `predict`;
+            None if the paper has none.
+        text_encoder: Name for `text.set_text_encoder`; None for a model without captions.
     """
 
     size: int
@@ -102,10 +102,10 @@ class Preset:
 
     @property
     def trainer(self) -> dict[str, Any]:
-        """Keywords of `Trainer`, those of `Dataset` among them.
+        """Keywords of `Trainer`, including those of `Dataset`.
 
-        Where the batch is too large, a smaller `train_batch_size` with as much more
-        `gradient_accumulate_every` gives the same.
+        If the batch is too large for memory, reduce `train_batch_size` and increase
+        `gradient_accumulate_every` by the same factor.
         """
         keywords: dict[str, Any] = {
             "train_batch_size": self.batch,
@@ -128,7 +128,7 @@ class Preset:
 
     @property
     def sampler(self) -> Ancestral:
-        """What `diffusion.sample` takes as its `sampler`, with `sampling_steps` as its `steps`."""
+        """The `sampler` of `diffusion.sample`; its `steps` are `sampling_steps`."""
         return Ancestral(self.gamma, self.langevin_delta)
 
 
@@ -187,14 +187,14 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """Gives a preset by its name.
+    """Returns a preset by its name.
 
     Args:
-        name: Of `PRESETS`: `"ucf101"`, `"bair"`, `"kinetics600"`, `"text_small"`, `"text_large"` or
-            `"sr_9x128"`.
+        name: A key of `PRESETS`: `"ucf101"`, `"bair"`, `"kinetics600"`, `"text_small"`,
+            `"text_large"` or `"sr_9x128"`.
 
     Raises:
-        ValueError: If there is none of that name.
+        ValueError: If the name is unknown.
 
     Example:
         >>> import torch
@@ -204,8 +204,6 @@ def preset(name: str) -> Preset:
         >>> sum(weight.numel() for weight in unet.parameters()) // 10**6
         96
     """
-    if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(
-            f"preset: name must be one of {', '.join(PRESETS)}, got {name!r}; choose one of them"
-        )
+    if name not in PRESETS:
+        raise ValueError(f"preset: name must be one of {', '.join(PRESETS)}, got {name!r}")
     return PRESETS[name]

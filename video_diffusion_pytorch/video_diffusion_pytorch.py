@@ -1,7 +1,6 @@
-"""The reference's inner module: every name that version 0.7.0 has here can be imported from here.
+"""The reference's inner module: all names that can be imported from it in version 0.7.0.
 
-The reference has no `__all__`, so that `import *` gives scripts what the module itself imports,
-too; that is why the imports below are more than the library needs.
+It has no `__all__`, so that scripts with `import *` also get the names that it imports itself.
 """
 
 # ruff: noqa: F401
@@ -61,7 +60,7 @@ from video_diffusion_pytorch.text import BERT_MODEL_DIM, bert_embed, tokenize
 from video_diffusion_pytorch.training.ema import EMA
 from video_diffusion_pytorch.training.trainer import Trainer, noop
 
-# PIL.Image, and torchvision's transforms and utils: not needed by the library
+# not needed by the library
 Image = LazyModule("PIL.Image")
 T = LazyModule("torchvision.transforms")
 utils = LazyModule("torchvision.utils")

@@ -302,7 +302,7 @@ def test_few_steps_and_many_frames(capsys):
 
 
 @pytest.mark.usefixtures("workplace")
-def test_a_size_takes_the_place_of_the_files(capsys):
+def test_a_size_overrides_that_of_the_file(capsys):
     make_checkpoint()
     size = ["--image-size", "[8,16]", "--num-frames", "2"]
     assert main(["sample", "model-1.pt", "-n", "1", *size]) is None
@@ -391,7 +391,7 @@ def test_a_file_that_is_no_checkpoint_is_named(mistake):
 
 @pytest.fixture
 def classes(workplace):
-    """Clips of two classes in several formats, with a caption each, beside `small.yaml`."""
+    """Clips of two classes in several formats, with a caption each, and `small.yaml`."""
     clip = torch.rand(1, 3, 24, 24)
     endings = ["a.gif", "b.mp4", "c.webp", "d.npy", "e.gif", "f.mp4"]
     for index, name in enumerate(endings):
@@ -416,7 +416,7 @@ def values(*options):
 @pytest.mark.usefixtures("classes")
 def test_classes_by_name(mistake, capsys):
     train("--conditions", "label", "--num_classes", "2")
-    # the line that says how to draw samples names what they must be told
+    # the line that says how to sample names the conditions
     assert "sample results/model-1.5.pt --labels ... -o results" in capsys.readouterr().out
     assert re.fullmatch(r"row 1, column 1: (cats|dogs)\n", Path("results/1.txt").read_text())
     names = values("-n", "2", "--labels", "dogs", "cats", "--cond_scale", "2")
@@ -458,9 +458,9 @@ def test_captions_and_first_frames(mistake, capsys):
         *["--conditions", "caption", "--cond_dim", str(TINY_BERT_DIM), *encoder],
         *["--given_frames", "1", "--cond_channels", "2"],
     )
-    told = [*encoder, "--text", "a cat", "--first_frames"]
-    assert values("-n", "3", *told, "classes/cats/a.gif").shape == (3, 1, 3, 24, 24)
-    assert values("-n", "1", *told, "classes/cats").shape == (3, 1, 3, 24, 24)
+    given = [*encoder, "--text", "a cat", "--first_frames"]
+    assert values("-n", "3", *given, "classes/cats/a.gif").shape == (3, 1, 3, 24, 24)
+    assert values("-n", "1", *given, "classes/cats").shape == (3, 1, 3, 24, 24)
     capsys.readouterr()
     line = mistake("sample", "results/model-1.5.pt", *encoder, "--text", "a cat")
     assert "it was trained with, --text or --cond and --first_frames, got --text;" in line

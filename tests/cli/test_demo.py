@@ -78,7 +78,7 @@ def test_a_longer_run_resumes_from_the_last_checkpoint(run, tmp_path):
     assert len(list(clip.parent.glob("*.gif"))) == 5
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(run, tmp_path):
+def test_an_interrupted_run_equals_an_uninterrupted_one(run, tmp_path):
     run("--steps", "5")
     home = tmp_path / "demo"
     whole = torch.load(home / "checkpoints" / "model-5.pt", weights_only=True)

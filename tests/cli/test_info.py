@@ -169,7 +169,7 @@ def test_a_folder_that_is_a_checkpoint(tmp_path):
     assert describe_checkpoint(str(tmp_path))[2].split(maxsplit=1) == ["network", "not a Unet3D"]
 
 
-def test_what_is_no_checkpoint_is_named(tmp_path):
+def test_missing_and_damaged_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a checkpoint at .*model-1\.pt, found n"):
         describe_checkpoint(tmp_path / "model-1.pt")
     with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt or model-N"):

@@ -76,7 +76,7 @@ def test_lpips_of_torchmetrics(monkeypatch):
     assert found.compute()["lpips"] > 1e-4
 
 
-def test_processes_add_up_to_the_whole():
+def test_processes_together_equal_one():
     real, drawn = torch.rand(2, 5, 1, 2, 16, 16)
     whole, parts = similarity(channels=1), [similarity(channels=1) for _ in range(3)]
     whole.add(drawn, real)
@@ -86,7 +86,7 @@ def test_processes_add_up_to_the_whole():
         assert found == pytest.approx(whole.compute())
 
 
-def test_what_cannot_be_measured(monkeypatch):
+def test_invalid_measures_and_frames(monkeypatch):
     with pytest.raises(
         ValueError, match=r"measures must be among psnr, ssim, got 'lpips'; LPIPS has"
     ):

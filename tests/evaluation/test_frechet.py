@@ -25,7 +25,7 @@ def exactly(mean, covariance):
     return statistics_of(unit @ root.T + mean)
 
 
-def test_batches_add_up_to_the_whole():
+def test_batches_together_equal_one():
     torch.manual_seed(0)
     features = torch.randn(50, 6) * torch.arange(1, 7) + 1000
     found = statistics_of(features, [1, 20, 0, 29])
@@ -61,7 +61,7 @@ def with_scipy(first, second):
 
 
 @pytest.mark.parametrize(("count", "width"), [(40, 6), (300, 100)])
-def test_it_is_the_formula_with_scipys_matrix_root(count, width):
+def test_it_equals_the_formula_with_scipys_matrix_root(count, width):
     torch.manual_seed(2)
     first, second = torch.randn(count, width), torch.randn(count + 9, width)
     second = second @ torch.randn(width, width) + 1
@@ -69,7 +69,7 @@ def test_it_is_the_formula_with_scipys_matrix_root(count, width):
     assert found == pytest.approx(with_scipy(first, second), rel=1e-9)
 
 
-def test_it_is_the_distance_of_torchmetrics():
+def test_it_equals_the_distance_of_torchmetrics():
     fid = pytest.importorskip("torchmetrics.image.fid")
 
     class Rows(torch.nn.Module):
@@ -116,7 +116,7 @@ def test_it_does_not_depend_on_the_order_of_sets():
     assert there == pytest.approx(back, rel=1e-9)
 
 
-def test_too_few_videos_are_told_of():
+def test_too_few_videos_give_a_warning():
     few = statistics_of(torch.randn(8, 8))
     with pytest.warns(UserWarning, match=r"covariance of 8 features must come from more than 8"):
         frechet_distance(few, few)
@@ -124,7 +124,7 @@ def test_too_few_videos_are_told_of():
     frechet_distance(enough, enough)
 
 
-def test_processes_add_up_to_the_whole():
+def test_processes_together_equal_one():
     torch.manual_seed(6)
     features = torch.randn(50, 6) + 1000
     parts = [statistics_of(features[:13]), FeatureStatistics(6), statistics_of(features[13:])]
@@ -134,7 +134,7 @@ def test_processes_add_up_to_the_whole():
         assert joined.count == 50
 
 
-def test_they_come_back_from_a_state():
+def test_statistics_are_restored_from_a_state_dict():
     found = statistics_of(torch.randn(9, 3))
     again = FeatureStatistics.from_state(found.state_dict())
     assert torch.equal(again.covariance, found.covariance)

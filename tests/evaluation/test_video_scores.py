@@ -63,7 +63,7 @@ def test_all_scores():
     assert found["is_avg"] > 1
 
 
-def test_those_only_that_there_are_networks_for():
+def test_scores_without_a_network_are_left_out():
     options = {"classes": None, "frame_features": None, "frame_classes": None}
     videos = torch.rand(5, 3, 2, 4, 4)
     one = statistics(videos, **options)
@@ -81,7 +81,7 @@ def test_videos_that_do_not_count():
     assert scores(counted, found) == pytest.approx(scores(counted, counted), abs=1e-9)
 
 
-def test_processes_add_up_to_the_whole():
+def test_processes_together_equal_one():
     videos = torch.rand(8, 3, 2, 4, 4)
     whole, parts = statistics(videos), [VideoStatistics(networks()) for _ in range(2)]
     parts[0].add(videos[:5], range(5))
@@ -98,7 +98,7 @@ def test_statistics_come_back_from_a_state():
     assert scores(again, drawn) == scores(found, drawn)
 
 
-def test_networks_of_another_kind():
+def test_networks_with_the_wrong_axes():
     clips = FeatureNetwork(of_videos, name="means")
     with pytest.raises(
         ValueError, match=r"frame_features must have the axes bchw, got a network w"
@@ -135,7 +135,7 @@ def test_parts_have_a_score_each():
     assert (mean, deviation) == pytest.approx((1.5, 0.5))
 
 
-def test_it_is_the_score_of_torchmetrics():
+def test_it_equals_the_score_of_torchmetrics():
     metrics = pytest.importorskip("torchmetrics.image.inception")
 
     class Rows(torch.nn.Module):
@@ -154,7 +154,7 @@ def test_it_is_the_score_of_torchmetrics():
     assert score_of(logits, [13, 27], splits=1).compute()[0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_processes_add_up_to_the_whole_score():
+def test_scores_of_processes_together_equal_one():
     logits = torch.randn(20, 4)
     whole = score_of(logits, splits=3)
     parts = [InceptionScore(splits=3) for _ in range(2)]
@@ -164,7 +164,7 @@ def test_processes_add_up_to_the_whole_score():
         assert joined.compute() == pytest.approx(whole.compute())
 
 
-def test_what_is_no_output_of_a_classifier():
+def test_invalid_outputs_of_classifiers():
     with pytest.raises(ValueError, match=r"outputs must be one of logits, probabilities, got 'sc"):
         InceptionScore(outputs="scores")
     with pytest.raises(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -131,9 +131,8 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         options.text_encoder = options.text_encoder or paper.text_encoder
     file = checkpoint_at(options.checkpoint)
     diffusion = load_checkpoint(options, file, options.device)
-    conditions = read_conditions(
-        diffusion, class_names(file), **{name: options[name] for name in ("text", *OPTIONS)}
-    )
+    given = {name: options[name] for name in ("text", *OPTIONS) if options[name] is not None}
+    conditions = read_conditions(diffusion, class_names(file), given)
     if options.cond_scale != 1 and not conditions:
         raise ValueError(
             "sample: --cond_scale must be 1 for a model without conditions, got "
@@ -189,27 +188,15 @@ def class_names(checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def read_conditions(
-    diffusion: GaussianDiffusion,
-    class_names: Sequence[str] = (),
-    *,
-    text: list[str] | None = None,
-    labels: list[str] | None = None,
-    cond: str | None = None,
-    frame_cond: str | None = None,
-    cond_video: str | None = None,
-    first_frames: str | None = None,
+    diffusion: GaussianDiffusion, class_names: Sequence[str], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Reads conditions from options and files, as keywords of `diffusion.sample`.
 
     Args:
         diffusion: The model.
         class_names: As from `class_names`.
-        text: Captions.
-        labels: Names of classes, or their numbers.
-        cond: A `.npy` of vectors, or of text states if the network takes these.
-        frame_cond: A `.npy` of vectors for each frame.
-        cond_video: A `.npy` of fields.
-        first_frames: A clip, or a folder of clips, whose first frames are given.
+        options: Values of the options that are given, by name: `text` and `labels`, lists of
+            strings, and the files `cond`, `frame_cond`, `cond_video` and `first_frames`.
 
     Returns:
         The conditions that are given, with a row for each kind of video, or one for all.
@@ -219,19 +206,18 @@ def read_conditions(
         ValueError: If a file or a label is not valid, both `text` and `cond` are given, or the
             conditions are not those that the model was trained with.
     """
-    if text and cond:
+    if "text" in options and "cond" in options:
         raise ValueError("sample: only one of --text and --cond can be given, got both; remove one")
     found: dict[str, Any] = {}
-    if text:
-        found["cond"] = list(text)
-    if labels:
-        found["labels"] = torch.tensor([_label(name, class_names) for name in labels])
-    files = {"cond": cond, "frame_cond": frame_cond, "cond_video": cond_video}
-    for name, file in files.items():
-        if file is not None:
-            found[name] = _read_rows(Path(file), name)
-    if first_frames is not None:
-        found["first_frames"] = _read_first_frames(diffusion, Path(first_frames))
+    for name, value in options.items():
+        if name == "text":
+            found["cond"] = value
+        elif name == "labels":
+            found[name] = torch.tensor([_label(label, class_names) for label in value])
+        elif name == "first_frames":
+            found[name] = _read_first_frames(diffusion, Path(value))
+        else:
+            found[name] = _read_rows(Path(value), name)
     names = (*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames))
     # before a text encoder is loaded for captions that the model does not take
     if found.keys() != set(names):

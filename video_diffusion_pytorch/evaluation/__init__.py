@@ -1,1 +1,1 @@
-"""Measures of how good samples are."""
+"""Evaluation of samples: scores, and results with their protocol."""

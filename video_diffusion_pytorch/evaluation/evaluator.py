@@ -239,7 +239,7 @@ class Evaluator:
         device = diffusion.betas.device
         self.networks.to(device)
         if self._real is None:
-            self._real = self._look_at_clips(device)
+            self._real = self._read_clips(device)
             self._write_statistics()
         drawn, bad = VideoStatistics(self.networks), torch.zeros((), dtype=torch.float64)
         similarity = self.evaluation.similarity(diffusion)
@@ -289,7 +289,7 @@ class Evaluator:
 
     # real clips
 
-    def _look_at_clips(self, device: torch.device) -> VideoStatistics:
+    def _read_clips(self, device: torch.device) -> VideoStatistics:
         found, number = VideoStatistics(self.networks), self.clips.number
         for batch in self._shown(self.clips.batches(number), number, "reading clips"):
             assert batch.videos is not None

@@ -79,7 +79,7 @@ class FrameSimilarity:
         ours, theirs = (v.float().movedim(2, 1).flatten(0, 1) for v in (predicted, real))
         if not len(ours):
             return
-        sums = [_MEASURES[measure](ours, theirs) for measure in self.measures]
+        sums = [_measure(measure, ours, theirs) for measure in self.measures]
         if self._lpips is not None:
             sums.append(self._distances(ours, theirs))
         self._sums += torch.tensor([*sums, len(ours)], dtype=torch.float64)
@@ -113,23 +113,19 @@ class FrameSimilarity:
         return self.over_processes(lambda sums: sums)
 
 
-def _psnr(ours: Tensor, theirs: Tensor) -> float:
-    from torchmetrics.functional.image import peak_signal_noise_ratio
+def _measure(measure: str, ours: Tensor, theirs: Tensor) -> float:
+    """Computes the sum of a measure over frames."""
+    from torchmetrics.functional import image
 
-    each = peak_signal_noise_ratio(ours, theirs, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    return each.clamp(max=MOST_PSNR).double().sum().item()
-
-
-def _ssim(ours: Tensor, theirs: Tensor) -> float:
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    each: Any = structural_similarity_index_measure(
-        ours, theirs, data_range=1.0, kernel_size=_WINDOW, reduction="none"
-    )
+    each: Any
+    if measure == "psnr":
+        options: dict[str, Any] = {"reduction": "none", "dim": (1, 2, 3)}
+        each = image.peak_signal_noise_ratio(ours, theirs, data_range=1.0, **options)
+        each = each.clamp(max=MOST_PSNR)
+    else:
+        options = {"reduction": "none", "kernel_size": _WINDOW}
+        each = image.structural_similarity_index_measure(ours, theirs, data_range=1.0, **options)
     return each.double().sum().item()
-
-
-_MEASURES = {"psnr": _psnr, "ssim": _ssim}
 
 
 def _check(measures: Sequence[str], has_lpips: bool, size: tuple[int, int], channels: int) -> None:

@@ -245,7 +245,7 @@ class Networks:
 
     def __post_init__(self) -> None:
         InceptionScore(self.splits, self.outputs)
-        for name, network in self._given().items():
+        for name, network in self.given().items():
             layout = "bchw" if name.startswith("frame_") else "bcfhw"
             if len(network.layout) != len(layout):
                 raise ValueError(
@@ -253,13 +253,14 @@ class Networks:
                     f"{network.layout!r}; give its layout, or another network"
                 )
 
-    def _given(self) -> dict[str, FeatureNetwork]:
+    def given(self) -> dict[str, FeatureNetwork]:
+        """Returns the networks that are not None, by name."""
         return {n: getattr(self, n) for n in NETWORKS if getattr(self, n) is not None}
 
     @property
     def protocol(self) -> dict[str, Any]:
         """Description of the networks in a result, in plain values."""
-        given = {name: network.protocol for name, network in self._given().items()}
+        given = {name: network.protocol for name, network in self.given().items()}
         protocol: dict[str, Any] = {name: given.get(name) for name in NETWORKS}
         if self.classes is not None or self.frame_classes is not None:
             protocol["inception_score"] = {"splits": self.splits, "outputs": self.outputs}
@@ -267,7 +268,7 @@ class Networks:
 
     def to(self, device: torch.device | str) -> Networks:
         """Moves all networks to a device."""
-        for network in self._given().values():
+        for network in self.given().values():
             network.to(device)
         return self
 
@@ -293,10 +294,8 @@ class VideoStatistics:
 
     def __init__(self, networks: Networks) -> None:
         self.networks = networks
-        self.videos: FeatureStatistics | None = None
-        self.frames: list[FeatureStatistics] = []
-        self.classes = InceptionScore(networks.splits, networks.outputs)
-        self.frame_classes: list[InceptionScore] = []
+        # by name of the network: statistics of the videos, or of the frames at each position
+        self._parts: dict[str, list[Any]] = {}
 
     def add(self, videos: Tensor, numbers: Sequence[int], counted: int | None = None) -> None:
         """Adds a batch.
@@ -307,61 +306,66 @@ class VideoStatistics:
             counted: Number of videos that count, from the first on; None for all. The networks get
                 the others too, so that several processes take the same steps.
         """
-        networks, kept = self.networks, slice(counted)
-        numbers = numbers[kept]
-        features = networks.features(videos)
-        if self.videos is None:
-            self.videos = FeatureStatistics(features.shape[1])
-        self.videos.add(features[kept])
-        if networks.classes is not None:
-            self.classes.add(networks.classes(videos)[kept], numbers)
-        if networks.frame_features is not None:
-            of_frames = networks.frame_features(videos)
-            if not self.frames:
-                self.frames = [FeatureStatistics(of_frames.shape[2]) for _ in of_frames[0]]
-            for i, statistics in enumerate(self.frames):
-                statistics.add(of_frames[kept, i])
-        if networks.frame_classes is not None:
-            outputs = networks.frame_classes(videos)
-            if not self.frame_classes:
-                new = [InceptionScore(networks.splits, networks.outputs) for _ in outputs[0]]
-                self.frame_classes = new
-            for i, score in enumerate(self.frame_classes):
-                score.add(outputs[kept, i], numbers)
+        kept = slice(counted)
+        for name, network in self.networks.given().items():
+            outputs = network(videos)
+            rows = outputs.unbind(1) if network.is_of_frames else [outputs]
+            are_classes = name.endswith("classes")
+            more = [numbers[kept]] if are_classes else []
+            if name not in self._parts:
+                self._parts[name] = [
+                    InceptionScore(self.networks.splits, self.networks.outputs)
+                    if are_classes
+                    else FeatureStatistics(outputs.shape[-1])
+                    for _ in rows
+                ]
+            for part, row in zip(self._parts[name], rows, strict=True):
+                part.add(row[kept], *more)
 
     def over_processes(self, total: Total) -> VideoStatistics:
         """Returns the statistics of the videos of all processes."""
         joined = VideoStatistics(self.networks)
-        assert self.videos is not None
-        joined.videos = self.videos.over_processes(total)
-        joined.frames = [statistics.over_processes(total) for statistics in self.frames]
-        if self.networks.classes is not None:
-            joined.classes = self.classes.over_processes(total)
-        joined.frame_classes = [score.over_processes(total) for score in self.frame_classes]
+        for name, parts in self._parts.items():
+            joined._parts[name] = [part.over_processes(total) for part in parts]
         return joined
 
     def inception_scores(self) -> dict[str, float]:
         """Computes those of the inception scores for which there are classifiers."""
         found: dict[str, float] = {}
-        if self.networks.classes is not None:
-            found["inception_score"], found["inception_score_std"] = self.classes.compute()
-        if self.frame_classes:
-            by_frame = [score.compute()[0] for score in self.frame_classes]
+        for score in self._parts.get("classes", ()):
+            found["inception_score"], found["inception_score_std"] = score.compute()
+        by_frame = [score.compute()[0] for score in self._parts.get("frame_classes", ())]
+        if by_frame:
             found |= {"is_avg": sum(by_frame) / len(by_frame), "is_first": by_frame[0]}
+        return found
+
+    def frechet_distances(self, other: VideoStatistics) -> dict[str, float]:
+        """Computes the Frechet distances between these videos and others."""
+        distances = {
+            name: [frechet_distance(*pair) for pair in zip(mine, other._parts[name], strict=True)]
+            for name, mine in self._parts.items()
+            if name.endswith("features")
+        }
+        found = {self.networks.distance: distances["features"][0]}
+        by_frame = distances.get("frame_features")
+        if by_frame:
+            found |= {"fid_avg": sum(by_frame) / len(by_frame), "fid_first": by_frame[0]}
         return found
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the statistics of the features, without those of inception scores."""
-        assert self.videos is not None
+        frames = self._parts.get("frame_features", ())
         return {
-            "videos": self.videos.state_dict(),
-            "frames": [statistics.state_dict() for statistics in self.frames],
+            "videos": self._parts["features"][0].state_dict(),
+            "frames": [statistics.state_dict() for statistics in frames],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces the statistics by those of a `state_dict` of the same networks."""
-        self.videos = FeatureStatistics.from_state(state["videos"])
-        self.frames = [FeatureStatistics.from_state(one) for one in state["frames"]]
+        self._parts["features"] = [FeatureStatistics.from_state(state["videos"])]
+        if state["frames"]:
+            frames = [FeatureStatistics.from_state(one) for one in state["frames"]]
+            self._parts["frame_features"] = frames
 
 
 def scores(real: VideoStatistics, drawn: VideoStatistics) -> dict[str, float]:
@@ -377,13 +381,7 @@ def scores(real: VideoStatistics, drawn: VideoStatistics) -> dict[str, float]:
         `is_avg`, means over the frames' positions, `fid_first` and `is_first`, of the first frame
         (Ho et al. 2022, section 4.3).
     """
-    assert real.videos is not None
-    assert drawn.videos is not None
-    found = {drawn.networks.distance: frechet_distance(real.videos, drawn.videos)}
-    if drawn.frames:
-        by_frame = [frechet_distance(*p) for p in zip(real.frames, drawn.frames, strict=True)]
-        found |= {"fid_avg": sum(by_frame) / len(by_frame), "fid_first": by_frame[0]}
-    return found | drawn.inception_scores()
+    return real.frechet_distances(drawn) | drawn.inception_scores()
 
 
 @torch.no_grad()
