@@ -24,7 +24,7 @@ import torch
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.data.moving_digits import DIGIT_NAMES
 
-STEPS, SAVE_EVERY, SAMPLE_EVERY = 18, 3, 6
+STEPS, SAVE_EVERY, SAMPLE_EVERY = 12, 3, 6
 CLIPS = 22
 PHASES = ("starting", "reading", "computing", "writing", "sampling", "between")
 TIMES = "times.json"

@@ -311,7 +311,7 @@ def test_a_network_is_no_diffusion(tmp_path):
     ("part", "change", "got"),
     [
         ("unet", {"dim": "eight"}, "Unet3D: dim must be a whole number"),
-        ("unet", {"dim": 0}, "Unet3D: dim must be at least 1"),
+        ("unet", {"dim": 0}, "Unet3D: dim must be a whole number of at least 1"),
         ("unet", {"attention": "new"}, "unexpected keyword argument 'attention'"),
         ("diffusion", {"objective": "pred_flow"}, "GaussianDiffusion: objective must be one of"),
         ("diffusion", {"image_size": None}, "GaussianDiffusion: image_size must be"),

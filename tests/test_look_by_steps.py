@@ -24,6 +24,8 @@ def table(monkeypatch):
     monkeypatch.setattr(validation, "_LEAST", 1)
     import look_by_steps
 
+    monkeypatch.setattr(look_by_steps, "SAMPLING_STEPS", 2)
+
     def run(folder, dims, steps):
         words = ["--dims", *map(str, dims), "--steps", *map(str, steps)]
         with redirect_stdout(io.StringIO()) as out:

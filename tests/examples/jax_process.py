@@ -17,8 +17,6 @@ ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
-    import jax
-    import optax
     import train_with_jax
 
 from tests.docs_code import Page  # noqa: E402
@@ -59,25 +57,15 @@ def run_page(folder):
         states.append(copies(names["state"]))
         losses.append(loss.item())
     undrawn = {name: value for name, value in first.items() if name != "noise"}
-    diffusion.load_state_dict(given["weights"])
     return {
         "states": states,
         "losses": losses,
         "compiled": take_step._cache_size(),
         "shares": [len(shard.data) for shard in share(first)["video"].addressable_shards],
-        "on one device": one_step(diffusion, first, jax.devices()[:1]),
         "drawn": names["with_draws"](first["video"]),
         "odd batch": refusal(share, {"video": first["video"][:3]}),
         "undrawn": refusal(take_step, names["state"], share(undrawn)),
     }
-
-
-def one_step(diffusion, batch, devices):
-    """What the page's first step leaves, by these devices alone."""
-    parallel, optimizer = train_with_jax.DataParallel(devices), optax.adam(1e-4)
-    take_step = train_with_jax.make_step(diffusion, optimizer, parallel)
-    state, _ = take_step(parallel.start(diffusion, optimizer), parallel.share(batch))
-    return copies(state)
 
 
 def run_script(folder):
