@@ -180,7 +180,7 @@ def test_the_file_must_be_a_training_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a checkpoint at"):
         load_diffusion(tmp_path / "model-1.pt")
     torch.save({"weight": torch.ones(1)}, tmp_path / "bare.pt")
-    with pytest.raises(ValueError, match="expected a training file"):
+    with pytest.raises(ValueError, match="expected a checkpoint with the entries"):
         load_diffusion(tmp_path / "bare.pt")
 
 

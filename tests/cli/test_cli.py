@@ -233,7 +233,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "clips", "--learning", "3"], "nrecognized arguments: --learning 3"),
         (["train", "clips", "--dim", "wide"], "unet.dim does not take the value 'wide'; see"),
         (["train", "clips", "--image_size", "[1]"], "diffusion.image_size does not take the value"),
-        (["train", "clips", "--unet.dim", "0"], "Unet3D: dim must be at least 1, got 0"),
+        (["train", "clips", "--unet.dim", "0"], "dim must be a whole number of at least 1, got 0"),
         (
             ["train", "clips", "--loss_type", "l3"],
             "loss_type must be one of l1, l2, huber, got 'l3'",
