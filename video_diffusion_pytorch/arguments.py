@@ -1,4 +1,4 @@
-"""Parsers of image sizes and value ranges as users write them, and values in error messages."""
+"""Parsers of counts, image sizes and value ranges, and values in error messages."""
 
 from __future__ import annotations
 
@@ -30,6 +30,25 @@ def shown(value: Any) -> str:
         return text
     shape = getattr(value, "shape", None)
     return f"{text[:_MOST]}..." if shape is None else f"{value.dtype} of shape {tuple(shape)}"
+
+
+def as_count(value: Any, name: str) -> int:
+    """Parses a number of things, of which there is at least one.
+
+    Raises:
+        ValueError: It is no whole number, or less than 1.
+
+    Example:
+        >>> as_count(torch.tensor(3), "steps")
+        3
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
+    return count
 
 
 def as_image_size(image_size: Any, name: str = "image_size") -> tuple[int, int]:

@@ -239,7 +239,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
             "loss_type must be one of l1, l2, huber, got 'l3'",
         ),
         (["train", "clips", "--train_batch_size", "0"], "train_batch_size must be at least 1"),
-        (["train", "clips", "--cond_dim", "3"], "the network takes cond, so the data must give t"),
+        (["train", "clips", "--cond_dim", "3"], "the network takes cond, got none from the data; set"),
         (["train", "clips", "--conditions", "label"], "expected a class for each clip, in"),
         (["train", "clips", "--conditions", "mood"], "conditions must be among caption, label"),
         (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, and"),
@@ -358,12 +358,12 @@ def test_captions_guide_the_samples(capsys, mistake):
         (["--text", "a whale"], "it was trained with, none, got --text; correct the options"),
         (["-o", "missing/out.gif"], "expected a folder at missing to write out.gif into"),
         (["-o", "out.avi"], "got out.avi; rename it, as in out.gif"),
-        (["-n", "0"], "batch_size must be a whole number, at least 1, got 0"),
+        (["-n", "0"], "batch_size must be a whole number of at least 1, got 0"),
         (["--sampler", "euler"], "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++s"),
         (["--sampler", "ddpm", "--steps", "1"], "DDPM: steps must be all 2 of the model, got 1"),
-        (["--steps", "4"], "steps must be from 1 to the model's 2, got 4"),
-        (["--extend_to", "3"], "extend: num_frames must be more than the 3 of video, got 3"),
-        (["--max_batch", "0"], "max_batch must be a whole number, at least 1, got 0"),
+        (["--steps", "4"], "steps must be a whole number from 1 to the model's 2, got 4"),
+        (["--extend_to", "3"], "extend: num_frames must be more than the 3 given, got 3"),
+        (["--max_batch", "0"], "max_batch must be a whole number of at least 1, got 0"),
         (["--negative_text", "grey"], "negative_cond needs a cond_scale other than 1, got 1"),
         (["-n", "few"], "count does not take the value 'few'"),
         (["--image_size", "23"], "height and width must be multiples of 2"),
@@ -429,7 +429,7 @@ def test_classes_by_name(mistake, capsys):
     line = mistake("sample", "results/model-1.5.pt", "--labels", "birds")
     assert "--labels must be among cats, dogs, got 'birds'; choose from them" in line
     line = mistake("sample", "classes", "--labels", "dogs")
-    assert "expected a checkpoint model-N.pt in " in line
+    assert "expected a checkpoint model-N.pt or model-N.sharded in " in line
     assert "found none that can be read; train first, or give" in line
 
 

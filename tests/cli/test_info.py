@@ -175,5 +175,5 @@ def test_missing_and_damaged_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt or model-N"):
         describe_checkpoint(tmp_path)
     (tmp_path / "model-1.pt").write_bytes(b"none")
-    with pytest.raises(ValueError, match=r"expected a checkpoint in .*model-1\.pt, got a file"):
+    with pytest.raises(ValueError, match=r"expected a checkpoint in .*model-1\.pt, got one that"):
         describe_checkpoint(tmp_path / "model-1.pt")

@@ -79,7 +79,7 @@ def test_a_path_of_a_long_name(folder):
 
 def test_the_newest_of_none_is_an_error(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt in"):
+        with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt or model"):
             find_checkpoint(folder, -1)
 
 

@@ -463,7 +463,7 @@ def test_none_that_is_whole_is_an_error(tmp_path):
 
 
 def test_no_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt in"):
+    with pytest.raises(FileNotFoundError, match=r"expected a checkpoint model-N\.pt or model"):
         read_newest(tmp_path)
 
 

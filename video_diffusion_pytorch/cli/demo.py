@@ -11,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.cli.plot import METRICS, plot_run
 from video_diffusion_pytorch.conditions import repeat_rows
 from video_diffusion_pytorch.data.display import text_picture, video_grid
@@ -97,9 +98,8 @@ def run_demo(
         ValueError: If `steps` or `clips` is less than 1, or the folder has a checkpoint of another
             model.
     """
-    if steps is not None and steps < 1:
-        raise ValueError(f"demo: steps must be at least 1, got {steps}; give a positive number")
-    home, total = Path(folder), steps or DEFAULT_STEPS
+    total = DEFAULT_STEPS if steps is None else as_count(steps, "demo: steps")
+    home = Path(folder)
     results = home / "checkpoints"
     # layers this small lose more to a second CPU thread than they gain
     torch.set_num_threads(1)

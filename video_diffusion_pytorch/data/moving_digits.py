@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 
 DIGIT_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -149,7 +150,7 @@ def write_moving_digits(
     target.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     paths = []
-    for number in range(num_clips):
+    for number in range(as_count(num_clips, "num_clips")):
         chosen = _draw(range(len(images)), generator)
         direction = _draw(list(DIRECTIONS), generator)
         image, word = images[chosen], DIGIT_NAMES[int(labels[chosen])]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.arguments import as_image_size, per_channel, plain_range, shown
+from video_diffusion_pytorch.arguments import as_count, as_image_size, per_channel, plain_range, shown
 from video_diffusion_pytorch.conditions import VALUES, given, masks_of, rows_of
 from video_diffusion_pytorch.diffusion.completion import Completion
 from video_diffusion_pytorch.diffusion.conditioning import (
@@ -902,7 +902,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 "cond_mask": cond_mask,
             }
         )
-        count = count_videos(conditions, known, batch_size)
+        count = count_videos(conditions, known, as_count(batch_size, "sample: batch_size"))
         known = tuple(one.prepare(self, (count, *size)) for one in known)
         negative = self.prepare_negative(negative_cond, cond_scale, count)
         noise = make_streams(seed, generator, count, self.betas.device)
@@ -916,7 +916,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             # a subclass's own, written for the reference
             del follower["progress"]
         videos = []
-        for rows in batches(count, max_batch):
+        most = count if max_batch is None else as_count(max_batch, "sample: max_batch")
+        for rows in batches(count, most):
             shape, own = (rows.stop - rows.start, *size), rows_of(conditions, rows)
             if is_chain:
                 video = self.p_sample_loop(shape, cond_scale=cond_scale, **own, **follower)
@@ -984,7 +985,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         c, f, h, w = self.clip_shape
         if image_size is not None:
             h, w = as_image_size(image_size, "sample: image_size")
-        return c, f if num_frames is None else int(num_frames), h, w
+        if num_frames is not None:
+            f = as_count(num_frames, "sample: num_frames")
+        return c, f, h, w
 
     def prepare_negative(
         self, negative_cond: Any, cond_scale: float, count: int
@@ -1009,6 +1012,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 "vectors, or a dict of those by name"
             )
         ready = self.prepare_conditions(named)
+        if counts := sorted({len(value) for value in ready.values()} - {1, count}):
+            raise ValueError(
+                f"sample: negative_cond must have 1 row or one per video, {count}, got {counts[0]}"
+            )
         return {name: value.expand(count, *value.shape[1:]) for name, value in ready.items()}
 
     @property
@@ -1256,7 +1263,7 @@ def guided(denoise_fn: nn.Module) -> Any:
     return MethodType(method.__func__, denoise_fn) if is_compiled else method
 
 
-def batches(count: int, max_batch: int | None) -> list[slice]:
-    """The rows of the batches that `count` videos are drawn in; one batch even of none."""
-    size = max_batch or max(count, 1)
-    return [slice(i, min(i + size, count)) for i in range(0, max(count, 1), size)]
+def batches(count: int, most: int) -> list[slice]:
+    """Rows of the batches of at most `most` videos that `count` videos are drawn in."""
+    # conditions may have no row, and their result none
+    return [slice(i, min(i + most, count)) for i in range(0, max(count, 1), max(most, 1))]

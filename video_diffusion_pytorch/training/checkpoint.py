@@ -130,7 +130,7 @@ def find_checkpoint(folder: Path, milestone: int | float | str | os.PathLike[str
         paths = _by_loss(found) if milestone == "best" else [one.path for one in reversed(found)]
         if not paths:
             raise FileNotFoundError(
-                "expected a checkpoint model-N.pt"
+                "expected a checkpoint model-N.pt or model-N.sharded"
                 f"{' with a validation loss' if milestone == 'best' else ''} in "
                 f"{folder.resolve()}, found none that can be read; train first, or give the path "
                 "of a checkpoint"
