@@ -239,7 +239,10 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
             "loss_type must be one of l1, l2, huber, got 'l3'",
         ),
         (["train", "clips", "--train_batch_size", "0"], "train_batch_size must be at least 1"),
-        (["train", "clips", "--cond_dim", "3"], "the network takes cond, got none from the data; set"),
+        (
+            ["train", "clips", "--cond_dim", "3"],
+            "the network takes cond, got none from the data; set",
+        ),
         (["train", "clips", "--conditions", "label"], "expected a class for each clip, in"),
         (["train", "clips", "--conditions", "mood"], "conditions must be among caption, label"),
         (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, and"),

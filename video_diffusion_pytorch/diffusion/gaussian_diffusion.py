@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from video_diffusion_pytorch.arguments import as_count, as_image_size, per_channel, plain_range, shown
+from video_diffusion_pytorch.arguments import (
+    as_count,
+    as_image_size,
+    per_channel,
+    plain_range,
+    shown,
+)
 from video_diffusion_pytorch.conditions import VALUES, given, masks_of, rows_of
 from video_diffusion_pytorch.diffusion.completion import Completion
 from video_diffusion_pytorch.diffusion.conditioning import (
