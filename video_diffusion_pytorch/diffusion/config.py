@@ -144,9 +144,11 @@ def _check_state_dict(
     is_same["beta_schedule"] = same_betas and same_time
     for name in is_same:
         if not is_same[name]:
+            # a range in full, to be copied
+            found = theirs[name] if name.endswith("range") else shown(theirs[name])
             raise ValueError(
                 f"GaussianDiffusion: the state dict must have the model's {name}, "
-                f"{shown(own[name])}, got {shown(theirs[name])}; build GaussianDiffusion with that "
+                f"{shown(own[name])}, got {found}; build GaussianDiffusion with that "
                 f"{name}, or load the weights of denoise_fn alone to train them otherwise"
             )
 
