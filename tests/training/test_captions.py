@@ -228,6 +228,6 @@ def test_memory_of_states_is_bounded(spelt, monkeypatch):
 
 def test_an_encoder_of_vectors_is_noticed_before_training(embedded):
     with pytest.raises(
-        ValueError, match=r"states of shape \(1, n, d\), got .*; return the state of"
+        ValueError, match=r"states of shape \(1, n, d\), .* got torch\.float32 of shape \(1, 2\)"
     ):
         EncodedCaptions(False, states=True).prepare(["a"], CPU)

@@ -512,7 +512,7 @@ def test_rows_that_cannot_be_chosen(make_trainer, clips, table, rows):
     with pytest.raises(ValueError, match=message):
         make_trainer(validation_split="val")
     plain = rows("00.gif", "01.gif", head="path", name="plain.csv")
-    message = r"plain.csv must have a column split to take the split 'val', got none"
+    message = r"plain.csv must list clips of the split 'val', got \[\]; name the column"
     with pytest.raises(ValueError, match=message):
         make_trainer(manifest=plain, validation_split="val")
     other = rows("00.gif,train", "01.gif,held", name="other.csv")

@@ -262,6 +262,11 @@ class DataSource:
                 ready[name] = self.to_device(value)
         cond = ready.get("cond")
         if isinstance(cond, (list, tuple)) and all(c is None or isinstance(c, str) for c in cond):
+            if ready.get("cond_mask") is not None:
+                raise ValueError(
+                    "Trainer: cond_mask must be left out with captions, whose encoder gives it, "
+                    f"got one of shape {tuple(ready['cond_mask'].shape)}"
+                )
             ready |= self.captions(cond, self.processes.device)
         return ready
 

@@ -119,6 +119,11 @@ def _precision(amp: bool, mixed_precision: str | None, device_type: str) -> str:
             f"Trainer: mixed_precision must be one of {', '.join(PRECISIONS)}, and not 'no' with "
             f"amp=True, got {shown(mixed_precision)}; leave one of the two out"
         )
+    if mixed_precision == "fp16" and device_type == "cpu":
+        raise ValueError(
+            "Trainer: on a CPU mixed_precision must be 'bf16' or 'no', got 'fp16', for which there "
+            "is no loss scale, so that small gradients would be lost"
+        )
     return mixed_precision
 
 
