@@ -192,6 +192,7 @@ class Unet3D(Shareable, part="unet"):
                 where it is not 8, `token_shift` and `dropout`.
 
         Raises:
+            TypeError: If it is not a dict, but the name of a file, say.
             ValueError: If these are not the tensors of a `Unet3D`.
         """
         tensors, config = unet_config_from_state_dict(state_dict)
