@@ -41,7 +41,10 @@ def replacing(target: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Without it a power failure may bring the old entry back; Windows has no such call."""
+    """Writes a folder's entries to the disk, so that a power failure brings back no old ones.
+
+    Windows has no such call.
+    """
     if os.name != "posix":
         return
     try:

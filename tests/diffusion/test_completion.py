@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from video_diffusion_pytorch import GaussianDiffusion
+from video_diffusion_pytorch import GaussianDiffusion, KnownRegion
 from video_diffusion_pytorch.diffusion.completion import shrink
 
 UNITS = {
@@ -326,18 +326,19 @@ def test_no_frame_is_left_to_draw(call):
         model().predict(torch.rand(1, 2, 5, 4, 4))
 
 
-@pytest.mark.parametrize("number", [6.0, 2.5, "6"])
+@pytest.mark.parametrize("number", [6.0, 2.5, "6", 0])
 def test_numbers_that_are_not_whole(number):
     video = torch.rand(1, 2, 2, 4, 4)
-    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+    message = f" must be a whole number of at least 1, got {number!r}$"
+    with pytest.raises(ValueError, match=f"^predict: num_frames{message}"):
         model().predict(video, number)
-    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+    with pytest.raises(ValueError, match=f"^extend: overlap{message}"):
         model().extend(video, 8, overlap=number)
-    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+    with pytest.raises(ValueError, match=f"^extend: frame_factor{message}"):
         model().extend(video, 8, low_resolution=video, frame_factor=number)
-    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+    with pytest.raises(ValueError, match=f"^upsample: frame_factor{message}"):
         model().upsample(video, frame_factor=number)
-    with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+    with pytest.raises(ValueError, match=f"^interpolate_frames: factor{message}"):
         model().interpolate_frames(video, number)
 
 
@@ -347,7 +348,7 @@ def test_whole_numbers_of_any_kind():
     assert result.shape[2] == 7
 
 
-@pytest.mark.parametrize(("factor", "frames"), [(0, 3), (1, 3), (4, 3), (2, 1)])
+@pytest.mark.parametrize(("factor", "frames"), [(1, 3), (4, 3), (2, 1)])
 def test_frames_that_no_window_can_be_drawn_between(factor, frames):
     message = (
         "interpolate_frames: factor must be from 2 to 3, so that a clip of the model has two given "
@@ -419,16 +420,22 @@ def test_a_low_resolution_of_another_length(factor, expected):
         )
 
 
-@pytest.mark.parametrize(("factor", "weight"), [(0, 2.0), (1, 0)])
-def test_a_low_resolution_without_frames_or_weight(factor, weight):
-    message = (
-        "upsample: video needs a frame_factor of at least 1 and a weight above 0, by which it "
-        f"guides, got {factor} and {weight}"
-    )
+def test_a_low_resolution_without_weight():
+    message = "upsample: video needs a weight above 0, by which it guides, got 0"
     with pytest.raises(ValueError, match=exactly(message)):
-        model().upsample(torch.rand(1, 2, 4, 2, 2), frame_factor=factor, weight=weight)
+        model().upsample(torch.rand(1, 2, 4, 2, 2), weight=0)
     with pytest.raises(ValueError, match=r"^upsample: weight must be a number, 0 or greater"):
         model().upsample(torch.rand(1, 2, 4, 2, 2), weight=-1)
+
+
+def test_guidance_for_another_number_of_videos():
+    video = torch.rand(1, 2, 4, 4, 4)
+    message = "must have one row per video, 1, or one for all, got 2"
+    with pytest.raises(ValueError, match=message):
+        model().extend(video, 8, low_resolution=torch.rand(2, 2, 8, 2, 2))
+    known = KnownRegion(torch.rand(2, 2, 4, 4, 4), torch.tensor([True, False, False, False]))
+    with pytest.raises(ValueError, match=message):
+        model().inpaint(video, torch.zeros(4, 4, dtype=torch.bool), guidance=known)
 
 
 def test_a_frame_factor_without_low_resolution():

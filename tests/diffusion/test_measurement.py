@@ -223,6 +223,7 @@ def test_values_that_were_not_measured():
     [
         (lambda videos: videos.mean(dim=3), "torch.float32 of shape (4, 2, 3, 6)"),
         (lambda videos: mean_over_time(videos) * 1j, "torch.complex64 of shape (4, 2, 5, 6)"),
+        (lambda videos: None, "NoneType"),
         # mixes videos
         (lambda videos: videos.mean(dim=(0, 2))[None], "torch.float32 of shape (1, 2, 5, 6)"),
     ],

@@ -318,6 +318,9 @@ def test_clips_that_cannot_be_interpolated():
     message = r"interpolate: lam, the share of x2, must be in \[0, 1\], got 2"
     with pytest.raises(ValueError, match=message):
         diffusion.interpolate(x, x, lam=2)
+    for t in (-1, diffusion.num_timesteps):
+        with pytest.raises(ValueError, match=rf"t must be a step from 0 to .*, got {t}"):
+            diffusion.interpolate(x, x, t)
 
 
 # Small ones

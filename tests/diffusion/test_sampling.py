@@ -280,6 +280,10 @@ class Two(Guidance):
     [
         ({"sampler": "ddpm", "steps": 5}, "DDPM: steps must be all 12 of the model, got 5"),
         ({"sampler": "euler"}, "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++sde"),
+        (
+            {"dynamic_thres_percentile": 99.5},
+            "sample: dynamic_thres_percentile must be a fraction in [0, 1], got 99.5",
+        ),
         ({"guidance_rescale": 1.5}, "guidance_rescale must be from 0 to 1, got 1.5"),
         (
             {"image_size": (8, 0)},

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.value_range import check_type, to_unit_range
+from video_diffusion_pytorch.diffusion.value_range import check_videos, to_unit_range
 
 
 class Recorder(nn.Module):
@@ -237,13 +237,13 @@ def test_a_warning_points_at_the_users_line():
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_types_without_a_range(dtype):
     message = (
-        f"GaussianDiffusion: x1 must be floating-point or uint8, got {dtype}; convert them with "
-        ".float(), in the range of the training clips"
+        "x1 must be a tensor of shape (c, f), floating-point or uint8, got "
+        f"{dtype}; convert it with .float()"
     )
     with pytest.raises(ValueError, match=exactly(message)):
-        check_type("x1", torch.ones(2, dtype=dtype))
-    check_type("x1", torch.ones(2, dtype=torch.uint8))
-    check_type("x1", torch.ones(2, dtype=torch.float64))
+        check_videos("x1", torch.ones(2, 3, dtype=dtype), ("c", "f"))
+    check_videos("x1", torch.ones(2, 3, dtype=torch.uint8), ("c", "f"))
+    check_videos("x1", torch.ones(2, 3, dtype=torch.float64), ("c", "f"))
 
 
 @pytest.mark.parametrize("given", [5, (1, 1), ([0, 0, 0], 1), ([0, 5], [1, 4])])

@@ -434,7 +434,7 @@ def test_a_model_that_has_diverged():
 # Mistakes
 
 
-@pytest.mark.parametrize("overlap", [-1, 0, 4])
+@pytest.mark.parametrize("overlap", [4, 9])
 def test_overlaps_outside_their_range(overlap):
     message = (
         "extend: overlap must be from 1 to 3, one less than the frames of the model's clips, got "
@@ -490,6 +490,6 @@ def test_conditions_of_other_videos_or_frames(name, shape):
 
 
 def test_a_low_resolution_of_other_videos():
-    message = "one row per video, got 2 of KnownRegion, 3 of Measurement; give as many of each"
+    message = "must have one row per video, 2, or one for all, got 3"
     with pytest.raises(ValueError, match=message):
         watched().extend(VIDEO, 8, low_resolution=torch.rand(3, 1, 8, 2, 2))

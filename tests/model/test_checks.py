@@ -41,6 +41,11 @@ def exactly(message):
             "or build the network with other channels",
         ),
         (
+            torch.randn(2, 3, 0, 8, 8),
+            "Unet3D: x must have the shape (b, 3, f, h, w), got (2, 3, 0, 8, 8); move the axes, "
+            "or build the network with other channels",
+        ),
+        (
             torch.randn(2, 3, 4, 9, 8),
             "Unet3D: height and width must be multiples of 2 for 2 resolutions, got 9 x 8; "
             "resize or pad, or use fewer dim_mults",
@@ -68,6 +73,8 @@ def test_a_time_that_is_not_one_per_video(unet):
     message = "Unet3D: time must have one step per video, shape (2,), got (); expand it"
     with pytest.raises(ValueError, match=re.escape(message)):
         unet(X, TIME[0])
+    with pytest.raises(ValueError, match=r"time must have one step .*, got int; expand it"):
+        unet(X, 5)
 
 
 def test_a_condition_where_there_is_none(unet):
@@ -84,7 +91,7 @@ def test_a_condition_where_there_is_none(unet):
 def test_a_missing_condition(conditional, null_cond_prob):
     message = (
         "Unet3D: this network was built with a condition, so cond of shape (2, 3) is expected, "
-        "got None; pass it, or null_cond_prob=1 for none"
+        "got None; pass it (only forward, with null_cond_prob=1, needs none)"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         conditional(X, TIME, null_cond_prob=null_cond_prob)
@@ -169,7 +176,13 @@ def test_a_misspelt_keyword(unet, wrong):
         ({"time_input": "t"}, "Unet3D: time_input must be 'step' or 'log_snr', got 't'"),
         ({"full_attn_levels": (0, 2)}, "numbers of levels from 0, the finest, to 1, got (0, 2)"),
         ({"temporal_attn_levels": (-1,)}, "numbers of levels from 0, the finest, to 1, got (-1,)"),
-        ({"full_attn_levels": "01"}, "numbers of levels from 0, the finest, to 1, got '01'"),
+        ({"full_attn_levels": "01"}, "full_attn_levels must be a list of whole numbers, got '01'"),
+        (
+            {"temporal_attn_levels": 0},
+            "attn_levels must be a list of whole numbers, got 0",
+        ),
+        ({"dim_mults": 2}, "Unet3D: dim_mults must be a list of whole numbers, got 2"),
+        ({"dim_mults": (1, 1.5)}, "dim_mults must be a list of whole numbers, got (1, 1.5)"),
         ({"dropout": -0.1}, "Unet3D: dropout must be from 0 to below 1, got -0.1"),
         ({"dropout": 1.0}, "Unet3D: dropout must be from 0 to below 1, got 1.0"),
         (
@@ -224,7 +237,7 @@ def test_an_unexpected_and_a_missing_condition(unet, told, name, has, keyword):
     shape = tuple(good()[name].shape)
     message = (
         f"Unet3D: this network was built with {has}, so {name} of shape {shape} is expected, got "
-        "None; pass it, or null_cond_prob=1 for none"
+        "None; pass it (only forward, with null_cond_prob=1, needs none)"
     )
     for call in (told, told.forward_with_cond_scale):
         with pytest.raises(ValueError, match=exactly(message)):

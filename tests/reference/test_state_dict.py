@@ -255,3 +255,8 @@ def test_tensors_of_another_network():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Unet3D.from_state_dict(torch.nn.Linear(2, 2).state_dict())
+
+
+def test_the_name_of_a_file_is_no_state_dict():
+    with pytest.raises(TypeError, match="state dict must be a dict, got str; read a file with"):
+        Unet3D.from_state_dict("model-1.pt")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.conditions import CONDITIONS, frames_of, given
 from video_diffusion_pytorch.diffusion.guidance import (
     KnownRegion,
@@ -177,7 +177,7 @@ class Completion:
     ) -> Tensor:
         """Continues `video`, the argument `name`."""
         video = self._as_result(name, video)
-        k, num_frames = video.shape[2], operator.index(num_frames)
+        k, num_frames = video.shape[2], as_count(num_frames, f"{self.call}: num_frames")
         if num_frames <= k:
             raise ValueError(
                 f"{self.call}: num_frames must be more than the {k} given, got {num_frames}"
@@ -195,7 +195,8 @@ class Completion:
     def interpolate_frames(self, video: Any, factor: int) -> Tensor:
         """Draws frames between those of `video`."""
         video = self._as_result("video", video)
-        factor, length = operator.index(factor), self.diffusion.num_frames
+        factor = as_count(factor, f"{self.call}: factor")
+        length = self.diffusion.num_frames
         if not 2 <= factor < length or video.shape[2] < 2:
             raise ValueError(
                 f"{self.call}: factor must be from 2 to {length - 1}, so that a clip of the model "
@@ -214,7 +215,8 @@ class Completion:
     def upsample(self, video: Any, frame_factor: int) -> Tensor:
         """Draws `video` at a higher resolution."""
         check_videos(f"{self.call}: video", video)
-        num_frames = (video.shape[2] - 1) * operator.index(frame_factor) + 1
+        frame_factor = as_count(frame_factor, f"{self.call}: frame_factor")
+        num_frames = (video.shape[2] - 1) * frame_factor + 1
         low = self._low("video", video, frame_factor, num_frames)
         b, c, f, *small = low.video.shape
         size = list(self._size())
@@ -259,6 +261,12 @@ class Completion:
         plan = self._plan(known, 0 if low is None else low.frame_factor)
         options, conditions, negative = self._prepare_for_all(video)
         own = as_guidance(options.pop("guidance", ()))
+        counts = [one.num_videos or 1 for one in own] + ([] if low is None else [len(low.video)])
+        if wrong := [count for count in counts if count not in (1, len(video))]:
+            raise ValueError(
+                f"{self.call}: guidance and low_resolution must have one row per video, "
+                f"{len(video)}, or one for all, got {wrong[0]}"
+            )
         for window in plan:
             frames, kept = slice(window.start, window.stop), slice(window.start, window.keep)
             guidance = list(own)
@@ -291,7 +299,9 @@ class Completion:
                 frames that the network needs.
         """
         num_frames, length = known.shape[2], self.diffusion.num_frames
-        overlap = length // 2 if self.overlap is None else operator.index(self.overlap)
+        overlap = length // 2
+        if self.overlap is not None:
+            overlap = as_count(self.overlap, f"{self.call}: overlap")
         if self.overlap is None and num_frames <= length:
             # a single window
             overlap = 0
@@ -364,13 +374,11 @@ class Completion:
         each of its own is made of. Their equation takes the measured part, given the noisy video,
         to be as uncertain as a pixel; the mean of n pixels is n times less so.
         """
-        name, frame_factor = f"{self.call}: {name}", operator.index(frame_factor)
+        name = f"{self.call}: {name}"
+        frame_factor = as_count(frame_factor, f"{self.call}: frame_factor")
         weight = checked_weight(self.call, self.weight)
-        if frame_factor < 1 or not weight:
-            raise ValueError(
-                f"{name} needs a frame_factor of at least 1 and a weight above 0, by which it "
-                f"guides, got {frame_factor} and {self.weight}"
-            )
+        if not weight:
+            raise ValueError(f"{name} needs a weight above 0, by which it guides, got 0")
         frames = (num_frames - 1) // frame_factor + 1
         check_videos(name, video, ("b", self.diffusion.channels, frames, "h", "w"))
         (height, width), (h, w) = self._size(), video.shape[3:]

@@ -469,7 +469,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
         Raises:
             TypeError: If one has an unknown name, or is not numbers with a row per video.
-            ValueError: If there is a `cond_mask` for captions.
+            ValueError: If there is a `cond_mask` for captions, or the network takes none.
         """
         if unknown := [name for name in conditions if name not in CONDITION_NAMES]:
             raise TypeError(
@@ -478,6 +478,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             )
         ready = given(conditions)
         if is_captions(ready.get("cond")):
+            if "cond" not in getattr(unwrap(self.denoise_fn), "condition_names", ("cond",)):
+                raise ValueError(
+                    "GaussianDiffusion: the network must take captions, got one built without "
+                    "cond_dim and use_bert_text_cond; build it with one of them, or leave out cond"
+                )
             ready |= encode_condition(
                 ready,
                 states=self.takes_text_states,
@@ -503,7 +508,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             field = self._field_to_model_range(field)
         if frames is not None:
             expected = (*x.shape[:2], self.given_frames, *x.shape[3:])
-            check_videos("GaussianDiffusion: first_frames", frames, expected)
+            cure = f"this model was built with given_frames={self.given_frames}"
+            check_videos("GaussianDiffusion: first_frames", frames, expected, cure)
             frames = self.to_model_range(frames)
         elif clips is not None:
             frames = clips[:, :, : self.given_frames]
@@ -575,8 +581,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         self._store_range("value", low_high, self.channels)
         self._range_is_known = False
 
-    def _store_range(self, kind: str, given: Any, channels: int | None) -> None:
-        limits = plain_range(given, channels, f"GaussianDiffusion: {kind}_range")
+    def _store_range(self, kind: str, low_high: Any, channels: int | None) -> None:
+        limits = plain_range(low_high, channels, f"GaussianDiffusion: {kind}_range")
         counts = [len(bound) for bound in limits if isinstance(bound, tuple)]
         bounds = per_channel(limits, channels or max(counts, default=1))
         for end, values in zip(("low", "high"), bounds, strict=True):
@@ -772,13 +778,16 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             `(b, c, f, h, w)`.
 
         Raises:
-            ValueError: If shapes differ, or `lam` is out of range.
+            ValueError: If shapes differ, or `t` or `lam` is out of range.
         """
         t = self.num_timesteps - 1 if t is None else t
         check_videos("interpolate: x1", x1)
         check_videos("interpolate: x2", x2, x1.shape)
         if not 0 <= lam <= 1:
             raise ValueError(f"interpolate: lam, the share of x2, must be in [0, 1], got {lam}")
+        if not 0 <= t < self.num_timesteps:
+            last = self.num_timesteps - 1
+            raise ValueError(f"interpolate: t must be a step from 0 to {last}, got {t}")
         steps = torch.full(x1.shape[:1], t, device=x1.device, dtype=torch.long)
         x1, x2 = (self.q_sample(self.to_model_range(x), steps) for x in (x1, x2))
         blend = (1 - lam) * x1 + lam * x2
@@ -894,6 +903,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             raise ValueError(
                 "sample: dynamic_thres_percentile needs a model that clamps, got one with "
                 "auto_normalize=False, whose clips have no range; leave it out"
+            )
+        if not 0 <= (dynamic_thres_percentile or 0) <= 1:
+            raise ValueError(
+                "sample: dynamic_thres_percentile must be a fraction in [0, 1], got "
+                f"{dynamic_thres_percentile}; pass for example 0.995"
             )
         sampler, levels = self._choose_sampler(sampler, steps)
         size = self.sample_shape(num_frames, image_size)
@@ -1271,5 +1285,4 @@ def guided(denoise_fn: nn.Module) -> Any:
 
 def batches(count: int, most: int) -> list[slice]:
     """Rows of the batches of at most `most` videos that `count` videos are drawn in."""
-    # conditions may have no row, and their result none
-    return [slice(i, min(i + most, count)) for i in range(0, max(count, 1), max(most, 1))]
+    return [slice(i, min(i + most, count)) for i in range(0, count, most)]

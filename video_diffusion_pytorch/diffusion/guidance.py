@@ -300,11 +300,14 @@ class Measurement(Guidance):
         """Sum of the squared errors of the measurement; see `Guidance.squared_error`."""
         measured = self.operator(self._to_data_range(x_start))
         expected = (len(x_start), *self.y.shape[1:])
-        if tuple(measured.shape) != expected or measured.is_complex():
+        is_tensor = torch.is_tensor(measured)
+        if not is_tensor or tuple(measured.shape) != expected or measured.is_complex():
+            got = type(measured).__name__
+            if is_tensor:
+                got = f"{measured.dtype} of shape {tuple(measured.shape)}"
             raise ValueError(
                 "Measurement: operator must give what y is, real numbers of the shape "
-                f"{expected}, got {measured.dtype} of shape {tuple(measured.shape)} for videos of "
-                f"{tuple(x_start.shape)}; change it, or y"
+                f"{expected}, got {got} for videos of {tuple(x_start.shape)}; change it, or y"
             )
         error = (self.y - measured) / self._unit
         return self.weight * error.square().reshape(len(x_start), -1).sum(dim=1)
@@ -380,11 +383,12 @@ def count_videos(
     """How many videos conditions and guidance are for; `default` if for any number.
 
     Raises:
-        ValueError: If they differ.
+        ValueError: If they differ, or are 0.
     """
     counts = [(name, len(value)) for name, value in conditions.items()]
     counts += [(type(one).__name__, one.num_videos) for one in guidance if one.num_videos]
-    if len({count for _, count in counts}) > 1:
+    different = {count for _, count in counts}
+    if len(different) > 1 or 0 in different:
         raise ValueError(
             "sample: all conditions and guidance must have one row per video, got "
             f"{', '.join(f'{count} of {name}' for name, count in counts)}; give as many of each"

@@ -84,10 +84,13 @@ def make_streams(
     if seed is None:
         return draw_noise
     if isinstance(seed, Integral):
-        seeds = [stream_seed(int(seed), i) for i in range(count)]
+        pairs = [(int(seed), i) for i in range(count)]
     else:
         each = _one_per_video("seed, an integer,", Integral, seed, count)
-        seeds = [stream_seed(int(one), 0) for one in each]
+        pairs = [(int(one), 0) for one in each]
+    if any(number < 0 for number, _ in pairs):
+        raise ValueError(f"sample: a seed must be 0 or greater, got {shown(seed)}")
+    seeds = [stream_seed(number, index) for number, index in pairs]
     return RandomStreams([torch.Generator(device).manual_seed(one) for one in seeds])
 
 

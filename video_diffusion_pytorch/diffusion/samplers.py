@@ -72,12 +72,15 @@ def spaced_times(
     if isinstance(steps, (int, Integral)):
         return [float(t) for t in SPACINGS[spacing](process, _checked_number(process, steps))]
     last = process.num_timesteps - 1
-    times = [float(t) for t in steps]
+    try:
+        times = [] if isinstance(steps, str) else [float(t) for t in steps]
+    except (TypeError, ValueError):
+        times = []
     falls = all(t > s for t, s in pairwise(times))
     if not times or not falls or not all(0 <= t <= last for t in times):
         raise ValueError(
-            f"sample: a list of steps must hold falling times from {last} to 0, got {times}; sort "
-            "them, and leave out others"
+            f"sample: steps must be a whole number, or a list of falling times from {last} to 0, "
+            f"got {shown(steps)}"
         )
     return times
 

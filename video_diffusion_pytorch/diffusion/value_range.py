@@ -41,15 +41,6 @@ def to_unit_range(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return ((x - low) / (high - low) * 2 - 1).to(low.dtype)
 
 
-def check_type(name: str, x: Tensor) -> None:
-    """Raises a ValueError unless clips, called `name` in it, are floating-point or uint8."""
-    if not x.is_floating_point() and x.dtype != torch.uint8:
-        raise ValueError(
-            f"GaussianDiffusion: {name} must be floating-point or uint8, got {x.dtype}; convert "
-            "them with .float(), in the range of the training clips"
-        )
-
-
 def check_videos(
     name: str,
     x: Any,

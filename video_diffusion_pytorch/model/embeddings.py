@@ -48,8 +48,9 @@ def make_time_mlp(dim: int, dim_out: int, layers: int = 2) -> nn.Sequential:
 def time_of_log_snr(log_snr: Tensor) -> Tensor:
     """The time from 0 to 1000 that stands for a log-SNR in the sinusoidal embedding.
 
-    It is that at which a cosine schedule has it, `2000 / pi * atan(exp(-log_snr / 2))`: of the
-    interval from -20 to 20 they would see the bulk through a few slow waves only.
+    It is the time at which a cosine schedule has this log-SNR,
+    `2000 / pi * atan(exp(-log_snr / 2))`: most of the sinusoids are too slow to tell apart numbers
+    from -20 to 20.
 
     Args:
         log_snr: `log(alpha**2 / sigma**2)`, of any shape.
@@ -70,8 +71,7 @@ class RelativePositionBias(nn.Module):
     Args:
         heads: Number of attention heads.
         num_buckets: Number of rows of the learned table.
-        max_distance: Distance, in frames, at which the widths are such that the last bucket is
-            reached; longer distances are in it, too.
+        max_distance: Distance, in frames, from which on all share the last bucket.
     """
 
     def __init__(self, heads: int = 8, num_buckets: int = 32, max_distance: int = 128) -> None:

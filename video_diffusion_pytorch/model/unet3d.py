@@ -192,6 +192,7 @@ class Unet3D(Shareable, part="unet"):
                 where it is not 8, `token_shift` and `dropout`.
 
         Raises:
+            TypeError: If it is not a dict, but the name of a file, say.
             ValueError: If these are not the tensors of a `Unet3D`.
         """
         tensors, config = unet_config_from_state_dict(state_dict)
@@ -316,14 +317,12 @@ class Unet3D(Shareable, part="unet"):
         if self.has_cond:
             # one draw for all conditions of a video
             dropped = conditioning.mask_of_videos("drop_mask", drop_mask, null_cond_prob, x)
-            every = conditioning.ForwardConditions(
+            of_pass = conditioning.ForwardConditions(
                 conditions, images, dropped, frames, image_frames
             )
-            emb, text = (
-                conditioning.embed_conditions(self, emb, every),
-                conditioning.tokens_of_captions(self, every),
-            )
-            x = conditioning.join_cond_video(self, x, every)
+            emb = conditioning.embed_conditions(self, emb, of_pass)
+            text = conditioning.tokens_of_captions(self, of_pass)
+            x = conditioning.join_cond_video(self, x, of_pass)
         bias = self.time_rel_pos_bias(frames, device=x.device)
         rotary = rotary_tables(self.rotary_emb.freqs, frames)
         temporal = (bias, rotary, focus, image_frames, text)
@@ -676,12 +675,16 @@ def _check_arguments(config: Mapping[str, Any]) -> None:
     """Raises a ValueError for constructor arguments outside their range."""
     for name, parameter in inspect.signature(Unet3D).parameters.items():
         value, kind = config.get(name), parameter.annotation
-        is_none = value is None and kind == "int | None"
+        if value is None and kind.endswith("None"):
+            continue
         least = 0 if name == "cond_channels" else 1
-        if kind.startswith("int") and not is_none and (type(value) is not int or value < least):
+        if kind.startswith("int") and (type(value) is not int or value < least):
             raise ValueError(
                 f"Unet3D: {name} must be a whole number of at least {least}, got {value!r:.100}"
             )
+        is_list = isinstance(value, tuple) and all(type(number) is int for number in value)
+        if kind.startswith("Sequence") and not is_list:
+            raise ValueError(f"Unet3D: {name} must be a list of whole numbers, got {value!r:.100}")
     mults, groups = config["dim_mults"], config["resnet_groups"]
     dims = [config["init_dim"] or config["dim"], *(config["dim"] * mult for mult in (1, *mults))]
     levels = set(range(len(mults)))
@@ -717,7 +720,7 @@ def _check_arguments(config: Mapping[str, Any]) -> None:
 def _check_input(x: Tensor, time: Tensor, config: Mapping[str, Any]) -> None:
     """Raises a ValueError unless the shapes of videos and times fit a network and each other."""
     channels, levels = config["channels"], len(config["dim_mults"])
-    if x.ndim != 5 or x.shape[1] != channels:
+    if x.ndim != 5 or x.shape[1] != channels or 0 in x.shape:
         raise ValueError(
             f"Unet3D: x must have the shape (b, {channels}, f, h, w), got {tuple(x.shape)}; move "
             "the axes, or build the network with other channels"
@@ -728,10 +731,11 @@ def _check_input(x: Tensor, time: Tensor, config: Mapping[str, Any]) -> None:
             f"Unet3D: height and width must be multiples of {multiple} for {levels} resolutions, "
             f"got {x.shape[3]} x {x.shape[4]}; resize or pad, or use fewer dim_mults"
         )
-    if time.shape != x.shape[:1]:
+    if not torch.is_tensor(time) or time.shape != x.shape[:1]:
+        got = tuple(time.shape) if torch.is_tensor(time) else type(time).__name__
         raise ValueError(
-            f"Unet3D: time must have one step per video, shape ({x.shape[0]},), got "
-            f"{tuple(time.shape)}; expand it to the batch"
+            f"Unet3D: time must have one step per video, shape ({x.shape[0]},), got {got}; "
+            "expand it to the batch"
         )
     if config["time_input"] == "log_snr" and not time.is_floating_point():
         raise ValueError(

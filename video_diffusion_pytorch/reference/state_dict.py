@@ -133,8 +133,14 @@ def unet_config_from_state_dict(
         The tensors under our names, and the keywords of `Unet3D`.
 
     Raises:
+        TypeError: If it is not a dict.
         ValueError: If there is no Unet3D in it.
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"Unet3D: the state dict must be a dict, got {type(state_dict).__name__}; read a file "
+            "with torch.load, or with load_diffusion"
+        )
     for averaged_first in ("ema", "model"):
         if isinstance(state_dict.get(averaged_first), Mapping):
             state_dict = state_dict[averaged_first]

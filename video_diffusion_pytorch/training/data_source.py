@@ -21,7 +21,7 @@ from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.report import report_clips
 from video_diffusion_pytorch.data.transforms import fit_value_range
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.value_range import check_type
+from video_diffusion_pytorch.diffusion.value_range import check_videos
 from video_diffusion_pytorch.training.batches import (
     ClipAndImages,
     ClipsWithImages,
@@ -517,7 +517,7 @@ class DataSource:
 
     def _values_of(self, index: int) -> Tensor:
         video = self.unpack(collate([read_item(self.dataset, index, seed=0)]))[0][0]
-        check_type("clips", video)
+        check_videos("Trainer: clips", video, ("c", "f", "h", "w"))
         if not video.isfinite().all():
             raise ValueError(
                 f"Trainer: clips must be finite, got NaN or infinite values in item {index}; "
