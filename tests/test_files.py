@@ -3,7 +3,7 @@
 import pytest
 
 from video_diffusion_pytorch import files
-from video_diffusion_pytorch.files import replacing
+from video_diffusion_pytorch.files import free_name, replacing
 
 
 @pytest.mark.parametrize("sync", [False, True])
@@ -54,6 +54,12 @@ def test_the_longest_name_a_file_system_takes(tmp_path):
     with replacing(target) as unfinished:
         unfinished.write_text("new")
     assert target.read_text() == "new"
+
+
+def test_a_free_name(tmp_path):
+    assert free_name(tmp_path / "a.json", 2).name == "a-2.json"
+    (tmp_path / "a-2.json").touch()
+    assert free_name(tmp_path / "a.json", 2).name == "a-3.json"
 
 
 def test_a_folder_that_cannot_be_synchronised_is_logged(tmp_path, monkeypatch, caplog):

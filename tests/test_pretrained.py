@@ -180,6 +180,9 @@ def test_the_file_must_be_a_training_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a checkpoint at"):
         load_diffusion(tmp_path / "model-1.pt")
     torch.save({"weight": torch.ones(1)}, tmp_path / "bare.pt")
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match=r"a folder of save_pretrained; load it with Gaussian"):
+        load_diffusion(tmp_path)
     with pytest.raises(ValueError, match="expected a checkpoint with the entries"):
         load_diffusion(tmp_path / "bare.pt")
 

@@ -303,7 +303,7 @@ def test_only_a_function_is_named():
 
 def test_a_function_has_no_tokens():
     text.set_text_encoder(lengths)
-    message = r"text encoder must be a model to have a {}, got the function .*; call embed_captions"
+    message = r"text encoder must be one with a {}, got the function .*; call embed_captions"
     with pytest.raises(ValueError, match=message.format("tokenizer")):
         text.tokenize("a whale")
     with pytest.raises(ValueError, match=message.format("model")):

@@ -1,8 +1,9 @@
-"""Atomic writes: a file is replaced by a whole one, or stays as it was."""
+"""Atomic writes, by which a file is replaced by a whole one or stays as it was; free names."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import secrets
@@ -38,6 +39,12 @@ def replacing(target: Path, *, sync: bool = False) -> Iterator[Path]:
             unfinished.unlink(missing_ok=True)
     if sync:
         sync_folder(target.parent)
+
+
+def free_name(path: Path, number: int) -> Path:
+    """`metrics-1.jsonl` for `metrics.jsonl` and number 1; if it exists, that of the next number."""
+    names = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(number))
+    return next(name for name in names if not name.exists())
 
 
 def sync_folder(folder: Path) -> None:

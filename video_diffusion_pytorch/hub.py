@@ -114,7 +114,7 @@ class Shareable(nn.Module):
         config, tensors = self._to_share()
         about = {"library": LIBRARY, "version": __version__}
         text = json.dumps({**about, **config}, indent=2, allow_nan=False) + "\n"
-        whole = {name: _whole(name, value) for name, value in tensors.items()}
+        whole = {key: _whole(key, value) for key, value in tensors.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with replacing(folder / WEIGHTS_FILE) as unfinished:
             save_file(whole, unfinished, {"format": "pt"})

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.data.display import ValueRange, to_pictures, video_grid
 from video_diffusion_pytorch.data.write_video import write_video
 
@@ -165,8 +166,10 @@ def _to_batch(videos: Any) -> Tensor:
 
 
 def _columns(count: int, rows: int | None, columns: int | None) -> int:
-    if any(number is not None and number < 1 for number in (rows, columns)):
-        raise ValueError(f"rows and columns must be at least 1, got {rows} and {columns}")
+    rows, columns = (
+        None if number is None else as_count(number, name)
+        for name, number in (("rows", rows), ("columns", columns))
+    )
     if rows is not None and columns is not None and rows * columns < count:
         raise ValueError(
             f"rows and columns must have a place for each of {count} videos, got {rows} x "

@@ -11,9 +11,9 @@ import torch
 
 from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.hub import check_network_size, short
+from video_diffusion_pytorch.hub import CONFIG_FILE, check_network_size, short
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.checkpoint import checkpoint_at
+from video_diffusion_pytorch.training.checkpoint import checkpoint_at, list_checkpoints
 from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.fsdp import read_sharded
 
@@ -74,6 +74,11 @@ def load_diffusion(
             f"load_diffusion: device must be one that this machine has, got {str(device)!r} "
             f"({short(error)}); leave it out for the CPU"
         ) from error
+    if (Path(path) / CONFIG_FILE).is_file() and not list_checkpoints(Path(path)):
+        raise ValueError(
+            f"load_diffusion: expected a training file or a results folder, got {path}, a folder "
+            "of save_pretrained; load it with GaussianDiffusion.from_pretrained"
+        )
     file = checkpoint_at(path)
     state = read_sharded(file) if file.is_dir() else read_checkpoint(file)
     weights = _choose_weights(state, averaged, file)

@@ -329,8 +329,8 @@ def _load(part: str, auto_class: str) -> Any:
     """Loads the encoder's tokenizer, configuration or model by a class of `transformers`."""
     if _encode is not None:
         raise ValueError(
-            f"the text encoder must be a model to have a {part}, got the function {_encode!r}; "
-            "call embed_captions, or set_text_encoder with a model's name"
+            f"the text encoder must be one with a {part}, got the function {_encode!r}; call "
+            "embed_captions, or set_text_encoder with a model's name"
         )
     import transformers
 

@@ -361,11 +361,13 @@ def test_captions_guide_the_samples(capsys, mistake):
         (["--text", "a whale"], "it was trained with, none, got --text; correct the options"),
         (["-o", "missing/out.gif"], "expected a folder at missing to write out.gif into"),
         (["-o", "out.avi"], "got out.avi; rename it, as in out.gif"),
-        (["-n", "0"], "batch_size must be a whole number of at least 1, got 0"),
+        (["-o", "."], "--output must be a file, got the folder ."),
+        (["--preset", "bair", "--steps", "0"], "steps must be a whole number from 1 to the"),
+        (["-n", "0"], "--count must be a whole number of at least 1, got 0"),
         (["--sampler", "euler"], "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++s"),
         (["--sampler", "ddpm", "--steps", "1"], "DDPM: steps must be all 2 of the model, got 1"),
         (["--steps", "4"], "steps must be a whole number from 1 to the model's 2, got 4"),
-        (["--extend_to", "3"], "extend: num_frames must be more than the 3 given, got 3"),
+        (["--extend_to", "3"], "--extend_to must be more than the model's 3 frames, got 3"),
         (["--max_batch", "0"], "max_batch must be a whole number of at least 1, got 0"),
         (["--negative_text", "grey"], "negative_cond needs a cond_scale other than 1, got 1"),
         (["-n", "few"], "count does not take the value 'few'"),
@@ -386,7 +388,7 @@ def test_mistakes_in_sampling_are_one_line(options, line, mistake):
 def test_a_file_that_is_no_checkpoint_is_named(mistake):
     Path("model-1.pt").write_bytes(b"nothing of the kind")
     assert "expected a checkpoint in model-1.pt, got one that is" in mistake("sample", "model-1.pt")
-    assert "sample.checkpoint" in mistake("sample")
+    assert "arguments are required: checkpoint; see" in mistake("sample")
 
 
 # Clips with conditions

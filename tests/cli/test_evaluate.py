@@ -127,4 +127,7 @@ def test_mistakes_are_one_line(capsys):
     assert "expected a TorchScript file at none.pt" in mistake("--classes", "none.pt")
     assert "sampler must be one of" in mistake("--sampler", "euler")
     assert "count must be at least 2, got 1" in mistake("-n", "1")
+    assert "steps must be at least 1, got 0" in mistake("--steps", "0")
+    assert "--output must be a file, got the folder ." in mistake("-o", ".")
+    assert "expected a folder at none to keep statistics" in mistake("--statistics", "none/a.pt")
     assert "got the shape (5, 3, 12); wrap it" in mistake("--features", "inception.pt")

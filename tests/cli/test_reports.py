@@ -87,14 +87,15 @@ def test_a_sharded_checkpoint_is_gathered(gathered, capsys):
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["info"], "info.checkpoint"),
+        (["info"], "arguments are required: checkpoint; see"),
         (["info", "results"], "expected a checkpoint model-N.pt or model-N.sharded in "),
         (["info", "model-1.pt"], "expected a checkpoint at model-1.pt, found none"),
         (["info", "results", "--steps", "3"], "see video-diffusion info --help"),
-        (["plot"], "plot.folders"),
+        (["plot"], "arguments are required: folders; see"),
         (["plot", "missing"], "expected the numbers of a run at missing/metrics.jsonl, found no"),
         (["plot", "results", "-o", "a.txt"], "Format 'txt' is not supported"),
-        (["gather"], "gather.folder"),
+        (["gather"], "arguments are required: folder; see"),
+        (["gather", __file__], "is one file already; give a model-N.sharded"),
     ],
 )
 def test_mistakes_are_one_line(argv, line, mistake):

@@ -151,6 +151,9 @@ def test_invalid_outputs_of_networks(tmp_path):
         ValueError, match=r"a tensor with a row for each of 2, got the shape \(2, 3,"
     ):
         maps(torch.rand(2, 3, 2, 4, 4))
+    for videos in (torch.rand(3, 2, 4, 4), torch.ones(2, 3, 2, 4, 4, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=r"floating-point, \(b, c, f, h, w\) in \[0, 1\], got"):
+            FeatureNetwork(torch.nn.Flatten())(videos)
     with pytest.raises(ValueError, match=r"must have the 3 channels of the network, or 1, got 2;"):
         maps(torch.rand(2, 2, 2, 4, 4))
     with pytest.raises(

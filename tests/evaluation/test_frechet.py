@@ -124,6 +124,14 @@ def test_too_few_videos_give_a_warning():
     frechet_distance(enough, enough)
 
 
+def test_one_video_has_no_covariance():
+    one, two = FeatureStatistics(2), FeatureStatistics(2)
+    one.add(torch.zeros(1, 2))
+    two.add(torch.eye(2))
+    with pytest.raises(ValueError, match=r"sets must have at least two videos, got 1"):
+        frechet_distance(two, one)
+
+
 def test_processes_together_equal_one():
     torch.manual_seed(6)
     features = torch.randn(50, 6) + 1000

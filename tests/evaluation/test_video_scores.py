@@ -99,6 +99,8 @@ def test_statistics_come_back_from_a_state():
 
 
 def test_networks_with_the_wrong_axes():
+    with pytest.raises(TypeError, match=r"features must be a FeatureNetwork, got a str; wrap it"):
+        Networks("i3d.pt")
     clips = FeatureNetwork(of_videos, name="means")
     with pytest.raises(
         ValueError, match=r"frame_features must have the axes bchw, got a network w"

@@ -319,7 +319,7 @@ def test_tasks():
 
 def test_options_that_cannot_be():
     least = {"clips": 2, "count": 2, "max_batch": 1, "given_frames": 0, "seed": 0, "splits": 1}
-    for name, number in least.items():
+    for name, number in {**least, "steps": 1}.items():
         with pytest.raises(ValueError, match=rf"Evaluation: {name} must be at least {number}, got"):
             Evaluation(**{name: number - 1})
     with pytest.raises(ValueError, match=r"sampler must be one of .*, got 'euler'; choose one"):
@@ -328,6 +328,8 @@ def test_options_that_cannot_be():
         samples(diffusion(), class_outputs="x")
     with pytest.raises(ValueError, match=r"given_frames must be 2, as in training, got 1; leave"):
         samples(Known(given_frames=2, cond_channels=2), given_frames=1)
+    with pytest.raises(ValueError, match=r"for LPIPS frames must be predicted, got given_frames=0"):
+        Evaluation(lpips="alex").similarity(diffusion())
     with pytest.raises(
         ValueError, match=r"must leave some of 3 frames to predict, got 3; give few"
     ):

@@ -38,7 +38,7 @@ COMMANDS = {
     "compare": Command("compare results", evaluate.make_compare_parser, evaluate.run_compare),
     "info": Command("describe a checkpoint", info.make_parser, info.run),
     "plot": Command("plot the metrics of one or more runs", plot.make_parser, plot.run),
-    "gather": Command(gather.HELP, gather.make_parser, gather.run),
+    "gather": Command("make one file of a sharded checkpoint", gather.make_parser, gather.run),
 }
 
 
@@ -142,6 +142,8 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
     wrong = re.match(r'Parser key "([^"]+)".* (?:Got value|Given value): (.*)$', message)
     if wrong:
         message = f"{wrong[1]} does not take the value {wrong[2]!r}"
+    if "are required: " in message:
+        message = message.replace(f"{argv[0]}.", "")
     unknown = re.search(r"nrecognized arguments: --([\w.]+)", message)
     if unknown and argv[0] == "train":
         names = train.short_names()

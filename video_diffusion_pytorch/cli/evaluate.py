@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from video_diffusion_pytorch.cli.sample import (
     add_checkpoint_options,
-    check_folder_of,
+    check_output,
     class_names,
     load_checkpoint,
 )
@@ -21,6 +20,7 @@ from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 from video_diffusion_pytorch.evaluation.results import compare_results, read_result, write_result
+from video_diffusion_pytorch.files import free_name
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
@@ -112,9 +112,9 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         device = str(accelerator.device)
     diffusion = load_checkpoint(options, file, device)
     networks: dict[str, Any] = {name: _network(name, options) for name in _NETWORKS}
-    target = _free_name(file) if options.output is None else Path(options.output)
+    target = _result_of(file) if options.output is None else Path(options.output)
     # before minutes of sampling
-    check_folder_of(target, "evaluate")
+    check_output(target, "evaluate")
     result = evaluate_diffusion(
         diffusion,
         options.data,
@@ -155,11 +155,10 @@ def _network(network: str, options: Namespace) -> FeatureNetwork | None:
     return None
 
 
-def _free_name(checkpoint: Path) -> Path:
+def _result_of(checkpoint: Path) -> Path:
     """`evaluation-model-3.json`, or with `-2`, `-3` and so on if that exists."""
     first = checkpoint.parent / f"evaluation-{checkpoint.stem}.json"
-    others = (first.with_stem(f"{first.stem}-{number}") for number in itertools.count(2))
-    return next(name for name in itertools.chain([first], others) if not name.exists())
+    return free_name(first, 2) if first.exists() else first
 
 
 def make_compare_parser() -> ArgumentParser:

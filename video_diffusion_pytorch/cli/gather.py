@@ -7,14 +7,10 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
-HELP = "make one file of a checkpoint that is a folder"
-
 
 def make_parser() -> ArgumentParser:
-    """The options of `gather`."""
+    """Makes the parser of the options of `gather`."""
     parser = ArgumentParser(
-        exit_on_error=False,
-        allow_abbrev=False,
         usage="video-diffusion gather FOLDER [-o OUTPUT]",
         description="Makes one file of a sharded checkpoint, to sample from or to train on.",
     )
@@ -28,6 +24,9 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     """Writes a sharded checkpoint as one file."""
     from video_diffusion_pytorch.training.fsdp import gather_checkpoint
 
+    folder = Path(options.folder)
+    if folder.is_file():
+        raise NotADirectoryError(f"gather: {folder} is one file already; give a model-N.sharded")
     target = None if options.output is None else Path(options.output)
-    written = gather_checkpoint(Path(options.folder), target)
-    say(f"wrote {written}: the checkpoint {options.folder} as one file")
+    written = gather_checkpoint(folder, target)
+    say(f"wrote {written}: the checkpoint {folder} as one file")

@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from video_diffusion_pytorch import text
+from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.data.dataset import ClipReader
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
 from video_diffusion_pytorch.data.manifest import Clip, find_clips
@@ -115,22 +116,28 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         FileNotFoundError: If a file or the folder of the output is missing.
     """
     target = Path(options.output)
+    check_output(target, "sample")
     if target.suffix.lower() not in (".npy", *PICTURE_ENDINGS):
         raise ValueError(
             f"sample: the output must end in .npy or {' or '.join(PICTURE_ENDINGS)}, got {target}; "
             f"rename it, as in {target.with_suffix('.gif')}"
         )
-    check_folder_of(target, "sample")
+    count = as_count(options.count, "sample: --count")
     how = {"sampler": options.sampler, "steps": options.steps}
     if options.preset is not None:
         paper = find_preset(options.preset)
         how = {
             "sampler": options.sampler or paper.sampler,
-            "steps": options.steps or paper.sampling_steps,
+            "steps": paper.sampling_steps if options.steps is None else options.steps,
         }
         options.text_encoder = options.text_encoder or paper.text_encoder
     file = checkpoint_at(options.checkpoint)
     diffusion = load_checkpoint(options, file, options.device)
+    if options.extend_to is not None and options.extend_to <= diffusion.num_frames:
+        raise ValueError(
+            f"sample: --extend_to must be more than the model's {diffusion.num_frames} frames, got "
+            f"{options.extend_to}"
+        )
     given = {name: options[name] for name in ("text", *OPTIONS) if options[name] is not None}
     conditions = read_conditions(diffusion, class_names(file), given)
     if options.cond_scale != 1 and not conditions:
@@ -141,13 +148,13 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
 
     torch.manual_seed(options.seed)
     kinds = max(map(len, conditions.values()), default=1)
-    how |= {n: repeat(values, options.count, kinds) for n, values in conditions.items()}
+    how |= {n: repeat(values, count, kinds) for n, values in conditions.items()}
     how |= {"max_batch": options.max_batch, "cond_scale": options.cond_scale}
     if options.guidance_rescale:
         how["guidance_rescale"] = options.guidance_rescale
     if options.negative_text is not None:
-        how["negative_cond"] = repeat(options.negative_text, options.count, kinds)
-    videos = diffusion.sample(**how, batch_size=kinds * options.count)
+        how["negative_cond"] = repeat(options.negative_text, count, kinds)
+    videos = diffusion.sample(**how, batch_size=kinds * count)
     if options.extend_to is not None:
         # each window gets the end of the one before
         how.pop("first_frames", None)
@@ -155,17 +162,19 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     if target.suffix.lower() == ".npy":
         np.save(target, videos.cpu().numpy())
     else:
-        rows = kinds if kinds > 1 else _rows(options.count)
+        rows = kinds if kinds > 1 else _rows(count)
         units = diffusion.config["value_range"]
         in_unit_range = diffusion.auto_normalize
         write_sample_grid(videos.cpu(), target, rows, in_unit_range, value_range=units)
-    count, _, frames, height, width = videos.shape
-    many = f"{count} video{'s' * (count > 1)}"
+    number, _, frames, height, width = videos.shape
+    many = f"{number} video{'s' * (number > 1)}"
     say(f"wrote {many} of {frames} frames, {height} x {width} pixels, to {target}")
 
 
-def check_folder_of(target: Path, command: str) -> None:
-    """Raises a FileNotFoundError if the folder of an output file is missing."""
+def check_output(target: Path, command: str) -> None:
+    """Raises an error if the folder of an output file is missing, or it is a folder itself."""
+    if target.is_dir():
+        raise IsADirectoryError(f"{command}: --output must be a file, got the folder {target}")
     if not target.parent.is_dir():
         raise FileNotFoundError(
             f"{command}: expected a folder at {target.parent} to write {target.name} into, found "

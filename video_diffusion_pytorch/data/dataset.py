@@ -57,10 +57,11 @@ _CHOICES = {
 
 
 class Dataset(data.Dataset[Any]):
-    """The clips in a folder, each `(c, f, h, w)`: 8-bit ones float32 in [0, 1].
+    """The clips in a folder.
 
-    With conditions, or `pad="mask"`, an item is a dict: the clip is its `video`, and its other keys
-    are keywords of `GaussianDiffusion.forward`.
+    An item is a clip, `(c, f, h, w)`, of 8-bit files float32 in [0, 1]. With conditions, or
+    `pad="mask"`, it is a dict: the clip is its `video`, and its other keys are keywords of
+    `GaussianDiffusion.forward`.
 
     Args:
         folder: Searched with all its subfolders.

@@ -58,7 +58,8 @@ class Evaluation:
         clips: Largest number of real clips, evenly spaced.
         count: Number of videos to draw; None for the number of real clips.
         seed: Seed of the videos; video `n` is the same in any batch and number of processes.
-        sampler: As in `GaussianDiffusion.sample`.
+        sampler: `"ddpm"`, `"ancestral"`, `"ddim"`, `"dpm++"`, `"dpm++sde"` or another, as in
+            `GaussianDiffusion.sample`.
         steps: Number of steps; None for the model's `sampling_timesteps`, or the sampler's default.
         cond_scale: Guidance scale; 1 disables guidance.
         max_batch: Largest number of videos per batch.
@@ -92,8 +93,8 @@ class Evaluation:
     statistics: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
-        least = {"clips": 2, "count": 2, "max_batch": 1, "splits": 1, "seed": 0, "given_frames": 0}
-        for name, lowest in least.items():
+        least = {"clips": 2, "count": 2, "max_batch": 1, "splits": 1, "steps": 1}
+        for name, lowest in {**least, "seed": 0, "given_frames": 0}.items():
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ValueError(f"Evaluation: {name} must be at least {lowest}, got {value}")
@@ -132,6 +133,11 @@ class Evaluation:
     def similarity(self, diffusion: GaussianDiffusion) -> FrameSimilarity | None:
         """Makes the measure of predicted frames; None if no frames are predicted."""
         if not self.frames_to_give(diffusion):
+            if self.lpips is not None:
+                raise ValueError(
+                    "Evaluation: for LPIPS frames must be predicted, got given_frames=0; give some "
+                    "frames, or leave lpips out"
+                )
             return None
         c, _, h, w = diffusion.clip_shape
         return FrameSimilarity(
@@ -299,7 +305,14 @@ class Evaluator:
 
     def _read_statistics(self) -> VideoStatistics | None:
         file = self.evaluation.statistics
-        if file is None or not Path(file).is_file():
+        if file is None:
+            return None
+        if not Path(file).is_file():
+            if not Path(file).parent.is_dir():
+                raise FileNotFoundError(
+                    f"Evaluation: expected a folder at {Path(file).parent} to keep statistics in, "
+                    "found none; create it first"
+                )
             return None
         try:
             state = torch.load(file, weights_only=True)

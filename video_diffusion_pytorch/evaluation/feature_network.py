@@ -134,6 +134,11 @@ class FeatureNetwork:
             ValueError: If the network does not take the videos, or does not return a row of finite
                 features for each.
         """
+        if videos.ndim != 5 or not videos.is_floating_point():
+            raise ValueError(
+                "FeatureNetwork: videos must be floating-point, (b, c, f, h, w) in [0, 1], got "
+                f"{videos.dtype} of shape {tuple(videos.shape)}"
+            )
         b, _, f, _, _ = videos.shape
         if not self.is_of_frames:
             return self._rows(self._ready(videos), b)

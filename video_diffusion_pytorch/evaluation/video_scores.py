@@ -105,11 +105,16 @@ def frechet_distance(first: FeatureStatistics, second: FeatureStatistics) -> flo
         The distance, at least 0. It is biased upwards for a finite number of videos: compare sets
         of one size.
 
+    Raises:
+        ValueError: If a set has fewer than two videos.
+
     Warns:
         UserWarning: If a set has no more videos than there are features.
     """
-    roots = [_root(statistics.covariance) for statistics in (first, second)]
     fewest, width = min(first.count, second.count), len(first.mean)
+    if fewest < 2:
+        raise ValueError(f"frechet_distance: sets must have at least two videos, got {fewest}")
+    roots = [_root(statistics.covariance) for statistics in (first, second)]
     if fewest <= width:
         warnings.warn(
             f"frechet_distance: a covariance of {width} features must come from more than {width} "
@@ -232,6 +237,7 @@ class Networks:
         outputs: As in `InceptionScore`.
 
     Raises:
+        TypeError: If a network is no `FeatureNetwork`.
         ValueError: If a network of images is given for one of videos, or vice versa.
     """
 
@@ -246,6 +252,11 @@ class Networks:
     def __post_init__(self) -> None:
         InceptionScore(self.splits, self.outputs)
         for name, network in self.given().items():
+            if not isinstance(network, FeatureNetwork):
+                raise TypeError(
+                    f"Networks: {name} must be a FeatureNetwork, got a {type(network).__name__}; "
+                    "wrap it, as in FeatureNetwork('i3d.pt')"
+                )
             layout = "bchw" if name.startswith("frame_") else "bcfhw"
             if len(network.layout) != len(layout):
                 raise ValueError(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.files import replacing
+from video_diffusion_pytorch.files import free_name, replacing
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -179,9 +179,7 @@ class MetricsFile:
         if not self.path.is_file() or not self.path.stat().st_size:
             return
         if step == 0:
-            number = 1
-            while (old := self.path.with_stem(f"{self.path.stem}-{number}")).exists():
-                number += 1
+            old = free_name(self.path, 1)
             self.path.rename(old)
             logger.info("%s is of another run: it is now %s", self.path, old.name)
             return
