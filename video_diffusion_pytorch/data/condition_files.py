@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.data.errors import file_errors, finite, unreadable
 from video_diffusion_pytorch.data.formats.arrays import read_array
 from video_diffusion_pytorch.data.manifest import Clip, beside, parse_number, read_text
@@ -136,7 +137,13 @@ class ClipConditions:
         if self.array_kind is not None:
             found[_KEYS[self.array_kind]] = self._read_array(clip.path, self.array_kind, frames)
         if self.function is not None:
-            found = {**found, **self.function(clip.path)}
+            given = self.function(clip.path)
+            if not isinstance(given, Mapping) or "video" in given:
+                raise TypeError(
+                    "the function in conditions must return a dict of keywords of the diffusion, "
+                    f"such as {{'cond': vector}}, got {shown(given)} for {clip.path}"
+                )
+            found = {**found, **given}
         return found
 
     def _check_captions(self, clips: Sequence[Clip]) -> None:

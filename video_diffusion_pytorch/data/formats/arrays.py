@@ -341,7 +341,7 @@ def load_pt(path: Path, max_bytes: int = sys.maxsize) -> StoredArray:
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(open_file(path))
         state = _state_of(os.fstat(file.fileno()))
-        with decoding(path, "a pt file with a tensor"):
+        with decoding(path, "a pt file with a tensor", "write a tensor with torch.save"):
             content, offsets = _load_pt(path, file)
         found = content if isinstance(content, dict) else {_VIDEO_KEY: content}
         tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
@@ -566,7 +566,8 @@ def call_reader(path: Path, read_fn: ReadFn, channels: int | None = None) -> Arr
         values, is_real = np.asarray(values), values.dtype.kind in "biuf"
     else:
         is_real = not values.is_complex()
-    if values.ndim != 4 or not is_real or channels not in (None, values.shape[0]):
+    is_clip = values.ndim == 4 and 0 not in values.shape
+    if not is_clip or not is_real or channels not in (None, values.shape[0]):
         wanted = "any number of" if channels is None else channels
         raise unreadable(
             path,
