@@ -277,6 +277,6 @@ def test_going_on_with_another_range_names_the_one_to_give():
     np.save("fields/c.npy", np.full((5, 2, 18, 24), 9, np.float32))
     with pytest.raises(ValueError, match=r"must have the model's value_range, .*; build") as error:
         trainer("fit").load(1)
-    named = literal_eval(re.search(r"with value_range=(.*)$", str(error.value))[1])
+    named = literal_eval(re.search(r"got (.*); build", str(error.value))[1])
     assert torch.allclose(torch.tensor(named), torch.tensor(own))
     trainer(named).load(1)

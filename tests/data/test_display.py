@@ -216,7 +216,9 @@ def test_a_text_takes_as_many_lines_as_it_needs():
 
 @pytest.mark.parametrize(("columns", "zoom"), [(0, 1), (1, 0)])
 def test_numbers_below_one_are_refused(columns, zoom):
-    with pytest.raises(ValueError, match=r"(columns|zoom) must be at least 1, got 0; give a posi"):
+    with pytest.raises(
+        ValueError, match=r"(columns|zoom) must be a whole number of at least 1, got 0"
+    ):
         video_grid(torch.zeros(1, 1, 1, 2, 2), columns, zoom=zoom)
 
 

@@ -28,7 +28,11 @@ from video_diffusion_pytorch.data.errors import (
 from video_diffusion_pytorch.data.formats.arrays import ArrayReader, ReadFn, call_reader
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
 from video_diffusion_pytorch.data.formats.pictures import PictureReader
-from video_diffusion_pytorch.data.formats.readers import VideoReader
+from video_diffusion_pytorch.data.formats.readers import (
+    CHANNELS_TO_MODE,
+    VideoReader,
+    family_of_name,
+)
 from video_diffusion_pytorch.data.manifest import Clip, Manifest, find_clips
 from video_diffusion_pytorch.data.transforms import FrameSize, Timeline, View, cast_num_frames
 from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video
@@ -183,10 +187,8 @@ class Dataset(data.Dataset[Any]):
     ) -> None:
         super().__init__()
         self.folder, self.image_size = folder, image_size
-        self.channels, num_frames = (
-            as_count(channels, "channels"),
-            as_count(num_frames, "num_frames"),
-        )
+        self.channels = as_count(channels, "channels")
+        num_frames = as_count(num_frames, "num_frames")
         self.num_frames = num_frames if force_num_frames else None
         self.clip_start, self.fit_frames = clip_start, fit_frames
         self.pad, self.pad_position = pad, pad_position
@@ -206,6 +208,7 @@ class Dataset(data.Dataset[Any]):
         search: dict[str, Any] = {"exts": exts, "exclude": exclude}
         clips = self._find(manifest, manifest_columns, split, search)
         self.class_names = self._conditions.class_names
+        self._check_channels(clips)
         if cache is not None:
             are_whole = all(clip.is_whole for clip in clips)
             is_cut = clip_start == "first" and fit_frames != "all" and are_whole
@@ -242,6 +245,17 @@ class Dataset(data.Dataset[Any]):
             f"{rule}, got {num_frames=}, {clip_start=}, {fit_frames=}, {pad=}, {pad_position=}; "
             "change or leave out one of them"
         )
+
+    def _check_channels(self, clips: Sequence[Clip]) -> None:
+        if self.channels in CHANNELS_TO_MODE or self._reader.read_fn is not None:
+            return
+        for clip in clips:
+            if family_of_name(clip.path) not in ("npy", "zip"):
+                raise ValueError(
+                    f"channels must be 1 (grey), 3 (colour) or 4 (colour and opacity), got "
+                    f"{self.channels} for {clip.path}; only arrays have other numbers: choose them "
+                    "by exts='npy'"
+                )
 
     @property
     def is_cached(self) -> bool:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from video_diffusion_pytorch.arguments import per_channel, plain_range
+from video_diffusion_pytorch.arguments import as_count, per_channel, plain_range
 
 ValueRange = tuple[float | Sequence[float], float | Sequence[float]]
 """A low and a high, each one number or one per channel."""
@@ -171,9 +171,7 @@ def video_grid(
         >>> video_grid(torch.rand(6, 3, 8, 16, 20), columns=3).shape
         torch.Size([3, 8, 40, 72])
     """
-    for name, number in (("columns", columns), ("zoom", zoom)):
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}; give a positive number")
+    columns, zoom = as_count(columns, "columns"), as_count(zoom, "zoom")
     if captions is not None and len(captions) != len(pictures):
         raise ValueError(
             f"captions must be as many as there are videos, {len(pictures)}, got {len(captions)}; "

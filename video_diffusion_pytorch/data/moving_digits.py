@@ -72,7 +72,7 @@ def moving_digit_clip(
         `(1, f, h, w)` uint8, white ink (255) on black (0).
 
     Raises:
-        ValueError: A size, the length, the digit's shape or `direction` is none of these.
+        ValueError: A size, the length, the digit's shape or `direction` is invalid.
 
     Example:
         >>> digit = load_digits()[0][3]
