@@ -154,6 +154,10 @@ def test_missing_clip(table, tmp_path):
 def test_other_encodings(table, tmp_path):
     with pytest.raises(ValueError, match=r"must be text in UTF-8, got .*; save it as UTF-8"):
         read_manifest(table("path,caption\na.mp4,été\n", encoding="cp1252"), tmp_path)
+    with pytest.raises(
+        ValueError, match="in UTF-8, got zero bytes, as in UTF-16 without a byte or"
+    ):
+        read_manifest(table("path\na.mp4\n", encoding="utf-16-le"), tmp_path)
 
 
 # As pandas and spreadsheets write them

@@ -575,11 +575,14 @@ def read_text(path: Path) -> str:
     # spreadsheets write a byte order mark
     is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
+        text = content.decode("utf-16" if is_utf_16 else "utf-8-sig")
+        if "\0" in text:
+            raise UnicodeError("zero bytes, as in UTF-16 without a byte order mark")
+    except UnicodeError as error:
         raise ValueError(
             f"{path} must be text in UTF-8, got {error}; save it as UTF-8 (in Excel, as CSV UTF-8)"
         ) from error
+    return text
 
 
 def _separator(text: str) -> str:
