@@ -37,7 +37,7 @@ Conditions = str | Columns | Sequence[str | Columns | ConditionFn] | ConditionFn
 
 _ARRAYS = (".npy", ".pt", ".npz")
 # Whole numbers from here on are names, not labels
-_LABELS = 10_000
+_MOST_LABELS = 10_000
 # The axes of arrays, a letter each
 _SHAPES = {"vector": ("d",), "frame_vectors": ("fd",), "field": ("chw", "cfhw")}
 
@@ -230,7 +230,7 @@ def _folder_of(clip: Clip, folder: Path) -> str | None:
 
 def _classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names in the order of their labels, and the label of each name."""
-    if not all(name.isdecimal() and int(name) < _LABELS for name in names):
+    if not all(name.isdecimal() and int(name) < _MOST_LABELS for name in names):
         return tuple(names), {name: number for number, name in enumerate(names)}
     labels = {name: int(name) for name in names}
     if len(set(labels.values())) < len(labels):

@@ -320,7 +320,7 @@ def stretched(span: range, length: int) -> Sequence[int]:
 
 
 def _places(count: int, length: int, position: str) -> torch.Tensor:
-    """The frame of the file at each place of a padded clip; before or after all, for padding."""
+    """Index of the file's frame at each place of a padded clip; out of range for padding."""
     before = max(0, length - count) // 2 if position == "center" else 0
     return torch.arange(length) - before
 

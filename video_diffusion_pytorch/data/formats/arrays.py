@@ -122,7 +122,7 @@ class FileArray:
 
     Args:
         file: Opened without a buffer; closed by `close`.
-        state: What `_state_of` gave before anything was read.
+        state: From `_state_of`, before anything was read.
         offset: Where the array begins, in bytes.
         dtype: NumPy's or torch's, as `read` returns.
         shape: The array's shape.
@@ -227,6 +227,7 @@ class FileArray:
 
 
 def _state_of(status: os.stat_result) -> tuple[int, ...]:
+    """What tells whether a file was replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
