@@ -109,6 +109,15 @@ def test_thumbnails_are_left_out_with_a_warning(files, caplog):
 def test_folders_that_are_not_searched(files):
     folder = files("a.gif", "results/1.gif", "b/results/2.gif")
     assert found(folder, exclude=[folder / "results"]) == ["a.gif", "b/results/2.gif"]
+    assert found(folder, exclude=str(folder / "results")) == ["a.gif", "b/results/2.gif"]
+
+
+def test_a_folder_to_exclude_that_is_not_found(files, caplog):
+    folder = files("a.gif", "val/1.gif")
+    with caplog.at_level(logging.WARNING, logger="video_diffusion_pytorch"):
+        assert found(folder, exclude=["val", "other"]) == ["a.gif", "val/1.gif"]
+    [record] = caplog.records
+    assert "val is no path from the working folder" in record.getMessage()
 
 
 def test_beside(files):

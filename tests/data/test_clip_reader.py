@@ -126,10 +126,10 @@ def test_a_single_picture_needs_no_clock():
 
 
 @pytest.mark.parametrize(
-    ("frame_skip", "fps"), [(0, None), (-1, None), (1, 0), (1, -1.0), (1, float("nan")), (2, 5)]
+    ("frame_skip", "fps"), [(1, 0), (1, -1.0), (1, float("nan")), (1, "8"), (2, 5)]
 )
 def test_wrong_choice_of_frames(frame_skip, fps):
-    message = f"a frame_skip of at least 1, or .* got frame_skip={frame_skip} and fps={fps}; pass o"
+    message = f"fps must be a positive .* got frame_skip={frame_skip} and fps={fps!r}; pass one"
     with pytest.raises(ValueError, match=message):
         Timeline(frame_skip, fps)
 

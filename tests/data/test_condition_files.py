@@ -249,8 +249,11 @@ def test_a_function(clip, tmp_path):
     given = read(clip, tmp_path, lambda path: {"cond": torch.ones(2), "id": path.name})
     assert given["cond"].tolist() == [1, 1]
     assert given["id"] == "a.mp4"
-    with pytest.raises(TypeError, match="'list' object is not a mapping"):
-        read(clip, tmp_path, lambda path: [1])
+    for wrong in ([1], None, {"video": 1}):
+        with pytest.raises(
+            TypeError, match=r"must return a dict of keywords .* got .* for .*a.mp4"
+        ):
+            read(clip, tmp_path, lambda path, wrong=wrong: wrong)
 
 
 def test_several_together(clip, tmp_path):

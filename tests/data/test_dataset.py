@@ -192,18 +192,16 @@ def test_wrong_image_size(size):
         Dataset(GIFS, size)
 
 
-@pytest.mark.parametrize("num_frames", [0, -1])
-def test_wrong_num_frames(num_frames):
-    with pytest.raises(
-        ValueError,
-        match=f"at least 1, .* got num_frames={num_frames}, ",
-    ):
-        Dataset(GIFS, 8, num_frames=num_frames)
+@pytest.mark.parametrize("name", ["num_frames", "channels", "frame_skip"])
+@pytest.mark.parametrize("value", [0, -1, 2.0, "2"])
+def test_wrong_counts(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a whole number of at least 1, got "):
+        Dataset(GIFS, 8, **{name: value})
 
 
 def test_wrong_channels(tmp_path):
-    with pytest.raises(ValueError, match=r"channels must be one of \[1, 3, 4\], got 2; choose"):
-        Dataset(GIFS, 8, channels=2)[0]
+    with pytest.raises(ValueError, match=r"channels must be 1 .*, got 2 for .*\.gif; only arrays"):
+        Dataset(GIFS, 8, channels=2)
     np.save(tmp_path / "a.npy", np.zeros((2, 1, 8, 8)))
     assert Dataset(tmp_path, 8, channels=2, num_frames=1, exts=None)[0].shape == (2, 1, 8, 8)
 
@@ -450,6 +448,12 @@ def test_columns_without_a_manifest(echo):
             Dataset(echo, 16, exts=None, **options)
 
 
+def test_a_split_without_a_manifest():
+    with pytest.raises(ValueError, match="split must be one of a manifest, got 'val' without one"):
+        Dataset(GIFS, 8, split="val")
+    assert len(Dataset(GIFS, 8, split=None)) == len(Dataset(GIFS, 8))
+
+
 def test_a_file_that_ends_before_its_part_begins(numbers):
     (numbers / "clips.csv").write_text("path,start\na.gif,9\n")
     for clip_start in ("first", "all"):
@@ -486,6 +490,12 @@ def test_units(tmp_path):
         (-5.0, -5.0),
         (10.0, 10.0),
     )
+
+
+def test_rounding_makes_no_range_of_a_constant_channel(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((1, 3, 20, 30)))
+    with pytest.raises(ValueError, match=r"values that differ in each channel, got \[0.99.*; give"):
+        Dataset(tmp_path, 16, channels=1, exts="npy", axes="cfhw", value_range="fit")
 
 
 def test_units_that_cannot_be_found(tmp_path):

@@ -1,6 +1,7 @@
 """Manifests: columns, cells, names of files, splits and labels."""
 
 import json
+import os
 import unicodedata
 
 import pytest
@@ -77,9 +78,14 @@ def test_a_spreadsheets_byte_order_mark(table, tmp_path):
     assert read_manifest(path, tmp_path) == [Clip(tmp_path / "a.mp4")]
 
 
-def test_missing_table(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"x.csv"):
-        read_manifest("x.csv", tmp_path)
+@pytest.mark.parametrize("name", ["x.csv", "folder.csv", "pipe.csv"])
+def test_missing_table(tmp_path, name):
+    (tmp_path / "folder.csv").mkdir()
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.csv")
+    message = f"expected a table at {name} or .*{name}, found no file; correct manifest"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_manifest(name, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +154,10 @@ def test_missing_clip(table, tmp_path):
 def test_other_encodings(table, tmp_path):
     with pytest.raises(ValueError, match=r"must be text in UTF-8, got .*; save it as UTF-8"):
         read_manifest(table("path,caption\na.mp4,été\n", encoding="cp1252"), tmp_path)
+    with pytest.raises(
+        ValueError, match="in UTF-8, got zero bytes, as in UTF-16 without a byte or"
+    ):
+        read_manifest(table("path\na.mp4\n", encoding="utf-16-le"), tmp_path)
 
 
 # As pandas and spreadsheets write them

@@ -132,9 +132,11 @@ def test_axes(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"start": -1}, "start must be at least 0, got -1; frames are counted"),
-        ({"frame_skip": 0}, "frame_skip must be at least 1, got 0"),
-        ({"num_frames": 0}, "num_frames must be at least 1, got 0"),
+        ({"start": -1}, "start must be a frame's number, from 0 up, got -1"),
+        ({"start": 1.0}, "start must be a frame's number, from 0 up, got 1.0"),
+        ({"frame_skip": 0}, "frame_skip must be a whole number of at least 1, got 0"),
+        ({"num_frames": 0}, "num_frames must be a whole number of at least 1, got 0"),
+        ({"num_frames": "8"}, "num_frames must be a whole number of at least 1, got '8'"),
         ({"channels": 2}, r"channels must be one of \[1, 3, 4\], got 2"),
     ],
 )
@@ -159,7 +161,7 @@ def test_missing_file(tmp_path, ending):
 
 def test_unknown_ending(tmp_path):
     (tmp_path / "notes.txt").write_text("text")
-    text = "ending must be one of gif, webp, .*, pt, got .*notes.txt; convert the file"
+    text = "ending must be one of gif, webp, .*, pt, got .*notes.txt; give the dataset a read_fn"
     with pytest.raises(ValueError, match=text):
         open_video(tmp_path / "notes.txt")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.data.errors import file_errors, finite, unreadable
 from video_diffusion_pytorch.data.formats.arrays import read_array
 from video_diffusion_pytorch.data.manifest import Clip, beside, parse_number, read_text
@@ -36,7 +37,7 @@ Conditions = str | Columns | Sequence[str | Columns | ConditionFn] | ConditionFn
 
 _ARRAYS = (".npy", ".pt", ".npz")
 # Whole numbers from here on are names, not labels
-_LABELS = 10_000
+_MOST_LABELS = 10_000
 # The axes of arrays, a letter each
 _SHAPES = {"vector": ("d",), "frame_vectors": ("fd",), "field": ("chw", "cfhw")}
 
@@ -136,7 +137,13 @@ class ClipConditions:
         if self.array_kind is not None:
             found[_KEYS[self.array_kind]] = self._read_array(clip.path, self.array_kind, frames)
         if self.function is not None:
-            found = {**found, **self.function(clip.path)}
+            given = self.function(clip.path)
+            if not isinstance(given, Mapping) or "video" in given:
+                raise TypeError(
+                    "the function in conditions must return a dict of keywords of the diffusion, "
+                    f"such as {{'cond': vector}}, got {shown(given)} for {clip.path}"
+                )
+            found = {**found, **given}
         return found
 
     def _check_captions(self, clips: Sequence[Clip]) -> None:
@@ -223,7 +230,7 @@ def _folder_of(clip: Clip, folder: Path) -> str | None:
 
 def _classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Class names in the order of their labels, and the label of each name."""
-    if not all(name.isdecimal() and int(name) < _LABELS for name in names):
+    if not all(name.isdecimal() and int(name) < _MOST_LABELS for name in names):
         return tuple(names), {name: number for number, name in enumerate(names)}
     labels = {name: int(name) for name in names}
     if len(set(labels.values())) < len(labels):

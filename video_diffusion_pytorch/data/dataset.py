@@ -15,7 +15,7 @@ import torch
 from torch.utils import data
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.arguments import as_image_size, as_value_range
+from video_diffusion_pytorch.arguments import as_count, as_image_size, as_value_range
 from video_diffusion_pytorch.data import transforms
 from video_diffusion_pytorch.data.cache import ClipCache
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
@@ -28,7 +28,11 @@ from video_diffusion_pytorch.data.errors import (
 from video_diffusion_pytorch.data.formats.arrays import ArrayReader, ReadFn, call_reader
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
 from video_diffusion_pytorch.data.formats.pictures import PictureReader
-from video_diffusion_pytorch.data.formats.readers import VideoReader
+from video_diffusion_pytorch.data.formats.readers import (
+    CHANNELS_TO_MODE,
+    VideoReader,
+    family_of_name,
+)
 from video_diffusion_pytorch.data.manifest import Clip, Manifest, find_clips
 from video_diffusion_pytorch.data.transforms import FrameSize, Timeline, View, cast_num_frames
 from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video
@@ -110,7 +114,8 @@ class Dataset(data.Dataset[Any]):
             `(c, f, h, w)`, or that and the frames per second.
         axes: Order of the axes in array files, such as `"fhwc"`; None to infer it.
         cache: A folder for decoded clips, filled on first use and read from then on.
-        exclude: Sub-folders not to search.
+        exclude: Sub-folders not to search: one or several paths, of which relative ones start in
+            the working folder, as that of `folder` does.
         as_uint8: Keep 8-bit clips uint8, which `GaussianDiffusion` accepts, too; not with a
             `value_range`, in whose units they are floats from 0 to 255.
         manifest_columns: Names of the manifest's columns by role: `{"path": "FileName", "split":
@@ -174,7 +179,7 @@ class Dataset(data.Dataset[Any]):
         read_fn: ReadFn | None = None,
         axes: str | None = None,
         cache: str | os.PathLike[str] | None = None,
-        exclude: Sequence[str | os.PathLike[str]] = (),
+        exclude: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         as_uint8: bool = False,
         manifest_columns: Mapping[str, str | None] | None = None,
         pad_position: str = "end",
@@ -182,7 +187,9 @@ class Dataset(data.Dataset[Any]):
         square_pixels: bool = True,
     ) -> None:
         super().__init__()
-        self.folder, self.image_size, self.channels = folder, image_size, channels
+        self.folder, self.image_size = folder, image_size
+        self.channels = as_count(channels, "channels")
+        num_frames = as_count(num_frames, "num_frames")
         self.num_frames = num_frames if force_num_frames else None
         self.clip_start, self.fit_frames = clip_start, fit_frames
         self.pad, self.pad_position = pad, pad_position
@@ -200,8 +207,9 @@ class Dataset(data.Dataset[Any]):
         self._conditions = ClipConditions(conditions, missing_captions)
         self._has_conditions = bool(self._conditions)
         search: dict[str, Any] = {"exts": exts, "exclude": exclude}
-        clips = self._find(manifest, manifest_columns, search)
+        clips = self._find(manifest, manifest_columns, split, search)
         self.class_names = self._conditions.class_names
+        self._check_channels(clips)
         if cache is not None:
             are_whole = all(clip.is_whole for clip in clips)
             is_cut = clip_start == "first" and fit_frames != "all" and are_whole
@@ -224,9 +232,7 @@ class Dataset(data.Dataset[Any]):
                 )
         clip_start, fit_frames = self.clip_start, self.fit_frames
         pad, pad_position = self.pad, self.pad_position
-        if num_frames < 1:
-            rule = "num_frames must be at least 1, also with force_num_frames=False"
-        elif self.num_frames is None and (clip_start, fit_frames) != ("first", None):
+        if self.num_frames is None and (clip_start, fit_frames) != ("first", None):
             rule = "clip_start and fit_frames must be left out with force_num_frames=False"
         elif fit_frames == "all" and clip_start != "first":
             rule = "clip_start must be left out with fit_frames='all', one clip of each file"
@@ -240,6 +246,17 @@ class Dataset(data.Dataset[Any]):
             f"{rule}, got {num_frames=}, {clip_start=}, {fit_frames=}, {pad=}, {pad_position=}; "
             "change or leave out one of them"
         )
+
+    def _check_channels(self, clips: Sequence[Clip]) -> None:
+        if self.channels in CHANNELS_TO_MODE or self._reader.read_fn is not None:
+            return
+        for clip in clips:
+            if family_of_name(clip.path) not in ("npy", "zip"):
+                raise ValueError(
+                    f"channels must be 1 (grey), 3 (colour) or 4 (colour and opacity), got "
+                    f"{self.channels} for {clip.path}; only arrays have other numbers: choose them "
+                    "by exts='npy'"
+                )
 
     @property
     def is_cached(self) -> bool:
@@ -310,6 +327,7 @@ class Dataset(data.Dataset[Any]):
         self,
         manifest: str | os.PathLike[str] | None,
         columns: Mapping[str, str | None] | None,
+        split: str | None,
         search: Mapping[str, Any],
     ) -> list[Clip]:
         """The clips in the folder, or those of a manifest, with captions and class names."""
@@ -320,13 +338,18 @@ class Dataset(data.Dataset[Any]):
                     "columns must be those of a manifest, got "
                     f"{dict(columns or conditions.columns)} without one; pass manifest='clips.csv'"
                 )
+            if split not in ("train", None):
+                raise ValueError(
+                    f"split must be one of a manifest, got {split!r} without one; pass "
+                    "manifest='clips.csv', or the folder of these clips"
+                )
             paths = find_clips(folder, **search, uses_arrays=conditions.may_use_arrays)
             return conditions.complete([Clip(path) for path in paths], folder)
         unused = {kind: None for kind in ("caption", "label") if kind not in conditions.kinds}
         columns = {**unused, **(columns or {}), **conditions.roles}
         table = Manifest(manifest, folder, columns=columns, numbers=conditions.numbers, **search)
         rows = table.labels() if "label" in conditions.kinds else ()
-        return conditions.complete(table.clips(self._split), folder, rows)
+        return conditions.complete(table.clips(split), folder, rows)
 
     def _cut(self, clips: Sequence[Clip]) -> list[tuple[Clip, range | None]]:
         """The part of each file's timeline that a clip is taken from; None if not yet known."""

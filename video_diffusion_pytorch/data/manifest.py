@@ -56,7 +56,7 @@ _RESULTS = {
 _SHARDED = re.compile(r"model-\d+(\.\d+)?\.sharded")
 
 Exts = str | Sequence[str] | None
-Paths = Sequence[str | os.PathLike[str]]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 # The names of the columns, and each row with its place
 _Table = tuple[list[str], list[tuple[str, dict[str, Any]]]]
 
@@ -103,7 +103,7 @@ def find_clips(
         folder: The folder.
         exts: File extensions to search, in upper or lower case; None for all supported formats,
             folders of numbered pictures included.
-        exclude: Folders that are not searched.
+        exclude: Folders that are not searched, one or several paths.
         uses_arrays: Whether arrays beside clips are their conditions; if not, a warning counts
             them.
 
@@ -185,7 +185,11 @@ def _scan(folder: Path, exclude: Paths, *, joins_frames: bool) -> tuple[list[Pat
 
     Hidden and excluded ones, and results of training, are left out.
     """
-    closed = {Path(path).resolve() for path in exclude}
+    excluded = [exclude] if isinstance(exclude, (str, os.PathLike)) else exclude
+    for path in excluded:
+        if not Path(path).exists() and (folder / path).exists():
+            logger.warning("not excluded: %s is no path from the working folder", folder / path)
+    closed = {Path(path).resolve() for path in excluded}
     files: list[Path] = []
     frame_folders: set[Path] = set()
     for parent, folders, names in os.walk(folder):
@@ -318,6 +322,11 @@ class Manifest:
         self.path, self._folder = Path(path), folder
         if not os.path.exists(path):
             self.path = folder / path
+        if not os.path.isfile(self.path):  # reading a pipe could block forever
+            raise FileNotFoundError(
+                f"expected a table at {path} or {folder / path}, found no file; correct manifest, "
+                f"which is a path from {folder} or the working folder ({Path.cwd()})"
+            )
         text, kind = read_text(self.path), self.path.suffix.lower()
         separator = "" if kind == ".jsonl" else "\t" if kind == ".tsv" else _separator(text)
         header, lines = _csv(self.path, text, separator) if separator else _jsonl(self.path, text)
@@ -566,11 +575,14 @@ def read_text(path: Path) -> str:
     # spreadsheets write a byte order mark
     is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
-        return content.decode("utf-16" if is_utf_16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
+        text = content.decode("utf-16" if is_utf_16 else "utf-8-sig")
+        if "\0" in text:
+            raise UnicodeError("zero bytes, as in UTF-16 without a byte order mark")
+    except UnicodeError as error:
         raise ValueError(
             f"{path} must be text in UTF-8, got {error}; save it as UTF-8 (in Excel, as CSV UTF-8)"
         ) from error
+    return text
 
 
 def _separator(text: str) -> str:

@@ -72,22 +72,25 @@ def moving_digit_clip(
         `(1, f, h, w)` uint8, white ink (255) on black (0).
 
     Raises:
-        KeyError: `direction` is none of these.
-        ValueError: A size, the length or the digit's shape is out of range.
+        ValueError: A size, the length, the digit's shape or `direction` is invalid.
 
     Example:
         >>> digit = load_digits()[0][3]
         >>> moving_digit_clip(digit, num_frames=10, direction="left").shape
         torch.Size([1, 10, 32, 32])
     """
-    if digit_image.shape != (8, 8) or num_frames < 1 or image_size < DIGIT_SIZE + 8:
+    num_frames = as_count(num_frames, "num_frames")
+    least = DIGIT_SIZE + 8
+    if digit_image.shape != (8, 8) or as_count(image_size, "image_size") < least:
         raise ValueError(
-            "a clip of a moving digit must have a digit_image (8, 8), at least 1 frame and an "
-            f"image_size of at least {DIGIT_SIZE + 8}, got {tuple(digit_image.shape)}, "
-            f"{num_frames} and {image_size}; take a digit of load_digits(), or enlarge the clip"
+            f"a clip of a moving digit must have a digit_image (8, 8) and an image_size of at "
+            f"least {least}, got {tuple(digit_image.shape)} and {image_size}; take a digit of "
+            "load_digits(), or enlarge the clip"
         )
     if direction is None:
         direction = _draw(list(DIRECTIONS), generator)
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {', '.join(DIRECTIONS)}, got {direction!r}")
     step_down, step_right = DIRECTIONS[direction]
 
     # The digit

@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.arguments import ValueRange
+from video_diffusion_pytorch.arguments import ValueRange, as_count
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, unreadable
 from video_diffusion_pytorch.data.formats.pictures import ToTensor
 from video_diffusion_pytorch.data.formats.readers import VideoReader
@@ -200,12 +201,13 @@ class Timeline:
     """
 
     def __init__(self, frame_skip: int = 1, fps: float | None = None) -> None:
-        if frame_skip < 1 or (fps is not None and not (0 < fps < math.inf and frame_skip == 1)):
+        self.frame_skip, self.fps = as_count(frame_skip, "frame_skip"), fps
+        is_rate = isinstance(fps, Real) and 0 < fps < math.inf
+        if fps is not None and not (is_rate and frame_skip == 1):
             raise ValueError(
-                "frames must be chosen by a frame_skip of at least 1, or by fps, a positive number "
-                f"of frames per second, got frame_skip={frame_skip} and fps={fps}; pass one of them"
+                "fps must be a positive number of frames per second, without frame_skip, got "
+                f"{frame_skip=} and {fps=}; pass one of them"
             )
-        self.frame_skip, self.fps = frame_skip, fps
 
     def length(self, file: VideoReader) -> int:
         """Number of positions."""
@@ -318,7 +320,7 @@ def stretched(span: range, length: int) -> Sequence[int]:
 
 
 def _places(count: int, length: int, position: str) -> torch.Tensor:
-    """The frame of the file at each place of a padded clip; before or after all, for padding."""
+    """Index of the file's frame at each place of a padded clip; out of range for padding."""
     before = max(0, length - count) // 2 if position == "center" else 0
     return torch.arange(length) - before
 
@@ -429,7 +431,9 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
         ) from unread
     lows, highs = torch.stack(limits).unbind(dim=1)
     least, most = lows.amin(0), highs.amax(0)
-    if (least.float() >= most.float()).any():
+    # scaling the frames rounds the values of a constant channel
+    rounding = 8 * torch.finfo(torch.float32).eps * torch.maximum(least.abs(), most.abs())
+    if (most - least <= rounding).any():
         raise ValueError(
             f"value_range='fit' must find values that differ in each channel, got "
             f"{least.tolist()} to {most.tolist()}; give the range, or leave the channel out"

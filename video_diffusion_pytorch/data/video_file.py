@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
 from video_diffusion_pytorch.data.formats.arrays import MAX_BYTES, check_axes, open_array
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS, FrameFolderReader
@@ -101,8 +103,8 @@ def open_video(
         if not path.exists():
             raise missing_file(path)
         raise ValueError(
-            f"the name's ending must be one of {', '.join(VIDEO_EXTS)}, got {path}; convert the "
-            "file, for example with ffmpeg, or give the dataset a read_fn for this format"
+            f"the name's ending must be one of {', '.join(VIDEO_EXTS)}, got {path}; give the "
+            "dataset a read_fn for this format, or convert the file, for example with ffmpeg"
         )
     if family in ("npy", "zip"):
         return open_array(path, channels, axes, max_bytes)
@@ -157,14 +159,12 @@ def read_video(
         >>> video.shape, video.dtype, round(fps, 2)
         (torch.Size([3, 3, 20, 30]), torch.uint8, 4.17)
     """
-    least = {"start": 0, "frame_skip": 1, "num_frames": 1}
-    given = {"start": start, "frame_skip": frame_skip, "num_frames": num_frames}
-    for name, value in given.items():
-        if value is not None and value < least[name]:
-            raise ValueError(
-                f"{name} must be at least {least[name]}, got {value}; frames are counted from 0"
-            )
-    stop = sys.maxsize if num_frames is None else start + num_frames * frame_skip
+    if not isinstance(start, Integral) or start < 0:
+        raise ValueError(f"start must be a frame's number, from 0 up, got {start!r}")
+    frame_skip = as_count(frame_skip, "frame_skip")
+    stop = sys.maxsize
+    if num_frames is not None:
+        stop = start + as_count(num_frames, "num_frames") * frame_skip
     indices = range(start, stop, frame_skip)
     options: dict[str, Any] = {"channels": channels, "axes": axes, "square_pixels": square_pixels}
     with open_video(path, max_bytes=max_bytes, **options) as reader:

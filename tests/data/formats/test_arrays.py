@@ -732,6 +732,8 @@ def test_masked_values():
     ("given", "channels"),
     [
         (np.zeros((3, 4, 5)), None),
+        (np.zeros((3, 0, 5, 6)), None),
+        (np.zeros((3, 4, 0, 6)), None),
         (np.zeros((3, 4, 5, 6), complex), None),
         (torch.zeros(3, 4, 5, 6, dtype=torch.complex64), None),
         (np.zeros((3, 4, 5, 6)), 2),

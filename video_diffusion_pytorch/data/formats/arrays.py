@@ -122,7 +122,7 @@ class FileArray:
 
     Args:
         file: Opened without a buffer; closed by `close`.
-        state: What `_state_of` gave before anything was read.
+        state: From `_state_of`, before anything was read.
         offset: Where the array begins, in bytes.
         dtype: NumPy's or torch's, as `read` returns.
         shape: The array's shape.
@@ -227,6 +227,7 @@ class FileArray:
 
 
 def _state_of(status: os.stat_result) -> tuple[int, ...]:
+    """What tells whether a file was replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -341,7 +342,7 @@ def load_pt(path: Path, max_bytes: int = sys.maxsize) -> StoredArray:
     with contextlib.ExitStack() as opened:
         file = opened.enter_context(open_file(path))
         state = _state_of(os.fstat(file.fileno()))
-        with decoding(path, "a pt file with a tensor"):
+        with decoding(path, "a pt file with a tensor", "write a tensor with torch.save"):
             content, offsets = _load_pt(path, file)
         found = content if isinstance(content, dict) else {_VIDEO_KEY: content}
         tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
@@ -566,7 +567,8 @@ def call_reader(path: Path, read_fn: ReadFn, channels: int | None = None) -> Arr
         values, is_real = np.asarray(values), values.dtype.kind in "biuf"
     else:
         is_real = not values.is_complex()
-    if values.ndim != 4 or not is_real or channels not in (None, values.shape[0]):
+    is_clip = values.ndim == 4 and 0 not in values.shape
+    if not is_clip or not is_real or channels not in (None, values.shape[0]):
         wanted = "any number of" if channels is None else channels
         raise unreadable(
             path,
