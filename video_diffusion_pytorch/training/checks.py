@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ _LEAST = {
     "keep_best": 0,
     "image_frames": 0,
     "num_workers": 0,
+    "held_out": 0,
 }
 
 
@@ -64,8 +66,10 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         ValueError: If one is out of range or contradicts another.
     """
     for name, least in _LEAST.items():
-        if given[name] is not None and not given[name] >= least:
-            raise ValueError(f"Trainer: {name} must be at least {least}, got {shown(given[name])}")
+        value = given[name]
+        if value is not None and not (isinstance(value, Integral) and value >= least):
+            kind = "" if isinstance(value, Integral) else "a whole number of "
+            raise ValueError(f"Trainer: {name} must be {kind}at least {least}, got {shown(value)}")
     norm, split = given["max_grad_norm"], given["validation_split"]
     validated = [f"validation_{name}" for name in ("dataset", "folder", "manifest", "split")]
     validated = [name for name in validated if given[name] is not None]
