@@ -305,6 +305,8 @@ def test_states_of_the_users_choice(train):
     vectors = {"cond": torch.ones(1, WIDTH), "cond_mask": torch.ones(1, 3).bool()}
     with pytest.raises(ValueError, match=message):
         train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), sample_conditions=vectors)
+    with pytest.raises(ValueError, match=r"must hold rows of cond, got \['a whale'\]; give"):
+        train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), sample_conditions=["a whale"])
 
 
 def test_a_mask_needs_a_network_of_states(train):
@@ -317,7 +319,7 @@ def test_a_mask_of_captions_is_the_encoders(train, speller):
     def make(video, index):
         return {"video": video, "caption": "clip", "cond_mask": torch.ones(4).bool()}
 
-    message = "cond_mask must go with a sequence of states in cond, got one without"
+    message = "cond_mask must go with a sequence of states in cond, got one with captions"
     with pytest.raises(ValueError, match=message):
         train(unet=TOKENS, dataset=Clips(make))
 

@@ -280,6 +280,11 @@ class DataSource:
                 ready[name] = self.to_device(value)
         cond = ready.get("cond")
         if isinstance(cond, (list, tuple)) and all(c is None or isinstance(c, str) for c in cond):
+            if "cond_mask" in conditions:
+                raise ValueError(
+                    "Trainer: cond_mask must go with a sequence of states in cond, got one with "
+                    "captions; leave it out, as their encoder makes it"
+                )
             ready |= self.captions(cond, self.processes.device)
         return ready
 
