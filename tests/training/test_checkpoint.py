@@ -1,3 +1,4 @@
+import contextlib
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from video_diffusion_pytorch.training import checkpoint
 from video_diffusion_pytorch.training.checkpoint import (
     Checkpoints,
     FolderLock,
@@ -21,7 +23,7 @@ from video_diffusion_pytorch.training.checkpoint import (
     read_newest,
     set_aside,
 )
-from video_diffusion_pytorch.training.checkpoint_file import write_checkpoint
+from video_diffusion_pytorch.training.checkpoint_file import glance, write_checkpoint
 
 
 @pytest.fixture
@@ -308,3 +310,20 @@ def test_the_best_is_that_of_the_lowest_loss(tmp_path):
     assert find_checkpoint(tmp_path, "best").name == "model-3.pt"
     write_sharded(tmp_path, 4, 0.25)
     assert find_checkpoint(tmp_path, "best").name == "model-4.sharded"
+
+
+def test_a_checkpoint_is_read_once_and_its_own_never(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoint, "glance", lambda path: read.append(path.name) or glance(path))
+    write(tmp_path, 1)
+    processes = SimpleNamespace(fsdp=False, is_main=True, main_first=contextlib.nullcontext)
+    checkpoints = Checkpoints(tmp_path, processes, keep_last=1, keep_best=1)
+    for step in (4, 5, 6):
+        checkpoints.write({**STATE, "step": step, "losses": {"validation": step}}, step)
+        checkpoints.forget_old()
+    assert names(tmp_path) == ["model-4.pt", "model-6.pt"]
+    assert read == ["model-1.pt"]
+    # of another process
+    write(tmp_path, 6, 0.5)
+    assert find_checkpoint(tmp_path, "best").name == "model-6.pt"
+    assert read == ["model-1.pt", "model-6.pt"]

@@ -40,7 +40,16 @@ ONE_PLACE = "the clips to validate on must come from one place, got "
     [
         ({"train_batch_size": 0}, "train_batch_size must be at least 1, got 0"),
         ({"save_every": -1}, "save_every must be at least 1, got -1"),
-        ({"log_every": float("nan")}, "log_every must be at least 1, got nan"),
+        ({"log_every": float("nan")}, "log_every must be a whole number of at least 1, got nan"),
+        (
+            {"train_num_steps": None},
+            "train_num_steps must be a whole number of at least 0, got None",
+        ),
+        ({"held_out": 0.1}, "held_out must be a whole number of at least 0, got 0.1"),
+        (
+            {"train_batch_size": "2"},
+            "train_batch_size must be a whole number of at least 1, got '2'",
+        ),
         ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
         ({"warmup_steps": -1}, "warmup_steps must be at least 0, got -1"),
         ({"step_start_ema": -1}, "step_start_ema must be at least 0, got -1"),

@@ -212,3 +212,9 @@ def test_a_schedule_knows_its_place_among_torchs():
     optimizer.step()
     joined.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.375)
+
+
+def test_a_function_must_return_a_schedule():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(TypeError, match=r"must return a torch LRScheduler, got 0\.5"):
+        make_schedule(optimizer, lambda step: 0.5, total_steps=4)

@@ -225,3 +225,8 @@ def test_numbers_that_a_custom_optimizer_would_not_see_are_refused(option):
     message = r"betas and weight decay must be left out, got \{.*\}; use functools.partial"
     with pytest.raises(ValueError, match=message):
         make_optimizer(Model(), torch.optim.RMSprop, **option)
+
+
+def test_a_function_must_return_an_optimizer():
+    with pytest.raises(TypeError, match="function must return a torch Optimizer, got None"):
+        make_optimizer(torch.nn.Linear(2, 2), lambda parameters: None)

@@ -305,6 +305,8 @@ def test_states_of_the_users_choice(train):
     vectors = {"cond": torch.ones(1, WIDTH), "cond_mask": torch.ones(1, 3).bool()}
     with pytest.raises(ValueError, match=message):
         train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), sample_conditions=vectors)
+    with pytest.raises(ValueError, match=r"must hold rows of cond, got \['a whale'\]; give"):
+        train(unet={"cond_dim": WIDTH}, dataset=Clips(vector), sample_conditions=["a whale"])
 
 
 def test_a_mask_needs_a_network_of_states(train):
@@ -787,7 +789,7 @@ def test_the_range_of_a_dataset_is_found(train):
 
 
 def test_ranges_of_a_dataset_that_cannot_be_found(train):
-    with pytest.raises(TypeError, match=r"no len\(\)"):
+    with pytest.raises(ValueError, match=r"with a dataset that has a length, got a Stream; give"):
         train(dataset=Stream(array), value_range="fit")
     integers = Clips(lambda video, index: torch.zeros(1, 3, 8, 8, dtype=torch.uint16))
     with pytest.raises(ValueError, match=r"Trainer: clips must be .* or uint8, got torch\.uint16"):
@@ -804,3 +806,25 @@ def test_ranges_of_a_dataset_that_cannot_be_found(train):
         TypeError, match="value_range must go with a folder of clips, got a dataload"
     ):
         train(dataloader=DataLoader(Clips(array), 2), value_range=(0, 1))
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_that_read_the_same_clips_of_a_stream_are_named(train, caplog, num_workers):
+    stream = Stream(lambda video, index: torch.full_like(video, index / 8))
+    train(dataset=stream, num_workers=num_workers)
+    assert ("the first two batches are equal" in caplog.text) == (num_workers > 1)
+
+
+def test_workers_that_divide_a_stream_are_not_named(train, caplog):
+    class Divided(Stream):
+        def __iter__(self):
+            info = torch.utils.data.get_worker_info()
+            return (self.clips[i] for i in range(info.id, len(self.clips), info.num_workers))
+
+    train(dataset=Divided(lambda video, index: torch.full_like(video, index / 8)), num_workers=2)
+    assert "the first two batches" not in caplog.text
+
+
+def test_a_folder_is_a_path(train):
+    with pytest.raises(TypeError, match="the path of a folder, got a Clips; pass clips as dataset"):
+        train(Clips(lambda video, index: video))

@@ -38,6 +38,8 @@ _NAME = re.compile(r"model-(\d+(?:\.\d+)?)(?:-step\d+)?\.(pt|sharded)")
 _SAMPLES = re.compile(r"\d+(-step\d+)?")
 # Unreadable checkpoints that the log has named
 _logged: set[Path] = set()
+# Checkpoints that this process has read or written, by their `_version_of`: a read takes long
+_known: dict[tuple[Any, ...], Glance] = {}
 
 
 class Glance(NamedTuple):
@@ -86,9 +88,21 @@ def glance_at_all(folder: Path) -> list[Glance]:
 
 def _glance_at(path: Path) -> Glance:
     try:
-        state = glance(path)
+        version = _version_of(path)
+        if version not in _known:
+            _known[version] = _glance_of(path, glance(path))
     except (ValueError, OSError) as error:
         return Glance(path, math.inf, error=error)
+    return _known[version]
+
+
+def _version_of(path: Path) -> tuple[Any, ...]:
+    """Differs whenever the file at a path was replaced or changed."""
+    status = (path / "run.pt" if path.is_dir() else path).stat()
+    return path, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _glance_of(path: Path, state: dict[str, Any]) -> Glance:
     loss = state.get("losses", {}).get("validation")
     is_rated = isinstance(loss, (int, float)) and math.isfinite(loss)
     return Glance(path, state["step"], loss if is_rated else math.inf)
@@ -399,6 +413,8 @@ class Checkpoints:
                     write_checkpoint(state, path)
         if self.processes.fsdp:
             write_sharded(state, path, self.processes)
+        if self.processes.is_main:
+            _known[_version_of(path)] = _glance_of(path, state)
         self.saved_step, self.saved_path, self.is_unproven = state["step"], path, True
 
     def set_newest_aside(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -37,7 +38,11 @@ _LEAST = {
     "keep_best": 0,
     "image_frames": 0,
     "num_workers": 0,
+    "held_out": 0,
 }
+# Those of them that may be None
+_OPTIONAL = {"save_every", "keep_last", "validate_every", "evaluate_every"}
+_OPTIONAL |= {"num_workers", "held_out"}
 
 
 def check_model(diffusion: object) -> None:
@@ -64,8 +69,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         ValueError: If one is out of range or contradicts another.
     """
     for name, least in _LEAST.items():
-        if given[name] is not None and not given[name] >= least:
-            raise ValueError(f"Trainer: {name} must be at least {least}, got {shown(given[name])}")
+        value = given[name]
+        is_left_out = value is None and name in _OPTIONAL
+        if not is_left_out and not (isinstance(value, Integral) and value >= least):
+            kind = "" if isinstance(value, Integral) else "a whole number of "
+            raise ValueError(f"Trainer: {name} must be {kind}at least {least}, got {shown(value)}")
     norm, split = given["max_grad_norm"], given["validation_split"]
     validated = [f"validation_{name}" for name in ("dataset", "folder", "manifest", "split")]
     validated = [name for name in validated if given[name] is not None]
@@ -187,13 +195,14 @@ def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, An
     """Raises a ValueError for `sample_conditions` that do not fit the model."""
     names = [*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames)]
     allowed = [*names, *["cond_mask"] * diffusion.takes_text_states]
+    is_mapping = isinstance(given, Mapping)
     wrong = {
         name: value
-        for name, value in given.items()
+        for name, value in (given.items() if is_mapping else ())
         if name not in allowed or isinstance(value, str) or not hasattr(value, "__len__")
     }
-    if wrong or not given.keys() >= {*names}:
+    if wrong or not is_mapping or not given.keys() >= {*names}:
         raise ValueError(
             f"Trainer: sample_conditions must hold rows of {', '.join(names) or 'no condition'}, "
-            f"got {shown(wrong or dict(given))}; give for example {{'cond': ['a whale']}}"
+            f"got {shown(wrong or given)}; give for example {{'cond': ['a whale']}}"
         )

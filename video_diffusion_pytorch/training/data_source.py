@@ -152,6 +152,8 @@ class DataSource:
         self._validated: Set[Any] = set()
         self._sample_clips: Sequence[int] = ()
         self._is_unchecked = False
+        # the first batch of a stream that several workers read
+        self._first_videos: Tensor | None = None
 
     def open(self) -> None:
         """Makes datasets and the loader, and checks the first clip against the model.
@@ -205,8 +207,7 @@ class DataSource:
         clips, images = batch if isinstance(batch, ClipAndImages) else (batch, [])
         videos, conditions = self.unpack(clips)
         if self._is_unchecked:
-            check_units(self.diffusion, videos, "the first batch")
-            self._is_unchecked = False
+            self._check_stream(videos)
         order = self.order
         if self.images is not None and not images:
             # a stream's items have no images
@@ -229,6 +230,23 @@ class DataSource:
         device = self.processes.device
         positions = range(first, first + len(videos))
         return Batch(videos.to(device, non_blocking=True), ready, positions)
+
+    def _check_stream(self, videos: Tensor) -> None:
+        """Checks a stream's first batch, and whether the second one, of another worker, differs."""
+        if self._first_videos is None:
+            check_units(self.diffusion, videos, "the first batch")
+            loader = self.loader.loader
+            is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
+            self._is_unchecked = is_stream and loader.num_workers > 1
+            self._first_videos = videos if self._is_unchecked else None
+            return
+        if torch.equal(self._first_videos, videos):
+            logger.warning(
+                "the first two batches are equal: each worker reads the whole stream, so that each "
+                "clip comes once per worker; divide it in __iter__ by "
+                "torch.utils.data.get_worker_info(), or pass num_workers=0"
+            )
+        self._is_unchecked, self._first_videos = False, None
 
     def restart(self) -> None:
         """Restarts the loader at `order.position` and redraws the sample conditions.
@@ -509,6 +527,11 @@ class DataSource:
         given = self.options["value_range"]
         if not isinstance(given, str) or given != "fit":
             return given
+        if not hasattr(self.dataset, "__len__"):
+            raise ValueError(
+                "Trainer: value_range='fit' must go with a dataset that has a length, got a "
+                f"{type(self.dataset).__name__}; give the range, as (low, high)"
+            )
         found: Any = None
         with self.processes.main_first():
             if self.processes.is_main:
@@ -550,7 +573,7 @@ def check_source(
         The name of the source that is not None.
 
     Raises:
-        TypeError: If a keyword is unknown, or does not go with the source.
+        TypeError: If a keyword is unknown or does not go with the source, or a folder is no path.
         ValueError: If there is not exactly one source, or it is the results folder.
     """
     known = dataset_options(trainer_class)
@@ -573,6 +596,11 @@ def check_source(
         raise TypeError(
             f"Trainer: {', '.join(alone)} must go with a folder of clips, got a {source}; leave "
             "them out"
+        )
+    if source == "folder" and not isinstance(given["folder"], (str, os.PathLike)):
+        raise TypeError(
+            f"Trainer: folder must be the path of a folder, got a {type(given['folder']).__name__};"
+            " pass clips as dataset= or dataloader="
         )
     if source == "folder" and Path(given["folder"]).resolve() == results.resolve():
         raise ValueError(

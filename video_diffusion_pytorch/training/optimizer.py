@@ -54,6 +54,7 @@ def make_optimizer(
             second parameter group without it.
 
     Raises:
+        TypeError: If a function as `kind` returns no optimizer.
         ValueError: If `kind` is unknown, a number is out of range, or numbers are given that a
             function as `kind` would not see.
     """
@@ -65,7 +66,7 @@ def make_optimizer(
                 "with an optimizer of your own, learning rate, betas and weight decay must be left "
                 f"out, got {given}; use functools.partial(torch.optim.RMSprop, lr=1e-3) or the like"
             )
-        return kind(parameters)
+        return _made(kind(parameters), Optimizer, "the optimizer's function")
     if kind not in OPTIMIZERS:
         raise ValueError(
             f"the optimizer must be one of {', '.join(OPTIMIZERS)} or a function that makes one "
@@ -83,6 +84,13 @@ def make_optimizer(
     if options["fused"]:
         optimizer.register_step_pre_hook(_match_strides)
     return optimizer
+
+
+def _made(value: Any, kind: type, maker: str) -> Any:
+    """Checks what a user's function returned."""
+    if not isinstance(value, kind):
+        raise TypeError(f"Trainer: {maker} must return a torch {kind.__name__}, got {shown(value)}")
+    return value
 
 
 def _is_matrix(parameter: Tensor) -> bool:
@@ -267,6 +275,7 @@ def make_schedule(
         stay.
 
     Raises:
+        TypeError: If a function as `kind` returns no schedule.
         ValueError: If `kind` is unknown, or `warmup_steps` is longer than a schedule that falls, or
             given with a function, which can make its own.
 
@@ -291,7 +300,7 @@ def make_schedule(
                 f"with a schedule of your own, warmup_steps must be 0, got {warmup_steps}; make "
                 "the warm-up a part of it, as with torch.optim.lr_scheduler.SequentialLR"
             )
-        return kind(optimizer)
+        return _made(kind(optimizer), LRScheduler, "lr_schedule, which gets the optimizer,")
     if kind not in SCHEDULES:
         raise ValueError(
             f"the learning-rate schedule must be one of {', '.join(SCHEDULES)} or a function that "

@@ -108,7 +108,7 @@ def hold_out(
     Raises:
         ValueError: If no file is left to train on.
     """
-    if not count and not (count is None and at_most):
+    if count == 0 or (count is None and not at_most):
         # avoids looking at files, which may be many and on a slow disk
         return list(range(len(dataset)) if among is None else among), []
     clips_of = files_of(dataset, among)
