@@ -71,7 +71,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for name, least in _LEAST.items():
         value = given[name]
         is_left_out = value is None and name in _OPTIONAL
-        if not is_left_out and not (isinstance(value, Integral) and value >= least):
+        if not is_left_out and not (isinstance(value, Integral) and int(value) >= least):
             kind = "" if isinstance(value, Integral) else "a whole number of "
             raise ValueError(f"Trainer: {name} must be {kind}at least {least}, got {shown(value)}")
     norm, split = given["max_grad_norm"], given["validation_split"]

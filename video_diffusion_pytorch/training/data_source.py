@@ -237,7 +237,7 @@ class DataSource:
             check_units(self.diffusion, videos, "the first batch")
             loader = self.loader.loader
             is_stream = isinstance(getattr(loader, "dataset", None), IterableDataset)
-            self._is_unchecked = is_stream and loader.num_workers > 1
+            self._is_unchecked = is_stream and getattr(loader, "num_workers", 0) > 1
             self._first_videos = videos if self._is_unchecked else None
             return
         if torch.equal(self._first_videos, videos):
