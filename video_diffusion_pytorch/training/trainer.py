@@ -322,8 +322,6 @@ class Trainer:
         self.model, self.image_size = diffusion_model, diffusion_model.image_size
         self.step, self.skipped_steps, self.run = 0, 0, RunState()
         self.losses: dict[str, float | None] = {"training": None, "validation": None}
-        # of the last step; also for a subclass whose train_step does not set it
-        self.step_metrics: dict[str, Any] = {"grad_norm": math.nan, "skipped": False}
         self.resumed_from: Path | None = None
         self.signals: StopSignals | None = None
         self._evaluator: Evaluator | None = None
