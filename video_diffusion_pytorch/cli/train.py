@@ -24,7 +24,7 @@ from video_diffusion_pytorch.training.checkpoint import newest
 from video_diffusion_pytorch.training.data_source import dataset_options
 from video_diffusion_pytorch.training.trainer import Trainer
 
-# Keywords for Python only, and those that other options give
+# Keywords for Python only, and those set from other options
 _NOT_OF_TRAINER: set[str | int] = {
     "diffusion_model",
     "folder",
@@ -177,7 +177,7 @@ def _is_large(root: yaml.Node | None) -> bool:
 def short_names() -> dict[str, str]:
     """Full option names by the names without their group; the first group that has one gets it."""
     names = {name: f"{group}.{name}" for group in reversed(GROUPS) for name in option_names(group)}
-    # that of the clips can be "fit", and the model adopts it
+    # the range of the clips can be "fit", and the model adopts it
     return {**names, "value_range": "data.value_range"}
 
 
@@ -188,7 +188,11 @@ def option_names(group: str) -> list[str]:
 
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
-    """Trains as options say, and reports by `say`.
+    """Trains a model.
+
+    Args:
+        options: The parsed options.
+        say: Called with each line of the report.
 
     Raises:
         ValueError: If an option is out of range, the clips are not what the network takes, or the

@@ -150,7 +150,7 @@ class FileArray:
             wanted: Indices along it, increasing.
 
         Returns:
-            An array or a tensor in memory of its own.
+            A copy: an array or a tensor.
 
         Raises:
             UnreadableVideoError: The file was changed since it was opened.
@@ -617,7 +617,7 @@ def _load(path: Path, max_bytes: int) -> StoredArray:
 def _to_tensor(
     data: np.ndarray | torch.Tensor | FileArray, axis: int | None = None, wanted: Sequence[int] = ()
 ) -> torch.Tensor:
-    """The array, or the requested entries of one axis, in memory of its own."""
+    """A copy of the array, or of the requested entries of one axis."""
     if isinstance(data, FileArray):
         part = data.read(axis, wanted)
     else:
