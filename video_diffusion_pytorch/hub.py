@@ -48,7 +48,7 @@ from video_diffusion_pytorch import {class_name}
 
 model = {class_name}.from_pretrained("{name}")
 ```
-"""
+{clips}"""
 
 Model = TypeVar("Model", bound="Shareable")
 
@@ -123,9 +123,18 @@ class Shareable(nn.Module):
         if not (folder / CARD_FILE).exists():
             (folder / CARD_FILE).write_text(self._card(name), encoding="utf-8")
 
+    def _describe_clips(self) -> str:
+        """What is known of the training clips, as text of the model card; empty for nothing."""
+        return ""
+
     def _card(self, name: str) -> str:
-        class_name = self._classes[self._part].__name__
-        return _CARD.format(library=LIBRARY, version=__version__, name=name, class_name=class_name)
+        return _CARD.format(
+            library=LIBRARY,
+            version=__version__,
+            name=name,
+            class_name=self._classes[self._part].__name__,
+            clips=self._describe_clips(),
+        )
 
     @classmethod
     def from_pretrained(

@@ -1,8 +1,9 @@
-"""Loading of a diffusion model from a checkpoint."""
+"""Loading of a diffusion model from a checkpoint or a shared folder."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at, list_checkpoints
 from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.fsdp import read_sharded
+from video_diffusion_pytorch.training.resume import clip_info_of
 
 
 def load_diffusion(
@@ -27,24 +29,26 @@ def load_diffusion(
     averaged: bool | float = True,
     **overrides: Any,
 ) -> GaussianDiffusion:
-    """Loads a diffusion and its network from a training file, of which no code is run.
+    """Loads a diffusion and its network from a file or folder, of which no code is run.
 
     Args:
         path: A training file, `model-N.pt`, of this library's Trainer or of the reference's, from
-            version 0.6.0 on; a folder, `model-N.sharded`, of a sharded run; or a results folder,
-            for its newest checkpoint.
+            version 0.6.0 on; a folder, `model-N.sharded`, of a sharded run; a results folder, for
+            its newest checkpoint; or a shared model, a folder of `save_pretrained` or the name of
+            a repository on the Hugging Face Hub, such as `"user/my-model"`.
         image_size: Height and width of the samples, an int or `(h, w)`; None for those of the
             training clips, which files of the reference do not hold.
         num_frames: Frames of a sample; None for those of the training clips, which files of the
             reference do not hold.
         device: Device of the model, such as `"cuda"`; None for the CPU.
         averaged: True for the averaged weights, which sample better, of several averages the first;
-            the decay of an average; or False for the last weights.
+            the decay of an average; or False for the last weights. A shared model holds one set.
         **overrides: Other keywords of `GaussianDiffusion` that override the file's, such as
             `use_dynamic_thres`.
 
     Returns:
-        The diffusion in evaluation mode; its `denoise_fn` is a `Unet3D`.
+        The diffusion in evaluation mode; its `denoise_fn` is a `Unet3D`, and its `clip_info` says
+        what is known of the training clips.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -74,20 +78,24 @@ def load_diffusion(
             f"load_diffusion: device must be one that this machine has, got {str(device)!r} "
             f"({short(error)}); leave it out for the CPU"
         ) from error
-    if (Path(path) / CONFIG_FILE).is_file() and not list_checkpoints(Path(path)):
-        raise ValueError(
-            f"load_diffusion: expected a training file or a results folder, got {path}, a folder "
-            "of save_pretrained; load it with GaussianDiffusion.from_pretrained"
-        )
+    sizes = {"image_size": image_size, "num_frames": num_frames}
+    given = {name: value for name, value in sizes.items() if value is not None} | overrides
+    if is_shared(path):
+        if averaged is not True:
+            raise ValueError(
+                f"load_diffusion: averaged must be left out for the shared model {path}, which "
+                f"holds one set of weights, got {averaged}"
+            )
+        shared = GaussianDiffusion.from_pretrained(path, **given)
+        return shared.to("cpu" if device is None else device)
     file = checkpoint_at(path)
     state = read_sharded(file) if file.is_dir() else read_checkpoint(file)
     weights = _choose_weights(state, averaged, file)
-    sizes = {"image_size": image_size, "num_frames": num_frames}
-    given = {name: value for name, value in sizes.items() if value is not None} | overrides
     unet, settings = _build_network(state.get("config"), weights, given, file)
     try:
         diffusion = GaussianDiffusion(unet, **{**settings, **given})
         diffusion.load_state_dict(weights)
+        diffusion.clip_info = clip_info_of(state)
     except (RuntimeError, OverflowError) as error:
         raise ValueError(
             f"load_diffusion: the tensors in {file} must fit the model that the file and the "
@@ -95,6 +103,15 @@ def load_diffusion(
             "model, such as timesteps"
         ) from error
     return diffusion.to("cpu" if device is None else device).eval()
+
+
+def is_shared(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder of `save_pretrained`, or else the name of a repository."""
+    here = Path(path)
+    if here.exists():
+        return (here / CONFIG_FILE).is_file() and not list_checkpoints(here)
+    is_name = isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None
+    return is_name and here.suffix not in (".pt", ".sharded") and not here.parent.exists()
 
 
 def _choose_weights(state: Mapping[str, Any], averaged: bool | float, file: Path) -> Any:

@@ -38,6 +38,9 @@ _encoder: str | None = _DEFAULT_ENCODER
 _Encode = Callable[[list[str]], Tensor | tuple[Tensor, Tensor]]
 _encode: _Encode | None = None
 _trust_remote_code = False
+# Whether the user has set an encoder, which then holds for every model
+_is_chosen = False
+_FUNCTION = "function:"
 
 
 def set_text_encoder(
@@ -73,10 +76,10 @@ def set_text_encoder(
         tensor([[7.]])
         >>> set_text_encoder()
     """
-    global MODEL, TOKENIZER, _encoder, _encode, _trust_remote_code
+    global MODEL, TOKENIZER, _encoder, _encode, _trust_remote_code, _is_chosen
     if callable(name_or_folder):
         MODEL = TOKENIZER = None
-        _encoder, _encode = name, name_or_folder
+        _encoder, _encode, _is_chosen = name, name_or_folder, True
         return
     if name is not None:
         raise ValueError(
@@ -86,6 +89,7 @@ def set_text_encoder(
     found = _find_encoder(name_or_folder)
     MODEL = TOKENIZER = None
     _encoder, _encode, _trust_remote_code = found, None, trust_remote_code
+    _is_chosen = found != _DEFAULT_ENCODER
 
 
 def encoder_name() -> str | None:
@@ -93,6 +97,35 @@ def encoder_name() -> str | None:
     if _encode is None and _encoder is not None and os.path.isdir(_encoder):
         return os.path.abspath(_encoder)
     return _encoder
+
+
+def encoder_to_save() -> str:
+    """Description of the encoder for `use_encoder`: name, absolute folder, or "function:NAME"."""
+    return encoder_name() or "" if _encode is None else f"{_FUNCTION}{_encoder or ''}"
+
+
+def use_encoder(saved: str | None) -> None:
+    """Sets the encoder that a model was trained with, unless `set_text_encoder` has set one.
+
+    Args:
+        saved: As from `encoder_to_save`; None if unknown, which changes nothing.
+
+    Raises:
+        FileNotFoundError: It was in a folder that is missing.
+        ValueError: It was a function.
+    """
+    global _is_chosen
+    if saved is None or _is_chosen or saved == encoder_name():
+        return
+    if saved.startswith(_FUNCTION):
+        name = saved.removeprefix(_FUNCTION)
+        raise ValueError(
+            "the captions must be encoded as in training, by a function"
+            f"{f' named {name!r}' if name else ''}, got none; pass it to text.set_text_encoder"
+        )
+    set_text_encoder(saved)
+    # the next model may have another
+    _is_chosen = False
 
 
 def embed_captions(
@@ -319,8 +352,8 @@ def _find_encoder(name_or_folder: str | os.PathLike[str]) -> str:
     found = os.path.expanduser(found)
     if not os.path.isdir(found):
         raise FileNotFoundError(
-            f"expected a folder with a text encoder at {found}, found none; check the path, or "
-            "give the model's name on the Hugging Face Hub"
+            f"expected a folder with a text encoder at {found}, found none; give set_text_encoder "
+            "(on the command line --text_encoder) its path, or its name on the Hugging Face Hub"
         )
     return found
 

@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser, Namespace
 from video_diffusion_pytorch.cli.sample import (
     add_checkpoint_options,
     check_output,
-    class_names,
     load_checkpoint,
 )
 from video_diffusion_pytorch.data.dataset import Dataset
@@ -119,7 +118,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         diffusion,
         options.data,
         Evaluation(**networks, **{name: options[name] for name in _OF_EVALUATION}),
-        class_names=class_names(file),
+        class_names=diffusion.clip_info.class_names,
         about={
             "checkpoint": str(file),
             "step": glance(file)["step"],

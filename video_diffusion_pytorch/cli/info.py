@@ -17,6 +17,7 @@ from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
+from video_diffusion_pytorch.training.resume import clip_info_of
 
 
 def make_parser() -> ArgumentParser:
@@ -66,8 +67,8 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:
         "step": state["step"],
         "network": _describe_network(state.get("model") or {}, unet),
         "diffusion": diffusion,
-        "classes": ", ".join((config or {}).get("class_names") or ()),
-        "data": ", ".join(_describe_data(state.get("data") or {})),
+        **clip_info_of(state).in_words(),
+        "progress": ", ".join(_describe_data(state.get("data") or {})),
         "averages": ", ".join(f"{decay:g}" for decay in state.get("ema_decays") or ()),
         "optimizer": _describe_optimizer(state.get("optimizer") or {}),
         "losses": ", ".join(
@@ -75,7 +76,7 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:
         ),
         "processes": _count_processes(state.get("random_states")),
     }
-    lines = [f"  {name:12}{text}" for name, text in about.items() if text != ""]
+    lines = [f"  {name:20}{text}" for name, text in about.items() if text != ""]
     return [f"{path}: checkpoint of {writer}, {_size(path)}", *lines]
 
 

@@ -25,7 +25,6 @@ from video_diffusion_pytorch.presets import preset as find_preset
 from video_diffusion_pytorch.pretrained import load_diffusion
 from video_diffusion_pytorch.training.batches import collate
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
-from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.samples import write_sample_grid
 
 OPTIONS = {
@@ -139,7 +138,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
             f"{options.extend_to}"
         )
     given = {name: options[name] for name in ("text", *OPTIONS) if options[name] is not None}
-    conditions = read_conditions(diffusion, class_names(file), given)
+    conditions = read_conditions(diffusion, given)
     if options.cond_scale != 1 and not conditions:
         raise ValueError(
             "sample: --cond_scale must be 1 for a model without conditions, got "
@@ -190,20 +189,11 @@ def _rows(count: int) -> int:
 # conditions
 
 
-def class_names(checkpoint: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Names of the classes that the labels of a training file stand for; empty if unknown."""
-    config = glance(Path(checkpoint)).get("config") or {}
-    return tuple(config.get("class_names") or ())
-
-
-def read_conditions(
-    diffusion: GaussianDiffusion, class_names: Sequence[str], options: Mapping[str, Any]
-) -> dict[str, Any]:
+def read_conditions(diffusion: GaussianDiffusion, options: Mapping[str, Any]) -> dict[str, Any]:
     """Reads conditions from options and files, as keywords of `diffusion.sample`.
 
     Args:
         diffusion: The model.
-        class_names: As from `class_names`.
         options: Values of the options that are given, by name: `text` and `labels`, lists of
             strings, and the files `cond`, `frame_cond`, `cond_video` and `first_frames`.
 
@@ -218,11 +208,12 @@ def read_conditions(
     if "text" in options and "cond" in options:
         raise ValueError("sample: only one of --text and --cond can be given, got both; remove one")
     found: dict[str, Any] = {}
+    known = diffusion.clip_info.class_names
     for name, value in options.items():
         if name == "text":
             found["cond"] = value
         elif name == "labels":
-            found[name] = torch.tensor([_label(label, class_names) for label in value])
+            found[name] = torch.tensor([_label(label, known) for label in value])
         elif name == "first_frames":
             found[name] = _read_first_frames(diffusion, Path(value))
         else:

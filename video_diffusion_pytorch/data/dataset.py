@@ -277,6 +277,32 @@ class Dataset(data.Dataset[Any]):
         return {**own, **self._reader.settings}
 
     @property
+    def frame_options(self) -> dict[str, Any]:
+        """Keywords of `Dataset` by which frames are chosen and scaled."""
+        size, timeline, reader = self._reader.size, self._reader.timeline, self._reader
+        chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
+        own = {"axes": reader.axes, "square_pixels": reader.square_pixels}
+        return {"fit": size.fit, "crop": size.crop, **chosen, **own}
+
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames per second of the clips, by the first file; None if it has no timestamps."""
+        timeline = self._reader.timeline
+        if self.fit_frames is not None or timeline.fps is not None:
+            return None if self.fit_frames is not None else timeline.fps
+        with self._reader.open(self.paths[0]) as file:
+            return None if file.fps is None else file.fps / timeline.frame_skip
+
+    @property
+    def cond_ranges(self) -> dict[str, tuple[float, float]]:
+        """The least and the largest value of each column of numbers in `cond`, by its name."""
+        columns = zip(*(clip.numbers for clip, _ in self._clips), strict=True)
+        return {
+            name: (min(values), max(values))
+            for name, values in zip(self._conditions.numbers, columns, strict=False)
+        }
+
+    @property
     def captions(self) -> list[str]:
         """The distinct captions, in order."""
         return list(dict.fromkeys(clip.caption for clip, _ in self._clips if clip.caption))

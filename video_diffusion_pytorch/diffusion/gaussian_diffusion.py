@@ -21,6 +21,7 @@ from video_diffusion_pytorch.arguments import (
     plain_range,
     shown,
 )
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.conditions import VALUES, given, masks_of, rows_of
 from video_diffusion_pytorch.diffusion.completion import Completion
 from video_diffusion_pytorch.diffusion.conditioning import (
@@ -74,6 +75,7 @@ from video_diffusion_pytorch.diffusion.value_range import (
     unnormalize_img,
 )
 from video_diffusion_pytorch.hub import NETWORK_PREFIX, Shareable
+from video_diffusion_pytorch.text import use_encoder
 
 
 class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
@@ -122,6 +124,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     Raises:
         ValueError: If an argument is outside its range.
+
+    Attributes:
+        clip_info: What is known of the training clips, such as names of classes: set by `Trainer`,
+            `load_diffusion` and `from_pretrained`.
 
     Differs from the reference: conditions are dropped in training; `text_use_bert_cls` applies in
     `sample`; `interpolate` takes conditions and works on clips in [0, 1]; `sample` returns
@@ -201,6 +207,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         config["beta_schedule"] = str(beta_schedule) if by_name else tuple(betas.tolist())
         super().__init__(betas, config["beta_schedule"] == CONTINUOUS)
         self.config = config
+        self.clip_info = ClipInfo()
         self.denoise_fn = denoise_fn
         # each is an attribute, except for the schedule, whose buffers are
         for name in CONFIG:
@@ -254,7 +261,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             *args: As in `p_losses`, after `t`: `cond` and `noise`. `cond` is a tensor of vectors,
                 `(b, cond_dim)`, or of states of text, `(b, n, cond_dim)`, as the network takes; or
                 a list of `b` captions, None where there is no caption.
-            labels: Classes, integers `(b,)`, -1 for none.
+            labels: Classes, integers `(b,)`, -1 for none; or a list of their names, if the model
+                knows them (`clip_info.class_names`).
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
                 or in `cond_value_range`, or, without that, in the range that the network takes.
@@ -477,7 +485,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 f"{', '.join(map(str, unknown))}; correct the name, or leave it out"
             )
         ready = given(conditions)
+        if "labels" in ready:
+            ready["labels"] = self.clip_info.label_numbers(ready["labels"])
         if is_captions(ready.get("cond")):
+            use_encoder(self.clip_info.text_encoder)
             if "cond" not in getattr(unwrap(self.denoise_fn), "condition_names", ("cond",)):
                 raise ValueError(
                     "GaussianDiffusion: the network must take captions, got one built without "
@@ -858,7 +869,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 takes; or a list of `b` captions, some of which may be None; None for none.
             cond_scale: Strength of the guidance by conditions; 1 for none.
             batch_size: Number of videos, if neither conditions nor `guidance` determine it.
-            labels: Classes, integers `(b,)`, -1 for none.
+            labels: Classes, integers `(b,)`, -1 for none; or a list of their names, if the model
+                knows them (`clip_info.class_names`).
             frame_cond: A vector per frame, `(b, f, frame_cond_dim)`.
             cond_video: A field, `(b, n, f, h, w)`, or `(b, n, h, w)` for all frames alike: uint8,
                 or in `cond_value_range`, or, without that, in the range that the network takes.
@@ -1267,12 +1279,19 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         }
         for name, value in network.state_dict().items():
             tensors[NETWORK_PREFIX + name] = value
-        return {"diffusion": self.config, "unet": network.config}, tensors
+        clips = self.clip_info.to_config()
+        return {"diffusion": self.config, "unet": network.config, "clips": clips}, tensors
+
+    def _describe_clips(self) -> str:
+        lines = [f"- {name}: {text}\n" for name, text in self.clip_info.in_words().items()]
+        return "".join(["\nTrained on clips with\n\n", *lines]) if lines else ""
 
     @classmethod
     def _build(cls, config: Mapping[str, Any], overrides: Mapping[str, Any]) -> GaussianDiffusion:
         network = cls._classes["unet"](**config["unet"])
-        return cls(network, **{**config["diffusion"], **overrides})
+        model = cls(network, **{**config["diffusion"], **overrides})
+        model.clip_info = ClipInfo.from_config(config.get("clips"))
+        return model
 
 
 def guided(denoise_fn: nn.Module) -> Any:

@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.conditions import to_device
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.report import report_clips
 from video_diffusion_pytorch.data.transforms import fit_value_range
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import check_videos
+from video_diffusion_pytorch.text import encoder_to_save, use_encoder
 from video_diffusion_pytorch.training.batches import (
     ClipAndImages,
     ClipsWithImages,
@@ -181,6 +184,9 @@ class DataSource:
         if self.source == "folder" and clips is not None and self.processes.is_main:
             with seeded(0):
                 report_clips(clips)
+        if self._takes_captions:
+            # of a model that was loaded
+            use_encoder(self.diffusion.clip_info.text_encoder)
         cache_folder = self.options.get("cache") or self.sources["folder"]
         self.captions = EncodedCaptions(
             self.diffusion.text_use_bert_cls,
@@ -308,6 +314,24 @@ class DataSource:
         """Names of the classes by label, if the clips' folder has classes."""
         clips = clips_behind(self.dataset)
         return () if clips is None else clips.class_names
+
+    @property
+    def clip_info(self) -> ClipInfo:
+        """What is known of the clips; where they say nothing, what the model knew before."""
+        found: dict[str, Any] = {}
+        clips = clips_behind(self.dataset)
+        if clips is not None:
+            found = {"fps": clips.frame_rate, "settings": clips.frame_options}
+            found |= {"class_names": clips.class_names, "cond_ranges": clips.cond_ranges}
+        if self._takes_captions:
+            found["text_encoder"] = encoder_to_save()
+        return ClipInfo(**found).completed_by(self.diffusion.clip_info)
+
+    @property
+    def _takes_captions(self) -> bool:
+        network = getattr(unwrap(self.diffusion.denoise_fn), "config", None) or {}
+        is_for_text = network.get("use_bert_text_cond") or self.diffusion.takes_text_states
+        return bool(is_for_text or self.known_captions)
 
     def unpack_for_model(self, batch: Any) -> tuple[Tensor, dict[str, Any]]:
         """Unpacks a batch without the conditions that only an overridden `compute_loss` takes."""

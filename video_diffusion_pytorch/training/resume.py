@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch.arguments import shown
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.training.checkpoint import list_checkpoints
 from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
@@ -228,13 +229,24 @@ def check_classes(path: Path, state: Mapping[str, Any], ours: Sequence[str]) -> 
         state: Its state.
         ours: Names of this run's classes; empty if unknown.
     """
-    theirs = (state.get("config") or {}).get("class_names")
+    theirs = clip_info_of(state).class_names
     if theirs and ours and tuple(theirs) != tuple(ours):
         raise ValueError(
             f"the clips must be of the classes of {path}, {', '.join(theirs)}, got "
             f"{', '.join(ours)}; train on the same classes, or start a new run in another results "
             "folder"
         )
+
+
+def clip_info_of(state: Mapping[str, Any]) -> ClipInfo:
+    """What a checkpoint says of the training clips.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    config = state.get("config") or {}
+    # versions up to 0.8 kept the names of classes alone
+    return ClipInfo.from_config(config.get("clips", {"class_names": config.get("class_names", ())}))
 
 
 def changed_settings(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) -> list[str]:

@@ -59,6 +59,7 @@ from video_diffusion_pytorch.training.processes import Processes, compile_networ
 from video_diffusion_pytorch.training.resume import (
     check_classes,
     checkpoint_to_resume,
+    clip_info_of,
     load_model,
     load_optimizer,
     load_random_states,
@@ -394,7 +395,8 @@ class Trainer:
         )
 
     def _prepare_model(self, ema_decay: float | Sequence[float], compile: bool) -> None:
-        self.model.to(self.device)
+        # before it is copied for the averages
+        self.model.to(self.device).clip_info = self.data.clip_info
         self.averages = Averages(
             self.model,
             ema_decay,
@@ -585,7 +587,7 @@ class Trainer:
             "config": {
                 "unet": denoiser,
                 "diffusion": self.model.config,
-                "class_names": self.data.class_names,
+                "clips": self.model.clip_info.to_config(),
             },
             "losses": losses,
             "skipped_steps": self.skipped_steps,
@@ -1092,6 +1094,9 @@ class Trainer:
             state = sharded_like(state, self.model, self.opt)
         check_classes(path, state, self.data.class_names)
         load_model(self.model, self.averages, path, state, **kwargs)
+        info = self.model.clip_info.completed_by(clip_info_of(state))
+        for model in (self.model, *self.averages.models.values()):
+            cast(GaussianDiffusion, model).clip_info = info
         self.resumed_from, self.step = path, state["step"]
         self.checkpoints.go_back_to(path, self.step)
         self.run.good_step = self.run.validated_step = self.step
