@@ -2,6 +2,7 @@
 
 # `text` and `video_diffusion_pytorch` are modules, as in the reference
 from video_diffusion_pytorch import text, video_diffusion_pytorch
+from video_diffusion_pytorch.clip_file import prepare_clip
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.video_file import (
     gif_to_tensor,
@@ -41,6 +42,7 @@ __all__ = [
     "gif_to_tensor",
     "load_diffusion",
     "num_to_groups",
+    "prepare_clip",
     "read_video",
     "show",
     "text",

@@ -19,17 +19,16 @@ _FLOAT32 = torch.finfo(torch.float32)
 
 
 def shown(value: Any) -> str:
-    """A value in part of a line: a long one as a tensor's type and shape, or its beginning.
+    """A value in part of a line: of an array its type and shape, of a long text its beginning.
 
     Example:
         >>> shown("ddim"), shown(torch.rand(9, 9)), shown(torch.ones(2))
-        ("'ddim'", 'torch.float32 of shape (9, 9)', 'tensor([1., 1.])')
+        ("'ddim'", 'torch.float32 of shape (9, 9)', 'torch.float32 of shape (2,)')
     """
+    if getattr(value, "shape", ()):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
     text = repr(value)
-    if len(text) <= _MOST:
-        return text
-    shape = getattr(value, "shape", None)
-    return f"{text[:_MOST]}..." if shape is None else f"{value.dtype} of shape {tuple(shape)}"
+    return text if len(text) <= _MOST else f"{text[:_MOST]}..."
 
 
 def as_count(value: Any, name: str) -> int:

@@ -286,6 +286,20 @@ def _find_file(
         ) from error
 
 
+def read_config(folder_or_repo: str | os.PathLike[str], cls: type[Shareable]) -> dict[str, Any]:
+    """Reads the settings of a shared model, by part, without its tensors.
+
+    Args:
+        folder_or_repo: As for `from_pretrained`.
+        cls: The class whose settings are required.
+
+    Raises:
+        FileNotFoundError: If the folder or repository, or its `config.json`, is missing.
+        ValueError: If the file is damaged or not of such a model.
+    """
+    return _read_config(_find_file(folder_or_repo, CONFIG_FILE, {}), cls)
+
+
 def _read_config(file: Path, cls: type[Shareable]) -> dict[str, Any]:
     """Reads the settings of a model of a class from a `config.json`."""
     try:

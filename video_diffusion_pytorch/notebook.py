@@ -79,7 +79,8 @@ def show(
     columns = _columns(count, rows, columns)
     if false_colour and value_range is None:
         value_range = "fit"
-    pictures = to_pictures(batch, value_range, keep_pictures=not false_colour)
+    has_numbers = not (value_range is None or isinstance(value_range, str))
+    pictures = to_pictures(batch, value_range, keep_pictures=has_numbers and not false_colour)
     if zoom is None:
         zoom = max(1, math.ceil(_LEAST_SIDE / max(pictures.shape[-2:])))
     grid = video_grid(pictures, columns, zoom=zoom, frame=_GREY, captions=captions)

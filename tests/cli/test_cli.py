@@ -360,8 +360,8 @@ def test_captions_guide_the_samples(capsys, mistake):
     [
         (["--text", "a whale"], "it was trained with, none, got --text; correct the options"),
         (["-o", "missing/out.gif"], "expected a folder at missing to write out.gif into"),
-        (["-o", "out.avi"], "got out.avi; rename it, as in out.gif"),
-        (["-o", "."], "--output must be a file, got the folder ."),
+        (["-o", "out.avi"], "or be a folder, got out.avi; rename it, as in out.gif, or end a"),
+        (["-o", "."], "or a folder without checkpoints, whose samples it could replace, got ."),
         (["--preset", "bair", "--steps", "0"], "steps must be a whole number from 1 to the"),
         (["-n", "0"], "--count must be a whole number of at least 1, got 0"),
         (["--sampler", "euler"], "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++s"),
@@ -432,7 +432,9 @@ def test_classes_by_name(mistake, capsys):
     assert np.load("again.npy").shape == names.shape
     capsys.readouterr()
     line = mistake("sample", "results/model-1.5.pt", "--labels", "birds")
-    assert "--labels must be among cats, dogs, got 'birds'; choose from them" in line
+    assert "labels must be among cats, dogs, or -1 for none, got 'birds'; choose one" in line
+    line = mistake("sample", "results/model-1.5.pt")
+    assert "trained with, --labels, got none; correct the options, as --labels -1 for no" in line
     line = mistake("sample", "classes", "--labels", "dogs")
     assert "expected a checkpoint model-N.pt or model-N.sharded in " in line
     assert "found none that can be read; train first, or give" in line
@@ -445,6 +447,11 @@ def test_columns_of_numbers_tell_the_width(mistake, capsys):
     table = ["--manifest", "list.csv", "--held_out", "2"]
     train(*table, "--conditions.cond", "[EF, ESV]")
     assert "sample results/model-1.5.pt --cond ... -o results" in capsys.readouterr().out
+    numbers = values("-n", "1", "--cond", "1", "0.25", "9", "1")
+    assert numbers.shape == (2, 1, 3, 24, 24)
+    assert "note: EF 9 is outside of the training clips, 0 to 5\n" in capsys.readouterr().out
+    line = mistake("sample", "results", "--cond", "1", "2", "3")
+    assert "--cond must have 2 numbers for each condition, EF, ESV, one condition after" in line
     config = read_checkpoint(Path("results/model-1.5.pt"))["config"]
     assert config["unet"]["cond_dim"] == 2
     np.save("cond.npy", np.float32([[1, 0.25]]))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
 from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 
 
@@ -98,6 +99,47 @@ def test_options_reach_the_protocol():
     assert frames["value_range"] == [[-2, -2, -1], [2, 2, 1]]
     assert (protocol["clips"]["number"], protocol["clips"]["frame_skip"]) == (4, 2)
     assert (protocol["samples"]["seed"], protocol["samples"]["steps"]) == (3, 2)
+
+
+@pytest.mark.usefixtures("at_home")
+def test_clips_are_prepared_as_in_training():
+    model = load_diffusion("results")
+    model.clip_info = ClipInfo(settings={"fit": "contain", "fps": 5.0, "frame_skip": 1})
+    model.save_pretrained("shared")
+    options = ["--data", "clips", "--features", "i3d.pt", "-n", "4"]
+    for given, expected in (
+        ([], ("contain", 5, 1)),
+        (["--fit", "cover", "--frame_skip", "2"], ("cover", None, 2)),
+    ):
+        assert main(["evaluate", "shared", *options, *given, "-o", "a.json"]) is None
+        clips = json.loads(Path("a.json").read_text())["protocol"]["clips"]
+        assert (clips["fit"], clips["fps"], clips["frame_skip"]) == expected
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_shared_model_is_evaluated(capsys):
+    Path("models").mkdir()
+    load_diffusion("results").save_pretrained("models/digits")
+    assert main(["evaluate", "models/digits", *EVALUATE[2:], "-n", "6"]) is None
+    out = capsys.readouterr().out
+    assert "\n6 videos against 5 clips, dpm++sde with 3 steps" in out
+    assert "wrote models/evaluation-digits.json" in out
+    assert json.loads(Path("models/evaluation-digits.json").read_text())["model"]["step"] is None
+
+
+@pytest.mark.usefixtures("at_home")
+def test_the_fastest_device_is_taken(monkeypatch):
+    seen = []
+
+    def load(*args, device, **kwargs):
+        seen.append(device)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("video_diffusion_pytorch.cli.sample.load_diffusion", load)
+    monkeypatch.setattr("video_diffusion_pytorch.cli.sample.fastest_device", lambda: "fast")
+    for options in ([], ["--device", "cpu"]):
+        assert main([*EVALUATE, *options]) == 2
+    assert seen == ["fast", "cpu"]
 
 
 @pytest.mark.usefixtures("at_home")

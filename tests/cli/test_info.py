@@ -9,6 +9,7 @@ from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, __version__
 from video_diffusion_pytorch.cli.info import describe_checkpoint
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.training.checkpoint_file import write_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -49,7 +50,7 @@ def describe(tmp_path):
         path = path or tmp_path / "model-3.pt"
         write_checkpoint(state, path)
         title, *lines = describe_checkpoint(path)
-        return title, dict(re.fullmatch(r"  (\w+) +(.*)", line).groups() for line in lines)
+        return title, dict(re.fullmatch(r"  (\w+(?: \w+)*) +(.*)", line).groups() for line in lines)
 
     return run
 
@@ -68,7 +69,7 @@ def test_a_checkpoint_is_described(describe, tmp_path):
         "network": f"Unet3D, {count:,} parameters, dim 8, dim_mults (1, 2), channels 1, "
         "attn_heads 1",
         "diffusion": "image_size (16, 24), num_frames 4, channels 1, timesteps 20",
-        "data": "100 clips, 2.5 epochs done (250 clips seen), seed 5",
+        "progress": "100 clips, 2.5 epochs done (250 clips seen), seed 5",
         "averages": "0.995, 0.9999",
         "optimizer": "lr 0.0002, betas (0.9, 0.999), weight_decay 0.05",
         "losses": "training 0.1235",
@@ -83,6 +84,7 @@ def test_settings_that_differ_from_the_defaults(describe):
     )
     state["config"]["class_names"] = ("cat", "cow", "dog")
     lines = describe(state)[1]
+    # versions up to 0.8 kept these alone
     assert lines["classes"] == "cat, cow, dog"
     for setting in ("cond_dim 7", "num_classes 3", "full_attn_levels (1,)"):
         assert f", {setting}" in lines["network"]
@@ -90,6 +92,63 @@ def test_settings_that_differ_from_the_defaults(describe):
     assert ", value_range (-5.0, 310.25)" in lines["diffusion"]
     # long ones are cut
     assert re.search(r"beta_schedule \(0\.142[0-9., ]+\.\.\.", lines["diffusion"])
+
+
+INFO = ClipInfo(
+    class_names=("cat", "dog"),
+    cond_ranges={"EF (%)": (30.0, 82.5)},
+    text_encoder="t5-small",
+    fps=25.0,
+    settings={"fit": "contain", "fps": None},
+)
+IN_WORDS = {
+    "classes": "cat, dog",
+    "cond": "EF (%) 30 to 82.5",
+    "text encoder": "t5-small",
+    "frames per second": "25",
+    "data": "fit contain",
+}
+
+
+def test_the_training_clips_are_described(describe):
+    state = state_of()
+    state["config"]["clips"] = INFO.to_config()
+    lines = describe(state)[1]
+    assert {name: lines[name] for name in IN_WORDS} == IN_WORDS
+
+
+def test_a_shared_model(tmp_path):
+    unet = Unet3D(dim=8, dim_mults=(1, 2), channels=1, attn_heads=1)
+    model = GaussianDiffusion(unet, image_size=16, num_frames=4, timesteps=20)
+    model.clip_info = INFO
+    model.save_pretrained(tmp_path / "whole")
+    title, *lines = describe_checkpoint(tmp_path / "whole")
+    start = f"{tmp_path}/whole: shared model of video-diffusion-pytorch {__version__}, "
+    assert re.fullmatch(rf"{re.escape(start)}\d\.\d MB", title)
+    found = dict(re.fullmatch(r"  (.{20})(.*)", line).groups() for line in lines)
+    found = {name.strip(): text for name, text in found.items()}
+    assert found.pop("network").endswith(", dim 8, dim_mults (1, 2), channels 1, attn_heads 1")
+    assert found == {
+        "diffusion": "image_size 16, num_frames 4, channels 1, timesteps 20",
+        **IN_WORDS,
+    }
+    unet.save_pretrained(tmp_path / "part")
+    title, network = describe_checkpoint(tmp_path / "part")
+    assert ": shared network without its diffusion of video-diffusion-pytorch" in title
+    assert network.startswith("  network ")
+
+
+def test_a_shared_model_on_the_hub(tmp_path, monkeypatch):
+    Unet3D(dim=8, dim_mults=(1, 2), attn_heads=1).save_pretrained(tmp_path)
+    asked = []
+
+    def download(repo, name, **options):
+        asked.append((repo, name))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    assert describe_checkpoint("user/films")[0].endswith(", on the Hugging Face Hub")
+    assert asked == [("user/films", "config.json")]
 
 
 class Network(nn.Module):
@@ -120,11 +179,11 @@ def test_files_of_the_reference(version):
     network = Unet3D.from_state_dict(state["model"])
     count = sum(p.numel() for p in network.parameters())
     assert lines == [
-        f"  step        {state['step']}",
-        f"  network     Unet3D, {count:,} parameters, dim 8, out_dim 3, dim_mults (1, 2), "
+        f"  step                {state['step']}",
+        f"  network             Unet3D, {count:,} parameters, dim 8, out_dim 3, dim_mults (1, 2), "
         f"attn_heads 2, attn_dim_head 16, init_dim 8{groups}",
-        "  diffusion   timesteps 6",
-        "  optimizer   not in the file: resuming starts a new one",
+        "  diffusion           timesteps 6",
+        "  optimizer           not in the file: resuming starts a new one",
     ]
     assert describe_checkpoint(path.parent)[0] == title
 

@@ -57,7 +57,7 @@ def test_a_checkpoint_is_described(capsys):
     assert main(["info", str(REFERENCE)]) is None
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith(f"{REFERENCE}: checkpoint of the reference, version 0.7.0, ")
-    assert out[1] == "  step        4"
+    assert out[1] == "  step                4"
 
 
 def test_a_run_is_plotted(run_folder, capsys):

@@ -1,23 +1,42 @@
-"""What the command line says a sample should show."""
+"""The command `sample`: conditions, known clips, steps and files."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, text
-from video_diffusion_pytorch.cli.sample import read_conditions, repeat
+from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.cli.sample import outside_of_training, read_conditions, repeat
+from video_diffusion_pytorch.clip_info import ClipInfo
+from video_diffusion_pytorch.data.video_file import read_video
 from video_diffusion_pytorch.data.write_video import write_video
 
+TINY_BERT = Path(__file__).parents[1] / "golden" / "tiny_bert"
 
-def diffusion(given_frames=0, **unet):
-    network = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1, **unet)
-    return GaussianDiffusion(
-        network, image_size=8, num_frames=3, timesteps=2, given_frames=given_frames
+
+def diffusion(info=None, timesteps=2, num_frames=3, given_frames=0, value_range=None, **unet):
+    network = Unet3D(**{"dim": 4, "dim_mults": (1, 2), "channels": 1, "attn_heads": 1, **unet})
+    model = GaussianDiffusion(
+        network,
+        image_size=8,
+        num_frames=num_frames,
+        timesteps=timesteps,
+        given_frames=given_frames,
+        value_range=value_range,
     )
+    model.clip_info = ClipInfo(**(info or {}))
+    return model
 
 
-def read(model, class_names=(), **options):
-    return read_conditions(model, class_names, options)
+def read(model, **options):
+    return read_conditions(model, options)
+
+
+# Conditions
 
 
 def test_arrays_of_all_kinds(tmp_path):
@@ -26,7 +45,7 @@ def test_arrays_of_all_kinds(tmp_path):
         np.save(tmp_path / f"{name}.npy", np.ones(shape))
     model = diffusion(cond_dim=5, frame_cond_dim=2, cond_channels=2)
     files = {name: str(tmp_path / f"{name}.npy") for name in shapes}
-    found = read(model, **files)
+    found = read(model, **{**files, "cond": [files["cond"]]})
     assert {name: value.shape for name, value in found.items()} == shapes
     assert all(value.dtype == torch.float32 for value in found.values())
     model.sample(**{name: repeat(value, 1, 3) for name, value in found.items()}, progress=False)
@@ -35,9 +54,11 @@ def test_arrays_of_all_kinds(tmp_path):
 def test_captions_and_arrays_for_a_network_of_states(tmp_path):
     np.save(tmp_path / "cond.npy", np.ones((2, 7, 5)))
     model = diffusion(cond_dim=5, num_text_tokens=2)
-    found = read(model, cond=str(tmp_path / "cond.npy"))
+    found = read(model, cond=[str(tmp_path / "cond.npy")])
     assert found["cond"].shape == (2, 7, 5)
     model.sample(**found, progress=False)
+    with pytest.raises(ValueError, match=r"--cond must be a \.npy for a model of text states"):
+        read(model, cond=["1"])
     found = read(model, text=["a", "a longer one"])
     assert found == {"cond": ["a", "a longer one"]}
     text.set_text_encoder(lambda captions: torch.ones(len(captions), len(captions[0]), 5))
@@ -47,30 +68,55 @@ def test_captions_and_arrays_for_a_network_of_states(tmp_path):
     assert videos.shape == (4, 1, 3, 8, 8)
 
 
+def test_captions_of_a_file(tmp_path):
+    model, file = diffusion(cond_dim=5), tmp_path / "captions.txt"
+    file.write_text("a whale\n\n  a ship, far away \n")
+    assert read(model, text=[str(file)])["cond"] == ["a whale", "a ship, far away"]
+    assert read(model, text=[str(file), "b"])["cond"] == [str(file), "b"]
+    file.write_text("\n")
+    with pytest.raises(ValueError, match="--text must be a file with a caption in each line, got"):
+        read(model, text=[str(file)])
+    with pytest.raises(
+        FileNotFoundError, match=r"expected captions in no\.txt, found no such file"
+    ):
+        read(model, text=["no.txt"])
+
+
+def test_numbers_on_the_line():
+    model = diffusion({"cond_ranges": {"EF": (30, 80)}}, cond_dim=1)
+    assert read(model, cond=["30", "-6e1"])["cond"].tolist() == [[30], [-60]]
+    model = diffusion({"cond_ranges": {"EF": (30, 80), "age": (0, 9)}}, cond_dim=2)
+    assert read(model, cond=["30", "1", "60", "2"])["cond"].tolist() == [[30, 1], [60, 2]]
+    with pytest.raises(ValueError, match=r"2 numbers for each condition, EF, age, one .* got 3; "):
+        read(model, cond=["30", "1", "60"])
+    for wrong in ("many", "nan", "1_0"):
+        with pytest.raises(ValueError, match=f"--cond must be numbers, or one .npy, got 1 {wrong}"):
+            read(model, cond=["1", wrong])
+
+
+def test_numbers_outside_of_the_training_clips():
+    info = ClipInfo(cond_ranges={"EF": (30, 80), "age": (0, 9)})
+    cond = torch.tensor([[30, 9.5], [81, 0], [81, 0]])
+    assert outside_of_training(info, cond) == [
+        "note: EF 81 is outside of the training clips, 30 to 80",
+        "note: age 9.5 is outside of the training clips, 0 to 9",
+    ]
+    for other in (None, ["a caption"], torch.ones(1, 3)):
+        assert outside_of_training(info, other) == []
+
+
 def test_first_frames_of_a_file_or_a_folder(tmp_path):
     for index in range(2):
         write_video(torch.full((1, 4, 16, 24), index / 2), tmp_path / f"{index}.gif")
     model = diffusion(given_frames=2, cond_channels=2)
     one = read(model, first_frames=str(tmp_path / "1.gif"))["first_frames"]
     assert one.shape == (1, 1, 2, 8, 8)
-    assert one.unique().tolist() == [128]
+    assert one.unique().tolist() == [pytest.approx(128 / 255)]
     both = read(model, first_frames=str(tmp_path))["first_frames"]
     assert both.shape == (2, 1, 2, 8, 8)
     write_video(torch.zeros(1, 1, 8, 8), tmp_path / "0.gif")
-    with pytest.raises(ValueError, match=r"must have 2 frames, got 1 in .*0.gif; give a longer"):
+    with pytest.raises(ValueError, match=r"must have 2 frames, got 1; give a longer clip"):
         read(model, first_frames=str(tmp_path))
-
-
-def test_first_frames_of_bytes_and_floats(tmp_path):
-    write_video(torch.ones(1, 2, 8, 8), tmp_path / "0.gif")
-    write_video(torch.full((1, 2, 8, 8), 0.5), tmp_path / "1.npy")
-    model = diffusion(given_frames=1, cond_channels=2)
-    frames = read(model, first_frames=str(tmp_path))["first_frames"]
-    assert frames[:, 0, 0, 0, 0].tolist() == [1, 0.5]
-    # in units of its own, a byte is its value
-    model.set_value_range((0, 255))
-    frames = read(model, first_frames=str(tmp_path))["first_frames"]
-    assert frames[:, 0, 0, 0, 0].tolist() == [255, 0.5]
 
 
 def test_bytes_of_a_field_stay_bytes(tmp_path):
@@ -86,33 +132,43 @@ def test_bytes_of_a_field_stay_bytes(tmp_path):
 
 
 def test_labels_by_name_and_number():
-    model = diffusion(num_classes=3)
-    found = read(model, ("x", "y", "z"), labels=["z", "0"])
-    assert found["labels"].tolist() == [2, 0]
-    with pytest.raises(ValueError, match="among numbers, as the checkpoint has no names of class"):
-        read(model, labels=["z"])
+    model = diffusion({"class_names": ("x", "y", "z")}, num_classes=3)
+    assert read(model, labels=["z", "0", "-1"])["labels"].tolist() == [2, 0, -1]
+    for wrong in ("3", "-2"):
+        with pytest.raises(
+            ValueError, match=f"must be from 0 to 2, or -1 for no class, got {wrong}"
+        ):
+            read(model, labels=[wrong])
+    with pytest.raises(ValueError, match="among x, y, z, or -1 for none, got 'w'; choose one"):
+        read(model, labels=["w"])
+    with pytest.raises(ValueError, match="must be numbers, as the model has no names of classes"):
+        read(diffusion(num_classes=3), labels=["z"])
 
 
 def test_captions_and_vectors_exclude_each_other():
     model = diffusion(cond_dim=4)
     with pytest.raises(ValueError, match=r"only one of --text and --cond .* got both; remove one"):
-        read(model, text=["a"], cond="a.npy")
+        read(model, text=["a"], cond=["a.npy"])
 
 
 def test_missing_and_damaged_files(tmp_path):
-    model = diffusion(cond_dim=4)
+    model, file = diffusion(cond_dim=4), tmp_path / "x.npy"
     with pytest.raises(FileNotFoundError, match=r"x\.npy"):
-        read(model, cond=str(tmp_path / "x.npy"))
+        read(model, cond=[str(file)])
     for content in ("no array", ""):
-        (tmp_path / "x.npy").write_text(content)
+        file.write_text(content)
         with pytest.raises(ValueError, match=r"--cond must be a .npy of numbers, got .*x.npy \("):
-            read(model, cond=str(tmp_path / "x.npy"))
+            read(model, cond=[str(file)])
 
 
 def test_conditions_that_the_model_was_not_trained_with():
-    with pytest.raises(ValueError, match="trained with, none, got --labels; correct the options"):
+    with pytest.raises(ValueError, match=r"with, none, got --labels; correct the options$"):
         read(diffusion(), labels=["0"])
-    with pytest.raises(ValueError, match="trained with, --labels, got none; correct the options"):
+    with pytest.raises(ValueError, match=r"with, none, got --cond; correct the options$"):
+        read(diffusion(), cond=["0"])
+    with pytest.raises(
+        ValueError, match=r"--labels, got none; .* options, as --labels -1 for no c"
+    ):
         read(diffusion(num_classes=2))
     assert read(diffusion()) == {}
 
@@ -121,3 +177,275 @@ def test_a_row_is_repeated_for_each_video():
     assert repeat(["a", "b"], 2, 2) == ["a", "a", "b", "b"]
     assert repeat(torch.arange(2), 2, 2).tolist() == [0, 0, 1, 1]
     assert repeat(["a"], 2, 3) == ["a"] * 6
+
+
+# The command
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    """Saves a model as the folder `model` in an empty working folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def save(*args, **kwargs):
+        torch.manual_seed(0)
+        diffusion(*args, **kwargs).save_pretrained("model")
+
+    return save
+
+
+@pytest.fixture
+def lines(capsys):
+    """Runs `sample model` with options; returns the lines it prints."""
+
+    def run(*options):
+        capsys.readouterr()
+        assert main(["sample", "model", "--device", "cpu", *map(str, options)]) is None
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def values(lines):
+    """As `lines`; returns the videos."""
+
+    def run(*options):
+        lines("-o", "out.npy", *options)
+        return torch.from_numpy(np.load("out.npy"))
+
+    return run
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Runs `sample model` with options that are refused; returns the line it prints."""
+
+    def run(*options):
+        capsys.readouterr()
+        assert main(["sample", "model", *map(str, options)]) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def test_few_good_steps_by_default(at, lines, values):
+    at(timesteps=60)
+    first, _ = lines("-n", "1")
+    assert first == (
+        "samples in 50 steps of dpm++sde, almost as good as all 60: for these add --sampler ddpm"
+    )
+    expected = values("-n", "1", "--sampler", "dpm++sde", "--steps", "50")
+    assert torch.equal(values("-n", "1"), expected)
+    # with fewer steps than all, the same sampler
+    expected = values("-n", "1", "--sampler", "dpm++sde", "--steps", "3")
+    assert torch.equal(values("-n", "1", "--steps", "3"), expected)
+
+
+def test_a_model_s_own_number_of_steps_and_a_short_schedule(tmp_path, monkeypatch, lines):
+    monkeypatch.chdir(tmp_path)
+    for model in (diffusion(timesteps=60), diffusion(timesteps=50)):
+        if model.num_timesteps == 60:
+            model = GaussianDiffusion(
+                model.denoise_fn, image_size=8, num_frames=3, timesteps=60, sampling_timesteps=4
+            )
+        model.save_pretrained("model")
+        assert len(lines("-n", "1")) == 1
+
+
+def test_a_device_is_chosen(at, monkeypatch):
+    at()
+    seen = []
+
+    def load(*args, device, **kwargs):
+        seen.append(device)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("video_diffusion_pytorch.cli.sample.load_diffusion", load)
+    monkeypatch.setattr("video_diffusion_pytorch.cli.sample.fastest_device", lambda: "fast")
+    for options in ([], ["--device", "cpu"]):
+        assert main(["sample", "model", *options]) == 2
+    assert seen == ["fast", "cpu"]
+
+
+def test_a_file_of_each_video_and_the_grid(at, lines):
+    at({"class_names": ("cat", "dog"), "fps": 25}, num_classes=2)
+    [line] = lines("-n", "2", "--labels", "dog", "-1", "-o", "out/of/it")
+    assert line == (
+        "wrote 4 videos of 3 frames, 8 x 8 pixels, to out/of/it/1.mp4 to 4.mp4, with grid.gif and "
+        "conditions.txt"
+    )
+    assert names("out/of/it") == [
+        *("1.mp4", "2.mp4", "3.mp4", "4.mp4", "conditions.txt", "grid.gif"),
+    ]
+    text = "1: dog\n2: dog\n3: (no class)\n4: (no class)\n"
+    assert Path("out/of/it/conditions.txt").read_text() == text
+    video, fps = read_video("out/of/it/1.mp4")
+    assert (video.shape, fps) == ((3, 3, 8, 8), 25)
+    with Image.open("out/of/it/grid.gif") as image:
+        assert image.size == (24, 24)
+    lines("-n", "1", "--labels", "0", "-o", "one/", "--format", "webp")
+    assert names("one") == ["1.webp", "conditions.txt", "grid.gif"]
+
+
+def test_fields_are_arrays_and_grey_pictures(at, lines):
+    at(value_range=(-300.0, 500.0))
+    lines("-n", "1", "-o", "fields")
+    assert names("fields") == ["1.npy", "grid.gif"]
+    field = torch.from_numpy(np.load("fields/1.npy"))
+    assert field.shape == (1, 3, 8, 8)
+    lines("-n", "1", "-o", "pictures", "--format", "png")
+    sheet = read_video("pictures/1.png", channels=3)[0] / 255
+    expected = (field[0, 0] + 300) / 800
+    torch.testing.assert_close(sheet[:, 0, :8, :8], expected.expand(3, -1, -1), rtol=0, atol=0.003)
+
+
+def test_the_rate_of_files(at, lines, mistake):
+    at({"fps": 60})
+    assert "a .gif plays 50 frames per second, not 60" in lines("-n", "1")[0]
+    assert len(lines("-n", "1", "-o", "x.mp4")) == 1
+    assert read_video("x.mp4")[1] == 60
+    lines("-n", "1", "-o", "x.mp4", "--fps", "12.5")
+    assert read_video("x.mp4")[1] == 12.5
+    assert "--fps must be 0.01 to 1000 frames per second, got 0.0" in mistake("--fps", "0")
+
+
+def test_mistakes_in_files(at, mistake):
+    at()
+    Path("file").write_text("")
+    assert "a file with an ending, or a folder without checkp" in mistake("-o", "file")
+    assert "--format must be one of mp4, gif, webp, npy, png, got 'avi'" in mistake(
+        "-o", "new", "--format", "avi"
+    )
+    assert "--format must go with a folder, in which it is that of the files, got the f" in mistake(
+        "-o", "x.mp4", "--format", "mp4"
+    )
+    assert not Path("new").exists()
+
+
+# Known clips
+
+
+def ramp(frames, size=8):
+    """A grey clip whose frames get brighter, `(1, f, size, size)`."""
+    return torch.linspace(0, 1, frames).view(1, -1, 1, 1).expand(1, frames, size, size)
+
+
+def test_a_clip_is_continued(at, values, mistake):
+    at({"settings": {"frame_skip": 2}}, num_frames=4)
+    write_video(ramp(6), "clip.npy")
+    # every second frame, as in training
+    for options, length in ((["-n", "2"], 4), (["--extend_to", "7", "-n", "2"], 7)):
+        videos = values("--continue_from", "clip.npy", *options)
+        assert videos.shape == (2, 1, length, 8, 8)
+        for video in videos:
+            torch.testing.assert_close(video[:, :3], ramp(6)[:, ::2])
+    write_video(ramp(12), "long.npy")
+    assert values("--continue_from", "long.npy", "-n", "1").shape[2] == 6 + 2
+    line = mistake("--continue_from", "clip.npy", "--extend_to", "3")
+    assert "--extend_to must be more than the clip's 3 frames, got 3" in line
+    Path("two").mkdir()
+    write_video(ramp(6), "two/a.npy")
+    write_video(ramp(6), "two/b.npy")
+    assert values("--continue_from", "two", "-n", "2").shape[0] == 4
+    write_video(ramp(4), "two/b.npy")
+    line = mistake("--continue_from", "two")
+    assert "--continue_from must be a clip, or clips of one shape, got (1, 3, 8, 8) in" in line
+
+
+def test_a_model_of_given_frames_takes_those_of_the_clip(at, values):
+    at(given_frames=1, cond_channels=2)
+    write_video(ramp(2), "clip.npy")
+    videos = values("--continue_from", "clip.npy", "-n", "1")
+    torch.testing.assert_close(videos[:, :, :2], ramp(2)[None])
+
+
+def test_a_part_of_a_clip_is_drawn_anew(at, values, mistake):
+    at()
+    write_video(ramp(3, 16), "clip.npy")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[:8, :8] = 1
+    Image.fromarray(mask).save("mask.png")
+    np.save("mask.npy", mask)
+    for file in ("mask.png", "mask.npy"):
+        videos = values("--inpaint", "clip.npy", "--mask", file, "-n", "1")
+        known = ramp(3)[None].clone()
+        is_known = torch.ones(8, 8, dtype=torch.bool)
+        is_known[:5, :5] = False
+        torch.testing.assert_close(videos[..., is_known], known[..., is_known])
+        assert not torch.equal(videos[..., :4, :4], known[..., :4, :4])
+    by_frame = np.zeros((3, 8, 8), bool)
+    by_frame[1] = True
+    np.save("mask.npy", by_frame)
+    videos = values("--inpaint", "clip.npy", "--mask", "mask.npy", "-n", "1")
+    torch.testing.assert_close(videos[:, :, [0, 2]], ramp(3)[None][:, :, [0, 2]])
+    for array, got in ((np.zeros((8, 8)), "a black one"), (np.ones(8), r"the shape (8,)")):
+        np.save("mask.npy", array)
+        line = mistake("--inpaint", "clip.npy", "--mask", "mask.npy")
+        assert f"nonzero there, got {got} in mask.npy; correct it" in line
+
+
+def test_frames_between_and_more_pixels(at, values, mistake):
+    at({"settings": {"frame_skip": 2}}, num_frames=4)
+    assert values("--interpolate", "2", "-n", "1").shape == (1, 1, 7, 8, 8)
+    write_video(ramp(3, 4), "clip.npy")
+    videos = values("--interpolate", "3", "--clip", "clip.npy", "-n", "1")
+    torch.testing.assert_close(videos[:, :, ::3], ramp(3)[None])
+    assert values("--upsample", "16", "-n", "1").shape == (1, 1, 4, 16, 16)
+    assert values("--upsample", "[8,10]", "--clip", "clip.npy", "-n", "1").shape[2:] == (2, 8, 10)
+    for factor in ("1", "4"):
+        line = mistake("--interpolate", factor)
+        assert "--interpolate must be from 2 to 3, so that a clip of the model has t" in line
+    for size in ("8", "[4,16]"):
+        assert "--upsample must be more than the model's 8 x 8 pixels, got" in mistake(
+            "--upsample", size
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ("--continue_from a --inpaint b", "only one of --continue_from, --inpaint, --interpolate,"),
+        ("--clip a", "--clip must go with --interpolate or --upsample, got --clip; correct"),
+        ("--inpaint a", "--inpaint and --mask must be given together, got --inpaint; correct"),
+        ("--mask a", "--inpaint and --mask must be given together, got --mask; correct"),
+        ("--upsample 16 --extend_to 9", "--extend_to must go with samples or --continue_from, got"),
+        ("--continue_from a --first_frames b", "--first_frames must be left out with a clip, whi"),
+        ("--continue_from a.mp4", "a.mp4"),
+        ("--inpaint model --mask a.png", "expected"),
+    ],
+)
+def test_options_that_make_no_sense_together(at, mistake, options, line):
+    at()
+    assert line in mistake(*options.split())
+
+
+def test_conditions_of_each_frame_of_longer_videos(at, values):
+    at(frame_cond_dim=2)
+    np.save("poses.npy", np.ones((1, 7, 2)))
+    videos = values("--frame_cond", "poses.npy", "--extend_to", "7", "-n", "1")
+    assert videos.shape[2] == 7
+
+
+# What the model knows
+
+
+def test_the_text_encoder_of_the_training_and_another(at, values):
+    at({"text_encoder": str(TINY_BERT)}, cond_dim=32)
+    videos = values("--text", "a whale", "-n", "1")
+    again = values("--text", "a whale", "-n", "1", "--text_encoder", TINY_BERT)
+    text.set_text_encoder()
+    assert torch.equal(videos, again)
+    at({"text_encoder": "./not/here"}, cond_dim=32)
+    assert values("--text", "a whale", "-n", "1", "--text_encoder", TINY_BERT).shape[0] == 1
+    text.set_text_encoder()
+
+
+def test_a_shared_model_has_one_set_of_weights(at, mistake):
+    at()
+    assert json.loads(Path("model/config.json").read_text())["diffusion"]["num_frames"] == 3
+    assert "averaged must be left out for the shared model model" in mistake("--ema_decay", "0.9")

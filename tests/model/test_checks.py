@@ -91,7 +91,7 @@ def test_a_condition_where_there_is_none(unet):
 def test_a_missing_condition(conditional, null_cond_prob):
     message = (
         "Unet3D: this network was built with a condition, so cond of shape (2, 3) is expected, "
-        "got None; pass it (only forward, with null_cond_prob=1, needs none)"
+        "got None; pass it"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         conditional(X, TIME, null_cond_prob=null_cond_prob)
@@ -237,7 +237,7 @@ def test_an_unexpected_and_a_missing_condition(unet, told, name, has, keyword):
     shape = tuple(good()[name].shape)
     message = (
         f"Unet3D: this network was built with {has}, so {name} of shape {shape} is expected, got "
-        "None; pass it (only forward, with null_cond_prob=1, needs none)"
+        f"None; pass it{', -1 for no class, as in labels=[-1] * 2' * (name == 'labels')}"
     )
     for call in (told, told.forward_with_cond_scale):
         with pytest.raises(ValueError, match=exactly(message)):

@@ -100,15 +100,15 @@ def test_losses_are_made_in_the_precision_that_was_asked_for(make_trainer):
 # devices
 
 
-def test_the_fastest_device_is_taken(monkeypatch):
+def test_thefastest_device_is_taken(monkeypatch):
     for cuda, mps, expected in ((1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: bool(cuda))
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: bool(mps))
-        assert engine._fastest_device() == expected
+        assert engine.fastest_device() == expected
 
 
 def test_a_missing_device_is_refused(monkeypatch):
-    monkeypatch.setattr(engine, "_fastest_device", lambda: "mps")
+    monkeypatch.setattr(engine, "fastest_device", lambda: "mps")
     message = (
         "Trainer: device must be 'cpu' or this machine's accelerator, 'mps', got 'cuda'; leave it "
         "out to use the fastest"

@@ -106,7 +106,7 @@ def in_colours(videos, value_range):
     return to_pictures(videos, value_range)[0, :, 0].permute(1, 2, 0)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("channels", [2, 3])
 @pytest.mark.parametrize("value_range", [None, (-500.0, 500.0)])
 def test_other_ranges_are_shown_in_false_colours(tmp_path, channels, value_range):
     videos = torch.linspace(-300, 500, channels * 2 * 8 * 8).view(1, channels, 2, 8, 8)
@@ -119,8 +119,20 @@ def test_other_ranges_are_shown_in_false_colours(tmp_path, channels, value_range
     torch.testing.assert_close(read_webp(path), expected, rtol=0, atol=0.003)
 
 
+@pytest.mark.parametrize("value_range", [None, (-500.0, 500.0)])
+def test_one_channel_is_grey_in_any_range(tmp_path, value_range):
+    videos = torch.linspace(-300, 500, 2 * 8 * 8).view(1, 1, 2, 8, 8)
+    videos[0, 0, 0, 0, 1] = torch.nan
+    path = tmp_path / "field.webp"
+    write_sample_grid(videos, path, 1, value_range is not None, value_range=value_range)
+    low, high = value_range or (-300.0, 500.0)
+    expected = ((videos[0, :, 0] - low) / (high - low)).expand(3, -1, -1).clone()
+    expected[:, 0, 1] = torch.tensor(NOT_FINITE)
+    torch.testing.assert_close(read_webp(path), expected.permute(1, 2, 0), rtol=0, atol=0.003)
+
+
 def test_a_field_that_looks_like_a_picture_is_none(tmp_path):
-    videos = torch.rand(1, 1, 2, 8, 8)
+    videos = torch.rand(1, 3, 2, 8, 8)
     write_sample_grid(videos, tmp_path / "field.webp", rows=1, in_unit_range=False)
     expected = in_colours(videos, "fit")
     torch.testing.assert_close(read_webp(tmp_path / "field.webp"), expected, rtol=0, atol=0.003)
@@ -190,4 +202,6 @@ def test_conditions_in_words():
         "(no caption); class 5; frame_cond (2, 3): 0, 1, 2, 3, ...",
         "a cat; y; frame_cond (2, 3): 0, 1, 2, 3, ...",
     ]
+    numbers = {"cond": torch.tensor([[30.0, 62.5]]), "labels": torch.tensor([-1])}
+    assert describe(numbers, ("x",), 1, ("EF", "ESV")) == ["EF 30; ESV 62.5; (no class)"]
     assert describe({}, (), 2) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 from video_diffusion_pytorch.evaluation.results import compare_results, read_result, write_result
 from video_diffusion_pytorch.files import free_name
+from video_diffusion_pytorch.pretrained import is_shared
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
@@ -39,6 +41,8 @@ _NOT_OF_DATA: set[str | int] = {
     "exclude",
     "as_uint8",
 }
+# Options whose defaults are those of the training clips
+_AS_IN_TRAINING = {"fit", "crop", "frame_skip", "fps", "axes", "square_pixels"}
 _OF_DATA = [name for name in inspect.signature(Dataset).parameters if name not in _NOT_OF_DATA]
 # Networks given as TorchScript files: the prefix of their options, and the help text
 _NETWORKS = {
@@ -80,6 +84,11 @@ def make_parser() -> ArgumentParser:
     # it has the short option -n
     parser.add_class_arguments(Evaluation, None, skip={*_NOT_OF_EVALUATION, "count"})
     parser.add_class_arguments(Dataset, None, skip=_NOT_OF_DATA, default={"exts": None})
+    for action in parser._actions:
+        if action.dest in _AS_IN_TRAINING:
+            # left out, they are those of the training
+            action.default = argparse.SUPPRESS
+            action.help = f"{action.help} Left out: as in training."
     for network, (prefix, help_text) in _NETWORKS.items():
         group = parser.add_argument_group(f"Network of {network.replace('_', ' ')}")
         group.add_argument(f"--{network}", type=str | None, help=f"TorchScript file. {help_text}")
@@ -104,12 +113,13 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         FileNotFoundError: If a file or folder is missing.
         ValueError: If an option is out of range, or does not fit the checkpoint.
     """
-    file = checkpoint_at(options.checkpoint)
-    accelerator, device = None, options.device
+    is_model = is_shared(options.checkpoint)
+    file = Path(options.checkpoint) if is_model else checkpoint_at(options.checkpoint)
+    accelerator = None
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        accelerator = make_accelerator(False, device)
-        device = str(accelerator.device)
-    diffusion = load_checkpoint(options, file, device)
+        accelerator = make_accelerator(False, options.device)
+        options.device = str(accelerator.device)
+    diffusion = load_checkpoint(options)
     networks: dict[str, Any] = {name: _network(name, options) for name in _NETWORKS}
     target = _result_of(file) if options.output is None else Path(options.output)
     # before minutes of sampling
@@ -118,14 +128,13 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         diffusion,
         options.data,
         Evaluation(**networks, **{name: options[name] for name in _OF_EVALUATION}),
-        class_names=diffusion.clip_info.class_names,
         about={
             "checkpoint": str(file),
-            "step": glance(file)["step"],
+            "step": None if is_model else glance(file)["step"],
             "ema_decay": options.ema_decay,
         },
         accelerator=accelerator,
-        **{name: options[name] for name in _OF_DATA},
+        **{name: options[name] for name in _OF_DATA if name in options},
     )
     if accelerator is not None and not accelerator.is_main_process:
         return
@@ -133,9 +142,10 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     for name, score in result["scores"].items():
         say(f"{name}: {score:.4g}")
     clips, samples = (result["protocol"][part] for part in ("clips", "samples"))
+    step = "" if is_model else f"step {result['model']['step']}, "
     say(
-        f"step {result['model']['step']}, {samples['number']} videos against {clips['number']} "
-        f"clips, {samples['sampler']} with {samples['steps']} steps, {result['seconds']:.0f} s"
+        f"{step}{samples['number']} videos against {clips['number']} clips, {samples['sampler']} "
+        f"with {samples['steps']} steps, {result['seconds']:.0f} s"
     )
     say(f"wrote {target}: the scores and their protocol")
 
@@ -156,7 +166,9 @@ def _network(network: str, options: Namespace) -> FeatureNetwork | None:
 
 def _result_of(checkpoint: Path) -> Path:
     """`evaluation-model-3.json`, or with `-2`, `-3` and so on if that exists."""
-    first = checkpoint.parent / f"evaluation-{checkpoint.stem}.json"
+    # the name of a shared model on the Hub is no path
+    folder = checkpoint.parent if checkpoint.exists() else Path()
+    first = folder / f"evaluation-{checkpoint.stem}.json"
     return free_name(first, 2) if first.exists() else first
 
 

@@ -1,4 +1,4 @@
-"""`video-diffusion info`: a description of a checkpoint."""
+"""`video-diffusion info`: a description of a checkpoint or a shared model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import torch
 from jsonargparse import ArgumentParser, Namespace
 
 from video_diffusion_pytorch.arguments import shown
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.hub import read_config
 from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.pretrained import is_shared
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
@@ -27,31 +30,35 @@ def make_parser() -> ArgumentParser:
         description="Describes a checkpoint: the model, its data and how far it is trained.",
     )
     checkpoint = "A file model-N.pt of this library, or of version 0.6 or 0.7; a folder "
-    checkpoint += "model-N.sharded; or a results folder, for its newest checkpoint."
+    checkpoint += "model-N.sharded; a results folder, for its newest checkpoint; or a shared "
+    checkpoint += "model: its folder, or its name on the Hugging Face Hub, user/model."
     parser.add_argument("checkpoint", type=str, help=checkpoint)
     return parser
 
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
-    """Prints a description of a checkpoint."""
+    """Prints a description of a checkpoint or a shared model."""
     for line in describe_checkpoint(options.checkpoint):
         say(line)
 
 
 def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:
-    """Describes a checkpoint, whose tensors are not read.
+    """Describes a checkpoint or a shared model, whose tensors are not read.
 
     Args:
-        path: A training file of this library or of the reference, a folder `model-N.sharded`, or
-            a results folder, for its newest checkpoint.
+        path: A training file of this library or of the reference, a folder `model-N.sharded`, a
+            results folder, for its newest checkpoint, a folder of `save_pretrained`, or the name of
+            a repository on the Hugging Face Hub.
 
     Returns:
         The lines of the description: a title, and one for each property.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is not a training file.
+        ValueError: If it is neither a training file nor a shared model.
     """
+    if is_shared(path):
+        return _describe_shared(path)
     path = checkpoint_at(path)
     state = glance(path)
     config = state.get("config")
@@ -76,8 +83,24 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:
         ),
         "processes": _count_processes(state.get("random_states")),
     }
-    lines = [f"  {name:20}{text}" for name, text in about.items() if text != ""]
-    return [f"{path}: checkpoint of {writer}, {_size(path)}", *lines]
+    return [f"{path}: checkpoint of {writer}, {_size(path)}", *_lines(about)]
+
+
+def _describe_shared(path: str | os.PathLike[str]) -> list[str]:
+    config, here = read_config(path, Unet3D), Path(path)
+    part = "model" if "diffusion" in config else "network without its diffusion"
+    about = {
+        "network": _describe_network({}, config["unet"]),
+        "diffusion": ", ".join(_settings(GaussianDiffusion, config.get("diffusion", {}))),
+        **ClipInfo.from_config(config.get("clips")).in_words(),
+    }
+    size = f", {_size(here)}" if here.is_dir() else ", on the Hugging Face Hub"
+    writer = f"video-diffusion-pytorch {config.get('version', 'unknown')}"
+    return [f"{path}: shared {part} of {writer}{size}", *_lines(about)]
+
+
+def _lines(about: Mapping[str, Any]) -> list[str]:
+    return [f"  {name:20}{text}" for name, text in about.items() if text != ""]
 
 
 def _size(path: Path) -> str:
@@ -99,11 +122,9 @@ def _describe_network(weights: Mapping[str, Any], unet: Mapping[str, Any] | None
 def _settings(constructor: type, config: Mapping[str, Any]) -> list[str]:
     """The settings that differ from the constructor's defaults."""
     defaults = {n: p.default for n, p in inspect.signature(constructor).parameters.items()}
-    return [
-        f"{name} {shown(value)}"
-        for name, value in config.items()
-        if (tuple(value) if isinstance(value, list) else value) != defaults.get(name)
-    ]
+    # JSON has lists for tuples
+    plain = {n: tuple(v) if isinstance(v, list) else v for n, v in config.items()}
+    return [f"{n} {shown(value)}" for n, value in plain.items() if value != defaults.get(n)]
 
 
 def _describe_data(data: Mapping[str, Any]) -> Iterator[str]:

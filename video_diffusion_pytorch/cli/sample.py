@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,25 @@ from jsonargparse import ArgumentParser, Namespace
 from torch import Tensor
 
 from video_diffusion_pytorch import text
-from video_diffusion_pytorch.arguments import as_count
-from video_diffusion_pytorch.data.dataset import ClipReader
+from video_diffusion_pytorch.arguments import as_count, as_image_size
+from video_diffusion_pytorch.clip_file import frame_size, prepare_clip
+from video_diffusion_pytorch.clip_info import ClipInfo
+from video_diffusion_pytorch.conditions import frames_of
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
-from video_diffusion_pytorch.data.manifest import Clip, find_clips
-from video_diffusion_pytorch.data.transforms import FrameSize, Timeline
-from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
+from video_diffusion_pytorch.data.manifest import find_clips, parse_number, read_text
+from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS, write_video
+from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.model.conditioning import condition_width
 from video_diffusion_pytorch.presets import preset as find_preset
 from video_diffusion_pytorch.pretrained import load_diffusion
-from video_diffusion_pytorch.training.batches import collate
-from video_diffusion_pytorch.training.checkpoint import checkpoint_at
-from video_diffusion_pytorch.training.samples import write_sample_grid
+from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch.training.processes import fastest_device
+from video_diffusion_pytorch.training.samples import (
+    describe,
+    pictures_of_samples,
+    write_sample_grid,
+)
 
 OPTIONS = {
     "cond": "--text",
@@ -36,6 +44,15 @@ OPTIONS = {
 }
 """The option that gives each condition of a model."""
 
+FORMATS = ("mp4", "gif", "webp", "npy", "png")
+"""Formats of single files."""
+
+# A sampler that is as good in so few steps as ddpm in all: docs/sampling.md, section 10
+_SAMPLER, _STEPS = "dpm++sde", 50
+_GIF_FPS = 50.0
+# Options that start from known videos
+_TASKS = ("continue_from", "inpaint", "interpolate", "upsample")
+
 
 def make_parser() -> ArgumentParser:
     """Makes the parser of the options of `sample`."""
@@ -45,21 +62,58 @@ def make_parser() -> ArgumentParser:
     )
     add_checkpoint_options(parser)
     add = parser.add_argument
-    add("-n", "--count", type=int, default=4, help="Number of videos for each condition.")
-    output = "A .gif, .webp, .mp4 or .png with all videos, or a .npy, (b, c, f, h, w)."
+    add("-n", "--count", type=int, default=4, help="Number of videos for each condition or clip.")
+    output = "A .gif, .webp, .mp4 or .png with all videos in a grid; a .npy, (b, c, f, h, w); or a "
+    output += "folder, existing or a name without ending, for a file of each video, a grid.gif, "
+    output += "and a conditions.txt."
     add("-o", "--output", type=str, default="samples.gif", help=output)
+    single = f"Format of the files in a folder: {', '.join(FORMATS)}; null for mp4, or for npy if "
+    single += "videos have units of their own or are neither grey nor in colour."
+    add("--format", type=str | None, help=single)
+    rate = "Frames per second of the files; null for those of the training clips, or else 8."
+    add("--fps", type=float | None, help=rate)
     add("--seed", type=int, default=0, help="The same seed gives the same videos.")
+    _add_conditions(parser)
+    _add_tasks(parser)
 
-    conditions = parser.add_argument_group("Conditions that the model was trained with")
-    add = conditions.add_argument
-    add("--text", type=str, nargs="+", help="Captions.")
-    add("--labels", type=str, nargs="+", help="Classes, by name or number.")
-    vectors = "A .npy of vectors, (n, d), or of text states of one length, (n, tokens, d)."
-    add("--cond", type=str | None, help=vectors)
+    add = parser.add_argument_group("Sampling").add_argument
+    sampler = f"ddpm (all steps), ancestral, ddim, dpm++ or dpm++sde; null for {_SAMPLER}, or ddpm "
+    add("--sampler", type=str | None, help=f"{sampler}with all steps.")
+    steps = "Number of steps; null for the model's sampling_timesteps, the sampler's default, or "
+    add("--steps", type=int | None, help=f"{steps}without --sampler {_STEPS}.")
+    add("--preset", type=str | None, help="A model of the paper, for its sampler and steps.")
+    add("--max_batch", type=int, default=16, help="Largest number of videos per batch.")
+    return parser
+
+
+def add_checkpoint_options(parser: ArgumentParser) -> None:
+    """Adds the options that choose a checkpoint and how it is loaded."""
+    add = parser.add_argument
+    checkpoint = "A file model-N.pt, also of version 0.6 or 0.7; a results folder for its newest "
+    checkpoint += "one; or a shared model: its folder, or its name on the Hugging Face Hub, "
+    add("checkpoint", type=str, help=f"{checkpoint}user/model.")
+    add("--device", type=str | None, help="Device to compute on, such as cpu; null for the fastest")
+    add("--ema_decay", type=float | None, help="Decay of the average to use; null for the first.")
+    size = "Height and width in pixels, as 64 or [48,64]; required for files of version 0.6 or 0.7."
+    add("--image_size", type=int | tuple[int, int] | None, help=size)
+    frames = "Frames of a video; required for files of version 0.6 or 0.7."
+    add("--num_frames", type=int | None, help=frames)
+    encoder = "Folder or Hugging Face name of the text encoder; null for that of the training."
+    add("--text_encoder", type=str | None, help=encoder)
+
+
+def _add_conditions(parser: ArgumentParser) -> None:
+    add = parser.add_argument_group("Conditions that the model was trained with").add_argument
+    add("--text", type=str, nargs="+", help="Captions, or a .txt with one in each line.")
+    add("--labels", type=str, nargs="+", help="Classes, by name or number; -1 for no class.")
+    vectors = "Numbers: one for each condition, or as many as the model takes, one condition after "
+    vectors += "the other; or a .npy of vectors, (n, d), or of text states of one length, "
+    add("--cond", type=str, nargs="+", help=f"{vectors}(n, tokens, d).")
     add("--frame_cond", type=str | None, help="A .npy of vectors for each frame, (n, f, d).")
     fields = "A .npy of fields, (n, c, f, h, w) or (n, c, h, w)."
     add("--cond_video", type=str | None, help=fields)
-    add("--first_frames", type=str | None, help="A clip to continue, or a folder of clips.")
+    first = "A clip to continue, or a folder of clips, for a model with given_frames."
+    add("--first_frames", type=str | None, help=first)
     scale = "Guidance scale; 1 disables guidance, larger values follow the conditions more closely."
     add("--cond_scale", type=float, default=1.0, help=scale)
     negative = "Captions to guide away from: one for all, or one for each condition."
@@ -67,107 +121,323 @@ def make_parser() -> ArgumentParser:
     rescale = "Restores the contrast that guidance increases, from 0 (off) to 1."
     add("--guidance_rescale", type=float, default=0.0, help=rescale)
 
-    add = parser.add_argument_group("Sampling").add_argument
-    sampler = "ddpm (all steps), ancestral, ddim, dpm++ or dpm++sde; null for ddpm, or with fewer "
-    add("--sampler", type=str | None, help=f"{sampler}steps ddim.")
-    add("--steps", type=int | None, help="Number of steps; null for the sampler's default.")
-    add("--preset", type=str | None, help="A model of the paper, for its sampler and steps.")
-    add("--max_batch", type=int, default=16, help="Largest number of videos per batch.")
+
+def _add_tasks(parser: ArgumentParser) -> None:
+    group = "Longer and larger videos, and videos of which a part is known; a CLIP is a file, or a "
+    add = parser.add_argument_group(f"{group}folder of clips of one length").add_argument
     longer = "Number of frames to extend the videos to, window by window."
     add("--extend_to", type=int | None, help=longer)
-    return parser
+    more = "Draw what follows after this CLIP, to --extend_to frames in all, or by default to the "
+    more += "length of a training clip; after a longer one, half of that length."
+    add("--continue_from", type=str | None, metavar="CLIP", help=more)
+    inpaint = "Draw a part of this CLIP anew, that of --mask."
+    add("--inpaint", type=str | None, metavar="CLIP", help=inpaint)
+    mask = "What --inpaint draws: a picture, white (not black) where to draw, or a .npy, (h, w) or "
+    mask += "(f, h, w), nonzero where to draw. It is scaled and cropped as the clip is."
+    add("--mask", type=str | None, help=mask)
+    between = "Draw the frames between, so that there are N times as many per second."
+    add("--interpolate", type=int | None, metavar="N", help=between)
+    larger = "Draw the videos at a higher resolution, in pixels, as 128 or [96,128]."
+    add("--upsample", type=int | tuple[int, int] | None, metavar="SIZE", help=larger)
+    own = "The CLIP that --interpolate or --upsample starts from, instead of samples."
+    add("--clip", type=str | None, metavar="CLIP", help=own)
 
 
-def add_checkpoint_options(parser: ArgumentParser) -> None:
-    """Adds the options that choose a checkpoint and how it is loaded."""
-    add = parser.add_argument
-    checkpoint = "A file model-N.pt, also of version 0.6 or 0.7, or a results folder for its newest"
-    add("checkpoint", type=str, help=f"{checkpoint} one.")
-    add("--device", type=str | None, help="Device to compute on, such as cuda; null for the CPU.")
-    add("--ema_decay", type=float | None, help="Decay of the average to use; null for the first.")
-    size = "Height and width in pixels, as 64 or [48,64]; required for files of version 0.6 or 0.7."
-    add("--image_size", type=int | tuple[int, int] | None, help=size)
-    frames = "Frames of a video; required for files of version 0.6 or 0.7."
-    add("--num_frames", type=int | None, help=frames)
-    encoder = "Folder or Hugging Face name of the model's text encoder; null for BERT."
-    add("--text_encoder", type=str | None, help=encoder)
-
-
-def load_checkpoint(options: Namespace, file: Path, device: str | None) -> GaussianDiffusion:
+def load_checkpoint(options: Namespace) -> GaussianDiffusion:
     """Loads the model of a checkpoint as the options of `add_checkpoint_options` say."""
     diffusion = load_diffusion(
-        file,
+        options.checkpoint,
         image_size=options.image_size,
         num_frames=options.num_frames,
-        device=device,
+        device=fastest_device() if options.device is None else options.device,
         averaged=True if options.ema_decay is None else options.ema_decay,
     )
     if options.text_encoder is not None:
         text.set_text_encoder(options.text_encoder)
+        # the model's own must not replace it
+        diffusion.clip_info = replace(diffusion.clip_info, text_encoder=None)
     return diffusion
 
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
-    """Samples videos and writes them to one file.
+    """Samples videos and writes them to one file, or each to a file of its own.
 
     Raises:
         ValueError: If an option is out of range, or conditions are missing or unexpected.
         FileNotFoundError: If a file or the folder of the output is missing.
     """
-    target = Path(options.output)
-    check_output(target, "sample")
-    if target.suffix.lower() not in (".npy", *PICTURE_ENDINGS):
-        raise ValueError(
-            f"sample: the output must end in .npy or {' or '.join(PICTURE_ENDINGS)}, got {target}; "
-            f"rename it, as in {target.with_suffix('.gif')}"
-        )
+    target, task = _target_of(options), _task_of(options)
     count = as_count(options.count, "sample: --count")
-    how = {"sampler": options.sampler, "steps": options.steps}
-    if options.preset is not None:
-        paper = find_preset(options.preset)
-        how = {
-            "sampler": options.sampler or paper.sampler,
-            "steps": paper.sampling_steps if options.steps is None else options.steps,
-        }
-        options.text_encoder = options.text_encoder or paper.text_encoder
-    file = checkpoint_at(options.checkpoint)
-    diffusion = load_checkpoint(options, file, options.device)
-    if options.extend_to is not None and options.extend_to <= diffusion.num_frames:
-        raise ValueError(
-            f"sample: --extend_to must be more than the model's {diffusion.num_frames} frames, got "
-            f"{options.extend_to}"
-        )
+    diffusion = load_checkpoint(options)
+    clips = _known_clips(options, task, diffusion)
+    _check_sizes(options, diffusion, clips)
     given = {name: options[name] for name in ("text", *OPTIONS) if options[name] is not None}
-    conditions = read_conditions(diffusion, given)
+    conditions = read_conditions(diffusion, given, has_clips=clips is not None)
     if options.cond_scale != 1 and not conditions:
         raise ValueError(
             "sample: --cond_scale must be 1 for a model without conditions, got "
             f"{options.cond_scale}; leave it out"
         )
+    for note in outside_of_training(diffusion.clip_info, conditions.get("cond")):
+        say(note)
 
-    torch.manual_seed(options.seed)
-    kinds = max(map(len, conditions.values()), default=1)
-    how |= {n: repeat(values, count, kinds) for n, values in conditions.items()}
-    how |= {"max_batch": options.max_batch, "cond_scale": options.cond_scale}
-    if options.guidance_rescale:
-        how["guidance_rescale"] = options.guidance_rescale
+    kinds = max(map(len, [*conditions.values(), *([] if clips is None else [clips])]), default=1)
+    how = _sampling_options(options, diffusion, say)
     if options.negative_text is not None:
         how["negative_cond"] = repeat(options.negative_text, count, kinds)
-    videos = diffusion.sample(**how, batch_size=kinds * count)
-    if options.extend_to is not None:
+    rows = {name: repeat(values, count, kinds) for name, values in conditions.items()}
+    torch.manual_seed(options.seed)
+    if clips is None:
+        beginning = slice(None if options.extend_to is None else diffusion.num_frames)
+        first: Any = {name: frames_of(name, value, beginning) for name, value in rows.items()}
+        videos = diffusion.sample(**first, **how, batch_size=kinds * count)
         # each window gets the end of the one before
-        how.pop("first_frames", None)
-        videos = diffusion.extend(videos, options.extend_to, **how)
-    if target.suffix.lower() == ".npy":
-        np.save(target, videos.cpu().numpy())
+        rows.pop("first_frames", None)
     else:
-        rows = kinds if kinds > 1 else _rows(count)
-        units = diffusion.config["value_range"]
-        in_unit_range = diffusion.auto_normalize
-        write_sample_grid(videos.cpu(), target, rows, in_unit_range, value_range=units)
+        videos = repeat(clips, count, kinds).to(diffusion.betas.device)
+    videos = _complete(options, task, diffusion, videos, how | rows).cpu()
     number, _, frames, height, width = videos.shape
+    words = describe(rows, diffusion.clip_info.class_names, number, _columns(diffusion))
+    grid_rows = kinds if kinds > 1 else _rows(count)
+    where = _write(videos, target, options, diffusion, grid_rows, words, say)
     many = f"{number} video{'s' * (number > 1)}"
-    say(f"wrote {many} of {frames} frames, {height} x {width} pixels, to {target}")
+    say(f"wrote {many} of {frames} frames, {height} x {width} pixels, to {where}")
+
+
+def _sampling_options(
+    options: Namespace, diffusion: GaussianDiffusion, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Keywords of `diffusion.sample` that are no conditions."""
+    sampler, steps, most = options.sampler, options.steps, diffusion.num_timesteps
+    if options.preset is not None:
+        paper = find_preset(options.preset)
+        sampler = sampler or paper.sampler
+        steps = paper.sampling_steps if steps is None else steps
+        encoder, *others = (
+            paper.text_encoder,
+            options.text_encoder,
+            diffusion.clip_info.text_encoder,
+        )
+        if encoder is not None and others == [None, None]:
+            text.set_text_encoder(encoder)
+    elif (sampler, steps, diffusion.sampling_timesteps) == (None, None, None) and most > _STEPS:
+        steps = _STEPS
+        say(
+            f"samples in {_STEPS} steps of {_SAMPLER}, almost as good as all {most}: for these add "
+            "--sampler ddpm"
+        )
+    if sampler is None and steps is not None and steps < most:
+        sampler = _SAMPLER
+    how = {"sampler": sampler, "steps": steps, "cond_scale": options.cond_scale}
+    if options.guidance_rescale:
+        how["guidance_rescale"] = options.guidance_rescale
+    return {**how, "max_batch": options.max_batch}
+
+
+# videos of which a part is known
+
+
+def _task_of(options: Namespace) -> str | None:
+    """The one of `_TASKS` that options ask for; None for samples alone."""
+    given = [name for name in _TASKS if options[name] is not None]
+    task = given[0] if given else None
+    starts = task in ("continue_from", "inpaint") or options.clip is not None
+    rules = {
+        f"only one of --{', --'.join(_TASKS)} can be given": len(given) < 2,
+        "--clip must go with --interpolate or --upsample": (
+            options.clip is None or task in ("interpolate", "upsample")
+        ),
+        "--inpaint and --mask must be given together": (task == "inpaint")
+        == (options.mask is not None),
+        "--extend_to must go with samples or --continue_from": (
+            options.extend_to is None or task in (None, "continue_from")
+        ),
+        "--first_frames must be left out with a clip, which has them": (
+            options.first_frames is None or not starts
+        ),
+    }
+    for rule, is_met in rules.items():
+        if not is_met:
+            names = (*_TASKS, "clip", "mask", "extend_to", "first_frames")
+            got = [f"--{name}" for name in names if options[name] is not None]
+            raise ValueError(f"sample: {rule}, got {' and '.join(got)}; correct the options")
+    return task
+
+
+def _known_clips(
+    options: Namespace, task: str | None, diffusion: GaussianDiffusion
+) -> Tensor | None:
+    """The clips that a task starts from, `(n, c, f, h, w)`; None for samples."""
+    if task in ("continue_from", "inpaint"):
+        return _read_clips(diffusion, options[task], task)
+    if options.clip is None:
+        return None
+    how = {"keep_rate": True} if task == "interpolate" else {"image_size": "own"}
+    return _read_clips(diffusion, options.clip, "clip", **how)
+
+
+def _check_sizes(options: Namespace, diffusion: GaussianDiffusion, clips: Tensor | None) -> None:
+    """Checks lengths and sizes before the first sample is drawn."""
+    shape = diffusion.clip_shape if clips is None else clips.shape[1:]
+    owner = "model" if clips is None else "clip"
+    if options.extend_to is not None and options.extend_to <= shape[1]:
+        raise ValueError(
+            f"sample: --extend_to must be more than the {owner}'s {shape[1]} frames, got "
+            f"{options.extend_to}"
+        )
+    most = diffusion.num_frames - 1
+    if options.interpolate is not None and not 2 <= options.interpolate <= most:
+        raise ValueError(
+            f"sample: --interpolate must be from 2 to {most}, so that a clip of the model has two "
+            f"known frames, got {options.interpolate}; interpolate twice"
+        )
+    if options.upsample is not None:
+        size = as_image_size(options.upsample, "sample: --upsample")
+        if not (size[0] >= shape[2] and size[1] >= shape[3] and size != tuple(shape[2:])):
+            raise ValueError(
+                f"sample: --upsample must be more than the {owner}'s {shape[2]} x {shape[3]} "
+                f"pixels, got {size[0]} x {size[1]}; give a greater size"
+            )
+
+
+def _complete(
+    options: Namespace,
+    task: str | None,
+    diffusion: GaussianDiffusion,
+    videos: Tensor,
+    how: Mapping[str, Any],
+) -> Tensor:
+    """Extends, inpaints, interpolates or upsamples videos as the options say."""
+    length, window = videos.shape[2], diffusion.num_frames
+    if task == "continue_from":
+        further = window if length < window else length + -(-window // 2)
+        return diffusion.extend(videos, options.extend_to or further, **how)
+    if task == "inpaint":
+        known = ~_read_mask(diffusion, Path(options.mask)).to(videos.device)
+        return diffusion.inpaint(videos, known, **how)
+    if task == "interpolate":
+        return diffusion.interpolate_frames(videos, options.interpolate, **how)
+    if task == "upsample":
+        return diffusion.upsample(videos, options.upsample, **how)
+    return (
+        videos if options.extend_to is None else diffusion.extend(videos, options.extend_to, **how)
+    )
+
+
+def _read_mask(diffusion: GaussianDiffusion, path: Path) -> Tensor:
+    """The mask of a file at the size of the clips, `(1, 1, f, h, w)`: true where to draw."""
+    if path.suffix.lower() == ".npy":
+        values = _read_rows(path, "mask")
+    else:
+        from PIL import Image
+
+        with Image.open(path) as picture:
+            values = torch.from_numpy(np.array(picture.convert("L")))
+    size = frame_size(diffusion)
+    if values.ndim in (2, 3) and values.any():
+        # also where a pixel is only in part to be drawn
+        mask = (values != 0).float().view(1, -1, *values.shape[-2:])
+        return size.finish_array(size.scale_array(mask))[None] > 0
+    got = "a black one" if values.ndim in (2, 3) else f"the shape {tuple(values.shape)}"
+    raise ValueError(
+        "sample: --mask must be a picture that is white where to draw, or a .npy of the shape "
+        f"(h, w) or (f, h, w), nonzero there, got {got} in {path}; correct it"
+    )
+
+
+def _read_clips(diffusion: GaussianDiffusion, path: str, option: str, **how: Any) -> Tensor:
+    """One clip, or the clips of a folder, prepared as in training, `(n, c, f, h, w)`."""
+    is_folder = os.path.isdir(path) and not is_frame_folder(Path(path), os.listdir(path))
+    files = find_clips(Path(path)) if is_folder else [Path(path)]
+    clips = [prepare_clip(file, diffusion, **how) for file in files]
+    shapes = {tuple(clip.shape[1:]): file for clip, file in zip(clips, files, strict=True)}
+    if len(shapes) > 1:
+        (one, first), (other, second), *_ = shapes.items()
+        raise ValueError(
+            f"sample: --{option} must be a clip, or clips of one shape, got {one} in {first} and "
+            f"{other} in {second}; give one at a time"
+        )
+    return torch.cat(clips)
+
+
+# files
+
+
+def _target_of(options: Namespace) -> Path:
+    """The file or folder to write, checked before anything is drawn."""
+    target, kinds = Path(options.output), (".npy", *PICTURE_ENDINGS)
+    if options.fps is not None and not 0.01 <= options.fps <= 1000:
+        raise ValueError(f"sample: --fps must be 0.01 to 1000 frames per second, got {options.fps}")
+    if not _is_folder(options):
+        if target.suffix.lower() not in kinds:
+            raise ValueError(
+                f"sample: the output must end in {' or '.join(kinds)}, or be a folder, got "
+                f"{target}; rename it, as in {target.with_suffix('.gif')}, or end a folder with /"
+            )
+        if options.format is not None:
+            raise ValueError(
+                "sample: --format must go with a folder, in which it is that of the files, got "
+                f"the file {target}; leave it out"
+            )
+        check_output(target, "sample")
+    elif target.is_file() or list_checkpoints(target):
+        raise ValueError(
+            "sample: --output must be a file with an ending, or a folder without checkpoints, "
+            f"whose samples it could replace, got {target}; give another name"
+        )
+    elif options.format not in (None, *FORMATS):
+        raise ValueError(
+            f"sample: --format must be one of {', '.join(FORMATS)}, got {options.format!r}"
+        )
+    return target
+
+
+def _is_folder(options: Namespace) -> bool:
+    target = Path(options.output)
+    return target.is_dir() or not target.suffix or options.output.endswith("/")
+
+
+def _write(
+    videos: Tensor,
+    target: Path,
+    options: Namespace,
+    diffusion: GaussianDiffusion,
+    rows: int,
+    words: Sequence[str] | None,
+    say: Callable[[str], None],
+) -> str:
+    """Writes videos, and returns where to, in words."""
+    units, in_unit_range = diffusion.config["value_range"], diffusion.auto_normalize
+    is_film = units is None and in_unit_range and videos.shape[1] in (1, 3)
+    ending = options.format or ("mp4" if is_film else "npy")
+    if not _is_folder(options):
+        ending = target.suffix.lower().removeprefix(".")
+    wanted = options.fps or diffusion.clip_info.fps or 8.0
+    fps = {kind: min(max(wanted, 0.01), _GIF_FPS if kind == "gif" else 1000) for kind in FORMATS}
+    if fps[ending] != wanted and ending not in ("npy", "png"):
+        say(f"note: a .{ending} plays {fps[ending]:g} frames per second, not {wanted:g}")
+
+    if not _is_folder(options):
+        if ending == "npy":
+            np.save(target, videos.numpy())
+        else:
+            write_sample_grid(
+                videos, target, rows, in_unit_range, value_range=units, fps=fps[ending]
+            )
+        return str(target)
+    target.mkdir(parents=True, exist_ok=True)
+    singles = videos if ending == "npy" else pictures_of_samples(videos, in_unit_range, units)
+    for number, video in enumerate(singles, 1):
+        write_video(video, target / f"{number}.{ending}", fps=fps[ending])
+    grid = target / "grid.gif"
+    write_sample_grid(videos, grid, rows, in_unit_range, value_range=units, fps=fps["gif"])
+    if words is not None:
+        lines = [f"{number}: {' '.join(line.split())}\n" for number, line in enumerate(words, 1)]
+        # class names from file names may not be valid Unicode
+        (target / "conditions.txt").write_bytes("".join(lines).encode("utf-8", "replace"))
+    names = f"{target / '1'}.{ending}{f' to {len(videos)}.{ending}' * (len(videos) > 1)}"
+    also = " and conditions.txt" * (words is not None)
+    return f"{names}, with grid.gif{also}"
 
 
 def check_output(target: Path, command: str) -> None:
@@ -189,43 +459,51 @@ def _rows(count: int) -> int:
 # conditions
 
 
-def read_conditions(diffusion: GaussianDiffusion, options: Mapping[str, Any]) -> dict[str, Any]:
+def read_conditions(
+    diffusion: GaussianDiffusion, options: Mapping[str, Any], *, has_clips: bool = False
+) -> dict[str, Any]:
     """Reads conditions from options and files, as keywords of `diffusion.sample`.
 
     Args:
         diffusion: The model.
-        options: Values of the options that are given, by name: `text` and `labels`, lists of
-            strings, and the files `cond`, `frame_cond`, `cond_video` and `first_frames`.
+        options: Values of the options that are given, by name: `text`, `labels` and `cond`, lists
+            of strings, and the files `frame_cond`, `cond_video` and `first_frames`.
+        has_clips: Whether there are known clips, which have the first frames.
 
     Returns:
         The conditions that are given, with a row for each kind of video, or one for all.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file or a label is not valid, both `text` and `cond` are given, or the
-            conditions are not those that the model was trained with.
+        ValueError: If a file, a number or a label is not valid, both `text` and `cond` are given,
+            or the conditions are not those that the model was trained with.
     """
     if "text" in options and "cond" in options:
         raise ValueError("sample: only one of --text and --cond can be given, got both; remove one")
-    found: dict[str, Any] = {}
-    known = diffusion.clip_info.class_names
-    for name, value in options.items():
-        if name == "text":
-            found["cond"] = value
-        elif name == "labels":
-            found[name] = torch.tensor([_label(label, known) for label in value])
-        elif name == "first_frames":
-            found[name] = _read_first_frames(diffusion, Path(value))
-        else:
-            found[name] = _read_rows(Path(value), name)
-    names = (*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames))
-    # before a text encoder is loaded for captions that the model does not take
-    if found.keys() != set(names):
-        takes, got = (" and ".join(OPTIONS[n] for n in given) or "none" for given in (names, found))
+    keys = ["cond" if name == "text" else name for name in options]
+    names = [*diffusion.condition_names]
+    names += ["first_frames"] * bool(diffusion.given_frames and not has_clips)
+    # before files are read, or a text encoder for captions that the model does not take
+    if {*keys} != {*names}:
+        takes, got = (" and ".join(OPTIONS[n] for n in given) or "none" for given in (names, keys))
+        got = got.replace("--text", "--text" if "text" in options else "--cond")
+        none = ", as --labels -1 for no class" if "labels" in {*names} - {*keys} else ""
         raise ValueError(
             "sample: the model must be given the conditions that it was trained with, "
-            f"{takes.replace('--text', '--text or --cond')}, got {got}; correct the options"
+            f"{takes.replace('--text', '--text or --cond')}, got {got}; correct the options{none}"
         )
+    found: dict[str, Any] = {}
+    for key, (name, value) in zip(keys, options.items(), strict=True):
+        if name == "text":
+            found[key] = _captions(value)
+        elif name == "labels":
+            found[key] = _labels(diffusion, value)
+        elif name == "cond":
+            found[key] = _vectors(diffusion, value)
+        elif name == "first_frames":
+            found[key] = _read_clips(diffusion, value, name, num_frames=diffusion.given_frames)
+        else:
+            found[key] = _read_rows(Path(value), name)
     return found
 
 
@@ -237,13 +515,83 @@ def repeat(values: Any, count: int, kinds: int) -> Any:
     return [value for value in values for _ in range(times)]
 
 
-def _label(name: str, class_names: Sequence[str]) -> int:
-    if name in class_names:
-        return list(class_names).index(name)
-    if not name.isdecimal():
-        known = ", ".join(class_names) or "numbers, as the checkpoint has no names of classes"
-        raise ValueError(f"sample: --labels must be among {known}, got {name!r}; choose from them")
-    return int(name)
+def outside_of_training(info: ClipInfo, cond: Any) -> list[str]:
+    """Notes on the numbers of `cond` that are outside of the range of the training clips.
+
+    Args:
+        info: What is known of the training clips.
+        cond: Rows of numbers, `(n, d)`; others are not looked at.
+    """
+    if not isinstance(cond, Tensor) or cond.shape[1:] != (len(info.cond_ranges),):
+        return []
+    return [
+        f"note: {name} {value:g} is outside of the training clips, {low:g} to {high:g}"
+        for (name, (low, high)), column in zip(info.cond_ranges.items(), cond.T, strict=True)
+        for value in column.unique().tolist()
+        if not low <= value <= high
+    ]
+
+
+def _columns(diffusion: GaussianDiffusion) -> list[str]:
+    """Names of the numbers that a model takes; empty if unknown."""
+    names = list(diffusion.clip_info.cond_ranges)
+    return names if len(names) == _width(diffusion, "cond") else []
+
+
+def _width(diffusion: GaussianDiffusion, name: str) -> int:
+    """Width of a condition, or the number of classes."""
+    config: Any = unwrap(diffusion.denoise_fn).config
+    return condition_width(name, config) or 0
+
+
+def _captions(values: Sequence[str]) -> list[str]:
+    if len(values) > 1 or not values[0].lower().endswith(".txt"):
+        return list(values)
+    path = Path(values[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"sample: expected captions in {path}, found no such file")
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(
+            f"sample: --text must be a file with a caption in each line, got {path} without any"
+        )
+    return lines
+
+
+def _labels(diffusion: GaussianDiffusion, values: Sequence[str]) -> Tensor:
+    info, count = diffusion.clip_info, _width(diffusion, "labels")
+    is_number = {name: name.removeprefix("-").isdecimal() for name in values}
+    known = [int(n) if is_number[n] and n not in info.class_names else n for n in values]
+    labels = torch.tensor(info.label_numbers(known))
+    if labels.min() < -1 or labels.max() >= count:
+        raise ValueError(
+            f"sample: --labels must be from 0 to {count - 1}, or -1 for no class, got "
+            f"{' '.join(values)}; correct them"
+        )
+    return labels
+
+
+def _vectors(diffusion: GaussianDiffusion, values: Sequence[str]) -> Tensor:
+    if len(values) == 1 and values[0].lower().endswith(".npy"):
+        return _read_rows(Path(values[0]), "cond")
+    if diffusion.takes_text_states:
+        raise ValueError(
+            "sample: --cond must be a .npy for a model of text states, got "
+            f"{' '.join(values)}; give --text"
+        )
+    numbers = torch.tensor([parse_number(value) for value in values])
+    if not numbers.isfinite().all():
+        raise ValueError(
+            f"sample: --cond must be numbers, or one .npy, got {' '.join(values)}; correct them"
+        )
+    width, columns = _width(diffusion, "cond"), _columns(diffusion)
+    if len(numbers) % width:
+        names = f", {', '.join(columns)}," * bool(columns)
+        raise ValueError(
+            f"sample: --cond must have {width} numbers for each condition{names or ','} one "
+            f"condition after the other, got {len(numbers)}; correct them"
+        )
+    return numbers.view(-1, width)
 
 
 def _read_rows(file: Path, name: str) -> Tensor:
@@ -258,22 +606,3 @@ def _read_rows(file: Path, name: str) -> Tensor:
         ) from error
     is_bytes = name == "cond_video" and values.dtype == np.uint8
     return torch.from_numpy(values if is_bytes else values.astype(np.float32))
-
-
-def _read_first_frames(diffusion: GaussianDiffusion, path: Path) -> Tensor:
-    """The beginning of each clip, in the size of the model's videos."""
-    _, _, height, width = diffusion.clip_shape
-    reader = ClipReader(FrameSize((height, width)), Timeline(), diffusion.channels)
-    is_clip = path.is_file() or (path.is_dir() and is_frame_folder(path, os.listdir(path)))
-    wanted = range(max(1, diffusion.given_frames))
-    beginnings = []
-    for file in [path] if is_clip else find_clips(path):
-        frames, _ = reader.read(Clip(file), wanted, lambda span: span)
-        if frames.shape[1] < len(wanted):
-            raise ValueError(
-                f"sample: --first_frames must have {len(wanted)} frames, got {frames.shape[1]} in "
-                f"{file}; give a longer clip"
-            )
-        # uint8 stands for [0, 1], unless the model has units of its own
-        beginnings.append(frames if diffusion.config["value_range"] is None else frames.float())
-    return collate(beginnings)

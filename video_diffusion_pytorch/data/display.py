@@ -44,8 +44,8 @@ def to_pictures(
             values beyond are clamped. One range for several calls makes their results comparable.
             "fit": the least and the largest finite value of each channel. None: clips with 1, 3 or
             4 channels in [0, 1], or in uint8, are pictures; others as with "fit".
-        keep_pictures: Whether clips with 1, 3 or 4 channels are pictures even if there is a range
-            of numbers: from black at its low to white at its high.
+        keep_pictures: Whether clips with 1, 3 or 4 channels are pictures even if there is a range:
+            from black at its low to white at its high.
 
     Returns:
         `(b, k, f, h, w)` float32 in [0, 1], `k` 1, 3 or 4 for grey, RGB or RGBA, for pictures; or
@@ -85,7 +85,7 @@ def to_pictures(
     # Positions in the range, by halves: the difference may overflow. A constant channel is all low
     span = (high / 2 - low / 2).clamp(min=torch.finfo(torch.float32).tiny)
     shares = ((videos / 2 - low / 2) / span).nan_to_num().clamp(0, 1)
-    if keep_pictures and value_range != "fit" and videos.shape[1] in _PICTURE_CHANNELS:
+    if keep_pictures and videos.shape[1] in _PICTURE_CHANNELS:
         return _mark(shares, finite)
 
     # To rows of the colour map

@@ -236,14 +236,15 @@ def evaluate_diffusion(
             drawn videos are conditioned on the clips' conditions and first frames, if the model
             takes these.
         evaluation: What is measured, and how; None for `Evaluation()`.
-        class_names: Names of the classes that the model was trained with; empty if they are those
-            of the clips.
+        class_names: Names of the classes that the model was trained with; empty for those of its
+            `clip_info`, or, if it knows none, those of the clips.
         about: Description of the model for the result, in plain values; None for none.
         accelerator: An `accelerate.Accelerator`, if several processes call this together; None for
             one process.
         num_workers: Number of worker processes that read clips; None for as many as in training.
         progress: Whether to show progress bars.
-        **data_options: Further keywords of `data.dataset.Dataset`, for a folder.
+        **data_options: Further keywords of `data.dataset.Dataset`, for a folder; by default frames
+            are selected and scaled as in training, by `clip_info.settings` of the model.
 
     Returns:
         A result for `evaluation.results.write_result`: `scores`, the `protocol` by which they were
@@ -287,7 +288,7 @@ def evaluate_diffusion(
         diffusion,
         data,
         evaluation,
-        class_names=class_names,
+        class_names=class_names or diffusion.clip_info.class_names,
         num_workers=choose_workers(data) if num_workers is None else num_workers,
         progress=progress,
         **parts,
@@ -449,12 +450,18 @@ def _read_folder(
     names, units = diffusion.condition_names, diffusion.config["value_range"]
     is_default = options.get("conditions") is None
     if is_default:
-        options["conditions"] = [_KINDS[name] for name in names if name in _KINDS] or None
+        columns = list(diffusion.clip_info.cond_ranges)
+        kinds: dict[str, Any] = _KINDS | ({"cond": {"cond": columns}} if columns else {})
+        options["conditions"] = [kinds[name] for name in names if name in kinds] or None
+    trained = dict(diffusion.clip_info.settings)
+    if options.keys() & {"fps", "frame_skip"}:
+        # one excludes the other
+        trained = {n: value for n, value in trained.items() if n not in ("fps", "frame_skip")}
     own: dict[str, Any] = {"value_range": units} if units is not None else {"as_uint8": True}
     c, f, h, w = diffusion.clip_shape
     sizes: dict[str, Any] = {"image_size": (h, w), "num_frames": f, "channels": c}
     try:
-        return Dataset(folder, **{"exts": None, **sizes, **own, **options})
+        return Dataset(folder, **{**trained, "exts": None, **sizes, **own, **options})
     except FileNotFoundError as error:
         if is_default and "cond" in names:
             raise FileNotFoundError(

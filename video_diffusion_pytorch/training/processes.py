@@ -37,7 +37,8 @@ def half_precision(device_type: str) -> str:
     return "bf16"
 
 
-def _fastest_device() -> str:
+def fastest_device() -> str:
+    """The fastest device of this machine: `"cuda"`, `"mps"` or `"cpu"`."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -69,11 +70,11 @@ def make_accelerator(
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    wanted = _fastest_device() if device is None else str(device).removesuffix(":0")
-    if wanted not in ("cpu", _fastest_device()):
+    wanted = fastest_device() if device is None else str(device).removesuffix(":0")
+    if wanted not in ("cpu", fastest_device()):
         raise ValueError(
             f"Trainer: device must be 'cpu' or this machine's accelerator, "
-            f"{_fastest_device()!r}, got {shown(device)}; leave it out to use the fastest"
+            f"{fastest_device()!r}, got {shown(device)}; leave it out to use the fastest"
         )
     precision = _precision(amp, mixed_precision, wanted)
     # accelerate has one global state, but a notebook may make a second, different Trainer

@@ -146,8 +146,6 @@ def write_sample_grid(
 ) -> None:
     """Writes a grid of `rows` rows of videos that play at once, with a black border around each.
 
-    Videos with other than 1, 3 or 4 channels are written in the false colours of `to_pictures`.
-
     Args:
         videos: `(b, c, f, h, w)`, `b` a multiple of `rows`.
         path: The file, of a format that `write_video` knows.
@@ -157,20 +155,42 @@ def write_sample_grid(
             for [0, 1], or, unless `in_unit_range`, the minimum and maximum of each channel.
         fps: Frames per second.
     """
-    if value_range is not None:
-        pictures = to_pictures(videos, value_range)
-    elif not in_unit_range:
-        pictures = to_pictures(videos, "fit")
-    elif videos.shape[1] not in CHANNELS_TO_MODE:
-        pictures = to_pictures(videos, (0.0, 1.0))
-    else:
-        # a diverged model must not raise here, as training may recover
-        pictures = to_pictures(videos.clamp(0, 1).where(videos.isfinite(), videos))
+    pictures = pictures_of_samples(videos, in_unit_range, value_range)
     write_video(video_grid(pictures, len(pictures) // rows), path, fps=fps)
 
 
+def pictures_of_samples(
+    videos: Tensor, in_unit_range: bool, value_range: ValueRange | None
+) -> Tensor:
+    """Converts videos to pictures that `write_video` takes.
+
+    Videos of one channel are grey, and those of 3 or 4 in [0, 1] stay as they are; others get the
+    false colours of `to_pictures`.
+
+    Args:
+        videos: `(b, c, f, h, w)`.
+        in_unit_range: As in `write_sample_grid`.
+        value_range: As in `write_sample_grid`.
+
+    Returns:
+        `(b, k, f, h, w)` in [0, 1], as from `to_pictures`.
+    """
+    is_grey = videos.shape[1] == 1
+    if value_range is not None:
+        return to_pictures(videos, value_range, keep_pictures=is_grey)
+    if not in_unit_range:
+        return to_pictures(videos, "fit", keep_pictures=is_grey)
+    if videos.shape[1] not in CHANNELS_TO_MODE:
+        return to_pictures(videos, (0.0, 1.0))
+    # a diverged model must not raise here, as training may recover
+    return to_pictures(videos.clamp(0, 1).where(videos.isfinite(), videos))
+
+
 def describe(
-    conditions: Mapping[str, Any], class_names: tuple[str, ...], count: int
+    conditions: Mapping[str, Any],
+    class_names: tuple[str, ...],
+    count: int,
+    columns: Sequence[str] = (),
 ) -> list[str] | None:
     """The conditions of each of `count` samples in words; None without conditions.
 
@@ -178,12 +198,15 @@ def describe(
         conditions: Keywords of `diffusion.sample`.
         class_names: Names of the classes by label; empty if unknown.
         count: Number of samples, over which the conditions are repeated.
+        columns: Names of the numbers in `cond`; empty if unknown.
     """
-    lines = [_words(conditions, class_names, i) for i in range(count)]
+    lines = [_words(conditions, class_names, i, columns) for i in range(count)]
     return lines if any(lines) else None
 
 
-def _words(conditions: Mapping[str, Any], class_names: tuple[str, ...], i: int) -> str:
+def _words(
+    conditions: Mapping[str, Any], class_names: tuple[str, ...], i: int, columns: Sequence[str]
+) -> str:
     words = []
     for name, rows in conditions.items():
         if name == "cond_mask":
@@ -195,7 +218,10 @@ def _words(conditions: Mapping[str, Any], class_names: tuple[str, ...], i: int) 
             words.append(row)
         elif name == "labels":
             label = int(row)
-            words.append(class_names[label] if label < len(class_names) else f"class {label}")
+            named = dict(enumerate(class_names)) | {-1: "(no class)"}
+            words.append(named.get(label, f"class {label}"))
+        elif name == "cond" and np.shape(row) == (len(columns),):
+            words += [f"{n} {float(value):g}" for n, value in zip(columns, row, strict=True)]
         else:
             row = torch.as_tensor(row)
             numbers = ", ".join(f"{value:.4g}" for value in row.flatten()[:4].tolist())
