@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.docs_code import Page, checkpoints, unet
-from video_diffusion_pytorch import GaussianDiffusion, read_video
+from video_diffusion_pytorch import GaussianDiffusion, read_video, write_video
 from video_diffusion_pytorch.cli import main
 
 PAGE = Page("longer_videos.md")
@@ -26,6 +26,8 @@ def folder(tmp_path_factory):
         for name, side in {"films": 16, "large": 32}.items()
     }
     checkpoints(root, models)
+    write_video(torch.rand(3, 5, 16, 16), root / "whale.mp4")
+    write_video(torch.ones(1, 1, 16, 16), root / "mask.png")
     return root
 
 
@@ -77,14 +79,30 @@ def test_weight_time_and_memory():
     assert names["films"].denoise_fn.gradient_checkpointing
 
 
+def test_clips_of_your_own():
+    names = run("4.")
+    assert names["whale"].shape == names["small"].shape == (1, 3, 5, 16, 16)
+    assert names["longer"].shape[2] == names["slower"].shape[2] == 9
+    assert names["filled"].shape[2] == 4
+    assert names["upsampled"].shape == (1, 3, 5, 32, 32)
+
+
 def test_the_pages_commands_run(capsys):
-    [(program, *argv)] = PAGE.commands("4. From the command line")
-    assert program == "video-diffusion"
-    argv[argv.index("--steps") + 1] = "3"
-    argv[argv.index("--extend_to") + 1] = "16"
-    assert main(argv) is None, (argv, capsys.readouterr())
-    video, _ = read_video(argv[argv.index("-o") + 1])
-    assert video.shape[1] == 16
+    shapes = {}
+    for program, *argv in PAGE.commands("5. From the command line"):
+        assert program == "video-diffusion"
+        argv = [SMALLER.get(word, word) if word in ("64", "128") else word for word in argv]
+        assert main([*argv, "--steps", "3"]) is None, (argv, capsys.readouterr())
+        name = argv[argv.index("-o") + 1]
+        shapes[name] = tuple(read_video(name)[0].shape[1:])
+    # with a border of 2 pixels around each video of a grid
+    assert shapes == {
+        "long.mp4": (16, 20, 20),
+        "longer.mp4": (16, 20, 20),
+        "filled.mp4": (5, 20, 40),
+        "slower.mp4": (9, 20, 20),
+        "large.mp4": (5, 36, 36),
+    }
 
 
 # What the page says beside its code

@@ -42,6 +42,7 @@ def folder(tmp_path_factory):
         "flows": diffusion(unet(channels=2), value_range=(-3, 3)),
     }
     checkpoints(root, models)
+    (root / "captions.txt").write_text("a whale\na ship\n")
     return root
 
 

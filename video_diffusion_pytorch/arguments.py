@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -22,12 +22,15 @@ def shown(value: Any) -> str:
     """A value in part of a line: of an array its type and shape, of a long text its beginning.
 
     Example:
-        >>> shown("ddim"), shown(torch.rand(9, 9)), shown(torch.ones(2))
-        ("'ddim'", 'torch.float32 of shape (9, 9)', 'torch.float32 of shape (2,)')
+        >>> shown("ddim"), shown({"cond": torch.ones(2)})
+        ("'ddim'", "{'cond': torch.float32 of shape (2,)}")
     """
     if getattr(value, "shape", ()):
         return f"{value.dtype} of shape {tuple(value.shape)}"
-    text = repr(value)
+    if isinstance(value, Mapping):
+        text = f"{{{', '.join(f'{name!r}: {shown(each)}' for name, each in value.items())}}}"
+    else:
+        text = repr(value)
     return text if len(text) <= _MOST else f"{text[:_MOST]}..."
 
 

@@ -284,7 +284,7 @@ def test_sampling_needs_nothing_but_the_file(capsys):
     )
     with Image.open("six.gif") as image:
         assert (image.n_frames, image.size) == (3, (3 * 28, 2 * 28))
-    main(["sample", "model-1.pt", "-n", "18", "--output", "many.npy", "--seed", "3"])
+    main(["sample", "model-1.pt", "-n18", "-o", "many.npy", "--seed", "3", "--device", "cpu"])
     torch.manual_seed(3)
     expected = model.sample(batch_size=16, progress=False)
     values = np.load("many.npy")
@@ -314,7 +314,7 @@ def test_a_size_overrides_that_of_the_file(capsys):
 
 def test_the_references_files_give_its_samples(tmp_path, mistake):
     output = tmp_path / "two.npy"
-    argv = ["sample", str(REFERENCE), "-n", "2", "--seed", "5", "-o", str(output)]
+    argv = ["sample", str(REFERENCE), "-n", "2", "--seed", "5", "-o", str(output), "--device=cpu"]
     assert "pass image_size and num_frames" in mistake(*argv)
     assert main([*argv, "--image_size", "16", "--num_frames", "4"]) is None
     recorded = torch.load(GOLDEN / "trainer_0.7.0.pt", weights_only=True)
@@ -331,7 +331,7 @@ def _default_encoder_again():
 @pytest.mark.usefixtures("workplace", "_default_encoder_again")
 def test_captions_guide_the_samples(capsys, mistake):
     model = make_checkpoint(cond_dim=TINY_BERT_DIM)
-    argv = ["sample", "model-1.pt", "-n", "2", "--text-encoder", str(TINY_BERT)]
+    argv = ["sample", "model-1.pt", "-n2", "--device=cpu", "--text-encoder", str(TINY_BERT)]
     captions = ["--text", "a whale", "7"]
     assert "was trained with, --text or --cond, got none; correct the opt" in mistake(*argv)
     assert main([*argv, *captions, "--cond-scale", "2", "-o", "four.npy"]) is None

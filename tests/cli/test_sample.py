@@ -397,6 +397,11 @@ def test_frames_between_and_more_pixels(at, values, mistake):
     torch.testing.assert_close(videos[:, :, ::3], ramp(3)[None])
     assert values("--upsample", "16", "-n", "1").shape == (1, 1, 4, 16, 16)
     assert values("--upsample", "[8,10]", "--clip", "clip.npy", "-n", "1").shape[2:] == (2, 8, 10)
+    # the center, of the shape of the result
+    wide = torch.full((1, 2, 4, 16), 0.9)
+    wide[..., 6:10] = 0.1
+    write_video(wide, "wide.npy")
+    assert values("--upsample", "8", "--clip", "wide.npy", "-n", "1").mean() < 0.5
     for factor in ("1", "4"):
         line = mistake("--interpolate", factor)
         assert "--interpolate must be from 2 to 3, so that a clip of the model has t" in line

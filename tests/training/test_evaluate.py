@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset, Subset
 
 from tests.evaluation.exchange import in_turns
 from video_diffusion_pytorch import DDIM, GaussianDiffusion, Unet3D
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
@@ -405,6 +406,27 @@ def test_conditions_are_those_of_the_clips(of_classes):
     evaluate_diffusion(vectors, of_classes, BY_MEANS, conditions=told, **QUIET)
     with pytest.raises(FileNotFoundError, match=r"expected .*none"):
         evaluate_diffusion(labels, of_classes / "missing", BY_MEANS, **QUIET)
+
+
+def test_what_the_model_knows_is_the_default(of_classes):
+    model = diffusion(num_classes=3)
+    model.clip_info = ClipInfo(class_names=("a", "b", "c"), settings={"fit": "stretch", "fps": 4.0})
+    found = evaluate_diffusion(model, of_classes, BY_MEANS, **QUIET)["protocol"]["clips"]
+    assert (found["fit"], found["fps"]) == ("stretch", 4)
+    found = evaluate_diffusion(model, of_classes, BY_MEANS, frame_skip=2, fit="cover", **QUIET)
+    clips = found["protocol"]["clips"]
+    assert (clips["fit"], clips["fps"], clips["frame_skip"]) == ("cover", None, 2)
+    model.clip_info = ClipInfo(class_names=("a", "c"))
+    with pytest.raises(ValueError, match="of the classes that are trained on, a, c, got b; remove"):
+        evaluate_diffusion(model, of_classes, BY_MEANS, **QUIET)
+    # numbers are columns of a manifest
+    rows = [f"{path.name},{i}" for i, path in enumerate(sorted(of_classes.rglob("*.gif")))]
+    (of_classes / "list.csv").write_text("\n".join(["path,EF", *rows]))
+    model = diffusion(cond_dim=1)
+    model.clip_info = ClipInfo(cond_ranges={"EF": (0, 5)})
+    table = {"manifest": of_classes / "list.csv"}
+    found = evaluate_diffusion(model, of_classes, BY_MEANS, **table, **QUIET)
+    assert found["protocol"]["samples"]["conditions"] == ["cond"]
 
 
 def test_arrays_in_units_of_their_own(tmp_path):

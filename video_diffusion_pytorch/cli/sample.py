@@ -21,6 +21,7 @@ from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.conditions import frames_of
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
 from video_diffusion_pytorch.data.manifest import find_clips, parse_number, read_text
+from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS, write_video
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
@@ -92,7 +93,8 @@ def add_checkpoint_options(parser: ArgumentParser) -> None:
     checkpoint = "A file model-N.pt, also of version 0.6 or 0.7; a results folder for its newest "
     checkpoint += "one; or a shared model: its folder, or its name on the Hugging Face Hub, "
     add("checkpoint", type=str, help=f"{checkpoint}user/model.")
-    add("--device", type=str | None, help="Device to compute on, such as cpu; null for the fastest")
+    device = "Device to compute on, such as cpu; null for the fastest."
+    add("--device", type=str | None, help=device)
     add("--ema_decay", type=float | None, help="Decay of the average to use; null for the first.")
     size = "Height and width in pixels, as 64 or [48,64]; required for files of version 0.6 or 0.7."
     add("--image_size", type=int | tuple[int, int] | None, help=size)
@@ -123,8 +125,8 @@ def _add_conditions(parser: ArgumentParser) -> None:
 
 
 def _add_tasks(parser: ArgumentParser) -> None:
-    group = "Longer and larger videos, and videos of which a part is known; a CLIP is a file, or a "
-    add = parser.add_argument_group(f"{group}folder of clips of one length").add_argument
+    group = "Longer, larger and completed videos; a CLIP is a file, or a folder of clips"
+    add = parser.add_argument_group(group).add_argument
     longer = "Number of frames to extend the videos to, window by window."
     add("--extend_to", type=int | None, help=longer)
     more = "Draw what follows after this CLIP, to --extend_to frames in all, or by default to the "
@@ -272,8 +274,16 @@ def _known_clips(
         return _read_clips(diffusion, options[task], task)
     if options.clip is None:
         return None
-    how = {"keep_rate": True} if task == "interpolate" else {"image_size": "own"}
-    return _read_clips(diffusion, options.clip, "clip", **how)
+    if task == "interpolate":
+        return _read_clips(diffusion, options.clip, "clip", keep_rate=True)
+    clips = _read_clips(diffusion, options.clip, "clip", image_size="own")
+    if frame_size(diffusion).fit != "cover":
+        return clips
+    # training crops clips to the shape of the model's, too
+    (h, w), (height, width) = clips.shape[-2:], as_image_size(options.upsample, "--upsample")
+    is_wide = w * height > h * width
+    part = (h, round(h * width / height)) if is_wide else (round(w * height / width), w)
+    return FrameSize((max(1, part[0]), max(1, part[1]))).finish_array(clips)
 
 
 def _check_sizes(options: Namespace, diffusion: GaussianDiffusion, clips: Tensor | None) -> None:
