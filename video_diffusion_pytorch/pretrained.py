@@ -76,7 +76,7 @@ def load_diffusion(
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"load_diffusion: device must be one that this machine has, got {str(device)!r} "
-            f"({short(error)}); pass for example 'cpu'"
+            f"({short(error)}); leave it out, or pass 'cpu'"
         ) from error
     sizes = {"image_size": image_size, "num_frames": num_frames}
     given = {name: value for name, value in sizes.items() if value is not None} | overrides
