@@ -35,15 +35,9 @@ def write_clips(folder, names, ending=".npy", fps=8):
 def train(tmp_path, unet=None, **options):
     network = Unet3D(dim=8, channels=1, dim_mults=(1,), attn_heads=1, **(unet or {}))
     diffusion = GaussianDiffusion(network, image_size=8, num_frames=4, timesteps=3)
-    options = {"train_batch_size": 2, "num_workers": 0, "num_sample_rows": 1, **options}
-    trainer = Trainer(
-        diffusion,
-        tmp_path / "clips",
-        results_folder=tmp_path / "results",
-        train_num_steps=1,
-        device="cpu",
-        **options,
-    )
+    options = {"results_folder": tmp_path / "results", "num_sample_rows": 1, **options}
+    small = {"train_batch_size": 2, "train_num_steps": 1, "device": "cpu", "num_workers": 0}
+    trainer = Trainer(diffusion, tmp_path / "clips", **small, **options)
     trainer.train()
     return trainer
 
@@ -103,6 +97,20 @@ def test_labels_by_name(tmp_path):
     )
     with pytest.raises(ValueError, match=r"labels must be numbers, as the model has no names"):
         fresh.sample(labels=["cat"], progress=False)
+
+
+@pytest.mark.usefixtures("of_classes")
+def test_samples_of_milestones_by_name(tmp_path):
+    again = train(
+        tmp_path,
+        {"num_classes": 2},
+        conditions="label",
+        sample_conditions={"labels": ["dog"]},
+        results_folder=tmp_path / "again",
+    )
+    assert again.sample().shape == (1, 1, 4, 8, 8)
+    again.save_sample(again.sample(), 1)
+    assert (tmp_path / "again" / "1.txt").read_text() == "row 1, column 1: dog\n"
 
 
 @pytest.mark.usefixtures("of_classes")
