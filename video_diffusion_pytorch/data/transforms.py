@@ -111,10 +111,14 @@ class FrameSize:
         if box != (0, 0, *frame.size):
             frame = frame.crop(box)
         height, width = self.scaled_size(bottom - top, right - left)
-        return frame.resize((width, height), Resampling.BILINEAR)
+        # Pillow would copy it
+        is_scaled = frame.size == (width, height)
+        return frame if is_scaled else frame.resize((width, height), Resampling.BILINEAR)
 
     def finish(self, frame: Image) -> Image:
         """Crops a scaled picture to its center, or pads it with black on all sides."""
+        if frame.size == self.size[::-1]:
+            return frame
         top, left = self._corner(frame.height, frame.width, (0.5, 0.5))
         # Pillow pads with black
         return frame.crop((left, top, left + self.size[1], top + self.size[0]))
