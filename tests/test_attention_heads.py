@@ -11,7 +11,7 @@ def test_its_table(monkeypatch, capsys):
 
     threads = torch.get_num_threads()
     try:
-        attention_heads.main("--frames 2 4 --size 8 --dim 4 --rounds 1".split())
+        attention_heads.main(["--frames", "2", "4", "--size", "8", "--dim", "4", "--rounds", "1"])
     finally:
         torch.set_num_threads(threads)
     _, _, *rows = capsys.readouterr().out.splitlines()
