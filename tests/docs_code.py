@@ -65,15 +65,16 @@ class SmallPage:
 
     Attributes:
         names: What the code has defined.
-        trainers: Those that it has made, in order.
+        small: What stands for the classes of the same names.
+        trainers: Those that the code has made, in order.
     """
 
     def __init__(self, page, smaller):
         self.page, self.smaller = page, smaller
         self.names, self.trainers = {}, []
         self.run(*page.blocks(page.start))
-        small = {"Unet3D": unet, "GaussianDiffusion": diffusion, "Trainer": self._trainer()}
-        self.names |= {name: made for name, made in small.items() if name in self.names}
+        self.small = {"Unet3D": unet, "GaussianDiffusion": diffusion, "Trainer": self._trainer()}
+        self.names |= {name: made for name, made in self.small.items() if name in self.names}
 
     def run(self, *blocks):
         for block in blocks:

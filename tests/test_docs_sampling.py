@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.docs_code import TINY_BERT, TINY_BERT_DIM, Page, checkpoints, unet
-from video_diffusion_pytorch import GaussianDiffusion, read_video, text
+from video_diffusion_pytorch import GaussianDiffusion, Unet3D, read_video, text
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess, cosine_beta_schedule
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS, SPACINGS, Prediction
@@ -24,6 +24,7 @@ AFTER = {"A guidance of your own": "7. Around what is known"}
 
 def smaller(code):
     code = re.sub(r"steps( ?= ?)\d+", rf"steps\g<1>{STEPS['steps']}", code)
+    code = code.replace('"cuda"', '"cpu"')
     return re.sub(r"\b\d+\b(?!\.)", lambda number: SMALLER.get(number[0], number[0]), code)
 
 
@@ -83,6 +84,14 @@ def test_fewer_steps():
     names = run("1.")
     assert shape(names, "videos") == (2, 3, 4, 16, 16)
     assert names["films"].sampling_timesteps == STEPS["steps"]
+
+
+def test_what_makes_sampling_fast(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(Unet3D, "compile_blocks", lambda network: compiled.append(network))
+    names = run("What makes sampling fast")
+    assert shape(names, "videos") == (16, 3, 4, 16, 16)
+    assert compiled == [names["films"].denoise_fn]
 
 
 def test_a_sampler_of_your_own():
