@@ -134,7 +134,7 @@ def _add_tasks(parser: ArgumentParser) -> None:
     add("--continue_from", type=str | None, metavar="CLIP", help=more)
     inpaint = "Draw a part of this CLIP anew, that of --mask."
     add("--inpaint", type=str | None, metavar="CLIP", help=inpaint)
-    mask = "What --inpaint draws: a picture, white (not black) where to draw, or a .npy, (h, w) or "
+    mask = "What --inpaint draws: a picture, white where to draw, or a .npy, (h, w) or "
     mask += "(f, h, w), nonzero where to draw. It is scaled and cropped as the clip is."
     add("--mask", type=str | None, help=mask)
     between = "Draw the frames between, so that there are N times as many per second."
@@ -342,7 +342,9 @@ def _read_mask(diffusion: GaussianDiffusion, path: Path) -> Tensor:
         from PIL import Image
 
         with Image.open(path) as picture:
-            values = torch.from_numpy(np.array(picture.convert("L")))
+            grey = torch.from_numpy(np.array(picture.convert("L"))).float()
+        # masks of 0 and 1 as well as of 0 and 255, and black with the noise of jpg
+        values = grey > grey.max() / 2
     size = frame_size(diffusion)
     if values.ndim in (2, 3) and values.any():
         # also where a pixel is only in part to be drawn
