@@ -180,7 +180,7 @@ class Shareable(nn.Module):
             "local_files_only": local_files_only,
         }
         config_file = _find_file(folder_or_repo, CONFIG_FILE, options)
-        config = _read_config(config_file, cls)
+        config = _parse_config(config_file, cls)
         weights_file = _find_file(folder_or_repo, WEIGHTS_FILE, options)
         tensors = _read_tensors(weights_file)
         if "diffusion" in config and cls._part == "unet":
@@ -286,7 +286,17 @@ def _find_file(
         ) from error
 
 
-def _read_config(file: Path, cls: type[Shareable]) -> dict[str, Any]:
+def read_config(folder_or_repo: str | os.PathLike[str], cls: type[Shareable]) -> dict[str, Any]:
+    """Reads the settings of a shared model of a class, by part, as `from_pretrained` does.
+
+    Raises:
+        FileNotFoundError: If the folder or repository, or the file in it, is missing.
+        ValueError: If the file is damaged or not of such a model.
+    """
+    return _parse_config(_find_file(folder_or_repo, CONFIG_FILE, {}), cls)
+
+
+def _parse_config(file: Path, cls: type[Shareable]) -> dict[str, Any]:
     """Reads the settings of a model of a class from a `config.json`."""
     try:
         if file.stat().st_size > _MOST_BYTES:

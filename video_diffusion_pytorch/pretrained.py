@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.hub import CONFIG_FILE, check_network_size, short
+from video_diffusion_pytorch.hub import CONFIG_FILE, check_network_size, read_config, short
 from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at, list_checkpoints
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
+from video_diffusion_pytorch.training.checkpoint_file import glance, read_checkpoint
 from video_diffusion_pytorch.training.fsdp import read_sharded
 from video_diffusion_pytorch.training.resume import clip_info_of
 
@@ -105,6 +107,35 @@ def load_diffusion(
     return diffusion.to("cpu" if device is None else device).eval()
 
 
+def read_settings(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Any], ClipInfo]:
+    """Reads the settings of a model, quickly, as its tensors are left out.
+
+    Args:
+        path: As of `load_diffusion`.
+
+    Returns:
+        The keywords of `Unet3D`; those of `GaussianDiffusion`, without the size of the clips for a
+        file of the reference; and what is known of the training clips.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or its network is not a `Unet3D`.
+    """
+    if is_shared(path):
+        shared = read_config(path, GaussianDiffusion)
+        return shared["unet"], shared["diffusion"], ClipInfo.from_config(shared.get("clips"))
+    file = checkpoint_at(path)
+    state = glance(file)
+    config = state.get("config")
+    if config is None:
+        weights = read_checkpoint(file)["model"]
+        return unet_config_from_state_dict(weights)[1], training_of(weights), ClipInfo()
+    _check_network(config, file)
+    return config["unet"], config["diffusion"], clip_info_of(state)
+
+
 def is_shared(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a folder of `save_pretrained`, or else the name of a repository."""
     here = Path(path)
@@ -142,12 +173,7 @@ def _build_network(
                 f"clips; pass {' and '.join(missing)}, as in training"
             )
         return Unet3D.from_state_dict(weights), training_of(weights)
-    if config.get("unet") is None:
-        raise ValueError(
-            f"load_diffusion: the network in {file} must be a Unet3D, got one of another class; "
-            "build it yourself in a GaussianDiffusion, and load the file's 'ema' with "
-            "load_state_dict"
-        )
+    _check_network(config, file)
     try:
         check_network_size(Unet3D, config, weights)
         return Unet3D(**config["unet"]), dict(config["diffusion"])
@@ -156,3 +182,12 @@ def _build_network(
             f"load_diffusion: the settings in {file} must build a Unet3D, got {short(error)}; use "
             "the version that wrote the file"
         ) from error
+
+
+def _check_network(config: Mapping[str, Any], file: Path) -> None:
+    if config.get("unet") is None:
+        raise ValueError(
+            f"load_diffusion: the network in {file} must be a Unet3D, got one of another class; "
+            "build it yourself in a GaussianDiffusion, and load the file's 'ema' with "
+            "load_state_dict"
+        )

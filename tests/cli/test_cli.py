@@ -100,36 +100,58 @@ IN_PYTHON_ONLY = {
     "denoise_fn", "diffusion_model", "folder", "dataset", "dataloader", "data_options", "return",
     "evaluation", "validation_dataset",
 }  # fmt: skip
+SET_BY_OTHERS = {"block_type", "out_dim"}
 
 
-def test_help_of_training_says_what_the_constructors_say(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["train", "--help"])
-    out = " ".join(capsys.readouterr().out.split())
-    assert "--unet.dim DIM Channels at full resolution; even." in out
-    assert "--diffusion.image_size IMAGE_SIZE Height and width of the clips" in out
-    assert (
-        "--trainer.train_lr TRAIN_LR Learning rate, at least 0. (type: float, default: 0.0001)"
-        in out
-    )
-    for group, constructor in (
-        ("unet", Unet3D),
-        ("diffusion", GaussianDiffusion),
-        ("trainer", Trainer),
-    ):
+@pytest.fixture
+def help_of(capsys, monkeypatch):
+    """The help text of a command on a terminal of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*argv):
+        with pytest.raises(SystemExit, match="0"):
+            main([*argv])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_help_of_training_begins_with_what_most_runs_need(help_of):
+    text = help_of("train", "--help")
+    assert help_of("train", "-h") == text
+    lines = text.splitlines()
+    assert len(lines) <= 45
+    options = re.findall(r"^  (?:--)?(\w+)", text, flags=re.MULTILINE)
+    assert options[:6] == ["folder", "config", "image_size", "num_frames", "channels", "conditions"]
+    assert {"dim", "train_batch_size", "train_num_steps", "results_folder"} <= {*options}
+    assert "Height and width of the clips in pixels, as 64 or [48, 64].\n" in text
+    assert "[default: ./results]" in text
+    assert "--help_all lists the other options" in text
+
+
+def test_help_all_lists_every_option_that_has_an_effect(help_of):
+    text = help_of("train", "--help-all")
+    out = " ".join(text.split())
+    assert "Network (unet): --dim N Channels of the network" in out
+    assert "--train_lr X Learning rate, at least 0. [default: 0.0001]" in out
+    assert "--objective OBJECTIVE What the network predicts: pred_noise, pred_x_start, or" in out
+    assert '{"path": "FileName", "split": "Set"}; null to ignore' in out
+    for constructor in (Unet3D, GaussianDiffusion, Trainer):
         names = set(constructor.__init__.__annotations__)
-        # resume and seed are options of the command itself
-        for name in names - IN_PYTHON_ONLY - {"resume", "seed"}:
-            assert f"--{group}.{name} " in out, name
-    for name in ("conditions", "clip_start", "value_range", "cache", "manifest"):
-        assert f"--data.{name} " in out, name
+        for name in names - IN_PYTHON_ONLY - SET_BY_OTHERS:
+            assert f" --{name} " in out, name
+    for name in ("conditions", "clip_start", "cache", "manifest"):
+        assert f" --{name} " in out, name
+    # one place each
+    assert text.count("--channels N") == text.count("--value_range ") == 1
+    assert "--block_type" not in text
 
 
-@pytest.mark.parametrize("command", ["demo", "sample", "evaluate", "compare", "plot", "gather"])
-def test_every_option_has_a_help_text(command, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    assert "(type" in capsys.readouterr().out
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
+def test_help_is_in_the_words_of_the_command_line(command, help_of):
+    for shown in (help_of(command, "--help"), help_of("train", "--help_all")):
+        assert not re.search(r"subclass|<class|\(type|None|True|False|`|Tensor|==|PathLike", shown)
+        assert max(map(len, shown.splitlines())) <= 100
 
 
 # Training
@@ -230,7 +252,10 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "missing"], "expected a folder of videos at missing, found none"),
         (["train", "empty"], "in empty and its subfolders, got no file at all"),
         (["train", "clips", "--unet.dimm", "3"], "--unet.dimm 3 (is --unet.dim meant?); see"),
-        (["train", "clips", "--learning", "3"], "nrecognized arguments: --learning 3"),
+        (["train", "clips", "--learning", "3"], "nrecognized arguments: --learning 3; see"),
+        (["train", "clips", "--steps", "3"], "nrecognized arguments: --steps 3; see"),
+        (["train", "clips", "--batch-size=3"], "--batch_size=3 (is --train_batch_size meant?)"),
+        (["train", "clips", "--resum", "never"], "--resum never (is --resume meant?)"),
         (["train", "clips", "--dim", "wide"], "unet.dim does not take the value 'wide'; see"),
         (["train", "clips", "--image_size", "[1]"], "diffusion.image_size does not take the value"),
         (["train", "clips", "--unet.dim", "0"], "dim must be a whole number of at least 1, got 0"),
@@ -252,7 +277,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
             ["train", "clips", "--config", "bad.yaml"],
             "--config must be a YAML file in UTF-8, got bad.yaml (while parsing",
         ),
-        (["train", "clips", "--config", "unknown.yaml"], "dimm'"),
+        (["train", "clips", "--config", "unknown.yaml"], "unet.dimm (is unet.dim meant?); see"),
         (["train", "clips", "--resume", "no.pt"], "expected a checkpoint at no.pt, found none"),
     ],
 )
@@ -375,7 +400,7 @@ def test_captions_guide_the_samples(capsys, mistake):
         (["--device", "abacus"], "device must be one that this machine has, got 'abacus'"),
         (["--cond-scale", "3"], "--cond_scale must be 1 for a model without conditions, got 3.0"),
         (["--cond-scale", "x"], "cond_scale does not take the value 'x'"),
-        (["--cond-scal", "2"], "nrecognized arguments: --cond_scal 2"),
+        (["--cond-scal", "2"], "--cond_scal 2 (is --cond_scale meant?)"),
         (["--colour", "red"], "nrecognized arguments: --colour red; see video-diffusion sample"),
     ],
 )

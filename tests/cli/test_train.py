@@ -37,12 +37,12 @@ def files(tmp_path, monkeypatch):
     ],
 )
 def test_the_preset_that_arguments_name(argv, name):
-    assert rewrite(argv)[1] == name
+    assert rewrite(argv)[1].preset == name
 
 
 def printed(capsys, *argv):
     with pytest.raises(SystemExit):
-        main(["train", "clips", *argv, "--print_config"])
+        main(["train", "clips", *argv, "--print_config", "full"])
     return yaml.safe_load(capsys.readouterr().out)
 
 
@@ -151,8 +151,12 @@ def test_a_file_that_would_keep_the_parser_busy_is_refused(tmp_path, capsys, tex
 
 
 @pytest.mark.parametrize(
-    "text", [repeated(3), "a: &a 1\nb: [*a, *a, &b [*a]]\nc: *b", f"x: [{'0.5, ' * 4000}1]"]
+    "text",
+    [
+        "exts: &a [gif, mp4]\nfull_attn_levels: &b [1, 2]\ntemporal_attn_levels: *b\nsplit: null",
+        f"beta_schedule: [{'0.5, ' * 4000}1]",
+    ],
 )
 def test_files_within_the_limits(tmp_path, text):
     (tmp_path / "options.yaml").write_text(text)
-    assert rewrite(["--config", str(tmp_path / "options.yaml")])[1] is None
+    assert rewrite(["--config", str(tmp_path / "options.yaml")])[1].preset is None

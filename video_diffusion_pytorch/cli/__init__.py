@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import sys
@@ -13,7 +12,9 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
+from video_diffusion_pytorch.arguments import nearest_name
 from video_diffusion_pytorch.cli import demo, evaluate, gather, info, plot, sample, train
+from video_diffusion_pytorch.cli.help import HelpFormatter
 from video_diffusion_pytorch.training.checkpoint import newest
 from video_diffusion_pytorch.version import __version__
 
@@ -74,13 +75,16 @@ def parse(argv: Sequence[str]) -> Namespace:
 
     Raises:
         ArgumentError: If an option is unknown or its value is not of its type.
+        FileNotFoundError: If a file of options or the model to start from is missing.
         ValueError: If the preset is unknown, or a file of options is not valid.
     """
-    argv, preset = [_with_underscores(argument) for argument in argv], None
+    argv, base = [_with_underscores(argument) for argument in argv], train.NO_BASE
     if argv[:1] == ["train"]:
-        rest, preset = train.rewrite(argv[1:])
+        rest, base = train.rewrite(argv[1:])
         argv = ["train", *rest]
-    return build_parser(preset).parse_args(argv)
+    # a checkpoint may be another one by the next call
+    build = build_parser if base.init_from is None else build_parser.__wrapped__
+    return build(base).parse_args(argv)
 
 
 def _with_underscores(argument: str) -> str:
@@ -92,19 +96,20 @@ def _with_underscores(argument: str) -> str:
 
 
 @functools.cache
-def build_parser(preset: str | None = None) -> ArgumentParser:
+def build_parser(base: train.Base = train.NO_BASE) -> ArgumentParser:
     """Builds the parser of all commands.
 
     Args:
-        preset: Preset whose settings are the defaults of `train`; None for those of the
-            constructors.
+        base: Where the defaults of `train` come from.
 
     Raises:
-        ValueError: If the preset is unknown.
+        FileNotFoundError: As `train.make_parser`.
+        ValueError: Likewise.
     """
     parser = ArgumentParser(
         prog=PROG,
         description="Train your own video diffusion models (Ho et al. 2022, arXiv 2204.03458).",
+        formatter_class=HelpFormatter,
         version=__version__,
         exit_on_error=False,
         allow_abbrev=False,
@@ -116,8 +121,9 @@ def build_parser(preset: str | None = None) -> ArgumentParser:
         description="Add --help to a command to list its options.",
     )
     for name, command in COMMANDS.items():
-        made = command.make_parser(*[preset] if name == "train" else [])
+        made = command.make_parser(*[base] if name == "train" else [])
         made.exit_on_error = made.allow_abbrev = False
+        made.formatter_class = HelpFormatter
         commands.add_subcommand(name, made, help=command.help)
     return parser
 
@@ -144,13 +150,20 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
         message = f"{wrong[1]} does not take the value {wrong[2]!r}"
     if "are required: " in message:
         message = message.replace(f"{argv[0]}.", "")
-    unknown = re.search(r"nrecognized arguments: --([\w.]+)", message)
-    if unknown and argv[0] == "train":
-        names = train.short_names()
-        close = difflib.get_close_matches(unknown[1], [*names, *names.values()], n=1)
-        message += f" (is --{close[0]} meant?)" if close else ""
     command = [argv[0]] if argv and argv[0] in COMMANDS else []
+    unknown = re.search(r"nrecognized arguments: --([\w.]+)", message)
+    if unknown and command:
+        message += _suggest(unknown[1], argv[0])
     return f"{message}; see {' '.join([PROG, *command])} --help"
+
+
+def _suggest(option: str, command: str) -> str:
+    """The option of a command that is meant by an unknown one; empty if there is none."""
+    if command == "train":
+        return train.suggest(option)
+    actions = COMMANDS[command].make_parser()._actions
+    meant = nearest_name(option, [action.dest for action in actions if action.option_strings])
+    return "" if meant is None else f" (is --{meant} meant?)"
 
 
 def _interruption(options: Namespace | None) -> str:
