@@ -10,7 +10,10 @@ import inspect
 import itertools
 import json
 import os
+import socket
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +29,7 @@ from video_diffusion_pytorch.version import __version__
 LIBRARY = "video-diffusion-pytorch"
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _MOST_BYTES = 1 << 20  # of a config.json: far more than all settings need
+_PATIENCE = 5.0  # seconds for a connection to the Hub
 
 # prefix of the network in the state dict of a diffusion
 NETWORK_PREFIX = "denoise_fn."
@@ -253,6 +257,27 @@ class Shareable(nn.Module):
         return commit.commit_url
 
 
+def is_reachable() -> bool:
+    """Whether the Hugging Face Hub can be reached, as far as can be known in a few seconds.
+
+    Without a network its client retries each request for half a minute.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        # which may reach what this machine can't
+        return True
+    hub = urllib.parse.urlsplit(constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname or "", port), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
 def _find_file(
     folder_or_repo: str | os.PathLike[str], name: str, options: Mapping[str, Any]
 ) -> Path:
@@ -270,6 +295,7 @@ def _find_file(
     from huggingface_hub import errors, hf_hub_download
 
     repo = os.fspath(folder_or_repo)
+    options = {**options, "local_files_only": options["local_files_only"] or not is_reachable()}
     missing = (
         errors.HFValidationError,
         errors.RepositoryNotFoundError,
@@ -293,7 +319,7 @@ def read_config(folder_or_repo: str | os.PathLike[str], cls: type[Shareable]) ->
         FileNotFoundError: If the folder or repository, or the file in it, is missing.
         ValueError: If the file is damaged or not of such a model.
     """
-    return _parse_config(_find_file(folder_or_repo, CONFIG_FILE, {}), cls)
+    return _parse_config(_find_file(folder_or_repo, CONFIG_FILE, {"local_files_only": False}), cls)
 
 
 def _parse_config(file: Path, cls: type[Shareable]) -> dict[str, Any]:

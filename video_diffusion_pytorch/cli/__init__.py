@@ -15,11 +15,16 @@ from jsonargparse import ArgumentParser, Namespace
 from video_diffusion_pytorch.arguments import nearest_name
 from video_diffusion_pytorch.cli import demo, evaluate, gather, info, plot, sample, train
 from video_diffusion_pytorch.cli.help import HelpFormatter
+from video_diffusion_pytorch.startup import INTERRUPTED, raise_on_interrupt
 from video_diffusion_pytorch.training.checkpoint import newest
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
-INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
+_IN_PYTHON = (
+    ". A read_fn is a function and needs Python: "
+    "read = lambda path: nibabel.load(path).get_fdata().T[None]  # (c, f, h, w); "
+    "Trainer(diffusion, FOLDER, exts='nii.gz', read_fn=read).train()"
+)
 _LONGEST_MESSAGE = 2000  # the parser repeats a wrong value, however long
 
 
@@ -56,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     argv = sys.argv[1:] if argv is None else list(argv)
     options = None
     try:
+        raise_on_interrupt()
         options = parse(argv)
         COMMANDS[options.command].run(options[options.command], _say)
     except KeyboardInterrupt:
@@ -137,6 +143,8 @@ def _say(line: str, file: Any = None) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if "a read_fn for" in text:
+        text += _IN_PYTHON
     half = _LONGEST_MESSAGE // 2
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
@@ -175,7 +183,8 @@ def _interruption(options: Namespace | None) -> str:
     else:
         last = newest(Path(options.train.trainer.results_folder))
     if last is None:
-        return f"{PROG}: interrupted before the first checkpoint"
-    return (
-        f"{PROG}: interrupted; the last checkpoint is {last}, from which the same command resumes"
-    )
+        return f"{PROG}: interrupted before the first checkpoint; the same command starts again"
+    resume = "the same command"
+    if options.command == "train" and options.train.resume != "auto":
+        resume = "the command with --resume auto"
+    return f"{PROG}: interrupted; the last checkpoint is {last}, from which {resume} resumes"

@@ -365,7 +365,7 @@ def _printed(options: Namespace) -> str:
         }
         found |= {group: own} if own else {}
     helps = {action.dest: in_words(action.help or "") for action in parser._actions}
-    helps |= TITLES | dict.fromkeys(_HIDDEN, "")
+    helps |= dict.fromkeys(_HIDDEN, "") | TITLES
     return write_options(found, GROUPS, lambda name: helps.get(name, ""))
 
 
