@@ -166,7 +166,7 @@ def test_what_a_folder_holds(shared):
     names = {"config.json", "model.safetensors", "README.md"}
     assert {path.name for path in shared.iterdir()} == names
     config = json.loads((shared / "config.json").read_text())
-    assert config.keys() == {"library", "version", "diffusion", "unet"}
+    assert config.keys() == {"library", "version", "diffusion", "unet", "clips"}
     assert config["library"] == "video-diffusion-pytorch"
     assert set(load_file(shared / "model.safetensors")) == set(tiny_diffusion().state_dict())
     card = huggingface_hub.ModelCard.load(shared / "README.md")

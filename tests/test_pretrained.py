@@ -181,7 +181,7 @@ def test_the_file_must_be_a_training_file(tmp_path):
         load_diffusion(tmp_path / "model-1.pt")
     torch.save({"weight": torch.ones(1)}, tmp_path / "bare.pt")
     (tmp_path / "config.json").touch()
-    with pytest.raises(ValueError, match=r"a folder of save_pretrained; load it with Gaussian"):
+    with pytest.raises(ValueError, match=r"config.json must be the JSON file of a model"):
         load_diffusion(tmp_path)
     with pytest.raises(ValueError, match="expected a checkpoint with the entries"):
         load_diffusion(tmp_path / "bare.pt")
@@ -263,7 +263,7 @@ def test_settings_that_are_not_those_of_the_weights(trainer, tmp_path, part, cha
 def test_a_class_named_by_half_an_emoji_is_shown(tmp_path, capsys):
     file = tmp_path / "model-1.pt"
     state = torch.load(file, weights_only=True)
-    state["config"]["class_names"] = ("cat \ud83d",)
+    state["config"]["clips"]["class_names"] = ("cat \ud83d",)
     torch.save(state, file)
     assert main(["info", str(file)]) is None
     assert "cat \\ud83d" in capsys.readouterr().out

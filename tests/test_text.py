@@ -200,7 +200,7 @@ def test_transformers_settings_are_put_back():
 def test_missing_folder_is_noticed_at_once(tmp_path, missing):
     with pytest.raises(FileNotFoundError, match=r"folder with a text encoder at .*, found none;"):
         text.set_text_encoder(missing.format(tmp_path))
-    with pytest.raises(FileNotFoundError, match="or give the model's name on the Hugging Face Hub"):
+    with pytest.raises(FileNotFoundError, match="its path, or its name on the Hugging Face Hub"):
         text.set_text_encoder(tmp_path / "gone")
     assert text.tokenize("a whale").shape[0] == 1  # the encoder set before still holds
 

@@ -104,7 +104,9 @@ class ClipInfo:
             known = "numbers, as the model has no names of classes"
             if self.class_names:
                 known = f"among {', '.join(self.class_names)}, or -1 for none"
-            raise ValueError(f"labels must be {known}, got {label!r}; choose one of them")
+            raise ValueError(
+                f"GaussianDiffusion: labels must be {known}, got {label!r}; choose one of them"
+            )
         return self.class_names.index(label)
 
 

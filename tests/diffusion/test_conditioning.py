@@ -327,7 +327,6 @@ def test_a_field_that_does_not_fit_next_to_known_frames(field):
         ("cond", {"a": 1}, "dict \"{'a': 1}\""),
         ("cond", ["a", 1], "list \"['a', 1]\""),
         ("cond", [[1.0], [1.0, 2.0]], "list '[[1.0], [1.0, 2.0]]'"),
-        ("labels", ["a", "b"], "list \"['a', 'b']\""),
         ("labels", 3, "int '3'"),
         ("labels", torch.tensor(3), "Tensor 'tensor(3)'"),
     ],

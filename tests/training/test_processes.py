@@ -109,7 +109,9 @@ def assert_measured_alike(logs, others):
     for log, other in zip(logs, others, strict=True):
         assert log.keys() == other.keys()
         for name in log.keys() - {"sample"}:
-            assert log[name] == pytest.approx(other[name], rel=1e-5), name
+            # Adam's differences above, after some steps
+            tolerance = 1e-4 if name == "grad_norm" else 1e-5
+            assert log[name] == pytest.approx(other[name], rel=tolerance), name
 
 
 @pytest.fixture(params=["plain", "sharded"])

@@ -1,5 +1,8 @@
+import gc
 import logging
+import multiprocessing
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -327,3 +330,23 @@ def test_a_folder_without_clips_is_refused(make_trainer, clips):
 def test_an_unknown_device_is_refused(make_trainer):
     with pytest.raises(ValueError, match=r"device must be 'cpu' or .* got 'gpu'"):
         make_trainer(device="gpu")
+
+
+def test_a_trainer_that_is_dropped_ends_its_workers_at_once(make_trainer):
+    before = {*multiprocessing.active_children()}
+    trainer = make_trainer(num_workers=2)
+    # frees what the imports of a first optimizer leave behind
+    gc.collect()
+    gc.disable()
+    try:
+        trainer.train_step()
+        own = {*multiprocessing.active_children()} - before
+        assert len(own) == 2
+        found = weakref.ref(trainer)
+        del trainer
+        # by its reference count: the garbage collector finalizes queues before their loader, and
+        # the workers wait in vain to be ended
+        assert found() is None
+        assert not any(worker.is_alive() for worker in own)
+    finally:
+        gc.enable()

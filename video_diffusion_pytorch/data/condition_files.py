@@ -133,7 +133,7 @@ class ClipConditions:
         if "label" in self.kinds:
             found["labels"] = self._labels[str(clip.label)]
         if self.numbers:
-            found["cond"] = torch.tensor(clip.numbers, dtype=torch.float32)
+            found["cond"] = torch.tensor(clip.numbers, dtype=torch.float32, device="cpu")
         if self.array_kind is not None:
             found[_KEYS[self.array_kind]] = self._read_array(clip.path, self.array_kind, frames)
         if self.function is not None:
@@ -212,7 +212,9 @@ class ClipConditions:
         if frames and values.shape[axis] <= frames[-1]:
             expected = f"a {kind} of at least {frames[-1] + 1} frames, as the clip has"
             raise unreadable(path, expected, str(values.shape[axis]), "add those that are missing")
-        return finite(values.index_select(axis, torch.tensor(frames, dtype=torch.long)), path)
+        return finite(
+            values.index_select(axis, torch.tensor(frames, dtype=torch.long, device="cpu")), path
+        )
 
 
 def _with_caption(clip: Clip) -> Clip:

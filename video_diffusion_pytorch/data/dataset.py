@@ -336,7 +336,7 @@ class Dataset(data.Dataset[Any]):
         view = View.draw(size.crop == "random", flips, generator)
         black = None
         if self.value_range is not None:
-            black = torch.tensor(self.value_range[0])
+            black = torch.tensor(self.value_range[0], device="cpu")
             video = video.float()  # uint8 cannot hold a low below 0
         # a transform of the user's own may give frames of any size
         video = view.of(video, size if transform is None else None, black)
@@ -658,7 +658,7 @@ class ClipReader:
             video = _stack([self._read_frame(file, frame) for frame in there], file.path)
         elif transform is not None:
             pictures = [transform(picture) for picture in file.pictures(once)]
-            video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0)
+            video = torch.stack(pictures, dim=1) if pictures else torch.empty(0, 0, device="cpu")
             finite(video, file.path)
         else:
             # map: a comprehension would keep a picture until the next is decoded
@@ -701,7 +701,7 @@ class ClipReader:
 def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:
     """Stacks frames `(h, w, c)` to `(c, f, h, w)`, channels last in memory."""
     if not arrays:
-        return torch.empty(0, 0)
+        return torch.empty(0, 0, device="cpu")
     if len({array.shape for array in arrays}) > 1:
         shapes = sorted({array.shape[:2] for array in arrays})
         advice = "use fit='stretch', or fit='cover' and crop='center', or remove the file"

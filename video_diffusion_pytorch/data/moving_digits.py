@@ -103,7 +103,7 @@ def moving_digit_clip(
     speed = _draw(_SPEEDS, generator)
     start = _draw(range(room // 2 + 1), generator)
     side_start = _draw(range(room + 1), generator)
-    drift = float(torch.rand((), generator=generator)) - 0.5
+    drift = float(torch.rand((), generator=generator, device="cpu")) - 0.5
     along = [_bounce(start + speed * frame, room) for frame in range(num_frames)]
     if step_down + step_right < 0:
         along = [room - position for position in along]
@@ -111,7 +111,7 @@ def moving_digit_clip(
     tops, lefts = (along, across) if step_down else (across, along)
 
     # The clip
-    clip = torch.zeros(1, num_frames, image_size, image_size, dtype=torch.uint8)
+    clip = torch.zeros(1, num_frames, image_size, image_size, dtype=torch.uint8, device="cpu")
     for frame, (top, left) in enumerate(zip(tops, lefts, strict=True)):
         clip[0, frame, top : top + DIGIT_SIZE, left : left + DIGIT_SIZE] = ink
     return clip
@@ -174,4 +174,4 @@ def _bounce(position: int, room: int) -> int:
 
 
 def _draw(choices: Sequence[_Choice], generator: torch.Generator | None) -> _Choice:
-    return choices[int(torch.randint(len(choices), (), generator=generator))]
+    return choices[int(torch.randint(len(choices), (), generator=generator, device="cpu"))]

@@ -111,10 +111,14 @@ class FrameSize:
         if box != (0, 0, *frame.size):
             frame = frame.crop(box)
         height, width = self.scaled_size(bottom - top, right - left)
-        return frame.resize((width, height), Resampling.BILINEAR)
+        # Pillow would copy it
+        is_scaled = frame.size == (width, height)
+        return frame if is_scaled else frame.resize((width, height), Resampling.BILINEAR)
 
     def finish(self, frame: Image) -> Image:
         """Crops a scaled picture to its center, or pads it with black on all sides."""
+        if frame.size == self.size[::-1]:
+            return frame
         top, left = self._corner(frame.height, frame.width, (0.5, 0.5))
         # Pillow pads with black
         return frame.crop((left, top, left + self.size[1], top + self.size[0]))
@@ -303,7 +307,7 @@ def random_window(span: range, length: int, generator: torch.Generator | None) -
     room = len(span) - length
     if room <= 0:
         return span
-    start = span.start + int(torch.randint(room + 1, (), generator=generator))
+    start = span.start + int(torch.randint(room + 1, (), generator=generator, device="cpu"))
     return range(start, start + length)
 
 
@@ -322,7 +326,7 @@ def stretched(span: range, length: int) -> Sequence[int]:
 def _places(count: int, length: int, position: str) -> torch.Tensor:
     """Index of the file's frame at each place of a padded clip; out of range for padding."""
     before = max(0, length - count) // 2 if position == "center" else 0
-    return torch.arange(length) - before
+    return torch.arange(length, device="cpu") - before
 
 
 def real_frames(count: int, length: int, position: str) -> torch.Tensor:
@@ -380,7 +384,7 @@ class View:
         """Draws the random crop, and the flips that are wanted: horizontal, vertical."""
 
         def uniform() -> float:
-            return float(torch.rand((), generator=generator))
+            return float(torch.rand((), generator=generator, device="cpu"))
 
         offset = (uniform(), uniform()) if has_random_crop else (0.5, 0.5)
         wanted = [axis for axis, is_wanted in zip((-1, -2), flips, strict=True) if is_wanted]

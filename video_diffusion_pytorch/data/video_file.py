@@ -196,6 +196,6 @@ def _read_pictures(reader: VideoReader, indices: range, max_bytes: int) -> torch
         frames.append(pixels if pixels.ndim == 3 else pixels[..., None])
         _check_size(reader.path, len(frames) * pixels.nbytes, max_bytes)
     if not frames:
-        return torch.empty(reader.channels, 0, 0, 0)
+        return torch.empty(reader.channels, 0, 0, 0, device="cpu")
     check_sizes(reader.path, frames)
     return torch.stack(frames).permute(3, 0, 1, 2).contiguous()

@@ -190,7 +190,7 @@ class Completion:
                 f"{self.call}: frame_factor is that of low_resolution, which must be given"
             )
         whole = F.pad(video, (0, 0, 0, 0, 0, num_frames - k))
-        return self._fill(whole, torch.arange(num_frames) < k, low)
+        return self._fill(whole, torch.arange(num_frames, device=video.device) < k, low)
 
     def interpolate_frames(self, video: Any, factor: int) -> Tensor:
         """Draws frames between those of `video`."""
@@ -210,7 +210,9 @@ class Completion:
         if overlap is None:
             # reaches the given frames on both sides of those that are drawn
             overlap = min(length // 2, length - factor)
-        return replace(self, overlap=overlap)._fill(whole, torch.arange(num_frames) % factor == 0)
+        return replace(self, overlap=overlap)._fill(
+            whole, torch.arange(num_frames, device=video.device) % factor == 0
+        )
 
     def upsample(self, video: Any, frame_factor: int) -> Tensor:
         """Draws `video` at a higher resolution."""
@@ -226,7 +228,9 @@ class Completion:
                 "have fewer frames, got as many of both; give a greater image_size or frame_factor"
             )
         whole = low.video.new_zeros(b, c, num_frames, *size)
-        return self._fill(whole, torch.zeros(num_frames, dtype=torch.bool), low)
+        return self._fill(
+            whole, torch.zeros(num_frames, dtype=torch.bool, device=low.video.device), low
+        )
 
     def inpaint(self, video: Any, mask: Any) -> Tensor:
         """Draws the part of `video` where `mask` is false."""

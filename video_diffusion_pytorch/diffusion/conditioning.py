@@ -113,7 +113,7 @@ def encode_condition(
         )
     encoded: dict[str, Any] = {}
     if None in captions:
-        missing = torch.tensor([caption is None for caption in captions])
+        missing = torch.tensor([caption is None for caption in captions], device="cpu")
         mask = conditions.get("null_cond_mask")
         encoded["null_cond_mask"] = (
             missing if mask is None else missing | as_tensor("null_cond_mask", mask, missing)
@@ -137,9 +137,9 @@ def as_tensor(name: str, value: Any, like: Tensor) -> Tensor:
     if not torch.is_tensor(value):
         try:
             # through an array, since a list of arrays is slow to convert
-            tensor = torch.tensor(np.array(value, order="C"))
+            tensor = torch.tensor(np.array(value, order="C"), device="cpu")
         except (TypeError, ValueError, RuntimeError):
-            tensor = torch.zeros(())
+            tensor = torch.zeros((), device="cpu")
         if tensor.is_floating_point():
             tensor = tensor.to(like.dtype)
     if not tensor.ndim:

@@ -401,7 +401,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         denoiser: Any = unwrap(self.denoise_fn)
         if not hasattr(denoiser, "check_inputs"):
             return
-        steps = torch.zeros(len(x), dtype=torch.long)
+        steps = torch.zeros(len(x), dtype=torch.long, device="cpu")
         ready = self.network_conditions(x, conditions, clips=x.to(self.betas))
         # if conditions are dropped with probability 1, none is required
         denoiser.check_inputs(x, self._network_time(steps.to(self.betas.device)), 1.0, **ready)
@@ -425,7 +425,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     def _checked_times(self, t: Any, x: Tensor) -> Tensor:
         """A caller's time steps on the device of clips `x`, after a check of shape and range."""
-        t = t if torch.is_tensor(t) else torch.as_tensor(t)
+        t = t if torch.is_tensor(t) else torch.as_tensor(t, device="cpu")
         t = t if t.is_floating_point() else t.long()
         first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
         is_right = t.shape == x.shape[:1] and (self.is_continuous or not t.is_floating_point())

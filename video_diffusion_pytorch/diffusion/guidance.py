@@ -243,7 +243,7 @@ class Measurement(Guidance):
                 "Measurement: y must be a tensor of real numbers with one row per video, or one "
                 f"for all, got {got}; use torch.stack, or torch.view_as_real for complex numbers"
             )
-        units = torch.as_tensor(1.0 if scale is None else scale)
+        units = torch.as_tensor(1.0 if scale is None else scale, device="cpu")
         if not bool(((units > 0) & units.isfinite()).all()):
             raise ValueError(
                 f"Measurement: scale must be positive and finite, got {shown(scale)}; give the "
@@ -274,7 +274,7 @@ class Measurement(Guidance):
     def _unit_of(self, y: Tensor, diffusion: GaussianDiffusion) -> Tensor:
         """What to divide errors by, in the shape of `y`."""
         if self.scale is not None:
-            return torch.as_tensor(self.scale).to(y, copy=True).expand(y.shape)
+            return torch.as_tensor(self.scale, device="cpu").to(y, copy=True).expand(y.shape)
         low_high = y.new_tensor([[-1.0], [1.0]])
         low, high = diffusion.to_data_range(
             low_high.view(2, 1, 1, 1, 1).expand(2, diffusion.channels, 1, 1, 1)

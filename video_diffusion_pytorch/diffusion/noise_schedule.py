@@ -321,7 +321,7 @@ class ForwardProcess(nn.Module):
                     f"noise_levels: time steps must be from {first} to {last}, or -1 for the end, "
                     f"got {t}; choose steps of the model's schedule"
                 )
-        t_of_all = torch.tensor(list(times), dtype=torch.float64)
+        t_of_all = torch.tensor(list(times), dtype=torch.float64, device="cpu")
         if self.is_continuous:
             log_snr = self.log_snr(t_of_all)
         else:
@@ -343,7 +343,9 @@ class ForwardProcess(nn.Module):
         if log_snr >= table[0]:
             return 0.0
         # log-SNR falls with t
-        above = int(torch.searchsorted(-table, torch.tensor(-log_snr, dtype=table.dtype)))
+        above = int(
+            torch.searchsorted(-table, torch.tensor(-log_snr, dtype=table.dtype, device="cpu"))
+        )
         if above >= self.num_timesteps:
             return float(self.num_timesteps - 1)
         high, low = table[above - 1].item(), table[above].item()

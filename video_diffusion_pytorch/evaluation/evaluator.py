@@ -247,7 +247,10 @@ class Evaluator:
         if self._real is None:
             self._real = self._read_clips(device)
             self._write_statistics()
-        drawn, bad = VideoStatistics(self.networks), torch.zeros((), dtype=torch.float64)
+        drawn, bad = (
+            VideoStatistics(self.networks),
+            torch.zeros((), dtype=torch.float64, device="cpu"),
+        )
         similarity = self.evaluation.similarity(diffusion)
         for batch in self._shown(self._to_draw(diffusion), self.count, "drawing videos"):
             samples = self.clips.to_unit_range(self._draw(diffusion, batch))

@@ -221,7 +221,7 @@ class RandomFeatures(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         shapes = {"near": (maps, channels, 3, 5, 5), "far": (maps, maps, 3, 3, 3)}
         for name, shape in shapes.items():
-            kernel = torch.randn(shape, generator=generator)
+            kernel = torch.randn(shape, generator=generator, device="cpu")
             # responds to contrast rather than brightness, with unit gain
             kernel = kernel - kernel.mean(dim=(1, 2, 3, 4), keepdim=True)
             kernel = kernel / kernel.flatten(1).norm(dim=1).view(-1, 1, 1, 1, 1)

@@ -66,7 +66,7 @@ class FrameSimilarity:
             self.protocol["lpips"] = network.identity
             self._pairs = network.network
         self._names = [*measures, *["lpips"] * (lpips is not None)]
-        self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64)
+        self._sums = torch.zeros(len(self._names) + 1, dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
     def add(self, predicted: Tensor, real: Tensor) -> None:
@@ -82,7 +82,7 @@ class FrameSimilarity:
         sums = [_measure(measure, ours, theirs) for measure in self.measures]
         if self._lpips is not None:
             sums.append(self._distances(ours, theirs))
-        self._sums += torch.tensor([*sums, len(ours)], dtype=torch.float64)
+        self._sums += torch.tensor([*sums, len(ours)], dtype=torch.float64, device="cpu")
 
     def _distances(self, ours: Tensor, theirs: Tensor) -> float:
         if self._pairs is None:

@@ -42,8 +42,8 @@ class FeatureStatistics:
 
     def __init__(self, width: int) -> None:
         self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64)
-        self._scatter = torch.zeros(width, width, dtype=torch.float64)
+        self.mean = torch.zeros(width, dtype=torch.float64, device="cpu")
+        self._scatter = torch.zeros(width, width, dtype=torch.float64, device="cpu")
 
     def add(self, features: Tensor) -> None:
         """Adds a batch (Chan et al. 1979, for the scatter of two sets together).
@@ -64,7 +64,7 @@ class FeatureStatistics:
     def over_processes(self, total: Total) -> FeatureStatistics:
         """Computes the statistics of the features of all processes."""
         joined = FeatureStatistics(len(self.mean))
-        own = torch.tensor(self.count, dtype=torch.float64)
+        own = torch.tensor(self.count, dtype=torch.float64, device="cpu")
         count = total(own)
         joined.count = round(count.item())
         joined.mean = total(self.mean * own) / count.clamp(min=1)
@@ -168,7 +168,7 @@ class InceptionScore:
             )
         self.splits, self.outputs = splits, outputs
         # of each part: probabilities of the classes, negative entropies, count
-        self._sums = torch.zeros(splits, 0, dtype=torch.float64)
+        self._sums = torch.zeros(splits, 0, dtype=torch.float64, device="cpu")
 
     def add(self, outputs: Tensor, numbers: Sequence[int]) -> None:
         """Adds a batch.
@@ -187,7 +187,9 @@ class InceptionScore:
         rows = torch.cat((probabilities, negative_entropy, torch.ones_like(negative_entropy)), 1)
         if not self._sums.shape[1]:
             self._sums = rows.new_zeros(self.splits, rows.shape[1])
-        part = torch.tensor([number % self.splits for number in numbers], dtype=torch.long)
+        part = torch.tensor(
+            [number % self.splits for number in numbers], dtype=torch.long, device="cpu"
+        )
         self._sums.index_add_(0, part, rows)
 
     def _check(self, outputs: Tensor) -> None:

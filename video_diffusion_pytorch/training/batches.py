@@ -118,7 +118,9 @@ class EndlessShuffle(Sampler[Draw]):
             self._epochs = {e: order for e, order in self._epochs.items() if e == epoch - 1}
             seed = -1 - self.seed * 1_000_003 - epoch
             generator = torch.Generator().manual_seed(seed)
-            self._epochs[epoch] = torch.randperm(len(self.indices), generator=generator)
+            self._epochs[epoch] = torch.randperm(
+                len(self.indices), generator=generator, device="cpu"
+            )
         return self._epochs[epoch]
 
 
@@ -235,7 +237,7 @@ class ClipDraws:
         if not self.is_supported:
             return {}
         generator = torch.Generator()
-        numbers = torch.empty(len(seeds), 3, dtype=torch.float64)
+        numbers = torch.empty(len(seeds), 3, dtype=torch.float64, device="cpu")
         for row, seed in zip(numbers, seeds, strict=True):
             row.uniform_(generator=generator.manual_seed(_mixed(seed, 0)))
         drawn = self._given(numbers[:, 0], seeds, num_frames)
@@ -261,7 +263,9 @@ class ClipDraws:
         """
         if not self.is_supported:
             return {}
-        fractions = torch.tensor([(0.5 + n * _GOLDEN) % 1 for n in numbers], dtype=torch.float64)
+        fractions = torch.tensor(
+            [(0.5 + n * _GOLDEN) % 1 for n in numbers], dtype=torch.float64, device="cpu"
+        )
         drawn = self._given(fractions, numbers, num_frames)
         if self._can_drop:
             drawn["drop_mask"] = torch.zeros_like(drawn["t"], dtype=torch.bool)
@@ -518,7 +522,7 @@ def collate(items: Sequence[Any]) -> Any:
             key: collate([i[key] for i in items]) for key in first if key not in padded
         } | padded
     if isinstance(first, list) and all(isinstance(value, (int, float)) for value in first):
-        return torch.tensor(items)
+        return torch.tensor(items, device="cpu")
     if isinstance(first, (tuple, list)):
         columns = map(collate, zip(*items, strict=True))
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
@@ -539,7 +543,7 @@ def _collate_as_torch(items: list[Any]) -> Any:
 
 def _as_tensor(item: Any) -> Tensor:
     if not isinstance(item, np.ndarray):
-        return torch.as_tensor(item)
+        return item if torch.is_tensor(item) else torch.as_tensor(item, device="cpu")
     _check_masks(item, "an item")
     # torch has few unsigned types, and only the native byte order
     is_unsigned = item.dtype.kind == "u" and item.dtype.itemsize > 1
@@ -646,7 +650,7 @@ class Endless(Iterator[Any]):
     def _next(self) -> Any:
         for _ in range(2):
             if self._batches is None:
-                self._batches = _iterate(self.loader)
+                self._batches = iterate(self.loader)
             try:
                 with logging_long_waits():
                     return next(self._batches)
@@ -670,16 +674,19 @@ class Endless(Iterator[Any]):
         return has_workers and "in DataLoader worker process" not in text.partition("\n")[0]
 
 
-def _iterate(loader: Iterable[Any]) -> Iterator[Any]:
-    """Starts an iteration without torch's handler of SIGCHLD.
+def iterate(loader: Iterable[Any]) -> Iterator[Any]:
+    """Starts an iteration with the CPU as torch's default device, and without its SIGCHLD handler.
 
-    The handler raises anywhere in the main thread when a worker dies, for example during an
-    optimizer step. Without it the death is noticed at the next batch.
+    With another default device a loader's generator, and tensors of its workers, would be on the
+    wrong one. The handler raises anywhere in the main thread when a worker dies, for example during
+    an optimizer step. Without it the death is noticed at the next batch.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        return iter(loader)
+        with torch.device("cpu"):
+            return iter(loader)
     handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
+    with torch.device("cpu"):
+        batches = iter(loader)
     # torch's handler may be left from another loader
     if not callable(handler) or "torch" in getattr(handler, "__module__", ""):
         handler = signal.SIG_DFL

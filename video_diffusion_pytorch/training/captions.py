@@ -118,7 +118,9 @@ class EncodedCaptions:
         else:
             batch = {"cond": torch.stack(chosen)}
         if None in captions:
-            batch["null_cond_mask"] = torch.tensor([caption is None for caption in captions])
+            batch["null_cond_mask"] = torch.tensor(
+                [caption is None for caption in captions], device="cpu"
+            )
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
 
     def _encode(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:

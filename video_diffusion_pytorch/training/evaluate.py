@@ -27,6 +27,7 @@ from video_diffusion_pytorch.training.batches import (
     Unpack,
     choose_workers,
     collate,
+    iterate,
     unpack_batch,
 )
 from video_diffusion_pytorch.training.checks import check_first_clip, take_value_range
@@ -98,7 +99,7 @@ class Validation:
                 "dataset with a length"
             )
         count = min(at_most, len(indices))
-        places = torch.linspace(0, len(indices) - 1, count).round().long().tolist()
+        places = torch.linspace(0, len(indices) - 1, count, device="cpu").round().long().tolist()
         self.dataset, self.indices = dataset, [indices[place] for place in places]
         self.batch_size, self.share = batch_size, share
         self._labels: list[int] | None = None
@@ -134,7 +135,9 @@ class Validation:
         """Conditions with the labels that were trained with."""
         if self._labels is None or "labels" not in conditions:
             return dict(conditions)
-        labels = torch.as_tensor(conditions["labels"])
+        labels = conditions["labels"]
+        if not torch.is_tensor(labels):
+            labels = torch.as_tensor(labels, device="cpu")
         # -1 stands for no class
         numbers = torch.tensor([*self._labels, -1], device=labels.device)
         return {**conditions, "labels": numbers[labels]}
@@ -166,7 +169,7 @@ class Validation:
             # its own generator, as starting a loader draws from the global one
             generator=torch.Generator(),
         )
-        for part, batch in zip(batches, loader, strict=True):
+        for part, batch in zip(batches, iterate(loader), strict=True):
             yield Part(batch, list(part), len([n for n in part if n < draws]))
 
 

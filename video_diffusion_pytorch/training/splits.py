@@ -120,7 +120,11 @@ def hold_out(
             f"Trainer: held_out must leave clips to train on, got {count} of {len(files)}; hold "
             "out fewer, or give more clips"
         )
-    places = torch.linspace(0, len(files) - 1, count).round().long().tolist() if count else []
+    places = (
+        torch.linspace(0, len(files) - 1, count, device="cpu").round().long().tolist()
+        if count
+        else []
+    )
     kept = {files[place] for place in places}
     trained = sorted(i for file, clips in clips_of.items() if file not in kept for i in clips)
     return trained, sorted(clips_of[file][0] for file in kept)
@@ -189,7 +193,9 @@ def split_by_position(dataset: Any, fraction: float) -> tuple[list[int], list[in
     """The split of versions up to 0.8, which depended on the number of files only."""
     files = list(files_of(dataset).values())
     count = _count(len(files), fraction)
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0)).tolist()
+    order = torch.randperm(
+        len(files), generator=torch.Generator().manual_seed(0), device="cpu"
+    ).tolist()
     sides = order[count:], order[:count]
     left, apart = (sorted(i for place in side for i in files[place]) for side in sides)
     return left, apart

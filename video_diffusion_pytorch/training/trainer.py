@@ -9,6 +9,7 @@ import math
 import os
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -360,10 +361,12 @@ class Trainer:
 
     def _make_data(self, given: Mapping[str, Any]) -> DataSource:
         """Makes the source of the data from the arguments of the constructor."""
+        # in a cycle of references only the garbage collector would end the workers, and slowly
+        trainer: Trainer = weakref.proxy(self)
 
         def make_dataset(folder: Any, data_options: dict[str, Any] | None = None) -> Any:
-            trainer = self if data_options is None else self._with(data_options=data_options)
-            return trainer.make_dataset(folder, self.model)
+            maker = trainer if data_options is None else trainer._with(data_options=data_options)
+            return maker.make_dataset(folder, trainer.model)
 
         sources = {name: given[name] for name in ("folder", "dataset", "dataloader")}
         validated = ("folder", "split", "manifest", "dataset", "clips")
@@ -376,8 +379,8 @@ class Trainer:
             diffusion=self.model,
             processes=self.processes,
             make_dataset=make_dataset,
-            make_image_dataset=lambda folder: self.make_image_dataset(folder, self.model),
-            make_dataloader=self.make_dataloader,
+            make_image_dataset=lambda folder: trainer.make_image_dataset(folder, trainer.model),
+            make_dataloader=lambda dataset: trainer.make_dataloader(dataset),
             unpack=self.unpack_batch if is_own else unpack_batch,
             source=check_source(sources, self.data_options, type(self), self.results_folder),
             sources=sources,

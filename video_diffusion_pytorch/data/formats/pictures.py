@@ -254,7 +254,7 @@ def with_channels(values: torch.Tensor, channels: int, most: float) -> torch.Ten
     if has_opacity:
         colours = colours * (values[-1:] / most)
     if channels == 1 and len(colours) == 3:
-        colours = (colours * torch.tensor(_LUMA).view(3, 1, 1)).sum(0, keepdim=True)
+        colours = (colours * torch.tensor(_LUMA, device="cpu").view(3, 1, 1)).sum(0, keepdim=True)
     return colours.expand(channels, -1, -1)
 
 

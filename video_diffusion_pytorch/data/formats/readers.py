@@ -200,7 +200,7 @@ class VideoReader:
     def _array(self, indices: Sequence[int] | range) -> torch.Tensor:
         frames = list(self._decode(indices))
         if not frames:
-            return torch.empty(self.channels, 0, 0, 0)
+            return torch.empty(self.channels, 0, 0, 0, device="cpu")
         check_sizes(self.path, frames)
         if len(frames) == 1:
             return frames[0][:, None].contiguous()  # no copy of a large frame
