@@ -68,7 +68,7 @@ def as_count(value: Any, name: str) -> int:
         (3, 100000)
     """
     try:
-        count = operator.index(int(value) if _is_whole(value) else value)
+        count = operator.index(whole(value))
     except TypeError:
         count = 0
     if count < 1:
@@ -76,8 +76,9 @@ def as_count(value: Any, name: str) -> int:
     return count
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, float) and value.is_integer()
+def whole(value: Any) -> Any:
+    """A float that is whole, such as 1e5, as an int; other values as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def as_image_size(image_size: Any, name: str = "image_size") -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The `video-diffusion` command."""
 
+import os
 import re
 import subprocess
 import sys
@@ -68,9 +69,10 @@ def make_checkpoint(cond_dim=None):
     return trainer.ema_model.eval()
 
 
-def process(*argv):
+def process(*argv, options=(), env=None):
     return subprocess.run(
-        [sys.executable, "-m", "video_diffusion_pytorch", *argv],
+        [sys.executable, *options, "-m", "video_diffusion_pytorch", *argv],
+        env=env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -92,6 +94,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert not done.stdout
     assert done.stderr.startswith("video-diffusion: error: expected a checkpoint at ")
     assert done.stderr.count("\n") == 1
+
+
+def test_an_interrupt_during_the_imports_is_one_line(tmp_path):
+    # in place of torch, which takes long to import
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    folders = [str(tmp_path), str(Path(cli.__file__).parents[2])]
+    done = process("train", "clips", env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)})
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "video-diffusion: interrupted during start-up\n"
+
+
+def test_warnings_as_errors_harm_no_command(tmp_path):
+    done = process("train", "--help", options=["-W", "error"])
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # Help
@@ -221,13 +237,14 @@ def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys):
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     for stop_before, line in (
-        (0, "interrupted before the first checkpoint\n"),
+        (0, "interrupted before the first checkpoint; the same command starts again\n"),
         (2, "interrupted; the last checkpoint is results/model-1.pt"),
     ):
         monkeypatch.setattr(Trainer, "stop_before", stop_before, raising=False)
         assert main(["train", "clips", "--config", "small.yaml"]) == 130
         err = capsys.readouterr().err
         assert f"video-diffusion: {line}" in err
+        assert ("from which the same command resumes\n" in err) is bool(stop_before)
         assert "Traceback" not in err
 
 

@@ -14,6 +14,20 @@ from video_diffusion_pytorch.cli.train import rewrite
 
 
 @pytest.fixture
+def mistake(capsys):
+    """Runs a command that must fail; gives the one line it prints."""
+
+    def run(*argv):
+        assert main([*argv]) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        [line] = err.splitlines()
+        return line
+
+    return run
+
+
+@pytest.fixture
 def files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("bair.yaml").write_text("preset: bair\nunet: {dropout: 0.2}\n")
@@ -41,9 +55,123 @@ def test_the_preset_that_arguments_name(argv, name):
 
 
 def printed(capsys, *argv):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="0"):
         main(["train", "clips", *argv, "--print_config", "full"])
     return yaml.safe_load(capsys.readouterr().out)
+
+
+def printed_short(capsys, *argv):
+    """The text that is printed unless all options are asked for."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", *argv])
+    return capsys.readouterr().out
+
+
+SHORT = """\
+# Folder of clips, also in subfolders. Required, here or in the file of options.
+folder: films
+# Model of the paper whose settings become the defaults: ucf101, bair, kinetics600, text_small,
+# text_large, sr_9x128.
+preset: bair
+
+# Network (unet)
+unet:
+  # Channels of the network at full resolution, even; more are better and slower.
+  dim: 128
+  # Channels of the clips: 3 for RGB, 1 for grayscale, more for fields.
+  channels: 3
+  # Width of a head of the temporal attention.
+  attn_dim_head: 32
+"""
+
+
+@pytest.mark.usefixtures("files")
+def test_the_short_file_has_the_main_options_and_changed_ones_with_comments(capsys):
+    options = ["--preset", "bair", "--attn_dim_head", "32", "--max-grad-norm=1", "--dropout=0"]
+    text = printed_short(capsys, "--print_config", "films", *options)
+    assert text.startswith(SHORT)
+    found = yaml.safe_load(text)
+    assert found["trainer"] == {
+        "train_batch_size": 128,
+        "train_num_steps": 660_000,
+        "results_folder": "./results",
+        "max_grad_norm": 1.0,
+    }
+    assert found["data"] == {"conditions": None}
+    assert max(map(len, text.splitlines())) <= 100
+    Path("short.yaml").write_text(text)
+    # the same run, whichever is given
+    everything = printed(capsys, *options)
+    assert printed(capsys, "--config", "short.yaml") == everything
+    assert everything["unet"]["dropout"] == 0
+    assert printed_short(capsys, "films", "--config=short.yaml", "--print_config") == text
+
+
+@pytest.mark.usefixtures("files")
+def test_null_instead_of_a_default_is_printed(capsys):
+    text = printed_short(capsys, "films", "--attn_heads", "null", "--print_config")
+    assert yaml.safe_load(text)["unet"]["attn_heads"] is None
+
+
+def test_print_config_is_one_of_two(mistake):
+    line = mistake("train", "--print_config=all")
+    assert "--print_config must be left without a value or be full, got 'all'; correct" in line
+
+
+FLAT = """
+image-size: 32
+dim: 8
+unet: {channels: 1, attn-heads: 2}
+diffusion.timesteps: 20
+train_num_steps: 1e5
+save_and_sample_every: 1.0e+3
+validation_split: 0.1
+value_range: [0, 2]
+"""
+
+
+def test_short_names_in_a_file(tmp_path):
+    (tmp_path / "flat.yaml").write_text(FLAT)
+    options = parse(["train", "clips", "--config", str(tmp_path / "flat.yaml")]).train
+    unet, diffusion, trainer = options.unet, options.diffusion, options.trainer
+    assert (unet.dim, unet.channels, unet.attn_heads) == (8, 1, 2)
+    assert (diffusion.image_size, diffusion.timesteps) == (32, 20)
+    assert (trainer.train_num_steps, trainer.save_and_sample_every) == (100_000, 1_000)
+    assert type(trainer.save_and_sample_every) is int
+    assert trainer.validation_split == 0.1
+    assert (options.data.value_range, diffusion.value_range) == ([0, 2], None)
+
+
+@pytest.mark.parametrize("given", ["1e5", "100000.0", "100000"])
+def test_whole_floats_are_numbers_of_steps(given):
+    for argv in (["--train_num_steps", given], [f"--trainer.train-num-steps={given}"]):
+        assert parse(["train", "clips", *argv]).train.trainer.train_num_steps == 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "dim: 8\nunet: {dim: 4}",
+            "each option must be given once, got dim and unet.dim for unet.dim in options.yaml; re",
+        ),
+        (
+            "unet: {init-dim: 8, init_dim: 8}",
+            "got unet.init-dim and unet.init_dim for unet.init_dim in options.yaml; remove one",
+        ),
+        ("imagesize: 8", "of train in options.yaml, got imagesize (is image_size meant?); see"),
+        ("unet: {timestep: 8}", "got unet.timestep; see video-diffusion train --help_all"),
+        ("trainer: {batch-size: 8}", "got trainer.batch-size (is trainer.train_batch_size meant?)"),
+        ("trainers: {train_lr: 8}", "got trainers (is trainer meant?); see"),
+        ("steps: 8", "got steps; see"),
+        ("presets: bair", "got presets (is preset meant?); see"),
+        ("1: 2", "got 1; see"),
+    ],
+)
+def test_wrong_names_in_a_file(tmp_path, monkeypatch, mistake, content, message):
+    monkeypatch.chdir(tmp_path)
+    Path("options.yaml").write_text(content)
+    assert message in mistake("train", ".", "--config", "options.yaml")
 
 
 @pytest.mark.usefixtures("files")

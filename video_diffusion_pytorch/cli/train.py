@@ -59,6 +59,8 @@ TITLES = {
     "data": "Clips (data)",
     "trainer": "Training (trainer)",
 }
+# The value of --print_config without one
+_SHORT = "short"
 # What stands for a value of each type in the help texts
 _METAVARS = {"int": "N", "int | None": "N", "float": "X", "float | None": "X"}
 _METAVARS |= {"int | tuple[int, int]": "N"}
@@ -258,7 +260,7 @@ def rewrite(argv: Sequence[str]) -> tuple[list[str], Base]:
         if option == "--print_config" and not equals:
             # its value is optional, and a folder may follow
             is_full = next(iter(argv[argv.index(argument) + 1 :]), "") == "full"
-            value, equals = next(rest) if is_full else "main", "="
+            value, equals = next(rest) if is_full else _SHORT, "="
         name, dot, key = option.removeprefix("--").partition(".")
         name = name if dot and name in GROUPS else groups.get(name, name)
         full = f"{name}{dot}{key}"
@@ -351,6 +353,11 @@ def _printed(options: Namespace) -> str:
     both = (options, parser.get_defaults())
     values, usual = (json.loads(json.dumps(one.as_dict(), default=str)) for one in both)
     is_full = options.print_config == "full"
+    if not is_full and options.print_config != _SHORT:
+        raise ValueError(
+            "train: --print_config must be left without a value or be full, got "
+            f"{options.print_config!r}; correct it"
+        )
 
     def is_wanted(name: str, value: Any, default: Any) -> bool:
         return value != default or (name not in _HIDDEN and (is_full or name in _MAIN))

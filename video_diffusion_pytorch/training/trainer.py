@@ -36,6 +36,7 @@ from video_diffusion_pytorch.training.checks import (
     check_arguments,
     check_model,
     check_sample_conditions,
+    whole_steps,
 )
 from video_diffusion_pytorch.training.data_source import Batch, DataSource, check_source
 from video_diffusion_pytorch.training.ema import EMA, Averages
@@ -306,11 +307,10 @@ class Trainer:
         # a step
         self.train_lr, self.optimizer, self.betas = train_lr, optimizer, betas
         self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
-        self.lr_schedule, self.warmup_steps = lr_schedule, warmup_steps
+        self.lr_schedule, self.warmup_steps, self.ema_warmup = lr_schedule, warmup_steps, ema_warmup
         self.train_num_steps, self.max_skipped_steps = train_num_steps, max_skipped_steps
         self.gradient_accumulate_every, self.amp = gradient_accumulate_every, amp
         self.step_start_ema, self.update_ema_every = step_start_ema, update_ema_every
-        self.ema_warmup = ema_warmup
 
         # between steps
         self.save_and_sample_every, self.save_every = save_and_sample_every, save_every
@@ -319,6 +319,7 @@ class Trainer:
         self.evaluation = Evaluation(clips=256) if evaluation is None else evaluation
         self.log_every, self.project, self.num_sample_rows = log_every, project, num_sample_rows
         self.sample_cond_scale, self.results_folder = sample_cond_scale, Path(results_folder)
+        vars(self).update(whole_steps(vars(self)))
 
         # state
         self.model, self.image_size = diffusion_model, diffusion_model.image_size
