@@ -141,7 +141,9 @@ def _build_network(
                 f"load_diffusion: {file} is of version 0.7.0 or older, which holds no size of the "
                 f"clips; pass {' and '.join(missing)}, as in training"
             )
-        return Unet3D.from_state_dict(weights), training_of(weights)
+        # of a model that was wrapped, say by DistributedDataParallel
+        prefix = next((n.removesuffix("betas") for n in weights if n.endswith("betas")), "")
+        return Unet3D.from_state_dict(weights), training_of(weights, prefix)
     if config.get("unet") is None:
         raise ValueError(
             f"load_diffusion: the network in {file} must be a Unet3D, got one of another class; "
