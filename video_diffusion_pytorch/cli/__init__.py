@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from video_diffusion_pytorch.cli import demo, evaluate, gather, info, plot, sample, train
 from video_diffusion_pytorch.training.checkpoint import newest
+from video_diffusion_pytorch.training.signals import TrainingInterrupted
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
@@ -57,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     try:
         options = parse(argv)
         COMMANDS[options.command].run(options[options.command], _say)
+    except TrainingInterrupted:
+        # the trainer has logged where the run can resume from
+        return INTERRUPTED
     except KeyboardInterrupt:
         _say(_interruption(options), file=sys.stderr)
         return INTERRUPTED

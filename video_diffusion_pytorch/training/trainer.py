@@ -72,7 +72,7 @@ from video_diffusion_pytorch.training.samples import (
     is_of_others,
     write_samples,
 )
-from video_diffusion_pytorch.training.signals import StopSignals
+from video_diffusion_pytorch.training.signals import StopSignals, TrainingInterrupted
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -779,8 +779,8 @@ class Trainer:
         """Trains up to `train_num_steps`, with a milestone every `save_and_sample_every` steps.
 
         After SIGTERM or Ctrl+C it finishes the current step, writes a checkpoint and raises
-        SystemExit(143) or KeyboardInterrupt; a second signal raises at once. The last step has a
-        checkpoint as well.
+        SystemExit(143) or a KeyboardInterrupt that, uncaught, ends Python with exit code 130 and
+        without a traceback; a second signal raises at once. The last step has a checkpoint as well.
 
         Args:
             prob_focus_present: Probability, per clip, that its frames do not attend to each other.
@@ -807,16 +807,20 @@ class Trainer:
                 except Exception as error:
                     self._save_after(error, race)
                     raise
+            signals.leave()
+        except (KeyboardInterrupt, SystemExit) as end:
+            is_interrupt = isinstance(end, KeyboardInterrupt)
+            if self.is_main and (is_interrupt or signals.caught is not None):
+                newest = self.checkpoints.describe_newest("from which resume='auto' continues")
+                logger.warning("training is stopped at step %d: %s", self.step, newest)
+            if is_interrupt:
+                raise TrainingInterrupted(*end.args) from end
+            raise
         finally:
             self.signals = None
             self.trackers.end()
             self.data.end_workers()
             self.checkpoints.release_folder()
-        if signals.caught is not None and self.is_main:
-            logger.warning(
-                "stopped by a signal at step %d: %s", self.step, self.checkpoints.describe_newest()
-            )
-        signals.leave()
 
     def _begin(self) -> str:
         """Claims the results folder; returns the key of the race to save after an error."""
