@@ -179,10 +179,8 @@ class Shareable(nn.Module):
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
-        config_file = _find_file(folder_or_repo, CONFIG_FILE, options)
-        config = _read_config(config_file, cls)
-        weights_file = _find_file(folder_or_repo, WEIGHTS_FILE, options)
-        tensors = _read_tensors(weights_file)
+        config_file, weights_file = find_shared(folder_or_repo, **options)
+        config, tensors = read_shared(config_file, weights_file, cls)
         if "diffusion" in config and cls._part == "unet":
             own = (name for name in tensors if name.startswith(NETWORK_PREFIX))
             tensors = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in own}
@@ -251,6 +249,33 @@ class Shareable(nn.Module):
                 ignore_patterns=[CARD_FILE] if has_card else None,
             )
         return commit.commit_url
+
+
+def find_shared(folder_or_repo: str | os.PathLike[str], **options: Any) -> tuple[Path, Path]:
+    """The files of settings and of tensors of a shared model, downloaded if necessary.
+
+    Args:
+        folder_or_repo: As in `Shareable.from_pretrained`.
+        **options: Keywords of `huggingface_hub.hf_hub_download`, for a repository.
+
+    Raises:
+        FileNotFoundError: If the folder or repository, or a file in it, is missing.
+    """
+    return (
+        _find_file(folder_or_repo, CONFIG_FILE, options),
+        _find_file(folder_or_repo, WEIGHTS_FILE, options),
+    )
+
+
+def read_shared(
+    config_file: Path, weights_file: Path, kind: type[Shareable]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads the settings by part, and the tensors of a shared model of a class.
+
+    Raises:
+        ValueError: If a file is damaged or not of such a model.
+    """
+    return _read_config(config_file, kind), _read_tensors(weights_file)
 
 
 def _find_file(

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.hub import CONFIG_FILE, check_network_size, short
+from video_diffusion_pytorch.hub import check_network_size, short
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.checkpoint import checkpoint_at, list_checkpoints
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.fsdp import read_sharded
-from video_diffusion_pytorch.training.resume import clip_info_of
+from video_diffusion_pytorch.training.initialize import (
+    SavedModel,
+    check_shared,
+    is_shared,
+    read_model,
+)
 
 
 def load_diffusion(
@@ -81,59 +81,27 @@ def load_diffusion(
     sizes = {"image_size": image_size, "num_frames": num_frames}
     given = {name: value for name, value in sizes.items() if value is not None} | overrides
     if is_shared(path):
-        if averaged is not True:
-            raise ValueError(
-                f"load_diffusion: averaged must be left out for the shared model {path}, which "
-                f"holds one set of weights, got {averaged}"
-            )
+        check_shared(path, averaged, "load_diffusion: averaged")
         shared = GaussianDiffusion.from_pretrained(path, **given)
         return shared.to("cpu" if device is None else device)
-    file = checkpoint_at(path)
-    state = read_sharded(file) if file.is_dir() else read_checkpoint(file)
-    weights = _choose_weights(state, averaged, file)
-    unet, settings = _build_network(state.get("config"), weights, given, file)
+    saved = read_model(path, averaged, "load_diffusion: averaged")
+    unet, settings = _build_network(saved, given)
     try:
         diffusion = GaussianDiffusion(unet, **{**settings, **given})
-        diffusion.load_state_dict(weights)
-        diffusion.clip_info = clip_info_of(state)
+        diffusion.load_state_dict(saved.weights)
+        diffusion.clip_info = saved.clip_info
     except (RuntimeError, OverflowError) as error:
         raise ValueError(
-            f"load_diffusion: the tensors in {file} must fit the model that the file and the "
-            f"arguments describe, got {short(error)}; leave out the arguments that change the "
+            f"load_diffusion: the tensors in {saved.place} must fit the model that the file and "
+            f"the arguments describe, got {short(error)}; leave out the arguments that change the "
             "model, such as timesteps"
         ) from error
     return diffusion.to("cpu" if device is None else device).eval()
 
 
-def is_shared(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder of `save_pretrained`, or else the name of a repository."""
-    here = Path(path)
-    if here.exists():
-        return (here / CONFIG_FILE).is_file() and not list_checkpoints(here)
-    is_name = isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None
-    return is_name and here.suffix not in (".pt", ".sharded") and not here.parent.exists()
-
-
-def _choose_weights(state: Mapping[str, Any], averaged: bool | float, file: Path) -> Any:
-    if isinstance(averaged, bool):
-        return state["ema" if averaged else "model"]
-    decays = [float(decay) for decay in state.get("ema_decays", ())]
-    if averaged not in decays:
-        held = ", ".join(map(str, decays)) or "one of unknown decay"
-        raise ValueError(
-            f"load_diffusion: averaged must be True, False or the decay of an average in {file}, "
-            f"which holds {held}, got {averaged}; give one of them"
-        )
-    return state["ema"] if averaged == decays[0] else state["emas"][repr(float(averaged))]
-
-
-def _build_network(
-    config: Mapping[str, Any] | None,
-    weights: Mapping[str, Any],
-    given: Mapping[str, Any],
-    file: Path,
-) -> tuple[Unet3D, dict[str, Any]]:
+def _build_network(saved: SavedModel, given: Mapping[str, Any]) -> tuple[Unet3D, dict[str, Any]]:
     """Builds the network of a file, and returns it with the settings of the diffusion."""
+    config, weights, file = saved.config, saved.weights, saved.place
     if config is None:
         missing = [name for name in ("image_size", "num_frames") if name not in given]
         if missing:

@@ -70,6 +70,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     """
     for name, least in _LEAST.items():
         value = given[name]
+        if name == "train_num_steps" and isinstance(value, float) and value.is_integer():
+            value = int(value)  # 1e5 is more legible
         is_left_out = value is None and name in _OPTIONAL
         if not is_left_out and not (isinstance(value, Integral) and int(value) >= least):
             kind = "" if isinstance(value, Integral) else "a whole number of "
@@ -90,6 +92,9 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         "the clips to validate on must come from one place, got "
         f"{' and '.join(validated)}; choose one (validation_split may be the name of a split of "
         "the validation_folder's or validation_manifest's rows)": has_one_source,
+        "init_without must go with init_from, got none; pass the model to start from": (
+            given["init_from"] is not None or not given["init_without"]
+        ),
         "keep_best must go with clips to validate on, got none; pass validation_folder, "
         "validation_dataset or validation_split": validated or not given["keep_best"],
     }
