@@ -183,10 +183,8 @@ class Shareable(nn.Module):
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
-        config_file = _find_file(folder_or_repo, CONFIG_FILE, options)
-        config = _parse_config(config_file, cls)
-        weights_file = _find_file(folder_or_repo, WEIGHTS_FILE, options)
-        tensors = _read_tensors(weights_file)
+        config_file, weights_file = find_shared(folder_or_repo, **options)
+        config, tensors = read_shared(config_file, weights_file, cls)
         if "diffusion" in config and cls._part == "unet":
             own = (name for name in tensors if name.startswith(NETWORK_PREFIX))
             tensors = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in own}
@@ -278,6 +276,33 @@ def is_reachable() -> bool:
     return True
 
 
+def find_shared(folder_or_repo: str | os.PathLike[str], **options: Any) -> tuple[Path, Path]:
+    """The files of settings and of tensors of a shared model, downloaded if necessary.
+
+    Args:
+        folder_or_repo: As in `Shareable.from_pretrained`.
+        **options: Keywords of `huggingface_hub.hf_hub_download`, for a repository.
+
+    Raises:
+        FileNotFoundError: If the folder or repository, or a file in it, is missing.
+    """
+    return (
+        _find_file(folder_or_repo, CONFIG_FILE, options),
+        _find_file(folder_or_repo, WEIGHTS_FILE, options),
+    )
+
+
+def read_shared(
+    config_file: Path, weights_file: Path, kind: type[Shareable]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads the settings by part, and the tensors of a shared model of a class.
+
+    Raises:
+        ValueError: If a file is damaged or not of such a model.
+    """
+    return _read_config(config_file, kind), _read_tensors(weights_file)
+
+
 def _find_file(
     folder_or_repo: str | os.PathLike[str], name: str, options: Mapping[str, Any]
 ) -> Path:
@@ -295,7 +320,7 @@ def _find_file(
     from huggingface_hub import errors, hf_hub_download
 
     repo = os.fspath(folder_or_repo)
-    options = {**options, "local_files_only": options["local_files_only"] or not is_reachable()}
+    is_local = options.get("local_files_only", False) or not is_reachable()
     missing = (
         errors.HFValidationError,
         errors.RepositoryNotFoundError,
@@ -303,7 +328,7 @@ def _find_file(
         errors.EntryNotFoundError,
     )
     try:
-        return Path(hf_hub_download(repo, name, **options))
+        return Path(hf_hub_download(repo, name, **{**options, "local_files_only": is_local}))
     except missing as error:
         raise FileNotFoundError(
             f"from_pretrained: {repo} must be a folder, or a repository of the Hugging Face Hub "
@@ -319,10 +344,10 @@ def read_config(folder_or_repo: str | os.PathLike[str], cls: type[Shareable]) ->
         FileNotFoundError: If the folder or repository, or the file in it, is missing.
         ValueError: If the file is damaged or not of such a model.
     """
-    return _parse_config(_find_file(folder_or_repo, CONFIG_FILE, {"local_files_only": False}), cls)
+    return _read_config(_find_file(folder_or_repo, CONFIG_FILE, {}), cls)
 
 
-def _parse_config(file: Path, cls: type[Shareable]) -> dict[str, Any]:
+def _read_config(file: Path, cls: type[Shareable]) -> dict[str, Any]:
     """Reads the settings of a model of a class from a `config.json`."""
     try:
         if file.stat().st_size > _MOST_BYTES:

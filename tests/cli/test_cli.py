@@ -227,7 +227,7 @@ def test_training_resumes_where_it_ended(capsys, mistake):
 
 
 @pytest.mark.usefixtures("workplace")
-def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys):
+def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys, caplog):
     step = Trainer.train_step
 
     def interrupted(self, **kwargs):
@@ -237,15 +237,40 @@ def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys):
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     for stop_before, line in (
-        (0, "interrupted before the first checkpoint; the same command starts again\n"),
-        (2, "interrupted; the last checkpoint is results/model-1.pt"),
+        (0, "stopped at step 0: there is no checkpoint yet"),
+        (2, "stopped at step 2: the last checkpoint is results/model-1.pt, from which resume="),
     ):
         monkeypatch.setattr(Trainer, "stop_before", stop_before, raising=False)
         assert main(["train", "clips", "--config", "small.yaml"]) == 130
+        assert line in caplog.messages[-1]
         err = capsys.readouterr().err
-        assert f"video-diffusion: {line}" in err
-        assert ("from which the same command resumes\n" in err) is bool(stop_before)
+        assert "video-diffusion: " not in err
         assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_interrupt_before_training_names_the_last_checkpoint(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    train = ["train", "clips", "--config", "small.yaml"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "make_dataset", interrupted)
+        assert main(train) == 130
+    line = (
+        "video-diffusion: interrupted before the first checkpoint; the same command starts again\n"
+    )
+    assert capsys.readouterr().err == line
+    main([*train, "--train_num_steps", "2"])
+    capsys.readouterr()
+    monkeypatch.setattr(Trainer, "make_dataset", interrupted)
+    last = "video-diffusion: interrupted; the last checkpoint is results/model-1.pt, from which "
+    for resume, again in (
+        ("auto", "the same command resumes\n"),
+        ("results/model-1.pt", "the command with --resume auto resumes\n"),
+    ):
+        assert main([*train, "--resume", resume]) == 130
+        assert capsys.readouterr().err == last + again
 
 
 @pytest.mark.usefixtures("workplace")

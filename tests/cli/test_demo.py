@@ -143,7 +143,7 @@ def test_a_folder_of_another_model_is_left_alone(run, tmp_path, monkeypatch, cap
     assert names(tmp_path) == ["model-1.pt"]
 
 
-def test_an_interrupt_names_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+def test_an_interrupt_names_the_last_checkpoint(tmp_path, monkeypatch, caplog):
     train_step = demo.Trainer.train_step
 
     def interrupted(self, **kwargs):
@@ -155,4 +155,4 @@ def test_an_interrupt_names_the_last_checkpoint(tmp_path, monkeypatch, capsys):
     options = ["demo", "--folder", str(tmp_path / "demo"), "--clips", "4", "--steps", "9"]
     assert main(options) == 130
     last = tmp_path / "demo" / "checkpoints" / "model-3.pt"
-    assert f"interrupted; the last checkpoint is {last}" in capsys.readouterr().err
+    assert f"stopped at step 4: the last checkpoint is {last}" in caplog.text

@@ -7,10 +7,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
 from video_diffusion_pytorch.cli import main, parse
 from video_diffusion_pytorch.cli.train import rewrite
+from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+
+REFERENCE = Path(__file__).parents[1] / "golden" / "reference_results_0.7.0" / "model-2.pt"
 
 
 @pytest.fixture
@@ -19,9 +24,7 @@ def mistake(capsys):
 
     def run(*argv):
         assert main([*argv]) == 2
-        out, err = capsys.readouterr()
-        assert not out
-        [line] = err.splitlines()
+        [line] = capsys.readouterr().err.splitlines()
         return line
 
     return run
@@ -213,6 +216,84 @@ def test_conditions_are_printed_as_they_are(options, conditions, capsys):
     assert settings["data"]["manifest_columns"] == {"path": "FileName"}
     Path("all.yaml").write_text(yaml.safe_dump(settings))
     assert printed(capsys, "--config", "all.yaml") == settings
+
+
+# Fine-tuning
+
+SETTINGS = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "attn_heads": 2, "attn_dim_head": 8}
+RUN = ["--train_batch_size=2", "--num_sample_rows=1", "--device=cpu", "--num_workers=0"]
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A working folder with `clips` and the results folder of a run on them."""
+    monkeypatch.chdir(tmp_path)
+    write_moving_digits("clips", num_clips=4, image_size=24, num_frames=3)
+    diffusion = GaussianDiffusion(
+        Unet3D(**SETTINGS), image_size=8, num_frames=3, timesteps=20, objective="pred_v"
+    )
+    trainer = Trainer(diffusion, "clips", results_folder="old", device="cpu", fit="contain")
+    trainer.save(1)
+    trainer.ema_model.save_pretrained("shared")
+    return diffusion.eval()
+
+
+@pytest.mark.parametrize("given", ["old", "old/model-1.pt", "shared"])
+def test_the_settings_of_a_model_become_the_defaults(trained, given, capsys):
+    settings = printed(capsys, "--init_from", given, "--num_classes", "3")
+    assert {name: settings["unet"][name] for name in SETTINGS} == {**SETTINGS, "dim_mults": [1, 2]}
+    assert settings["unet"]["num_classes"] == 3
+    assert (settings["diffusion"]["objective"], settings["diffusion"]["timesteps"]) == (
+        "pred_v",
+        20,
+    )
+    assert (settings["data"]["fit"], settings["init_from"]) == ("contain", given)
+    # a file does the same, and a preset comes after it
+    Path("tune.yaml").write_text(f"init_from: {given}\nnum_classes: 3\n")
+    assert printed(capsys, "--config", "tune.yaml") == settings
+    with_preset = printed(capsys, "--config", "tune.yaml", "--preset", "bair")
+    assert with_preset["unet"]["dim"] == 8
+    assert with_preset["trainer"]["train_lr"] == 2e-4
+
+
+@pytest.mark.usefixtures("files")
+def test_a_file_of_the_reference_has_no_size(capsys):
+    settings = printed(capsys, "--init_from", str(REFERENCE), "--image_size", "16")
+    assert settings["unet"]["dim"] == 8
+    assert settings["diffusion"]["image_size"] == 16
+
+
+def test_a_run_starts_from_a_model_and_then_resumes(trained, capsys):
+    argv = ["train", "clips", "--init_from", "old", *RUN, "--train_lr", "0"]
+    assert (
+        main([*argv, "--num_frames", "2", "--train_num_steps", "1", "--freeze", "*.downs.*"])
+        is None
+    )
+    out = capsys.readouterr().out
+    assert "starts from the weights of old, with num_frames 2 instead of 3\n" in out
+    new = load_diffusion("results", averaged=False)
+    assert new.num_frames == 2
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(new.state_dict()[name], value)
+    argv += ["--train_num_steps", "2", "--freeze", '["*.downs.*"]']
+    assert main(argv) is None
+    out = capsys.readouterr().out
+    assert "resumes from results/model-0.001.pt, step 1; old is not read again\n" in out
+    assert "starts from" not in out
+
+
+def test_other_conditions_start_anew(trained, mistake, capsys):
+    for index, path in enumerate(sorted(Path("clips").iterdir())):
+        folder = Path("kinds", "ab"[index % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    argv = ["train", "kinds", "--init-from", "shared", "--conditions", "label", "--held_out", "0"]
+    argv += ["--num_classes", "2", "--train_num_steps", "1", *RUN]
+    assert "init_without=('*.label_emb" in mistake(*argv)
+    assert main([*argv, "--init_without", "*.label_emb*"]) is None
+    assert "weights of shared, with num_classes 2 instead of None\n" in capsys.readouterr().out
+    line = mistake("train", "kinds", "--init_from", "none.pt")
+    assert "expected a checkpoint at none.pt, found none" in line
 
 
 BY_NAME = "--config must hold options by name, and those of unet, diffusion, data, trainer in a map"

@@ -17,6 +17,7 @@ from video_diffusion_pytorch.cli import demo, evaluate, gather, info, plot, samp
 from video_diffusion_pytorch.cli.help import HelpFormatter
 from video_diffusion_pytorch.startup import INTERRUPTED, raise_on_interrupt
 from video_diffusion_pytorch.training.checkpoint import newest
+from video_diffusion_pytorch.training.signals import TrainingInterrupted
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
@@ -64,6 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise_on_interrupt()
         options = parse(argv)
         COMMANDS[options.command].run(options[options.command], _say)
+    except TrainingInterrupted:
+        # the trainer has logged where the run can resume from
+        return INTERRUPTED
     except KeyboardInterrupt:
         _say(_interruption(options), file=sys.stderr)
         return INTERRUPTED

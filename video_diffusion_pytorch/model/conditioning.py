@@ -98,8 +98,7 @@ def check_conditions(
             if required and kind.mask_of is None and shape is not None:
                 raise ValueError(
                     f"Unet3D: this network was built with {kind.network}, so {name} of shape "
-                    f"{_written(shape)} is expected, got None; pass it (only forward, with "
-                    "null_cond_prob=1, needs none)"
+                    f"{_written(shape)} is expected, got None; {kind.missing}"
                 )
             continue
         full = f"image_conditions[{name!r}]" if images else name

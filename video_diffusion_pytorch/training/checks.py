@@ -93,6 +93,9 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         "the clips to validate on must come from one place, got "
         f"{' and '.join(validated)}; choose one (validation_split may be the name of a split of "
         "the validation_folder's or validation_manifest's rows)": has_one_source,
+        "init_without must go with init_from, got none; pass the model to start from": (
+            given["init_from"] is not None or not given["init_without"]
+        ),
         "keep_best must go with clips to validate on, got none; pass validation_folder, "
         "validation_dataset or validation_split": validated or not given["keep_best"],
     }

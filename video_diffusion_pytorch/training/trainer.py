@@ -46,6 +46,12 @@ from video_diffusion_pytorch.training.evaluate import (
     validation_losses,
 )
 from video_diffusion_pytorch.training.fsdp import clip_gradients, sharded_like
+from video_diffusion_pytorch.training.initialize import (
+    SavedModel,
+    freeze_parameters,
+    initial_model,
+    warn_of_other_classes,
+)
 from video_diffusion_pytorch.training.memory import (
     explain_out_of_memory,
     is_out_of_memory,
@@ -74,7 +80,7 @@ from video_diffusion_pytorch.training.samples import (
     is_of_others,
     write_samples,
 )
-from video_diffusion_pytorch.training.signals import StopSignals
+from video_diffusion_pytorch.training.signals import StopSignals, TrainingInterrupted
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -228,6 +234,18 @@ class Trainer:
         log_with: Experiment tracker, such as `"tensorboard"` or `"wandb"`, or a list of several, as
             in accelerate; None for none.
         project: Project name for the trackers.
+        init_from: Trained model whose weights a new run starts from, for fine-tuning: a training
+            file, results folder, sharded folder or shared model, as in `load_diffusion`. Optimizer,
+            averages and steps start anew; where `clip_info` lacks something, it gets the file's.
+            A run that resumes does not read it. None for the weights of `diffusion_model`.
+        init_averaged: Which weights of it: True for the (first) average, the decay of an average,
+            or False for the last weights.
+        init_without: Patterns, as in `fnmatch`, of names of `diffusion_model.state_dict()` that are
+            not taken from it, such as `"*.label_emb.*"`: those parameters start with the values of
+            `diffusion_model`, and may be missing from the file or have another shape there.
+            `"value_*"` keeps the `value_range` of new clips.
+        freeze: Patterns, as in `fnmatch`, of names of `diffusion_model.named_parameters()` that are
+            not trained, such as `"denoise_fn.downs.*"`: their `requires_grad` becomes False.
         **data_options: Further keywords of `data.dataset.Dataset`, such as `conditions`,
             `clip_start`, `value_range` and `cache`; only with `folder` (`value_range` also with
             `dataset`).
@@ -239,6 +257,7 @@ class Trainer:
 
     Attributes:
         step: Number of optimizer steps done.
+        frozen: Names of the parameters that `freeze` matches.
         model: The diffusion that is trained.
         ema_model: The diffusion with averaged weights, which draws the samples.
     """
@@ -297,6 +316,10 @@ class Trainer:
         log_every: int = 10,
         log_with: Any = None,
         project: str = "video-diffusion",
+        init_from: str | os.PathLike[str] | None = None,
+        init_averaged: bool | float = True,
+        init_without: Sequence[str] = (),
+        freeze: Sequence[str] = (),
         **data_options: Any,
     ) -> None:
         arguments = {**locals()}
@@ -315,7 +338,7 @@ class Trainer:
         # between steps
         self.save_and_sample_every, self.save_every = save_and_sample_every, save_every
         self.validate_every = validate_every or save_and_sample_every
-        self.evaluate_every = evaluate_every
+        self.evaluate_every, self.data_options = evaluate_every, data_options
         self.evaluation = Evaluation(clips=256) if evaluation is None else evaluation
         self.log_every, self.project, self.num_sample_rows = log_every, project, num_sample_rows
         self.sample_cond_scale, self.results_folder = sample_cond_scale, Path(results_folder)
@@ -333,9 +356,8 @@ class Trainer:
         self.accelerator = make_accelerator(
             amp, device, mixed_precision=mixed_precision, log_with=log_with, folder=results_folder
         )
-        self.trackers = Trackers(self.accelerator)
-        self.device, self.scaler = self.accelerator.device, self.accelerator.scaler
-        self.processes = Processes(self.accelerator, fsdp)
+        self.trackers, self.device = Trackers(self.accelerator), self.accelerator.device
+        self.scaler, self.processes = self.accelerator.scaler, Processes(self.accelerator, fsdp)
         self.process, self.fsdp = self.processes.rank, self.processes.fsdp
         self.checkpoints = Checkpoints(
             self.results_folder, self.processes, keep_last=keep_last, keep_best=keep_best
@@ -346,15 +368,16 @@ class Trainer:
                 "Trainer: with split_batches, train_batch_size must be a multiple of the number of "
                 f"processes, {self.num_processes}, got {train_batch_size}; change one of them"
             )
-        self.data_options = data_options
         self.data = self._make_data(arguments)
         self.order = self.data.order
+        found = checkpoint_to_resume(resume, self.results_folder)
+        initial = initial_model(arguments, self.model, self.processes, resumes=found is not None)
         self.data.open()
+        self.frozen = self._initialize_model(initial, freeze)
         self._prepare_model(ema_decay, compile)
         with self.processes.main_first():
             self.data.captions.prepare(self.data.known_captions, self.device)
             check_folder(self.results_folder)
-        found = checkpoint_to_resume(resume, self.results_folder)
         if found is not None:
             self.load(found)
         if evaluate_every is not None:
@@ -397,6 +420,14 @@ class Trainer:
             image_folder=given["image_folder"],
             validate_on={name: given[f"validation_{name}"] for name in validated},
         )
+
+    def _initialize_model(self, source: SavedModel | None, freeze: Sequence[str]) -> list[str]:
+        """Loads the initial weights and freezes some; returns the names of these."""
+        with self.processes.main_first():
+            if source is not None:
+                source.load_into(self.model)
+                warn_of_other_classes(source, self.class_names)
+        return freeze_parameters(self.model, freeze)
 
     def _prepare_model(self, ema_decay: float | Sequence[float], compile: bool) -> None:
         # before it is copied for the averages
@@ -493,6 +524,7 @@ class Trainer:
             lr=self.train_lr,
             betas=self.betas,
             weight_decay=self.weight_decay,
+            without=self.frozen,
         )
 
     def make_schedule(self) -> Any:
@@ -586,6 +618,7 @@ class Trainer:
             "ema_decays": [*self.averages.models],
             "optimizer": self.opt.state_dict(),
             "optimizer_settings": optimizer_settings(self.opt),
+            **({"frozen": self.frozen} if self.frozen else {}),
             "scheduler": {} if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
             "config": {
@@ -783,8 +816,8 @@ class Trainer:
         """Trains up to `train_num_steps`, with a milestone every `save_and_sample_every` steps.
 
         After SIGTERM or Ctrl+C it finishes the current step, writes a checkpoint and raises
-        SystemExit(143) or KeyboardInterrupt; a second signal raises at once. The last step has a
-        checkpoint as well.
+        SystemExit(143) or a KeyboardInterrupt that, uncaught, ends Python with exit code 130 and
+        without a traceback; a second signal raises at once. The last step has a checkpoint as well.
 
         Args:
             prob_focus_present: Probability, per clip, that its frames do not attend to each other.
@@ -811,16 +844,20 @@ class Trainer:
                 except Exception as error:
                     self._save_after(error, race)
                     raise
+            signals.leave()
+        except (KeyboardInterrupt, SystemExit) as end:
+            is_interrupt = isinstance(end, KeyboardInterrupt)
+            if self.is_main and (is_interrupt or signals.caught is not None):
+                newest = self.checkpoints.describe_newest("from which resume='auto' continues")
+                logger.warning("training is stopped at step %d: %s", self.step, newest)
+            if is_interrupt:
+                raise TrainingInterrupted(*end.args) from end
+            raise
         finally:
             self.signals = None
             self.trackers.end()
             self.data.end_workers()
             self.checkpoints.release_folder()
-        if signals.caught is not None and self.is_main:
-            logger.warning(
-                "stopped by a signal at step %d: %s", self.step, self.checkpoints.describe_newest()
-            )
-        signals.leave()
 
     def _begin(self) -> str:
         """Claims the results folder; returns the key of the race to save after an error."""
@@ -1107,7 +1144,7 @@ class Trainer:
         self.run.has_diverged = self.run.checkpoint_is_due = False
         self.skipped_steps = state.get("skipped_steps", 0)
         self.losses |= state.get("losses", {})
-        load_optimizer(self.opt, self.scheduler, self.scaler, path, state)
+        load_optimizer(self.opt, self.scheduler, self.scaler, path, state, self.frozen)
         self.data.load_state_dict(state.get("data", {}), path)
         # its clips may have changed
         self._evaluator = None
