@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,23 @@ def test_an_interrupt_during_the_imports_is_one_line(tmp_path):
     done = process("train", "clips", env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)})
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "video-diffusion: interrupted during start-up\n"
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    def warn(*_):
+        # as Python prints it, where pytest doesn't catch it
+        text = warnings.formatwarning(UserWarning("few videos"), UserWarning, "scores.py", 1)
+        sys.stderr.write(text)
+        warnings.warn("few", stacklevel=1)
+
+    shown = warnings.formatwarning
+    monkeypatch.setitem(cli.COMMANDS, "info", cli.COMMANDS["info"]._replace(run=warn))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["info", "model-1.pt"]) == 2
+    lines = "video-diffusion: warning: few videos\nvideo-diffusion: error: few\n"
+    assert capsys.readouterr().err == lines
+    assert warnings.formatwarning is shown
 
 
 def test_warnings_as_errors_harm_no_command(tmp_path):
@@ -298,7 +316,19 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "clips", "--steps", "3"], "nrecognized arguments: --steps 3; see"),
         (["train", "clips", "--batch-size=3"], "--batch_size=3 (is --train_batch_size meant?)"),
         (["train", "clips", "--resum", "never"], "--resum never (is --resume meant?)"),
-        (["train", "clips", "--dim", "wide"], "unet.dim does not take the value 'wide'; see"),
+        (
+            ["train", "clips", "--dim", "wide"],
+            "does not take the value 'wide', only a whole num",
+        ),
+        (
+            ["train", "clips", "--amp", "1"],
+            "amp does not take the value '1', only true or fa",
+        ),
+        (
+            ["train", "clips", "--save_every", "x"],
+            "value 'x', only a whole number or null; see",
+        ),
+        (["train", "clips", "--betas", "[1]"], "trainer.betas does not take the value '[1]'; see"),
         (["train", "clips", "--image_size", "[1]"], "diffusion.image_size does not take the value"),
         (["train", "clips", "--unet.dim", "0"], "dim must be a whole number of at least 1, got 0"),
         (
@@ -318,7 +348,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
             "formats. A read_fn is a function and needs Python: read = lambda path: nib",
         ),
         (["train", "scans", "--exts", "nii.gz"], "T[None]  # (c, f, h, w); Trainer(diffusion, F"),
-        (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, and"),
+        (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, got"),
         (["train", "clips", "--trainer.device", "abacus"], "device must be 'cpu' or"),
         (["train", "clips", "--config", "no.yaml"], "No such file or directory: 'no.yaml'"),
         (

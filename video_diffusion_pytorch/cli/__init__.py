@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,15 @@ _IN_PYTHON = (
     "read = lambda path: nibabel.load(path).get_fdata().T[None]  # (c, f, h, w); "
     "Trainer(diffusion, FOLDER, exts='nii.gz', read_fn=read).train()"
 )
+# Types in the parser's messages, and what they are called
+_TYPE = r"Expected a <class '(\w+)'>"
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
 _LONGEST_MESSAGE = 2000  # the parser repeats a wrong value, however long
 
 
@@ -60,9 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         mistake in the options or files, described by one line on stderr, and 130 after Ctrl+C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    options = None
+    options, usual_format = None, warnings.formatwarning
     try:
         raise_on_interrupt()
+        warnings.formatwarning = _format_warning
         options = parse(argv)
         COMMANDS[options.command].run(options[options.command], _say)
     except TrainingInterrupted:
@@ -74,9 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     except ArgumentError as error:
         _say(f"{PROG}: error: {_explain(error, argv)}", file=sys.stderr)
         return 2
-    except (FloatingPointError, MemoryError, ValueError, TypeError, OSError) as error:
+    except (FloatingPointError, MemoryError, ValueError, TypeError, OSError, Warning) as error:
         _say(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, (FloatingPointError, MemoryError)) else 2
+    finally:
+        warnings.formatwarning = usual_format
     return None
 
 
@@ -138,6 +151,10 @@ def build_parser(base: train.Base = train.NO_BASE) -> ArgumentParser:
     return parser
 
 
+def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"{PROG}: warning: {message}\n"
+
+
 def _say(line: str, file: Any = None) -> None:
     """Prints a line; characters that the terminal's encoding lacks are escaped."""
     file = sys.stdout if file is None else file
@@ -159,7 +176,11 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
     # the parser lists all types that were tried
     wrong = re.match(r'Parser key "([^"]+)".* (?:Got value|Given value): (.*)$', message)
     if wrong:
-        message = f"{wrong[1]} does not take the value {wrong[2]!r}"
+        # of a list or tuple it names the type of one item
+        kinds = [] if re.search(r"Sequence|tuple|dict", message) else re.findall(_TYPE, message)
+        words = " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds if kind in _WORDS))
+        only = f", only {words}" if words else ""
+        message = f"{wrong[1]} does not take the value {wrong[2]!r}{only}"
     if "are required: " in message:
         message = message.replace(f"{argv[0]}.", "")
     command = [argv[0]] if argv and argv[0] in COMMANDS else []
