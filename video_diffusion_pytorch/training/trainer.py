@@ -182,8 +182,9 @@ class Trainer:
         dataloader: Iterable of such batches, instead of `folder`. It keeps its own order, also
             after `load`.
         held_out: Number of files that are not trained on, and whose conditions the samples get.
-            None for as many as there are samples, but at most 5 % of the files, if the clips have
-            conditions; 0 for none.
+            If they are fewer than the samples, evenly spaced training clips give the rest,
+            preferably with other captions, classes or numbers. None for as many as there are
+            samples, but at most 5 % of the files, if the clips have conditions; 0 for none.
         sample_conditions: Conditions of the samples, as keywords of `diffusion.sample`, such as
             `{"cond": ["a whale"]}`, repeated to the number of samples; None for those of clips.
         sample_cond_scale: Guidance scale of the samples; 1 disables guidance.
