@@ -143,6 +143,14 @@ def test_checkpoints_and_going_on(ran):
     assert trainer.resumed_from == Path("results/films/model-1.pt")
 
 
+def test_fine_tuning(ran):
+    tuned = ran["Fine-tuning"]["tuned"]
+    assert tuned.step == 1
+    assert all(name.startswith("denoise_fn.downs.") for name in tuned.frozen)
+    state = torch.load(results(ran, "fine-tuned/model-1.pt"), weights_only=True)
+    assert state["frozen"] == tuned.frozen
+
+
 def test_the_table_of_entries_is_that_of_a_checkpoint(ran):
     section = PAGE.sections["9. Checkpoints and resuming"]
     table = section[section.index("| entry") : section.index("A file is written")]
@@ -186,7 +194,7 @@ def test_a_loss_of_your_own(ran):
 def test_every_section_with_code_is_looked_at():
     source = Path(__file__).read_text(encoding="utf-8")
     with_code = {t.split(".")[0] for t in PAGE.sections if PAGE.blocks(t)} - {PAGE.start}
-    assert with_code == set(re.findall(r'ran\["(\d+)"\]', source))
+    assert with_code == set(re.findall(r'ran\["(\d+|[A-Z][\w-]+)"\]', source))
 
 
 # commands

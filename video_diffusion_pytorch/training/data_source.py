@@ -51,6 +51,7 @@ from video_diffusion_pytorch.training.processes import Processes
 from video_diffusion_pytorch.training.splits import (
     Sides,
     clips_behind,
+    clips_to_show,
     files_of,
     hold_out,
     name_hashes,
@@ -379,9 +380,9 @@ class DataSource:
             items = ClipsWithImages(self._items, self.images)
         self.loader = Endless(self.make_dataloader(items))
         if self._has_conditions or self.diffusion.given_frames:
-            # evenly spaced, as clips are sorted by folder
-            step = max(1, len(self.order.indices) // self.num_samples)
-            self._sample_clips = (apart or self.order.indices[::step])[: self.num_samples]
+            self._sample_clips = clips_to_show(
+                self.dataset, apart, self.order.indices, self.num_samples
+            )
 
     def _draw_from(self, indices: Sequence[int] | None) -> ImageDraws | None:
         """Makes the drawing of images for the clips with these indices, None for a stream."""

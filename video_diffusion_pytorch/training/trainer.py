@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import logging
 import math
 import os
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.conditions import given
 from video_diffusion_pytorch.data.condition_files import split_conditions
@@ -64,6 +64,7 @@ from video_diffusion_pytorch.training.optimizer import (
     optimizer_settings,
 )
 from video_diffusion_pytorch.training.processes import Processes, compile_network, make_accelerator
+from video_diffusion_pytorch.training.progress import Progress
 from video_diffusion_pytorch.training.resume import (
     check_classes,
     checkpoint_to_resume,
@@ -183,8 +184,9 @@ class Trainer:
         dataloader: Iterable of such batches, instead of `folder`. It keeps its own order, also
             after `load`.
         held_out: Number of files that are not trained on, and whose conditions the samples get.
-            None for as many as there are samples, but at most 5 % of the files, if the clips have
-            conditions; 0 for none.
+            If they are fewer than the samples, evenly spaced training clips give the rest,
+            preferably with other captions, classes or numbers. None for as many as there are
+            samples, but at most 5 % of the files, if the clips have conditions; 0 for none.
         sample_conditions: Conditions of the samples, as keywords of `diffusion.sample`, such as
             `{"cond": ["a whale"]}`, repeated to the number of samples; None for those of clips.
         sample_cond_scale: Guidance scale of the samples; 1 disables guidance.
@@ -346,7 +348,7 @@ class Trainer:
 
         # state
         self.model, self.image_size = diffusion_model, diffusion_model.image_size
-        self.step, self.skipped_steps, self.run = 0, 0, RunState()
+        self.step, self.skipped_steps, self.run, self.progress = 0, 0, RunState(), Progress()
         self.losses: dict[str, float | None] = {"training": None, "validation": None}
         self.resumed_from: Path | None = None
         self.signals: StopSignals | None = None
@@ -583,6 +585,7 @@ class Trainer:
             self.order.seed,
             self.sample_cond_scale,
             share=self.processes.share,
+            advance=self.progress.advance,
         )
         return self.processes.gather(videos)[:count]
 
@@ -834,10 +837,10 @@ class Trainer:
             {"prob_focus_present": prob_focus_present or None, "focus_present_mask": mask}
         )
         signals = StopSignals()
-        progress = {"initial": self.step, "total": self.train_num_steps, "desc": "training"}
+        steps = self.step, self.train_num_steps
         try:
             race = self._begin()
-            with signals, tqdm(**progress, disable=not self.is_main) as bar:
+            with signals, self.progress.of_steps(*steps, is_shown=self.is_main) as bar:
                 self.signals = signals
                 try:
                     self._loop(bar, log_fn, focus)
@@ -884,10 +887,9 @@ class Trainer:
         self._draw_missing_samples()
         while self.step < self.train_num_steps and not self.is_stopping:
             log = self._timed_step(**focus)
+            self.progress.note(loss=f"{log['loss']:.4f}", data_wait=f"{log['data_wait']:.0%}")
             log |= self.after_step()
             log_fn(log)
-            loss, wait = f"{log['loss']:.4f}", f"{log['data_wait']:.0%}"
-            bar.set_postfix(loss=loss, data_wait=wait, refresh=False)
             bar.update()
         self.write_metrics()
         if self.run.has_diverged:
@@ -977,15 +979,20 @@ class Trainer:
         if not self.step_metrics["skipped"]:
             self.checkpoints.forget_old()
         if self.data.validation is not None and self.step % self.validate_every == 0:
-            found |= self.validate()
+            with self.progress.doing("validating"):
+                found |= self.validate()
+            if self.losses["validation"] is not None:
+                self.progress.note(val_loss=f"{self.losses['validation']:.4f}")
         if self.step % self.log_every == 0 or is_saved or self.step == self.run.first_step:
             self.write_metrics()
         if is_saved:
             # before sampling, which takes long and may be interrupted
-            self._save_if_good()
+            with self.progress.doing("saving"):
+                self._save_if_good()
         is_evaluated = self.evaluate_every is not None and self.step % self.evaluate_every == 0
         if is_evaluated and not self.is_stopping:
-            found |= self.evaluate()
+            with self.progress.doing("evaluating"):
+                found |= self.evaluate()
         if is_milestone and not self.is_stopping:
             path = self._write_milestone_samples()
             if path is not None:
@@ -1026,6 +1033,7 @@ class Trainer:
             self.data,
             self.clip_draws,
             by_noise_of=next(iter(averages)),
+            advance=self.progress.advance,
         )
         found = {f"validation_loss{name}": mean for name, mean in means.items()}
         self.losses["validation"] = means[next(iter(averages))]
@@ -1050,8 +1058,15 @@ class Trainer:
         if self._evaluator is None:
             self._evaluator = self._make_evaluator()
         average = cast(GaussianDiffusion, self.averages.first)
+        evaluator, batch, drawn = self._evaluator, self.evaluation.max_batch, itertools.count(1)
+
+        def after_batch() -> bool:
+            done = next(drawn) * batch * self.num_processes
+            self.progress.advance(min(done, evaluator.count), evaluator.count)
+            return self._is_signalled()
+
         try:
-            found = self._evaluator(average, self._is_signalled)
+            found = evaluator(average, after_batch)
         except FloatingPointError as error:
             # training may still recover
             logger.warning("step %d is not evaluated: %s", self.step, error)
@@ -1062,7 +1077,7 @@ class Trainer:
             self.checkpoints.keep_folder()
             about = {"step": self.step, "ema_decay": next(iter(self.averages.models))}
             with _not_fatal("the file of the evaluation"):
-                result = self._evaluator.result(found, about, self.device)
+                result = evaluator.result(found, about, self.device)
                 write_result(result, self.results_folder / f"evaluation-{self.step}.json")
         self._write_line({"step": self.step, "time": time.time(), **found})
         return found
@@ -1180,7 +1195,9 @@ class Trainer:
         signals = cast(StopSignals, self.signals)
         # an interruption loses nothing: a resumed run draws missing samples
         signals.at_once = True
-        videos, path = self.sample(), None
+        path = None
+        with self.progress.doing("sampling"):
+            videos = self.sample()
         with self.processes.main_first():
             if self.is_main:
                 self.checkpoints.keep_folder()
