@@ -218,10 +218,14 @@ def test_the_pages_commands_run(ran, monkeypatch, capsys):
     )
     path = Path("results/films/model-3.sharded")
     write_sharded(trainer.checkpoint_state(), path, trainer.processes)
+    [options] = PAGE.blocks("1. Start", "yaml")
+    Path("films.yaml").write_text(options)
     own = commands("video-diffusion")
     assert {argv[1] for argv in own} == {"train", "gather", "sample", "plot", "info"}
     for _, *argv in own:
-        argv += small_options(timesteps=2) if argv[0] == "train" else []
+        # to start from a model, as many as it has
+        timesteps = trainer.model.num_timesteps if "--init_from" in argv else 2
+        argv += small_options(timesteps=timesteps) if argv[0] == "train" else []
         assert main(argv) is None, (argv, capsys.readouterr().err)
         if "-o" in argv:
             assert Path(argv[argv.index("-o") + 1]).stat().st_size > 0

@@ -187,7 +187,8 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
     unknown = re.search(r"nrecognized arguments: --([\w.]+)", message)
     if unknown and command:
         message += _suggest(unknown[1], argv[0])
-    return f"{message}; see {' '.join([PROG, *command])} --help"
+    option = "--help_all" if command == ["train"] else "--help"
+    return f"{message}; see {' '.join([PROG, *command, option])}"
 
 
 def _suggest(option: str, command: str) -> str:
