@@ -34,6 +34,8 @@ class HelpFormatter(DefaultHelpFormatter):
             super().add_argument(action)
 
     def _expand_help(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse._HelpAction):
+            return "Show this help and exit."
         text, default = in_words(action.help or ""), _written(action.default)
         is_option = bool(action.option_strings) and action.nargs != 0
         # kept in one line by non-breaking spaces
