@@ -6,7 +6,53 @@ import numpy as np
 import pytest
 import torch
 
-from video_diffusion_pytorch.arguments import as_image_size, as_value_range, plain_range
+from video_diffusion_pytorch.arguments import (
+    as_count,
+    as_image_size,
+    as_value_range,
+    nearest_name,
+    plain_range,
+)
+
+OPTIONS = [
+    *("timesteps", "train_num_steps", "warmup_steps", "train_batch_size", "image_size", "fps"),
+    *("fsdp", "train_lr", "cond_scale", "num_workers"),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("timestep", "timesteps"),
+        ("imagesize", "image_size"),
+        ("batch_size", "train_batch_size"),
+        ("train_steps", "train_num_steps"),
+        ("lr", "train_lr"),
+        ("workers", "num_workers"),
+        # of several, or of none: no guess
+        ("steps", None),
+        ("size", None),
+        ("train", None),
+        ("scaling", None),
+        ("epochs", None),
+        ("", None),
+    ],
+)
+def test_the_name_that_is_meant(given, meant):
+    assert nearest_name(given, OPTIONS) == meant
+
+
+@pytest.mark.parametrize("given", [3, 3.0, np.int64(3), np.float64(3), torch.tensor(3)])
+def test_counts(given):
+    assert as_count(given, "steps") == 3
+    assert type(as_count(given, "steps")) is int
+
+
+@pytest.mark.parametrize("given", [0, -1.0, 2.5, float("inf"), float("nan"), "3", None, [3]])
+def test_what_is_no_count(given):
+    message = f"^steps must be a whole number of at least 1, got {re.escape(repr(given))}$"
+    with pytest.raises(ValueError, match=message):
+        as_count(given, "steps")
 
 
 @pytest.mark.parametrize(

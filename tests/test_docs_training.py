@@ -143,6 +143,14 @@ def test_checkpoints_and_going_on(ran):
     assert trainer.resumed_from == Path("results/films/model-1.pt")
 
 
+def test_fine_tuning(ran):
+    tuned = ran["Fine-tuning"]["tuned"]
+    assert tuned.step == 1
+    assert all(name.startswith("denoise_fn.downs.") for name in tuned.frozen)
+    state = torch.load(results(ran, "fine-tuned/model-1.pt"), weights_only=True)
+    assert state["frozen"] == tuned.frozen
+
+
 def test_the_table_of_entries_is_that_of_a_checkpoint(ran):
     section = PAGE.sections["9. Checkpoints and resuming"]
     table = section[section.index("| entry") : section.index("A file is written")]
@@ -186,7 +194,7 @@ def test_a_loss_of_your_own(ran):
 def test_every_section_with_code_is_looked_at():
     source = Path(__file__).read_text(encoding="utf-8")
     with_code = {t.split(".")[0] for t in PAGE.sections if PAGE.blocks(t)} - {PAGE.start}
-    assert with_code == set(re.findall(r'ran\["(\d+)"\]', source))
+    assert with_code == set(re.findall(r'ran\["(\d+|[A-Z][\w-]+)"\]', source))
 
 
 # commands
@@ -210,10 +218,14 @@ def test_the_pages_commands_run(ran, monkeypatch, capsys):
     )
     path = Path("results/films/model-3.sharded")
     write_sharded(trainer.checkpoint_state(), path, trainer.processes)
+    [options] = PAGE.blocks("1. Start", "yaml")
+    Path("films.yaml").write_text(options)
     own = commands("video-diffusion")
     assert {argv[1] for argv in own} == {"train", "gather", "sample", "plot", "info"}
     for _, *argv in own:
-        argv += small_options(timesteps=2) if argv[0] == "train" else []
+        # to start from a model, as many as it has
+        timesteps = trainer.model.num_timesteps if "--init_from" in argv else 2
+        argv += small_options(timesteps=timesteps) if argv[0] == "train" else []
         assert main(argv) is None, (argv, capsys.readouterr().err)
         if "-o" in argv:
             assert Path(argv[argv.index("-o") + 1]).stat().st_size > 0

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+from video_diffusion_pytorch import GaussianDiffusion, Unet3D, hub
 from video_diffusion_pytorch.pretrained import load_diffusion
 
 UNETS = [
@@ -397,6 +397,7 @@ def remote(shared, monkeypatch):
         return str(shared / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "is_reachable", lambda: True)
     return calls
 
 

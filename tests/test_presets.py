@@ -110,7 +110,7 @@ def test_a_preset_in_a_file_and_options_before_it(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("preset: text_small\nunet: {dropout: 0.2}\n")
     with pytest.raises(SystemExit):
-        main(["train", "clips", "--config", "run.yaml", "--dim", "32", "--print_config"])
+        main(["train", "clips", "--config", "run.yaml", "--dim", "32", "--print_config", "full"])
     options = yaml.safe_load(capsys.readouterr().out)
     assert options["unet"]["dim"] == 32
     assert options["unet"]["dropout"] == 0.2

@@ -180,7 +180,8 @@ def test_the_file_must_be_a_training_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected a checkpoint at"):
         load_diffusion(tmp_path / "model-1.pt")
     torch.save({"weight": torch.ones(1)}, tmp_path / "bare.pt")
-    (tmp_path / "config.json").touch()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"config.json must be the JSON file of a model"):
         load_diffusion(tmp_path)
     with pytest.raises(ValueError, match="expected a checkpoint with the entries"):

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -228,6 +229,33 @@ def test_default_encoder_without_a_network(monkeypatch):
     assert "ConnectionError: no route to host; go online" in str(caught.value)
 
 
+def test_a_network_that_is_down_is_noticed_at_once(monkeypatch):
+    import transformers
+
+    given = []
+
+    def local(name, *, local_files_only, **options):
+        given.append(local_files_only)
+        raise OSError("not in the cache.")
+
+    def refused(address, timeout):
+        assert address == ("huggingface.co", 443)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    for variable in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(variable, raising=False)
+        monkeypatch.delenv(variable.upper(), raising=False)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", local)
+    text.set_text_encoder()
+    with pytest.raises(OSError, match=r"not in the cache; go online once .* --text_encoder\) a fo"):
+        text.tokenize("a whale")
+    monkeypatch.setenv("https_proxy", "http://proxy:1")
+    with pytest.raises(OSError, match="not in the cache; go online"):
+        text.tokenize("a whale")
+    assert given == [True, False]
+
+
 def test_padding_token_must_be_zero(tmp_path):
     folder = shutil.copytree(TINY_BERT, tmp_path / "bert")
     words = (folder / "vocab.txt").read_text().splitlines()
@@ -303,7 +331,7 @@ def test_only_a_function_is_named():
 
 def test_a_function_has_no_tokens():
     text.set_text_encoder(lengths)
-    message = r"text encoder must be one with a {}, got the function .*; call embed_captions"
+    message = r"text encoder must be one with a {}, got a function; call embed_captions"
     with pytest.raises(ValueError, match=message.format("tokenizer")):
         text.tokenize("a whale")
     with pytest.raises(ValueError, match=message.format("model")):

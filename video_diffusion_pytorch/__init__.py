@@ -1,5 +1,9 @@
 """Train your own video diffusion models (Ho et al. 2022, arXiv 2204.03458)."""
 
+# first, as the imports below take seconds, in which Ctrl+C may come
+from video_diffusion_pytorch import startup as startup
+
+# isort: split
 # `text` and `video_diffusion_pytorch` are modules, as in the reference
 from video_diffusion_pytorch import text, video_diffusion_pytorch
 from video_diffusion_pytorch.clip_file import prepare_clip

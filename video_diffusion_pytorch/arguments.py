@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -34,23 +35,52 @@ def shown(value: Any) -> str:
     return text if len(text) <= _MOST else f"{text[:_MOST]}..."
 
 
+def nearest_name(name: str, names: Iterable[str]) -> str | None:
+    """The name that was meant by a misspelt or shortened one.
+
+    Args:
+        name: The wrong one, in words joined by `_`.
+        names: The known ones.
+
+    Returns:
+        The name of which it is a typo, or else the only one with all of its words; None if there is
+        none, as a wrong guess would mislead.
+
+    Example:
+        >>> names = ["timesteps", "train_batch_size", "warmup_steps", "train_num_steps"]
+        >>> nearest_name("timestep", names), nearest_name("batch_size", names)
+        ('timesteps', 'train_batch_size')
+        >>> nearest_name("steps", names) is None
+        True
+    """
+    known = list(dict.fromkeys(names))
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.82)
+    whole = [each for each in known if {*name.split("_")} <= {*each.split("_")}]
+    return close[0] if close else whole[0] if len(whole) == 1 else None
+
+
 def as_count(value: Any, name: str) -> int:
-    """Parses a number of things, of which there is at least one.
+    """Parses a number of things, of which there is at least one; a float may be whole, as 1e5.
 
     Raises:
         ValueError: It is no whole number, or less than 1.
 
     Example:
-        >>> as_count(torch.tensor(3), "steps")
-        3
+        >>> as_count(torch.tensor(3), "steps"), as_count(1e5, "steps")
+        (3, 100000)
     """
     try:
-        count = operator.index(value)
+        count = operator.index(whole(value))
     except TypeError:
         count = 0
     if count < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
     return count
+
+
+def whole(value: Any) -> Any:
+    """A float that is whole, such as 1e5, as an int; other values as they are."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def as_image_size(image_size: Any, name: str = "image_size") -> tuple[int, int]:

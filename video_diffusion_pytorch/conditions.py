@@ -37,6 +37,7 @@ class Condition:
         dtype: That of its values: `"real"`, `"integer"` or `"boolean"`.
         mask_of: The condition that it is a mask of; None for one of its own.
         frames_optional: Whether one without the axis of frames holds for all frames.
+        missing: What to do about a missing one, for errors.
     """
 
     axes: str
@@ -48,6 +49,7 @@ class Condition:
     dtype: str = "real"
     mask_of: str | None = None
     frames_optional: bool = False
+    missing: str = "pass it"
 
     @property
     def frame_axis(self) -> int | None:
@@ -68,6 +70,7 @@ CONDITIONS = {
         hint="check the encoder's width against the network's cond_dim",
         width="cond_dim",
         null="null_cond_emb",
+        missing="pass it, with null_cond_mask true for each video without one",
     ),
     "labels": Condition(
         axes="b",
@@ -77,6 +80,7 @@ CONDITIONS = {
         width="num_classes",
         null=-1,
         dtype="integer",
+        missing="pass it, with -1 for each video without a class",
     ),
     "frame_cond": Condition(
         axes="bfd",

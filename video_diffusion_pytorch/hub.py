@@ -10,7 +10,10 @@ import inspect
 import itertools
 import json
 import os
+import socket
 import tempfile
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -26,6 +29,7 @@ from video_diffusion_pytorch.version import __version__
 LIBRARY = "video-diffusion-pytorch"
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE = "config.json", "model.safetensors", "README.md"
 _MOST_BYTES = 1 << 20  # of a config.json: far more than all settings need
+_PATIENCE = 5.0  # seconds for a connection to the Hub
 
 # prefix of the network in the state dict of a diffusion
 NETWORK_PREFIX = "denoise_fn."
@@ -179,10 +183,8 @@ class Shareable(nn.Module):
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
-        config_file = _find_file(folder_or_repo, CONFIG_FILE, options)
-        config = _read_config(config_file, cls)
-        weights_file = _find_file(folder_or_repo, WEIGHTS_FILE, options)
-        tensors = _read_tensors(weights_file)
+        config_file, weights_file = find_shared(folder_or_repo, **options)
+        config, tensors = read_shared(config_file, weights_file, cls)
         if "diffusion" in config and cls._part == "unet":
             own = (name for name in tensors if name.startswith(NETWORK_PREFIX))
             tensors = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in own}
@@ -253,6 +255,54 @@ class Shareable(nn.Module):
         return commit.commit_url
 
 
+def is_reachable() -> bool:
+    """Whether the Hugging Face Hub can be reached, as far as can be known in a few seconds.
+
+    Without a network its client retries each request for half a minute.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if urllib.request.getproxies():
+        # which may reach what this machine can't
+        return True
+    hub = urllib.parse.urlsplit(constants.ENDPOINT)
+    port = hub.port or (80 if hub.scheme == "http" else 443)
+    try:
+        socket.create_connection((hub.hostname or "", port), timeout=_PATIENCE).close()
+    except OSError:
+        return False
+    return True
+
+
+def find_shared(folder_or_repo: str | os.PathLike[str], **options: Any) -> tuple[Path, Path]:
+    """The files of settings and of tensors of a shared model, downloaded if necessary.
+
+    Args:
+        folder_or_repo: As in `Shareable.from_pretrained`.
+        **options: Keywords of `huggingface_hub.hf_hub_download`, for a repository.
+
+    Raises:
+        FileNotFoundError: If the folder or repository, or a file in it, is missing.
+    """
+    return (
+        _find_file(folder_or_repo, CONFIG_FILE, options),
+        _find_file(folder_or_repo, WEIGHTS_FILE, options),
+    )
+
+
+def read_shared(
+    config_file: Path, weights_file: Path, kind: type[Shareable]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Reads the settings by part, and the tensors of a shared model of a class.
+
+    Raises:
+        ValueError: If a file is damaged or not of such a model.
+    """
+    return _read_config(config_file, kind), _read_tensors(weights_file)
+
+
 def _find_file(
     folder_or_repo: str | os.PathLike[str], name: str, options: Mapping[str, Any]
 ) -> Path:
@@ -270,6 +320,7 @@ def _find_file(
     from huggingface_hub import errors, hf_hub_download
 
     repo = os.fspath(folder_or_repo)
+    is_local = options.get("local_files_only", False) or not is_reachable()
     missing = (
         errors.HFValidationError,
         errors.RepositoryNotFoundError,
@@ -277,7 +328,7 @@ def _find_file(
         errors.EntryNotFoundError,
     )
     try:
-        return Path(hf_hub_download(repo, name, **options))
+        return Path(hf_hub_download(repo, name, **{**options, "local_files_only": is_local}))
     except missing as error:
         raise FileNotFoundError(
             f"from_pretrained: {repo} must be a folder, or a repository of the Hugging Face Hub "

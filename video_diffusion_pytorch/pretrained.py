@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.hub import CONFIG_FILE, check_network_size, short
+from video_diffusion_pytorch.hub import check_network_size, read_config, short
 from video_diffusion_pytorch.model.unet3d import Unet3D
-from video_diffusion_pytorch.training.checkpoint import checkpoint_at, list_checkpoints
-from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
-from video_diffusion_pytorch.training.fsdp import read_sharded
+from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
+from video_diffusion_pytorch.training.checkpoint import checkpoint_at
+from video_diffusion_pytorch.training.checkpoint_file import glance, read_checkpoint
+from video_diffusion_pytorch.training.initialize import (
+    SavedModel,
+    check_shared,
+    is_shared,
+    read_model,
+)
 from video_diffusion_pytorch.training.resume import clip_info_of
 
 
@@ -81,59 +87,62 @@ def load_diffusion(
     sizes = {"image_size": image_size, "num_frames": num_frames}
     given = {name: value for name, value in sizes.items() if value is not None} | overrides
     if is_shared(path):
-        if averaged is not True:
-            raise ValueError(
-                f"load_diffusion: averaged must be left out for the shared model {path}, which "
-                f"holds one set of weights, got {averaged}"
-            )
+        check_shared(path, averaged, "load_diffusion: averaged")
         shared = GaussianDiffusion.from_pretrained(path, **given)
         return shared.to("cpu" if device is None else device)
-    file = checkpoint_at(path)
-    state = read_sharded(file) if file.is_dir() else read_checkpoint(file)
-    weights = _choose_weights(state, averaged, file)
-    unet, settings = _build_network(state.get("config"), weights, given, file)
+    saved = read_model(path, averaged, "load_diffusion: averaged")
+    unet, settings = _build_network(saved, given)
     try:
         diffusion = GaussianDiffusion(unet, **{**settings, **given})
-        diffusion.load_state_dict(weights)
-        diffusion.clip_info = clip_info_of(state)
+        diffusion.load_state_dict(saved.weights)
+        diffusion.clip_info = saved.clip_info
     except (RuntimeError, OverflowError) as error:
         raise ValueError(
-            f"load_diffusion: the tensors in {file} must fit the model that the file and the "
-            f"arguments describe, got {short(error)}; leave out the arguments that change the "
+            f"load_diffusion: the tensors in {saved.place} must fit the model that the file and "
+            f"the arguments describe, got {short(error)}; leave out the arguments that change the "
             "model, such as timesteps"
         ) from error
     return diffusion.to("cpu" if device is None else device).eval()
 
 
-def is_shared(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a folder of `save_pretrained`, or else the name of a repository."""
-    here = Path(path)
-    if here.exists():
-        return (here / CONFIG_FILE).is_file() and not list_checkpoints(here)
-    is_name = isinstance(path, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", path) is not None
-    return is_name and here.suffix not in (".pt", ".sharded") and not here.parent.exists()
+def read_settings(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Any], ClipInfo]:
+    """Reads the settings of a model, quickly, as its tensors are left out.
+
+    Args:
+        path: As of `load_diffusion`.
+
+    Returns:
+        The keywords of `Unet3D`; those of `GaussianDiffusion`, without the size of the clips for a
+        file of the reference; and what is known of the training clips.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or its network is not a `Unet3D`.
+    """
+    if is_shared(path):
+        shared = read_config(path, GaussianDiffusion)
+        return shared["unet"], shared["diffusion"], ClipInfo.from_config(shared.get("clips"))
+    file = checkpoint_at(path)
+    state = glance(file)
+    config = state.get("config")
+    if config is None:
+        weights = read_checkpoint(file)["model"]
+        return unet_config_from_state_dict(weights)[1], _training_of(weights), ClipInfo()
+    _check_network(config, file)
+    return config["unet"], config["diffusion"], clip_info_of(state)
 
 
-def _choose_weights(state: Mapping[str, Any], averaged: bool | float, file: Path) -> Any:
-    if isinstance(averaged, bool):
-        return state["ema" if averaged else "model"]
-    decays = [float(decay) for decay in state.get("ema_decays", ())]
-    if averaged not in decays:
-        held = ", ".join(map(str, decays)) or "one of unknown decay"
-        raise ValueError(
-            f"load_diffusion: averaged must be True, False or the decay of an average in {file}, "
-            f"which holds {held}, got {averaged}; give one of them"
-        )
-    return state["ema"] if averaged == decays[0] else state["emas"][repr(float(averaged))]
+def _training_of(weights: Mapping[str, Any]) -> dict[str, Any]:
+    # of a model that was wrapped, say by DistributedDataParallel
+    prefix = next((n.removesuffix("betas") for n in weights if n.endswith("betas")), "")
+    return training_of(weights, prefix)
 
 
-def _build_network(
-    config: Mapping[str, Any] | None,
-    weights: Mapping[str, Any],
-    given: Mapping[str, Any],
-    file: Path,
-) -> tuple[Unet3D, dict[str, Any]]:
+def _build_network(saved: SavedModel, given: Mapping[str, Any]) -> tuple[Unet3D, dict[str, Any]]:
     """Builds the network of a file, and returns it with the settings of the diffusion."""
+    config, weights, file = saved.config, saved.weights, saved.place
     if config is None:
         missing = [name for name in ("image_size", "num_frames") if name not in given]
         if missing:
@@ -141,13 +150,8 @@ def _build_network(
                 f"load_diffusion: {file} is of version 0.7.0 or older, which holds no size of the "
                 f"clips; pass {' and '.join(missing)}, as in training"
             )
-        return Unet3D.from_state_dict(weights), training_of(weights)
-    if config.get("unet") is None:
-        raise ValueError(
-            f"load_diffusion: the network in {file} must be a Unet3D, got one of another class; "
-            "build it yourself in a GaussianDiffusion, and load the file's 'ema' with "
-            "load_state_dict"
-        )
+        return Unet3D.from_state_dict(weights), _training_of(weights)
+    _check_network(config, file)
     try:
         check_network_size(Unet3D, config, weights)
         return Unet3D(**config["unet"]), dict(config["diffusion"])
@@ -156,3 +160,12 @@ def _build_network(
             f"load_diffusion: the settings in {file} must build a Unet3D, got {short(error)}; use "
             "the version that wrote the file"
         ) from error
+
+
+def _check_network(config: Mapping[str, Any], file: Path | str) -> None:
+    if config.get("unet") is None:
+        raise ValueError(
+            f"load_diffusion: the network in {file} must be a Unet3D, got one of another class; "
+            "build it yourself in a GaussianDiffusion, and load the file's 'ema' with "
+            "load_state_dict"
+        )

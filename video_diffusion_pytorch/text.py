@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from video_diffusion_pytorch.arguments import shown
+from video_diffusion_pytorch.hub import is_reachable
 
 
 def exists(val: Any) -> bool:
@@ -362,17 +363,20 @@ def _load(part: str, auto_class: str) -> Any:
     """Loads the encoder's tokenizer, configuration or model by a class of `transformers`."""
     if _encode is not None:
         raise ValueError(
-            f"the text encoder must be one with a {part}, got the function {_encode!r}; call "
-            "embed_captions, or set_text_encoder with a model's name"
+            f"the text encoder must be one with a {part}, got a function; call embed_captions, or "
+            "set_text_encoder with a model's name"
         )
     import transformers
 
     encoder: Any = _encoder
     try:
         with _quiet(transformers.utils.logging):
-            # by default transformers asks on the terminal
             return getattr(transformers, auto_class).from_pretrained(
-                encoder, trust_remote_code=_trust_remote_code
+                encoder,
+                # by default transformers asks on the terminal
+                trust_remote_code=_trust_remote_code,
+                # without a network the Hub's client would retry for a minute
+                local_files_only=not (os.path.isdir(encoder) or is_reachable()),
             )
     # the kinds of errors depend on the versions of the Hub's client and its network library
     except Exception as error:
@@ -384,7 +388,7 @@ def _load(part: str, auto_class: str) -> Any:
                 'a command by: python -c "from video_diffusion_pytorch import cli, text; '
                 f'{trust}; cli.main()" train FOLDER --text_encoder null'
             ) from error
-        reason = next(iter(str(error).strip().splitlines()), "no reason given")
+        reason = next(iter(str(error).strip().splitlines()), "no reason given").rstrip(".")
         raise OSError(
             f"expected the text encoder's {part} in the folder {encoder!r}, or under that name on "
             f"the Hugging Face Hub or in its cache, got {type(error).__name__}: {reason}; go "

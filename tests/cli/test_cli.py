@@ -1,8 +1,10 @@
 """The `video-diffusion` command."""
 
+import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +70,10 @@ def make_checkpoint(cond_dim=None):
     return trainer.ema_model.eval()
 
 
-def process(*argv):
+def process(*argv, options=(), env=None):
     return subprocess.run(
-        [sys.executable, "-m", "video_diffusion_pytorch", *argv],
+        [sys.executable, *options, "-m", "video_diffusion_pytorch", *argv],
+        env=env,
         capture_output=True,
         text=True,
         timeout=120,
@@ -94,42 +97,95 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_an_interrupt_during_the_imports_is_one_line(tmp_path):
+    # in place of torch, which takes long to import
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)")
+    folders = [str(tmp_path), str(Path(cli.__file__).parents[2])]
+    done = process("train", "clips", env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)})
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "video-diffusion: interrupted during start-up\n"
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    def warn(*_):
+        # as Python prints it, where pytest doesn't catch it
+        text = warnings.formatwarning(UserWarning("few videos"), UserWarning, "scores.py", 1)
+        sys.stderr.write(text)
+        warnings.warn("few", stacklevel=1)
+
+    shown = warnings.formatwarning
+    monkeypatch.setitem(cli.COMMANDS, "info", cli.COMMANDS["info"]._replace(run=warn))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["info", "model-1.pt"]) == 2
+    lines = "video-diffusion: warning: few videos\nvideo-diffusion: error: few\n"
+    assert capsys.readouterr().err == lines
+    assert warnings.formatwarning is shown
+
+
+def test_warnings_as_errors_harm_no_command(tmp_path):
+    done = process("train", "--help", options=["-W", "error"])
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # Help
 
 IN_PYTHON_ONLY = {
     "denoise_fn", "diffusion_model", "folder", "dataset", "dataloader", "data_options", "return",
     "evaluation", "validation_dataset",
 }  # fmt: skip
+SET_BY_OTHERS = {"block_type", "out_dim"}
 
 
-def test_help_of_training_says_what_the_constructors_say(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main(["train", "--help"])
-    out = " ".join(capsys.readouterr().out.split())
-    assert "--unet.dim DIM Channels at full resolution; even." in out
-    assert "--diffusion.image_size IMAGE_SIZE Height and width of the clips" in out
-    assert (
-        "--trainer.train_lr TRAIN_LR Learning rate, at least 0. (type: float, default: 0.0001)"
-        in out
-    )
-    for group, constructor in (
-        ("unet", Unet3D),
-        ("diffusion", GaussianDiffusion),
-        ("trainer", Trainer),
-    ):
+@pytest.fixture
+def help_of(capsys, monkeypatch):
+    """The help text of a command on a terminal of 100 columns."""
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*argv):
+        with pytest.raises(SystemExit, match="0"):
+            main([*argv])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_help_of_training_begins_with_what_most_runs_need(help_of):
+    text = help_of("train", "--help")
+    assert help_of("train", "-h") == text
+    lines = text.splitlines()
+    assert len(lines) <= 45
+    options = re.findall(r"^  (?:--)?(\w+)", text, flags=re.MULTILINE)
+    assert options[:6] == ["folder", "config", "image_size", "num_frames", "channels", "conditions"]
+    assert {"dim", "train_batch_size", "train_num_steps", "results_folder"} <= {*options}
+    assert "Height and width of the clips in pixels, as 64 or [48, 64].\n" in text
+    assert "[default: ./results]" in text
+    assert "--help_all lists the other options" in text
+
+
+def test_help_all_lists_every_option_that_has_an_effect(help_of):
+    text = help_of("train", "--help-all")
+    out = " ".join(text.split())
+    assert "Network (unet): --dim N Channels of the network" in out
+    assert "--train_lr X Learning rate, at least 0. [default: 0.0001]" in out
+    assert "--objective OBJECTIVE What the network predicts: pred_noise, pred_x_start, or" in out
+    assert '{"path": "FileName", "split": "Set"}; null to ignore' in out
+    for constructor in (Unet3D, GaussianDiffusion, Trainer):
         names = set(constructor.__init__.__annotations__)
-        # resume and seed are options of the command itself
-        for name in names - IN_PYTHON_ONLY - {"resume", "seed"}:
-            assert f"--{group}.{name} " in out, name
-    for name in ("conditions", "clip_start", "value_range", "cache", "manifest"):
-        assert f"--data.{name} " in out, name
+        for name in names - IN_PYTHON_ONLY - SET_BY_OTHERS:
+            assert f" --{name} " in out, name
+    for name in ("conditions", "clip_start", "cache", "manifest"):
+        assert f" --{name} " in out, name
+    # one place each
+    assert text.count("--channels N") == text.count("--value_range ") == 1
+    assert "--block_type" not in text
 
 
-@pytest.mark.parametrize("command", ["demo", "sample", "evaluate", "compare", "plot", "gather"])
-def test_every_option_has_a_help_text(command, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    assert "(type" in capsys.readouterr().out
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
+def test_help_is_in_the_words_of_the_command_line(command, help_of):
+    for shown in (help_of(command, "--help"), help_of("train", "--help_all")):
+        assert not re.search(r"subclass|<class|\(type|None|True|False|`|Tensor|==|PathLike", shown)
+        assert max(map(len, shown.splitlines())) <= 100
 
 
 # Training
@@ -189,7 +245,7 @@ def test_training_resumes_where_it_ended(capsys, mistake):
 
 
 @pytest.mark.usefixtures("workplace")
-def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys):
+def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys, caplog):
     step = Trainer.train_step
 
     def interrupted(self, **kwargs):
@@ -199,14 +255,40 @@ def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys):
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     for stop_before, line in (
-        (0, "interrupted before the first checkpoint\n"),
-        (2, "interrupted; the last checkpoint is results/model-1.pt"),
+        (0, "stopped at step 0: there is no checkpoint yet"),
+        (2, "stopped at step 2: the last checkpoint is results/model-1.pt, from which resume="),
     ):
         monkeypatch.setattr(Trainer, "stop_before", stop_before, raising=False)
         assert main(["train", "clips", "--config", "small.yaml"]) == 130
+        assert line in caplog.messages[-1]
         err = capsys.readouterr().err
-        assert f"video-diffusion: {line}" in err
+        assert "video-diffusion: " not in err
         assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_interrupt_before_training_names_the_last_checkpoint(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    train = ["train", "clips", "--config", "small.yaml"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "make_dataset", interrupted)
+        assert main(train) == 130
+    line = (
+        "video-diffusion: interrupted before the first checkpoint; the same command starts again\n"
+    )
+    assert capsys.readouterr().err == line
+    main([*train, "--train_num_steps", "2"])
+    capsys.readouterr()
+    monkeypatch.setattr(Trainer, "make_dataset", interrupted)
+    last = "video-diffusion: interrupted; the last checkpoint is results/model-1.pt, from which "
+    for resume, again in (
+        ("auto", "the same command resumes\n"),
+        ("results/model-1.pt", "the command with --resume auto resumes\n"),
+    ):
+        assert main([*train, "--resume", resume]) == 130
+        assert capsys.readouterr().err == last + again
 
 
 @pytest.mark.usefixtures("workplace")
@@ -230,8 +312,23 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "missing"], "expected a folder of videos at missing, found none"),
         (["train", "empty"], "in empty and its subfolders, got no file at all"),
         (["train", "clips", "--unet.dimm", "3"], "--unet.dimm 3 (is --unet.dim meant?); see"),
-        (["train", "clips", "--learning", "3"], "nrecognized arguments: --learning 3"),
-        (["train", "clips", "--dim", "wide"], "unet.dim does not take the value 'wide'; see"),
+        (["train", "clips", "--learning", "3"], "nrecognized arguments: --learning 3; see"),
+        (["train", "clips", "--steps", "3"], "nrecognized arguments: --steps 3; see"),
+        (["train", "clips", "--batch-size=3"], "--batch_size=3 (is --train_batch_size meant?)"),
+        (["train", "clips", "--resum", "never"], "--resum never (is --resume meant?)"),
+        (
+            ["train", "clips", "--dim", "wide"],
+            "does not take the value 'wide', only a whole num",
+        ),
+        (
+            ["train", "clips", "--amp", "1"],
+            "amp does not take the value '1', only true or fa",
+        ),
+        (
+            ["train", "clips", "--save_every", "x"],
+            "value 'x', only a whole number or null; see",
+        ),
+        (["train", "clips", "--betas", "[1]"], "trainer.betas does not take the value '[1]'; see"),
         (["train", "clips", "--image_size", "[1]"], "diffusion.image_size does not take the value"),
         (["train", "clips", "--unet.dim", "0"], "dim must be a whole number of at least 1, got 0"),
         (
@@ -245,19 +342,27 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         ),
         (["train", "clips", "--conditions", "label"], "expected a class for each clip, in"),
         (["train", "clips", "--conditions", "mood"], "conditions must be among caption, label"),
-        (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, and"),
+        (
+            ["train", "scans"],
+            "in scans and its subfolders, got 1 × .gz; pass other exts, and a read_fn for other "
+            "formats. A read_fn is a function and needs Python: read = lambda path: nib",
+        ),
+        (["train", "scans", "--exts", "nii.gz"], "T[None]  # (c, f, h, w); Trainer(diffusion, F"),
+        (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, got"),
         (["train", "clips", "--trainer.device", "abacus"], "device must be 'cpu' or"),
         (["train", "clips", "--config", "no.yaml"], "No such file or directory: 'no.yaml'"),
         (
             ["train", "clips", "--config", "bad.yaml"],
             "--config must be a YAML file in UTF-8, got bad.yaml (while parsing",
         ),
-        (["train", "clips", "--config", "unknown.yaml"], "dimm'"),
+        (["train", "clips", "--config", "unknown.yaml"], "unet.dimm (is unet.dim meant?); see"),
         (["train", "clips", "--resume", "no.pt"], "expected a checkpoint at no.pt, found none"),
     ],
 )
 def test_mistakes_in_training_are_one_line(argv, line, mistake):
     Path("empty").mkdir()
+    Path("scans").mkdir()
+    Path("scans/scan.nii.gz").write_bytes(b"scan")
     Path("bad.yaml").write_text("unet: [1")
     Path("unknown.yaml").write_text("unet: {dimm: 3}")
     assert line in mistake(*argv)
@@ -375,7 +480,7 @@ def test_captions_guide_the_samples(capsys, mistake):
         (["--device", "abacus"], "device must be one that this machine has, got 'abacus'"),
         (["--cond-scale", "3"], "--cond_scale must be 1 for a model without conditions, got 3.0"),
         (["--cond-scale", "x"], "cond_scale does not take the value 'x'"),
-        (["--cond-scal", "2"], "nrecognized arguments: --cond_scal 2"),
+        (["--cond-scal", "2"], "--cond_scal 2 (is --cond_scale meant?)"),
         (["--colour", "red"], "nrecognized arguments: --colour red; see video-diffusion sample"),
     ],
 )

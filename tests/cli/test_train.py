@@ -7,10 +7,27 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
 from video_diffusion_pytorch.cli import main, parse
 from video_diffusion_pytorch.cli.train import rewrite
+from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+
+REFERENCE = Path(__file__).parents[1] / "golden" / "reference_results_0.7.0" / "model-2.pt"
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Runs a command that must fail; gives the one line it prints."""
+
+    def run(*argv):
+        assert main([*argv]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        return line
+
+    return run
 
 
 @pytest.fixture
@@ -37,13 +54,127 @@ def files(tmp_path, monkeypatch):
     ],
 )
 def test_the_preset_that_arguments_name(argv, name):
-    assert rewrite(argv)[1] == name
+    assert rewrite(argv)[1].preset == name
 
 
 def printed(capsys, *argv):
-    with pytest.raises(SystemExit):
-        main(["train", "clips", *argv, "--print_config"])
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", "clips", *argv, "--print_config", "full"])
     return yaml.safe_load(capsys.readouterr().out)
+
+
+def printed_short(capsys, *argv):
+    """The text that is printed unless all options are asked for."""
+    with pytest.raises(SystemExit, match="0"):
+        main(["train", *argv])
+    return capsys.readouterr().out
+
+
+SHORT = """\
+# Folder of clips, also in subfolders. Required, here or in the file of options.
+folder: films
+# Model of the paper whose settings become the defaults: ucf101, bair, kinetics600, text_small,
+# text_large, sr_9x128.
+preset: bair
+
+# Network (unet)
+unet:
+  # Channels of the network at full resolution, even; more are better and slower.
+  dim: 128
+  # Channels of the clips: 3 for RGB, 1 for grayscale, more for fields.
+  channels: 3
+  # Width of a head of the temporal attention.
+  attn_dim_head: 32
+"""
+
+
+@pytest.mark.usefixtures("files")
+def test_the_short_file_has_the_main_options_and_changed_ones_with_comments(capsys):
+    options = ["--preset", "bair", "--attn_dim_head", "32", "--max-grad-norm=1", "--dropout=0"]
+    text = printed_short(capsys, "--print_config", "films", *options)
+    assert text.startswith(SHORT)
+    found = yaml.safe_load(text)
+    assert found["trainer"] == {
+        "train_batch_size": 128,
+        "train_num_steps": 660_000,
+        "results_folder": "./results",
+        "max_grad_norm": 1.0,
+    }
+    assert found["data"] == {"conditions": None}
+    assert max(map(len, text.splitlines())) <= 100
+    Path("short.yaml").write_text(text)
+    # the same run, whichever is given
+    everything = printed(capsys, *options)
+    assert printed(capsys, "--config", "short.yaml") == everything
+    assert everything["unet"]["dropout"] == 0
+    assert printed_short(capsys, "films", "--config=short.yaml", "--print_config") == text
+
+
+@pytest.mark.usefixtures("files")
+def test_null_instead_of_a_default_is_printed(capsys):
+    text = printed_short(capsys, "films", "--attn_heads", "null", "--print_config")
+    assert yaml.safe_load(text)["unet"]["attn_heads"] is None
+
+
+def test_print_config_is_one_of_two(mistake):
+    line = mistake("train", "--print_config=all")
+    assert "--print_config must be left without a value or be full, got 'all'; correct" in line
+
+
+FLAT = """
+image-size: 32
+dim: 8
+unet: {channels: 1, attn-heads: 2}
+diffusion.timesteps: 20
+train_num_steps: 1e5
+save_and_sample_every: 1.0e+3
+validation_split: 0.1
+value_range: [0, 2]
+"""
+
+
+def test_short_names_in_a_file(tmp_path):
+    (tmp_path / "flat.yaml").write_text(FLAT)
+    options = parse(["train", "clips", "--config", str(tmp_path / "flat.yaml")]).train
+    unet, diffusion, trainer = options.unet, options.diffusion, options.trainer
+    assert (unet.dim, unet.channels, unet.attn_heads) == (8, 1, 2)
+    assert (diffusion.image_size, diffusion.timesteps) == (32, 20)
+    assert (trainer.train_num_steps, trainer.save_and_sample_every) == (100_000, 1_000)
+    assert type(trainer.save_and_sample_every) is int
+    assert trainer.validation_split == 0.1
+    assert (options.data.value_range, diffusion.value_range) == ([0, 2], None)
+
+
+@pytest.mark.parametrize("given", ["1e5", "100000.0", "100000"])
+def test_whole_floats_are_numbers_of_steps(given):
+    for argv in (["--train_num_steps", given], [f"--trainer.train-num-steps={given}"]):
+        assert parse(["train", "clips", *argv]).train.trainer.train_num_steps == 100_000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "dim: 8\nunet: {dim: 4}",
+            "each option must be given once, got dim and unet.dim for unet.dim in options.yaml; re",
+        ),
+        (
+            "unet: {init-dim: 8, init_dim: 8}",
+            "got unet.init-dim and unet.init_dim for unet.init_dim in options.yaml; remove one",
+        ),
+        ("imagesize: 8", "of train in options.yaml, got imagesize (is image_size meant?); see"),
+        ("unet: {timestep: 8}", "got unet.timestep; see video-diffusion train --help_all"),
+        ("trainer: {batch-size: 8}", "got trainer.batch-size (is trainer.train_batch_size meant?)"),
+        ("trainers: {train_lr: 8}", "got trainers (is trainer meant?); see"),
+        ("steps: 8", "got steps; see"),
+        ("presets: bair", "got presets (is preset meant?); see"),
+        ("1: 2", "got 1; see"),
+    ],
+)
+def test_wrong_names_in_a_file(tmp_path, monkeypatch, mistake, content, message):
+    monkeypatch.chdir(tmp_path)
+    Path("options.yaml").write_text(content)
+    assert message in mistake("train", ".", "--config", "options.yaml")
 
 
 @pytest.mark.usefixtures("files")
@@ -85,6 +216,84 @@ def test_conditions_are_printed_as_they_are(options, conditions, capsys):
     assert settings["data"]["manifest_columns"] == {"path": "FileName"}
     Path("all.yaml").write_text(yaml.safe_dump(settings))
     assert printed(capsys, "--config", "all.yaml") == settings
+
+
+# Fine-tuning
+
+SETTINGS = {"dim": 8, "dim_mults": (1, 2), "channels": 1, "attn_heads": 2, "attn_dim_head": 8}
+RUN = ["--train_batch_size=2", "--num_sample_rows=1", "--device=cpu", "--num_workers=0"]
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A working folder with `clips` and the results folder of a run on them."""
+    monkeypatch.chdir(tmp_path)
+    write_moving_digits("clips", num_clips=4, image_size=24, num_frames=3)
+    diffusion = GaussianDiffusion(
+        Unet3D(**SETTINGS), image_size=8, num_frames=3, timesteps=20, objective="pred_v"
+    )
+    trainer = Trainer(diffusion, "clips", results_folder="old", device="cpu", fit="contain")
+    trainer.save(1)
+    trainer.ema_model.save_pretrained("shared")
+    return diffusion.eval()
+
+
+@pytest.mark.parametrize("given", ["old", "old/model-1.pt", "shared"])
+def test_the_settings_of_a_model_become_the_defaults(trained, given, capsys):
+    settings = printed(capsys, "--init_from", given, "--num_classes", "3")
+    assert {name: settings["unet"][name] for name in SETTINGS} == {**SETTINGS, "dim_mults": [1, 2]}
+    assert settings["unet"]["num_classes"] == 3
+    assert (settings["diffusion"]["objective"], settings["diffusion"]["timesteps"]) == (
+        "pred_v",
+        20,
+    )
+    assert (settings["data"]["fit"], settings["init_from"]) == ("contain", given)
+    # a file does the same, and a preset comes after it
+    Path("tune.yaml").write_text(f"init_from: {given}\nnum_classes: 3\n")
+    assert printed(capsys, "--config", "tune.yaml") == settings
+    with_preset = printed(capsys, "--config", "tune.yaml", "--preset", "bair")
+    assert with_preset["unet"]["dim"] == 8
+    assert with_preset["trainer"]["train_lr"] == 2e-4
+
+
+@pytest.mark.usefixtures("files")
+def test_a_file_of_the_reference_has_no_size(capsys):
+    settings = printed(capsys, "--init_from", str(REFERENCE), "--image_size", "16")
+    assert settings["unet"]["dim"] == 8
+    assert settings["diffusion"]["image_size"] == 16
+
+
+def test_a_run_starts_from_a_model_and_then_resumes(trained, capsys):
+    argv = ["train", "clips", "--init_from", "old", *RUN, "--train_lr", "0"]
+    assert (
+        main([*argv, "--num_frames", "2", "--train_num_steps", "1", "--freeze", "*.downs.*"])
+        is None
+    )
+    out = capsys.readouterr().out
+    assert "starts from the weights of old, with num_frames 2 instead of 3\n" in out
+    new = load_diffusion("results", averaged=False)
+    assert new.num_frames == 2
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(new.state_dict()[name], value)
+    argv += ["--train_num_steps", "2", "--freeze", '["*.downs.*"]']
+    assert main(argv) is None
+    out = capsys.readouterr().out
+    assert "resumes from results/model-0.001.pt, step 1; old is not read again\n" in out
+    assert "starts from" not in out
+
+
+def test_other_conditions_start_anew(trained, mistake, capsys):
+    for index, path in enumerate(sorted(Path("clips").iterdir())):
+        folder = Path("kinds", "ab"[index % 2])
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    argv = ["train", "kinds", "--init-from", "shared", "--conditions", "label", "--held_out", "0"]
+    argv += ["--num_classes", "2", "--train_num_steps", "1", *RUN]
+    assert "init_without=('*.label_emb" in mistake(*argv)
+    assert main([*argv, "--init_without", "*.label_emb*"]) is None
+    assert "weights of shared, with num_classes 2 instead of None\n" in capsys.readouterr().out
+    line = mistake("train", "kinds", "--init_from", "none.pt")
+    assert "expected a checkpoint at none.pt, found none" in line
 
 
 BY_NAME = "--config must hold options by name, and those of unet, diffusion, data, trainer in a map"
@@ -151,8 +360,12 @@ def test_a_file_that_would_keep_the_parser_busy_is_refused(tmp_path, capsys, tex
 
 
 @pytest.mark.parametrize(
-    "text", [repeated(3), "a: &a 1\nb: [*a, *a, &b [*a]]\nc: *b", f"x: [{'0.5, ' * 4000}1]"]
+    "text",
+    [
+        "exts: &a [gif, mp4]\nfull_attn_levels: &b [1, 2]\ntemporal_attn_levels: *b\nsplit: null",
+        f"beta_schedule: [{'0.5, ' * 4000}1]",
+    ],
 )
 def test_files_within_the_limits(tmp_path, text):
     (tmp_path / "options.yaml").write_text(text)
-    assert rewrite(["--config", str(tmp_path / "options.yaml")])[1] is None
+    assert rewrite(["--config", str(tmp_path / "options.yaml")])[1].preset is None

@@ -1,6 +1,7 @@
 """Conditions: converted to tensors, captions encoded, and passed to the denoiser."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +129,19 @@ def test_a_conditional_network_trains_and_samples():
     videos = diffusion.sample(**received, cond_scale=2.0, progress=False)
     assert videos.shape == (2, 3, 4, 8, 8)
     assert videos.isfinite().all()
+
+
+def test_the_advice_for_a_missing_condition_holds_for_every_call():
+    null = {
+        "labels": ({"num_classes": 2}, {"labels": [-1, -1]}),
+        "cond": ({"cond_dim": 3}, {"cond": torch.zeros(2, 3), "null_cond_mask": [True, True]}),
+    }
+    for name, (options, none) in null.items():
+        diffusion = diffusion_with(Unet3D(8, dim_mults=(1,), attn_heads=1, **options))
+        for call in (partial(diffusion.sample, progress=False), partial(diffusion, CLIPS)):
+            with pytest.raises(ValueError, match=f"{name} .* pass it, with .* for each video with"):
+                call()
+            assert call(**none).isfinite().all()
 
 
 def test_a_misspelt_condition_is_refused():

@@ -91,7 +91,7 @@ def test_a_condition_where_there_is_none(unet):
 def test_a_missing_condition(conditional, null_cond_prob):
     message = (
         "Unet3D: this network was built with a condition, so cond of shape (2, 3) is expected, "
-        "got None; pass it"
+        "got None; pass it, with null_cond_mask true for each video without one"
     )
     with pytest.raises(ValueError, match=exactly(message)):
         conditional(X, TIME, null_cond_prob=null_cond_prob)
@@ -219,14 +219,19 @@ def good(**changed):
 
 
 @pytest.mark.parametrize(
-    ("name", "has", "keyword"),
+    ("name", "has", "keyword", "missing"),
     [
-        ("labels", "classes", "num_classes"),
-        ("frame_cond", "a condition per frame", "frame_cond_dim"),
-        ("cond_video", "a dense condition", "cond_channels"),
+        (
+            "labels",
+            "classes",
+            "num_classes",
+            "pass it, with -1 for each video without a class",
+        ),
+        ("frame_cond", "a condition per frame", "frame_cond_dim", "pass it"),
+        ("cond_video", "a dense condition", "cond_channels", "pass it"),
     ],
 )
-def test_an_unexpected_and_a_missing_condition(unet, told, name, has, keyword):
+def test_an_unexpected_and_a_missing_condition(unet, told, name, has, keyword, missing):
     message = (
         f"Unet3D: this network was built without {has}, so {name} must be None, got Tensor; "
         f"build it with {keyword}"
@@ -237,7 +242,7 @@ def test_an_unexpected_and_a_missing_condition(unet, told, name, has, keyword):
     shape = tuple(good()[name].shape)
     message = (
         f"Unet3D: this network was built with {has}, so {name} of shape {shape} is expected, got "
-        f"None; pass it{', -1 for no class, as in labels=[-1] * 2' * (name == 'labels')}"
+        f"None; {missing}"
     )
     for call in (told, told.forward_with_cond_scale):
         with pytest.raises(ValueError, match=exactly(message)):

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from video_diffusion_pytorch import GaussianDiffusion, Unet3D, to_reference_state_dict
+from video_diffusion_pytorch import (
+    GaussianDiffusion,
+    Unet3D,
+    load_diffusion,
+    to_reference_state_dict,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 UNETS = sorted(GOLDEN.glob("unet_*.pt"))
@@ -92,6 +97,89 @@ def test_our_own_names_are_read_too():
     first, second = tiny_unet(), tiny_unet()
     second.load_state_dict(first.state_dict())
     assert_same_tensors(second.state_dict(), first.state_dict())
+
+
+WRAPPED = [
+    ("module.", ""),
+    ("_orig_mod.", ""),
+    ("", "module."),
+    ("", "_orig_mod."),
+    ("module.", "module."),
+    ("_orig_mod.module.", "module._orig_mod."),
+]
+
+
+@pytest.mark.parametrize(("outside", "inside"), WRAPPED)
+def test_names_of_wrapped_modules_are_read(training_file, outside, inside):
+    """As DistributedDataParallel, DataParallel and torch.compile write them."""
+    file, _, build = training_file
+
+    def wrapped(name):
+        return outside + re.sub("^denoise_fn.", f"denoise_fn.{inside}", name)
+
+    expected, again = build(), build()
+    expected.load_state_dict(file["ema"])
+    for tensors in (file["ema"], expected.state_dict()):
+        again.load_state_dict({wrapped(name): value for name, value in tensors.items()})
+        assert_same_tensors(again.state_dict(), expected.state_dict())
+
+    network = {
+        outside + inside + name: value for name, value in expected.denoise_fn.state_dict().items()
+    }
+    again = build().denoise_fn
+    again.load_state_dict(network)
+    assert_same_tensors(again.state_dict(), expected.denoise_fn.state_dict())
+
+
+def test_a_training_file_of_a_wrapped_model_is_loaded(training_file, tmp_path):
+    file, record, build = training_file
+    wrapped = {
+        part: {f"module.{name}": value for name, value in file[part].items()}
+        for part in ("model", "ema")
+    }
+    torch.save({**file, **wrapped}, tmp_path / "model-2.pt")
+    size = {name: record["diffusion"][name] for name in ("image_size", "num_frames")}
+    again, expected = load_diffusion(tmp_path / "model-2.pt", **size), build()
+    expected.load_state_dict(file["ema"])
+    assert_same_tensors(again.state_dict(), expected.state_dict())
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, torch.compile])
+def test_a_wrapped_module_takes_its_own_names_and_the_references(training_file, wrap):
+    file, _, build = training_file
+    expected, again, other = (build() for _ in range(3))
+    expected.load_state_dict(file["ema"])
+    wrap(again).load_state_dict(wrap(expected).state_dict())
+    assert_same_tensors(again.state_dict(), expected.state_dict())
+
+    other.denoise_fn = wrap(other.denoise_fn)
+    for tensors in (file["ema"], expected.state_dict()):
+        other.load_state_dict(tensors)
+        own = other.state_dict()
+        other.load_state_dict(own)
+        again = build()
+        again.load_state_dict(own)
+        assert_same_tensors(again.state_dict(), expected.state_dict())
+
+
+def test_a_wrapped_tensor_does_not_replace_another():
+    tensors = tiny_unet().state_dict()
+    tensors["module.init_conv.weight"] = tensors["init_conv.weight"] + 1
+    with pytest.raises(RuntimeError, match=re.escape('Unexpected key(s) in state_dict: "module')):
+        tiny_unet().load_state_dict(tensors)
+
+
+def test_a_module_of_the_users_own_may_be_named_module():
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = torch.nn.Linear(1, 1)
+
+    diffusion = GaussianDiffusion(Network(), image_size=8, num_frames=2, timesteps=3)
+    tensors = {name: value.clone() for name, value in diffusion.state_dict().items()}
+    tensors["denoise_fn.module.bias"] += 1
+    diffusion.load_state_dict({f"module.{name}": value for name, value in tensors.items()})
+    assert_same_tensors(diffusion.state_dict(), tensors)
 
 
 def test_missing_and_unexpected_tensors_are_named():

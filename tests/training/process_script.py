@@ -175,6 +175,13 @@ def folder_is_gone(trainer):
 # what is run
 
 
+def tuned(folder, name, **options):
+    """A run from the weights of another, of which some are frozen."""
+    frozen = ("denoise_fn.downs.*", "*.label_emb.*")
+    file = folder / "one" / "model-1.pt"
+    return run(make(folder, name, init_from=file, freeze=frozen, train_num_steps=2, **options))
+
+
 def plain(folder):
     """Whole models, which exchange gradients."""
     found = {"whole": run(make(folder, "whole"))}
@@ -191,6 +198,7 @@ def plain(folder):
     random.seed(100)
     found["resumed"] = run(make(folder, "stopped", resume="auto"))
     found["of one"] = run(make(folder, "of-one", resume=folder / "one" / "model-1.pt"))
+    found["tuned"] = tuned(folder, "tuned")
     found["bad"] = run(make(folder, "bad", NotFiniteOnOne, train_num_steps=3))
     found["past"] = failure(make(folder, "past", PastTheExchange).train)
     found["gone"] = folder_is_gone(make(folder, "gone"))
@@ -213,6 +221,7 @@ def sharded(folder):
     found["resumed"] = run(make(folder, "sharded-resumed", fsdp=True, resume=path))
     path = folder / "one" / "model-1.pt"
     found["of one"] = run(make(folder, "sharded-of-one", fsdp=True, resume=path))
+    found["tuned"] = tuned(folder, "tuned-sharded", fsdp=True)
     found["gone"] = folder_is_gone(make(folder, "gone-sharded", fsdp=True))
     return found
 

@@ -440,7 +440,7 @@ def test_names_that_are_no_text_and_other_trifles_end_no_training(clips, tmp_pat
     assert "caf?" in (results / "2.txt").read_text(encoding="utf-8")
     assert "training continues without a milestone's samples: OSError: [Errno 28]" in caplog.text
     assert "training continues without a line of metrics.jsonl: IsADirectoryError" in caplog.text
-    assert read_checkpoint(results / "model-2.pt")["config"]["class_names"] == ("b", odd)
+    assert read_checkpoint(results / "model-2.pt")["config"]["clips"]["class_names"] == ("b", odd)
     assert Trainer(diffusion, clips, resume="auto", **options).step == 4
 
 
@@ -664,11 +664,11 @@ def test_a_signal_lets_the_step_end_and_is_saved(
     trainer = make_trainer(Told, num_workers=2, **options)
     with pytest.raises(error) as end:
         trainer.train(log_fn=log_fn)
-    assert number == signal.SIGINT or end.value.code == 143
+    assert end.value.code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert steps == [1, 2, 3]
     assert names(results) == ["1.gif", "1.npy", "metrics.jsonl", "model-1.5.pt", "model-1.pt"]
     assert read_metrics(results / "metrics.jsonl")[-1]["step"] == 3
-    assert "stopped by a signal at step 3: the last checkpoint is" in caplog.text
+    assert "training is stopped at step 3: the last checkpoint is" in caplog.text
     assert handlers() == before
 
     resumed = make_trainer(resume="auto", **options)
@@ -807,30 +807,38 @@ def wait_for(condition, seconds=60):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_signals_stop_processes(clips, tmp_path, monkeypatch):
-    """SIGTERM to a script, and Ctrl+C, which its readers get as well, to the command."""
+    """SIGTERM to a script; Ctrl+C, which its readers get as well, to another and the command."""
     monkeypatch.chdir(tmp_path)
     Path("script.py").write_text(MODEL + SCRIPT)
+    Path("other.py").write_text((MODEL + SCRIPT).replace("stopped", "other"))
     Path("small.yaml").write_text(CONFIG)
-    script = start("script.py")
+    script, other = start("script.py"), start("other.py")
     command = start("-m", "video_diffusion_pytorch", "train", "clips", "--config", "small.yaml")
     try:
         while script.stdout.readline() != "3\n":
             assert script.poll() is None
         script.send_signal(signal.SIGTERM)
+        while other.stdout.readline() != "1\n":
+            assert other.poll() is None
+        os.killpg(other.pid, signal.SIGINT)
         metrics = Path("results/metrics.jsonl")
         wait_for(lambda: metrics.is_file() and metrics.read_bytes())
         os.killpg(command.pid, signal.SIGINT)
-        errors = [process.communicate(timeout=60)[1] for process in (script, command)]
+        processes = (script, command, other)
+        errors = [process.communicate(timeout=60)[1] for process in processes]
     finally:
-        for process in (script, command):
+        for process in (script, command, other):
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
     assert script.returncode == 143, errors[0]
-    assert command.returncode == 130, errors[1]
-    assert not any("Traceback" in error for error in errors), errors
-    [saved] = list_checkpoints(Path("results"))
-    assert f"interrupted; the last checkpoint is {saved}" in errors[1]
-    assert read_checkpoint(saved)["step"] >= 1
+    assert command.returncode == other.returncode == 130, errors[1:]
+    for folder, error in zip(("stopped", "results", "other"), errors, strict=True):
+        assert "Traceback" not in error
+        assert "interrupted" not in error
+        [saved] = list_checkpoints(Path(folder))
+        [line] = [line for line in error.splitlines() if "stopped at step" in line]
+        assert f"the last checkpoint is {saved}, from which resume='auto' continues" in line
+        assert read_checkpoint(saved)["step"] >= 1
 
     # what was stopped goes on to the end that it would have come to
     [saved] = list_checkpoints(Path("stopped"))

@@ -202,6 +202,14 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(both, one):
     assert_close(first, one)
 
 
+def test_fine_tuning_starts_alike_in_two_processes(both, folder):
+    first, second = both[1]["tuned"]
+    alone = script.tuned(folder, f"tuned-alone-{both[0]}", train_batch_size=4)
+    assert alone["step"] == first["step"] == 2
+    assert_equal(first, second)
+    assert_close(first, alone)
+
+
 def test_a_checkpoint_of_two_processes_goes_on_in_one(plain, sharded, folder, one, capsys):
     ends = {}
     assert run_command(["gather", str(folder / "sharded" / "model-1.sharded")]) is None

@@ -161,7 +161,7 @@ def test_an_optimizer_with_other_groups_is_refused(make_trainer):
     make_trainer(train_num_steps=2, weight_decay=0.1).train()
     message = (
         r"^the optimizer must be that of .*model-1\.pt to resume from it, got one with other "
-        r"groups of parameters \(.*\); pass the same optimizer and weight_decay, or start a new"
+        r"groups of parameters \(.*\); pass the same optimizer, weight_decay and freeze, or start"
     )
     with pytest.raises(ValueError, match=message):
         make_trainer(resume="auto")

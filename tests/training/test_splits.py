@@ -16,7 +16,11 @@ from video_diffusion_pytorch.training.checks import (
     take_value_range,
 )
 from video_diffusion_pytorch.training.data_source import check_source, dataset_options
-from video_diffusion_pytorch.training.splits import clips_behind, hold_out
+from video_diffusion_pytorch.training.splits import (
+    clips_behind,
+    clips_to_show,
+    hold_out,
+)
 
 CLIP = torch.rand(1, 1, 3, 8, 8)
 
@@ -204,3 +208,30 @@ def test_conditions_of_samples(given, message):
     check_sample_conditions(model(cond_dim=4), {"cond": ["a whale"]})
     with pytest.raises(ValueError, match=message):
         check_sample_conditions(model(cond_dim=4), given)
+
+
+def test_samples_show_several_conditions(tmp_path):
+    for i in range(12):
+        # a large class before two small ones
+        folder = tmp_path / ("a" if i < 9 else "bc"[i % 2])
+        folder.mkdir(exist_ok=True)
+        video_tensor_to_gif(CLIP[0], folder / f"{i:02}.gif")
+    clips = Dataset(tmp_path, 8, channels=1, num_frames=3, conditions="label")
+
+    def shown(apart, count, dataset=clips):
+        trained = [i for i in range(12) if i not in apart]
+        return clips_to_show(dataset, apart, trained, count)
+
+    labels = [clips[i]["labels"] for i in range(12)]
+    assert labels == [0] * 9 + [1, 2, 2] or labels == [0] * 9 + [1, 1, 2]
+    # held-out ones first, then other classes, then evenly spaced
+    assert {labels[i] for i in shown([3], 3)} == {0, 1, 2}
+    assert shown([3], 3)[0] == 3
+    many = shown([3], 8)
+    assert (many[0], len(many), len({*many})) == (3, 8, 8)
+    assert many[1:] == sorted(many[1:])
+    assert {labels[i] for i in shown([], 3)} == {0, 1, 2}
+    assert shown([1, 4, 7], 2) == [1, 4]
+    assert sorted(shown([3], 99)) == [*range(12)]
+    # items of another dataset may all have conditions of their own
+    assert shown([5], 4, Subset([CLIP] * 12, range(12))) == [5, 0, 3, 7]

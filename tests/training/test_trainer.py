@@ -350,3 +350,11 @@ def test_a_trainer_that_is_dropped_ends_its_workers_at_once(make_trainer):
         assert not any(worker.is_alive() for worker in own)
     finally:
         gc.enable()
+
+
+def test_numbers_of_steps_may_be_whole_floats(make_trainer, tmp_path):
+    trainer = make_trainer(train_num_steps=3e0, save_and_sample_every=2.0, log_every=1e0)
+    trainer.train()
+    assert trainer.step == 3
+    assert type(trainer.train_num_steps) is type(trainer.save_and_sample_every) is int
+    assert {path.name for path in tmp_path.rglob("model-*")} == {"model-1.pt", "model-1.5.pt"}

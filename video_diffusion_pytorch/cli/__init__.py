@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +13,29 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, Namespace
 
+from video_diffusion_pytorch.arguments import nearest_name
 from video_diffusion_pytorch.cli import demo, evaluate, gather, info, plot, sample, train
+from video_diffusion_pytorch.cli.help import HelpFormatter
+from video_diffusion_pytorch.startup import INTERRUPTED, raise_on_interrupt
 from video_diffusion_pytorch.training.checkpoint import newest
+from video_diffusion_pytorch.training.signals import TrainingInterrupted
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
-INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
+_IN_PYTHON = (
+    ". A read_fn is a function and needs Python: "
+    "read = lambda path: nibabel.load(path).get_fdata().T[None]  # (c, f, h, w); "
+    "Trainer(diffusion, FOLDER, exts='nii.gz', read_fn=read).train()"
+)
+# Types in the parser's messages, and what they are called
+_TYPE = r"Expected a <class '(\w+)'>"
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "NoneType": "null",
+}
 _LONGEST_MESSAGE = 2000  # the parser repeats a wrong value, however long
 
 
@@ -53,19 +70,26 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         mistake in the options or files, described by one line on stderr, and 130 after Ctrl+C.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    options = None
+    options, usual_format = None, warnings.formatwarning
     try:
+        raise_on_interrupt()
+        warnings.formatwarning = _format_warning
         options = parse(argv)
         COMMANDS[options.command].run(options[options.command], _say)
+    except TrainingInterrupted:
+        # the trainer has logged where the run can resume from
+        return INTERRUPTED
     except KeyboardInterrupt:
         _say(_interruption(options), file=sys.stderr)
         return INTERRUPTED
     except ArgumentError as error:
         _say(f"{PROG}: error: {_explain(error, argv)}", file=sys.stderr)
         return 2
-    except (FloatingPointError, MemoryError, ValueError, TypeError, OSError) as error:
+    except (FloatingPointError, MemoryError, ValueError, TypeError, OSError, Warning) as error:
         _say(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
         return 1 if isinstance(error, (FloatingPointError, MemoryError)) else 2
+    finally:
+        warnings.formatwarning = usual_format
     return None
 
 
@@ -74,13 +98,16 @@ def parse(argv: Sequence[str]) -> Namespace:
 
     Raises:
         ArgumentError: If an option is unknown or its value is not of its type.
+        FileNotFoundError: If a file of options or the model to start from is missing.
         ValueError: If the preset is unknown, or a file of options is not valid.
     """
-    argv, preset = [_with_underscores(argument) for argument in argv], None
+    argv, base = [_with_underscores(argument) for argument in argv], train.NO_BASE
     if argv[:1] == ["train"]:
-        rest, preset = train.rewrite(argv[1:])
+        rest, base = train.rewrite(argv[1:])
         argv = ["train", *rest]
-    return build_parser(preset).parse_args(argv)
+    # a checkpoint may be another one by the next call
+    build = build_parser if base.init_from is None else build_parser.__wrapped__
+    return build(base).parse_args(argv)
 
 
 def _with_underscores(argument: str) -> str:
@@ -92,19 +119,20 @@ def _with_underscores(argument: str) -> str:
 
 
 @functools.cache
-def build_parser(preset: str | None = None) -> ArgumentParser:
+def build_parser(base: train.Base = train.NO_BASE) -> ArgumentParser:
     """Builds the parser of all commands.
 
     Args:
-        preset: Preset whose settings are the defaults of `train`; None for those of the
-            constructors.
+        base: Where the defaults of `train` come from.
 
     Raises:
-        ValueError: If the preset is unknown.
+        FileNotFoundError: As `train.make_parser`.
+        ValueError: Likewise.
     """
     parser = ArgumentParser(
         prog=PROG,
         description="Train your own video diffusion models (Ho et al. 2022, arXiv 2204.03458).",
+        formatter_class=HelpFormatter,
         version=__version__,
         exit_on_error=False,
         allow_abbrev=False,
@@ -116,10 +144,15 @@ def build_parser(preset: str | None = None) -> ArgumentParser:
         description="Add --help to a command to list its options.",
     )
     for name, command in COMMANDS.items():
-        made = command.make_parser(*[preset] if name == "train" else [])
+        made = command.make_parser(*[base] if name == "train" else [])
         made.exit_on_error = made.allow_abbrev = False
+        made.formatter_class = HelpFormatter
         commands.add_subcommand(name, made, help=command.help)
     return parser
+
+
+def _format_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"{PROG}: warning: {message}\n"
 
 
 def _say(line: str, file: Any = None) -> None:
@@ -131,6 +164,8 @@ def _say(line: str, file: Any = None) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if "a read_fn for" in text:
+        text += _IN_PYTHON
     half = _LONGEST_MESSAGE // 2
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
@@ -141,16 +176,28 @@ def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
     # the parser lists all types that were tried
     wrong = re.match(r'Parser key "([^"]+)".* (?:Got value|Given value): (.*)$', message)
     if wrong:
-        message = f"{wrong[1]} does not take the value {wrong[2]!r}"
+        # of a list or tuple it names the type of one item
+        kinds = [] if re.search(r"Sequence|tuple|dict", message) else re.findall(_TYPE, message)
+        words = " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds if kind in _WORDS))
+        only = f", only {words}" if words else ""
+        message = f"{wrong[1]} does not take the value {wrong[2]!r}{only}"
     if "are required: " in message:
         message = message.replace(f"{argv[0]}.", "")
-    unknown = re.search(r"nrecognized arguments: --([\w.]+)", message)
-    if unknown and argv[0] == "train":
-        names = train.short_names()
-        close = difflib.get_close_matches(unknown[1], [*names, *names.values()], n=1)
-        message += f" (is --{close[0]} meant?)" if close else ""
     command = [argv[0]] if argv and argv[0] in COMMANDS else []
-    return f"{message}; see {' '.join([PROG, *command])} --help"
+    unknown = re.search(r"nrecognized arguments: --([\w.]+)", message)
+    if unknown and command:
+        message += _suggest(unknown[1], argv[0])
+    option = "--help_all" if command == ["train"] else "--help"
+    return f"{message}; see {' '.join([PROG, *command, option])}"
+
+
+def _suggest(option: str, command: str) -> str:
+    """The option of a command that is meant by an unknown one; empty if there is none."""
+    if command == "train":
+        return train.suggest(option)
+    actions = COMMANDS[command].make_parser()._actions
+    meant = nearest_name(option, [action.dest for action in actions if action.option_strings])
+    return "" if meant is None else f" (is --{meant} meant?)"
 
 
 def _interruption(options: Namespace | None) -> str:
@@ -162,7 +209,8 @@ def _interruption(options: Namespace | None) -> str:
     else:
         last = newest(Path(options.train.trainer.results_folder))
     if last is None:
-        return f"{PROG}: interrupted before the first checkpoint"
-    return (
-        f"{PROG}: interrupted; the last checkpoint is {last}, from which the same command resumes"
-    )
+        return f"{PROG}: interrupted before the first checkpoint; the same command starts again"
+    resume = "the same command"
+    if options.command == "train" and options.train.resume != "auto":
+        resume = "the command with --resume auto"
+    return f"{PROG}: interrupted; the last checkpoint is {last}, from which {resume} resumes"

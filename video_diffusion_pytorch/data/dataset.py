@@ -307,6 +307,12 @@ class Dataset(data.Dataset[Any]):
         """The distinct captions, in order."""
         return list(dict.fromkeys(clip.caption for clip, _ in self._clips if clip.caption))
 
+    def listed_conditions(self, index: int) -> tuple[Any, ...] | None:
+        """Caption, class and numbers of a clip, none of which is read from files; None for none."""
+        clip = self._clips[index][0]
+        found = (clip.caption, clip.label, clip.numbers)
+        return found if any(found) else None
+
     def __len__(self) -> int:
         return len(self._clips)
 

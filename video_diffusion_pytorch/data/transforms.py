@@ -59,11 +59,11 @@ class FrameSize:
     """
 
     def __init__(self, size: tuple[int, int], fit: str = "cover", crop: str = "center") -> None:
-        if fit not in FITS or crop not in CROPS:
-            raise ValueError(
-                f"fit must be one of {', '.join(FITS)}, and crop one of {', '.join(CROPS)}, got "
-                f"{fit!r} and {crop!r}; choose among these"
-            )
+        for name, value, known in (("fit", fit, FITS), ("crop", crop, CROPS)):
+            if value not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {value!r}; choose one of them"
+                )
         self.size, self.fit, self.crop = size, fit, crop
         self._to_tensor = ToTensor()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from video_diffusion_pytorch.arguments import as_image_size, shown
 from video_diffusion_pytorch.diffusion.noise_schedule import CONTINUOUS, SCHEDULES, make_betas
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
+from video_diffusion_pytorch.reference.state_dict import unwrap_names
 
 _FLAGS = ("text_use_bert_cls", "use_dynamic_thres", "auto_normalize")
 _COUNTS = ("num_frames", "channels", "timesteps")
@@ -122,14 +123,15 @@ def training_of(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return {"timesteps": len(betas), "objective": objective, "beta_schedule": schedule}
 
 
-def _check_state_dict(
-    module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any
-) -> None:
+def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Refuses weights of another objective, noise schedule or value range.
+
+    Names of wrapped modules are unwrapped first.
 
     Raises:
         ValueError: If the state dict's differs from the module's.
     """
+    unwrap_names(module, state_dict, prefix)
     betas, own_betas = state_dict.get(f"{prefix}betas"), module.get_buffer("betas")
     if betas is None or betas.is_meta or own_betas.is_meta:
         return

@@ -96,11 +96,9 @@ def check_conditions(
         value, shape = conditions.get(name), _shape_of(name, x, conditions, config, images)
         if value is None:
             if required and kind.mask_of is None and shape is not None:
-                no_class = f", -1 for no class, as in labels=[-1] * {shape[0]}"
                 raise ValueError(
                     f"Unet3D: this network was built with {kind.network}, so {name} of shape "
-                    f"{_written(shape)} is expected, got None; pass it"
-                    f"{no_class if name == 'labels' else ''}"
+                    f"{_written(shape)} is expected, got None; {kind.missing}"
                 )
             continue
         full = f"image_conditions[{name!r}]" if images else name

@@ -33,6 +33,8 @@ ROTARY = "rotary_emb.freqs"
 LOG_SNR_INPUT = "log_snr_input"
 # Widths of the heads, over frames and over pixels, where their number follows from the channels
 HEAD_WIDTHS = "head_widths"
+# Attributes in which DDP, DataParallel and torch.compile hold the module that they wrap
+_WRAPPERS = ("module", "_orig_mod")
 
 
 def _rename(key: str, table: Mapping[str, str]) -> str:
@@ -51,6 +53,51 @@ def _from_reference(key: str) -> str:
     return _rename(key, {theirs: ours for ours, theirs in RENAMES.items()})
 
 
+def unwrap_names(module: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
+    """Renames tensors, in place, whose modules were wrapped otherwise than those of `module`.
+
+    Args:
+        module: The module to load them into.
+        state_dict: Names may have the parts `module.` and `_orig_mod.` of wrapped modules.
+        prefix: What the names of `module` begin with.
+
+    Example:
+        >>> tensors = {"module.weight": 1, "_orig_mod.module.bias": 2}
+        >>> unwrap_names(nn.Linear(1, 1), tensors, "")
+        >>> tensors
+        {'weight': 1, 'bias': 2}
+    """
+    for key in [key for key in state_dict if key.startswith(prefix)]:
+        name = prefix + _unwrapped(module, key.removeprefix(prefix))
+        # of two with the same name, torch reports one as unexpected
+        if name not in state_dict:
+            state_dict[name] = state_dict.pop(key)
+
+
+def _unwrapped(module: nn.Module | None, key: str) -> str:
+    """The name of a tensor with the wrappers that the module has, and no others."""
+    found = []
+    for part in key.split("."):
+        inside = _holder(module, part)
+        if inside is None and part in _WRAPPERS:
+            continue
+        wrappers, module = inside or ((), None)
+        found += [*wrappers, part]
+        module = None if module is None else module._modules.get(part)
+    return ".".join(found)
+
+
+def _holder(module: nn.Module | None, name: str) -> tuple[tuple[str, ...], nn.Module] | None:
+    """The module that has an entry of a name, within its wrappers; None if it has none."""
+    wrappers: tuple[str, ...] = ()
+    while module is not None:
+        if any(name in own for own in (module._modules, module._parameters, module._buffers)):
+            return wrappers, module
+        wrapper = next((one for one in _WRAPPERS if one in module._modules), "")
+        wrappers, module = (*wrappers, wrapper), module._modules.get(wrapper)
+    return None
+
+
 def read_reference_state_dict(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
@@ -59,6 +106,7 @@ def read_reference_state_dict(
     Raises:
         ValueError: If the file's normalisation, time input or heads differ from the network's.
     """
+    unwrap_names(module, state_dict, prefix)
     for key in [key for key in state_dict if key.startswith(prefix)]:
         state_dict[prefix + _from_reference(key.removeprefix(prefix))] = state_dict.pop(key)
     theirs = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}

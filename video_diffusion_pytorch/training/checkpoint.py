@@ -459,10 +459,11 @@ class Checkpoints:
         """Makes a checkpoint that was loaded the newest of this run."""
         self.saved_step, self.saved_path, self.is_unproven = step, path, False
 
-    def describe_newest(self) -> str:
-        """Where a run can resume from, in words."""
+    def describe_newest(self, hint: str = "") -> str:
+        """Where a run can resume from, in words, with a hint what to do with it."""
         found = newest(self.folder)
-        return f"the last checkpoint is {found}" if found else "there is no checkpoint yet"
+        text = f"the last checkpoint is {found}" if found else "there is no checkpoint yet"
+        return f"{text}, {hint}" if found and hint else text
 
     # the folder
 

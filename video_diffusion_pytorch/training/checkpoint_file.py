@@ -33,6 +33,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "ema_decays": (list, tuple),
     "optimizer": dict,
     "optimizer_settings": dict,
+    "frozen": (list, tuple),
     "scheduler": dict,
     "scaler": (dict, type(None)),
     "config": (dict, type(None)),

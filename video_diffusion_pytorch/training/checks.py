@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.arguments import as_value_range, shown
+from video_diffusion_pytorch.arguments import as_value_range, shown, whole
 from video_diffusion_pytorch.conditions import VALUES
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
@@ -40,7 +40,10 @@ _LEAST = {
     "num_workers": 0,
     "held_out": 0,
 }
-# Those of them that may be None
+# Those of them that may be floats, such as 1e5, as in the reference
+_OF_STEPS = {"train_num_steps", "warmup_steps", "step_start_ema", "update_ema_every", "log_every"}
+_OF_STEPS |= {"save_and_sample_every", "save_every", "validate_every", "evaluate_every"}
+# Those that may be None
 _OPTIONAL = {"save_every", "keep_last", "validate_every", "evaluate_every"}
 _OPTIONAL |= {"num_workers", "held_out"}
 
@@ -69,7 +72,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         ValueError: If one is out of range or contradicts another.
     """
     for name, least in _LEAST.items():
-        value = given[name]
+        value = whole(given[name]) if name in _OF_STEPS else given[name]
         is_left_out = value is None and name in _OPTIONAL
         if not is_left_out and not (isinstance(value, Integral) and int(value) >= least):
             kind = "" if isinstance(value, Integral) else "a whole number of "
@@ -90,12 +93,20 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         "the clips to validate on must come from one place, got "
         f"{' and '.join(validated)}; choose one (validation_split may be the name of a split of "
         "the validation_folder's or validation_manifest's rows)": has_one_source,
+        "init_without must go with init_from, got none; pass the model to start from": (
+            given["init_from"] is not None or not given["init_without"]
+        ),
         "keep_best must go with clips to validate on, got none; pass validation_folder, "
         "validation_dataset or validation_split": validated or not given["keep_best"],
     }
     for text, is_met in requirements.items():
         if not is_met:
             raise ValueError(f"Trainer: {text}")
+
+
+def whole_steps(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of steps among arguments of `Trainer`, as ints."""
+    return {name: whole(given[name]) for name in _OF_STEPS}
 
 
 def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = None) -> None:

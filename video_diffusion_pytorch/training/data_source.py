@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 import os
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from video_diffusion_pytorch.arguments import nearest_name
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.conditions import to_device
 from video_diffusion_pytorch.data.dataset import Dataset
@@ -51,6 +51,7 @@ from video_diffusion_pytorch.training.processes import Processes
 from video_diffusion_pytorch.training.splits import (
     Sides,
     clips_behind,
+    clips_to_show,
     files_of,
     hold_out,
     name_hashes,
@@ -379,9 +380,9 @@ class DataSource:
             items = ClipsWithImages(self._items, self.images)
         self.loader = Endless(self.make_dataloader(items))
         if self._has_conditions or self.diffusion.given_frames:
-            # evenly spaced, as clips are sorted by folder
-            step = max(1, len(self.order.indices) // self.num_samples)
-            self._sample_clips = (apart or self.order.indices[::step])[: self.num_samples]
+            self._sample_clips = clips_to_show(
+                self.dataset, apart, self.order.indices, self.num_samples
+            )
 
     def _draw_from(self, indices: Sequence[int] | None) -> ImageDraws | None:
         """Makes the drawing of images for the clips with these indices, None for a stream."""
@@ -607,10 +608,10 @@ def check_source(
     known = dataset_options(trainer_class)
     for name in options.keys() - known:
         names = [*known, *inspect.signature(trainer_class).parameters]
-        close = difflib.get_close_matches(name, names, n=1)
+        meant = nearest_name(name, names)
         raise TypeError(
             "Trainer: keywords must be the Trainer's or those of data.dataset.Dataset, got "
-            f"{name!r}; {f'is {close[0]!r} meant?' if close else 'leave it out'}"
+            f"{name!r}; {f'is {meant!r} meant?' if meant else 'leave it out'}"
         )
     sources = [name for name, value in given.items() if value is not None]
     if len(sources) != 1:

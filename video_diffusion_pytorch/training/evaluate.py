@@ -181,6 +181,7 @@ def validation_losses(
     draws: ClipDraws,
     *,
     by_noise_of: str,
+    advance: Callable[[int, int], Any] = lambda done, total: None,
 ) -> tuple[dict[str, float], list[float | None]]:
     """Computes the mean losses of several models over the validation clips.
 
@@ -190,6 +191,7 @@ def validation_losses(
         data: A `DataSource`, which unpacks batches and prepares conditions.
         draws: Draws time steps and noise.
         by_noise_of: Name of the model whose losses by noise are returned.
+        advance: Called after each batch with the numbers of noisy clips done and in all.
 
     Returns:
         The mean loss of each model by name, and `BINS` means of one, starting with the least noise.
@@ -214,6 +216,7 @@ def validation_losses(
                 metrics.add_losses(counted, given["t"][: part.counted])
             totals[i] += counted.sum()
         totals[-1] += part.counted
+        advance((part.numbers[-1] + 1) * processes.world_size, validation.draws)
     *sums, count = processes.sum(totals).tolist()
     means = {name: total / count for name, total in zip(losses, sums, strict=True)}
     return means, metrics.take(0, 0.0, processes.sum)["loss_by_noise"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ def make_optimizer(
     lr: float = 1e-4,
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
+    without: Collection[str] = (),
 ) -> Optimizer:
-    """Makes the optimizer of all parameters of a model, in the model's order.
+    """Makes the optimizer of the parameters of a model, in the model's order.
 
     Args:
         model: The model to train, already on its device.
@@ -52,6 +53,7 @@ def make_optimizer(
             `"adam"` adds `weight_decay` times the weight to its gradient. It applies to kernels and
             matrices; gains, biases and vectors, which have at most one axis longer than 1, are a
             second parameter group without it.
+        without: Names of parameters to leave out.
 
     Raises:
         TypeError: If a function as `kind` returns no optimizer.
@@ -59,7 +61,7 @@ def make_optimizer(
             function as `kind` would not see.
     """
     given = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-    parameters = list(model.parameters())
+    parameters = [p for name, p in model.named_parameters() if name not in without]
     if callable(kind):
         if given != _DEFAULTS:
             raise ValueError(

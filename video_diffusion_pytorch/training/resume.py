@@ -96,18 +96,17 @@ def load_model(
         ValueError: If it is of a model with other parameters or settings.
     """
     theirs = state.get("config") or {}
-    unet = theirs.get("unet") or {}
-    ours = getattr(unwrap(model.denoise_fn), "config", None) or {}
-    silent = changed_settings({name: unet.get(name) for name in _WITHOUT_WEIGHTS}, ours)
-    if unet and silent:
-        raise _other_model(path, silent)
+    hidden = hidden_changes(theirs, model)
+    if hidden:
+        raise _other_model(path, hidden)
     try:
         model.load_state_dict(state["model"], **kwargs)
         _load_averages(averages, path, state, **kwargs)
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise  # an error of the device
-        changed = changed_settings(unet, ours)
+        ours = getattr(unwrap(model.denoise_fn), "config", None) or {}
+        changed = changed_settings(theirs.get("unet"), ours)
         changed += changed_settings(theirs.get("diffusion"), model.config)
         # torch's message has a line for each parameter
         message = " ".join(str(error).split())
@@ -135,7 +134,12 @@ def _load_averages(averages: Averages, path: Path, state: Mapping[str, Any], **k
 
 
 def load_optimizer(
-    optimizer: Any, schedule: Any, scaler: Any, path: Path, state: Mapping[str, Any]
+    optimizer: Any,
+    schedule: Any,
+    scaler: Any,
+    path: Path,
+    state: Mapping[str, Any],
+    frozen: Sequence[str] = (),
 ) -> None:
     """Loads optimizer, learning-rate schedule and loss scale; changed settings stay.
 
@@ -145,9 +149,10 @@ def load_optimizer(
         scaler: Its loss scaler; None for none.
         path: The checkpoint, for errors.
         state: Its state.
+        frozen: Names of the parameters that this run's `freeze` leaves out.
 
     Raises:
-        ValueError: If it is of another optimizer.
+        ValueError: If it is of another optimizer, or of one of other parameters.
     """
     if scaler is not None and state.get("scaler"):
         scaler.load_state_dict(state["scaler"])
@@ -158,6 +163,8 @@ def load_optimizer(
     difference: Any = None
     if theirs.get("class", ours["class"]) != ours["class"]:
         difference = f"{ours['class']} instead of {theirs['class']}"
+    elif [*state.get("frozen", ())] != [*frozen]:
+        difference = "one of other parameters"
     else:
         check_shapes(optimizer, state["optimizer"], path)
         try:
@@ -167,7 +174,7 @@ def load_optimizer(
     if difference is not None:
         raise ValueError(
             f"the optimizer must be that of {path} to resume from it, got {difference}; pass the "
-            "same optimizer and weight_decay, or start a new run in another results folder"
+            "same optimizer, weight_decay and freeze, or start a new run in another results folder"
         )
     take_new_settings(optimizer, theirs, ours)
     progress = state.get("scheduler", {})
@@ -261,6 +268,19 @@ def changed_settings(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) 
         for name, value in (theirs or {}).items()
         if _as_list(value) != _as_list(ours.get(name))
     ]
+
+
+def hidden_changes(config: Mapping[str, Any] | None, model: Any) -> list[str]:
+    """What differs of the settings of a network that its weights don't determine, in words.
+
+    Args:
+        config: Settings by part, of a checkpoint; None if it holds none.
+        model: The diffusion.
+    """
+    unet = (config or {}).get("unet") or {}
+    ours = getattr(unwrap(model.denoise_fn), "config", None) or {}
+    theirs = {name: unet.get(name) for name in _WITHOUT_WEIGHTS}
+    return changed_settings(theirs, ours) if unet else []
 
 
 def _as_list(value: Any) -> Any:

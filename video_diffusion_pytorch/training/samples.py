@@ -1,7 +1,7 @@
 """Samples of a milestone: drawing, writing and describing them."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from video_diffusion_pytorch.data.display import ValueRange, to_pictures, video_
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.samplers import SamplingStep
 from video_diffusion_pytorch.files import replacing
 
 
@@ -27,6 +28,7 @@ def draw_samples(
     seed: int,
     cond_scale: float = 1.0,
     share: tuple[int, int] = (0, 1),
+    advance: Callable[[int, int], Any] | None = None,
 ) -> Tensor:
     """Draws videos from a seed, leaving the global random state unchanged.
 
@@ -40,6 +42,8 @@ def draw_samples(
         cond_scale: Guidance scale, if there are conditions; 1 disables guidance.
         share: Rank and world size; each process draws its part. Concatenated and truncated to
             `count`, the parts are the videos that one process draws.
+        advance: Called after each sampling step with the numbers of those done and in all; None for
+            not at all, as for a subclass with a chain of its own.
 
     Returns:
         `(ceil(count / processes), c, f, h, w)`.
@@ -56,10 +60,18 @@ def draw_samples(
         options["progress"] = False
     has_seeds = "seed" in known and not diffusion.replaced_methods
     device = diffusion.betas.device
-    parts = []
+    starts = range(0, own, max_batch)
+    parts: list[Tensor] = []
+
+    def follow(state: SamplingStep) -> None:
+        assert advance is not None
+        advance(len(parts) * state.steps + state.step, len(starts) * state.steps)
+
+    if advance is not None and has_seeds and "callback" in known:
+        options["callback"] = follow
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed + process)
-        for start in range(0, own, max_batch):
+        for start in starts:
             chosen = numbers[start : start + max_batch]
             part = {name: _rows(condition, chosen) for name, condition in repeated.items()}
             if has_seeds:

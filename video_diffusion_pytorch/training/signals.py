@@ -13,6 +13,24 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class TrainingInterrupted(KeyboardInterrupt, SystemExit):
+    """Training was interrupted by Ctrl+C.
+
+    Where it isn't caught, Python ends with exit code 130, as after SIGINT in shells, and without a
+    traceback.
+
+    Args:
+        *args: Of the KeyboardInterrupt that it stands for.
+
+    Attributes:
+        code: The exit code.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        self.code = 128 + signal.SIGINT
+
+
 class StopSignals:
     """A context manager that records SIGINT and SIGTERM instead of ending the process.
 
@@ -51,11 +69,11 @@ class StopSignals:
         """Raises the exception of the recorded signal; does nothing without one.
 
         Raises:
-            KeyboardInterrupt: After SIGINT.
+            TrainingInterrupted: A KeyboardInterrupt, after SIGINT.
             SystemExit: After SIGTERM, with exit code 143, as in shells.
         """
         if self.caught == signal.SIGINT:
-            raise KeyboardInterrupt
+            raise TrainingInterrupted
         if self.caught is not None:
             sys.exit(128 + self.caught)
 

@@ -130,6 +130,42 @@ def hold_out(
     return trained, sorted(clips_of[file][0] for file in kept)
 
 
+def clips_to_show(
+    dataset: Any, apart: Sequence[int], trained: Sequence[int], count: int
+) -> list[int]:
+    """Indices of `count` clips, or of all, whose conditions the samples of milestones get.
+
+    Held-out clips come first. The rest are evenly spaced trained clips, preferably with captions,
+    classes or numbers that no chosen clip has.
+
+    Args:
+        dataset: Has a length.
+        apart: Indices of the held-out clips.
+        trained: Indices of the others.
+        count: Number of samples.
+    """
+    shown = [*apart[:count]]
+    seen = {_condition_key(dataset, index) for index in shown}
+    first_with: dict[Any, int] = {}
+    for index in trained if len(shown) < count else ():
+        first_with.setdefault(_condition_key(dataset, index), index)
+    new = [index for key, index in first_with.items() if key not in seen]
+    chosen = _evenly(new, count - len(shown))
+    others = sorted({*trained} - {*chosen}) if len(shown) + len(chosen) < count else []
+    return shown + sorted(chosen + _evenly(others, count - len(shown) - len(chosen)))
+
+
+def _condition_key(dataset: Any, index: int) -> Any:
+    """What a clip is conditioned on, as far as it is listed; else something of its own."""
+    clips, number = clips_behind(dataset), _file_of(dataset, index)[1]
+    listed = None if clips is None else clips.listed_conditions(number)
+    return number if listed is None else listed
+
+
+def _evenly(indices: Sequence[int], count: int) -> list[int]:
+    return [*indices[:: max(1, len(indices) // max(1, count))][:count]]
+
+
 class Sides(NamedTuple):
     """Hashes of the names of the files trained on and validated on."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import logging
 import math
 import os
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
-from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.conditions import given
 from video_diffusion_pytorch.data.condition_files import split_conditions
@@ -36,6 +36,7 @@ from video_diffusion_pytorch.training.checks import (
     check_arguments,
     check_model,
     check_sample_conditions,
+    whole_steps,
 )
 from video_diffusion_pytorch.training.data_source import Batch, DataSource, check_source
 from video_diffusion_pytorch.training.ema import EMA, Averages
@@ -45,6 +46,12 @@ from video_diffusion_pytorch.training.evaluate import (
     validation_losses,
 )
 from video_diffusion_pytorch.training.fsdp import clip_gradients, sharded_like
+from video_diffusion_pytorch.training.initialize import (
+    SavedModel,
+    freeze_parameters,
+    initial_model,
+    warn_of_other_classes,
+)
 from video_diffusion_pytorch.training.memory import (
     explain_out_of_memory,
     is_out_of_memory,
@@ -57,6 +64,7 @@ from video_diffusion_pytorch.training.optimizer import (
     optimizer_settings,
 )
 from video_diffusion_pytorch.training.processes import Processes, compile_network, make_accelerator
+from video_diffusion_pytorch.training.progress import Progress
 from video_diffusion_pytorch.training.resume import (
     check_classes,
     checkpoint_to_resume,
@@ -73,7 +81,7 @@ from video_diffusion_pytorch.training.samples import (
     is_of_others,
     write_samples,
 )
-from video_diffusion_pytorch.training.signals import StopSignals
+from video_diffusion_pytorch.training.signals import StopSignals, TrainingInterrupted
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -176,8 +184,9 @@ class Trainer:
         dataloader: Iterable of such batches, instead of `folder`. It keeps its own order, also
             after `load`.
         held_out: Number of files that are not trained on, and whose conditions the samples get.
-            None for as many as there are samples, but at most 5 % of the files, if the clips have
-            conditions; 0 for none.
+            If they are fewer than the samples, evenly spaced training clips give the rest,
+            preferably with other captions, classes or numbers. None for as many as there are
+            samples, but at most 5 % of the files, if the clips have conditions; 0 for none.
         sample_conditions: Conditions of the samples, as keywords of `diffusion.sample`, such as
             `{"cond": ["a whale"]}`, repeated to the number of samples; None for those of clips.
         sample_cond_scale: Guidance scale of the samples; 1 disables guidance.
@@ -227,6 +236,18 @@ class Trainer:
         log_with: Experiment tracker, such as `"tensorboard"` or `"wandb"`, or a list of several, as
             in accelerate; None for none.
         project: Project name for the trackers.
+        init_from: Trained model whose weights a new run starts from, for fine-tuning: a training
+            file, results folder, sharded folder or shared model, as in `load_diffusion`. Optimizer,
+            averages and steps start anew; where `clip_info` lacks something, it gets the file's.
+            A run that resumes does not read it. None for the weights of `diffusion_model`.
+        init_averaged: Which weights of it: True for the (first) average, the decay of an average,
+            or False for the last weights.
+        init_without: Patterns, as in `fnmatch`, of names of `diffusion_model.state_dict()` that are
+            not taken from it, such as `"*.label_emb.*"`: those parameters start with the values of
+            `diffusion_model`, and may be missing from the file or have another shape there.
+            `"value_*"` keeps the `value_range` of new clips.
+        freeze: Patterns, as in `fnmatch`, of names of `diffusion_model.named_parameters()` that are
+            not trained, such as `"denoise_fn.downs.*"`: their `requires_grad` becomes False.
         **data_options: Further keywords of `data.dataset.Dataset`, such as `conditions`,
             `clip_start`, `value_range` and `cache`; only with `folder` (`value_range` also with
             `dataset`).
@@ -238,6 +259,7 @@ class Trainer:
 
     Attributes:
         step: Number of optimizer steps done.
+        frozen: Names of the parameters that `freeze` matches.
         model: The diffusion that is trained.
         ema_model: The diffusion with averaged weights, which draws the samples.
     """
@@ -296,6 +318,10 @@ class Trainer:
         log_every: int = 10,
         log_with: Any = None,
         project: str = "video-diffusion",
+        init_from: str | os.PathLike[str] | None = None,
+        init_averaged: bool | float = True,
+        init_without: Sequence[str] = (),
+        freeze: Sequence[str] = (),
         **data_options: Any,
     ) -> None:
         arguments = {**locals()}
@@ -306,23 +332,23 @@ class Trainer:
         # a step
         self.train_lr, self.optimizer, self.betas = train_lr, optimizer, betas
         self.weight_decay, self.max_grad_norm = weight_decay, max_grad_norm
-        self.lr_schedule, self.warmup_steps = lr_schedule, warmup_steps
+        self.lr_schedule, self.warmup_steps, self.ema_warmup = lr_schedule, warmup_steps, ema_warmup
         self.train_num_steps, self.max_skipped_steps = train_num_steps, max_skipped_steps
         self.gradient_accumulate_every, self.amp = gradient_accumulate_every, amp
         self.step_start_ema, self.update_ema_every = step_start_ema, update_ema_every
-        self.ema_warmup = ema_warmup
 
         # between steps
         self.save_and_sample_every, self.save_every = save_and_sample_every, save_every
         self.validate_every = validate_every or save_and_sample_every
-        self.evaluate_every = evaluate_every
+        self.evaluate_every, self.data_options = evaluate_every, data_options
         self.evaluation = Evaluation(clips=256) if evaluation is None else evaluation
         self.log_every, self.project, self.num_sample_rows = log_every, project, num_sample_rows
         self.sample_cond_scale, self.results_folder = sample_cond_scale, Path(results_folder)
+        vars(self).update(whole_steps(vars(self)))
 
         # state
         self.model, self.image_size = diffusion_model, diffusion_model.image_size
-        self.step, self.skipped_steps, self.run = 0, 0, RunState()
+        self.step, self.skipped_steps, self.run, self.progress = 0, 0, RunState(), Progress()
         self.losses: dict[str, float | None] = {"training": None, "validation": None}
         self.resumed_from: Path | None = None
         self.signals: StopSignals | None = None
@@ -332,9 +358,8 @@ class Trainer:
         self.accelerator = make_accelerator(
             amp, device, mixed_precision=mixed_precision, log_with=log_with, folder=results_folder
         )
-        self.trackers = Trackers(self.accelerator)
-        self.device, self.scaler = self.accelerator.device, self.accelerator.scaler
-        self.processes = Processes(self.accelerator, fsdp)
+        self.trackers, self.device = Trackers(self.accelerator), self.accelerator.device
+        self.scaler, self.processes = self.accelerator.scaler, Processes(self.accelerator, fsdp)
         self.process, self.fsdp = self.processes.rank, self.processes.fsdp
         self.checkpoints = Checkpoints(
             self.results_folder, self.processes, keep_last=keep_last, keep_best=keep_best
@@ -345,15 +370,16 @@ class Trainer:
                 "Trainer: with split_batches, train_batch_size must be a multiple of the number of "
                 f"processes, {self.num_processes}, got {train_batch_size}; change one of them"
             )
-        self.data_options = data_options
         self.data = self._make_data(arguments)
         self.order = self.data.order
+        found = checkpoint_to_resume(resume, self.results_folder)
+        initial = initial_model(arguments, self.model, self.processes, resumes=found is not None)
         self.data.open()
+        self.frozen = self._initialize_model(initial, freeze)
         self._prepare_model(ema_decay, compile)
         with self.processes.main_first():
             self.data.captions.prepare(self.data.known_captions, self.device)
             check_folder(self.results_folder)
-        found = checkpoint_to_resume(resume, self.results_folder)
         if found is not None:
             self.load(found)
         if evaluate_every is not None:
@@ -396,6 +422,14 @@ class Trainer:
             image_folder=given["image_folder"],
             validate_on={name: given[f"validation_{name}"] for name in validated},
         )
+
+    def _initialize_model(self, source: SavedModel | None, freeze: Sequence[str]) -> list[str]:
+        """Loads the initial weights and freezes some; returns the names of these."""
+        with self.processes.main_first():
+            if source is not None:
+                source.load_into(self.model)
+                warn_of_other_classes(source, self.class_names)
+        return freeze_parameters(self.model, freeze)
 
     def _prepare_model(self, ema_decay: float | Sequence[float], compile: bool) -> None:
         # before it is copied for the averages
@@ -492,6 +526,7 @@ class Trainer:
             lr=self.train_lr,
             betas=self.betas,
             weight_decay=self.weight_decay,
+            without=self.frozen,
         )
 
     def make_schedule(self) -> Any:
@@ -550,6 +585,7 @@ class Trainer:
             self.order.seed,
             self.sample_cond_scale,
             share=self.processes.share,
+            advance=self.progress.advance,
         )
         return self.processes.gather(videos)[:count]
 
@@ -585,6 +621,7 @@ class Trainer:
             "ema_decays": [*self.averages.models],
             "optimizer": self.opt.state_dict(),
             "optimizer_settings": optimizer_settings(self.opt),
+            **({"frozen": self.frozen} if self.frozen else {}),
             "scheduler": {} if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
             "config": {
@@ -782,8 +819,8 @@ class Trainer:
         """Trains up to `train_num_steps`, with a milestone every `save_and_sample_every` steps.
 
         After SIGTERM or Ctrl+C it finishes the current step, writes a checkpoint and raises
-        SystemExit(143) or KeyboardInterrupt; a second signal raises at once. The last step has a
-        checkpoint as well.
+        SystemExit(143) or a KeyboardInterrupt that, uncaught, ends Python with exit code 130 and
+        without a traceback; a second signal raises at once. The last step has a checkpoint as well.
 
         Args:
             prob_focus_present: Probability, per clip, that its frames do not attend to each other.
@@ -800,26 +837,30 @@ class Trainer:
             {"prob_focus_present": prob_focus_present or None, "focus_present_mask": mask}
         )
         signals = StopSignals()
-        progress = {"initial": self.step, "total": self.train_num_steps, "desc": "training"}
+        steps = self.step, self.train_num_steps
         try:
             race = self._begin()
-            with signals, tqdm(**progress, disable=not self.is_main) as bar:
+            with signals, self.progress.of_steps(*steps, is_shown=self.is_main) as bar:
                 self.signals = signals
                 try:
                     self._loop(bar, log_fn, focus)
                 except Exception as error:
                     self._save_after(error, race)
                     raise
+            signals.leave()
+        except (KeyboardInterrupt, SystemExit) as end:
+            is_interrupt = isinstance(end, KeyboardInterrupt)
+            if self.is_main and (is_interrupt or signals.caught is not None):
+                newest = self.checkpoints.describe_newest("from which resume='auto' continues")
+                logger.warning("training is stopped at step %d: %s", self.step, newest)
+            if is_interrupt:
+                raise TrainingInterrupted(*end.args) from end
+            raise
         finally:
             self.signals = None
             self.trackers.end()
             self.data.end_workers()
             self.checkpoints.release_folder()
-        if signals.caught is not None and self.is_main:
-            logger.warning(
-                "stopped by a signal at step %d: %s", self.step, self.checkpoints.describe_newest()
-            )
-        signals.leave()
 
     def _begin(self) -> str:
         """Claims the results folder; returns the key of the race to save after an error."""
@@ -846,10 +887,9 @@ class Trainer:
         self._draw_missing_samples()
         while self.step < self.train_num_steps and not self.is_stopping:
             log = self._timed_step(**focus)
+            self.progress.note(loss=f"{log['loss']:.4f}", data_wait=f"{log['data_wait']:.0%}")
             log |= self.after_step()
             log_fn(log)
-            loss, wait = f"{log['loss']:.4f}", f"{log['data_wait']:.0%}"
-            bar.set_postfix(loss=loss, data_wait=wait, refresh=False)
             bar.update()
         self.write_metrics()
         if self.run.has_diverged:
@@ -939,15 +979,20 @@ class Trainer:
         if not self.step_metrics["skipped"]:
             self.checkpoints.forget_old()
         if self.data.validation is not None and self.step % self.validate_every == 0:
-            found |= self.validate()
+            with self.progress.doing("validating"):
+                found |= self.validate()
+            if self.losses["validation"] is not None:
+                self.progress.note(val_loss=f"{self.losses['validation']:.4f}")
         if self.step % self.log_every == 0 or is_saved or self.step == self.run.first_step:
             self.write_metrics()
         if is_saved:
             # before sampling, which takes long and may be interrupted
-            self._save_if_good()
+            with self.progress.doing("saving"):
+                self._save_if_good()
         is_evaluated = self.evaluate_every is not None and self.step % self.evaluate_every == 0
         if is_evaluated and not self.is_stopping:
-            found |= self.evaluate()
+            with self.progress.doing("evaluating"):
+                found |= self.evaluate()
         if is_milestone and not self.is_stopping:
             path = self._write_milestone_samples()
             if path is not None:
@@ -988,6 +1033,7 @@ class Trainer:
             self.data,
             self.clip_draws,
             by_noise_of=next(iter(averages)),
+            advance=self.progress.advance,
         )
         found = {f"validation_loss{name}": mean for name, mean in means.items()}
         self.losses["validation"] = means[next(iter(averages))]
@@ -1012,8 +1058,15 @@ class Trainer:
         if self._evaluator is None:
             self._evaluator = self._make_evaluator()
         average = cast(GaussianDiffusion, self.averages.first)
+        evaluator, batch, drawn = self._evaluator, self.evaluation.max_batch, itertools.count(1)
+
+        def after_batch() -> bool:
+            done = next(drawn) * batch * self.num_processes
+            self.progress.advance(min(done, evaluator.count), evaluator.count)
+            return self._is_signalled()
+
         try:
-            found = self._evaluator(average, self._is_signalled)
+            found = evaluator(average, after_batch)
         except FloatingPointError as error:
             # training may still recover
             logger.warning("step %d is not evaluated: %s", self.step, error)
@@ -1024,7 +1077,7 @@ class Trainer:
             self.checkpoints.keep_folder()
             about = {"step": self.step, "ema_decay": next(iter(self.averages.models))}
             with _not_fatal("the file of the evaluation"):
-                result = self._evaluator.result(found, about, self.device)
+                result = evaluator.result(found, about, self.device)
                 write_result(result, self.results_folder / f"evaluation-{self.step}.json")
         self._write_line({"step": self.step, "time": time.time(), **found})
         return found
@@ -1106,7 +1159,7 @@ class Trainer:
         self.run.has_diverged = self.run.checkpoint_is_due = False
         self.skipped_steps = state.get("skipped_steps", 0)
         self.losses |= state.get("losses", {})
-        load_optimizer(self.opt, self.scheduler, self.scaler, path, state)
+        load_optimizer(self.opt, self.scheduler, self.scaler, path, state, self.frozen)
         self.data.load_state_dict(state.get("data", {}), path)
         # its clips may have changed
         self._evaluator = None
@@ -1142,7 +1195,9 @@ class Trainer:
         signals = cast(StopSignals, self.signals)
         # an interruption loses nothing: a resumed run draws missing samples
         signals.at_once = True
-        videos, path = self.sample(), None
+        path = None
+        with self.progress.doing("sampling"):
+            videos = self.sample()
         with self.processes.main_first():
             if self.is_main:
                 self.checkpoints.keep_folder()
