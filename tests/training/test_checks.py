@@ -25,6 +25,7 @@ def check(**changed):
         {"keep_best": 2, "validation_folder": "held-out"},
         {"image_folder": "pictures", "image_frames": 2},
         {"max_grad_norm": 0.5},
+        {"train_num_steps": 1e5},
         {"validation_folder": "a", "validation_manifest": "a.csv", "validation_split": "val"},
     ],
 )
@@ -45,6 +46,7 @@ ONE_PLACE = "the clips to validate on must come from one place, got "
             {"train_num_steps": None},
             "train_num_steps must be a whole number of at least 0, got None",
         ),
+        ({"train_num_steps": 2.5}, "train_num_steps must be a whole number of at least 0, got 2.5"),
         ({"held_out": 0.1}, "held_out must be a whole number of at least 0, got 0.1"),
         (
             {"train_batch_size": "2"},

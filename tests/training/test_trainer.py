@@ -327,3 +327,9 @@ def test_a_folder_without_clips_is_refused(make_trainer, clips):
 def test_an_unknown_device_is_refused(make_trainer):
     with pytest.raises(ValueError, match=r"device must be 'cpu' or .* got 'gpu'"):
         make_trainer(device="gpu")
+
+
+def test_steps_may_be_written_as_a_float(make_trainer):
+    trainer = make_trainer(train_num_steps=2e0, lr_schedule="cosine")
+    trainer.train()
+    assert (trainer.step, repr(trainer.train_num_steps)) == (2, "2")
