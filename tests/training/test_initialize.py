@@ -272,6 +272,20 @@ def test_patterns_that_match_nothing(base, fine_tune):
         fine_tune(init_without=("*.label_emb.*",))
 
 
+@pytest.mark.parametrize(("schedule", "is_warned"), [("cosine", True), ("constant", False)])
+def test_a_finished_run_that_resumes_on_other_clips(fine_tune, clips, caplog, schedule, is_warned):
+    hint = "learning rate has decayed to 0.0e+00, as at the end of a run: to train its weights on"
+    fine_tune(train_num_steps=2, lr_schedule=schedule, warmup_steps=1).train()
+    longer = {"resume": "auto", "lr_schedule": schedule, "warmup_steps": 1, "train_num_steps": 4}
+    fine_tune(**longer)
+    assert hint not in caplog.text
+    (clips / "00.gif").unlink()
+    path = fine_tune(**longer).resumed_from
+    assert (f"{hint} these clips, start a new run with init_from={str(path)!r}" in caplog.text) == (
+        is_warned
+    )
+
+
 # frozen parameters
 
 

@@ -21,6 +21,7 @@ from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
 from video_diffusion_pytorch.training.ema import Averages
 from video_diffusion_pytorch.training.fsdp import read_sharded
 from video_diffusion_pytorch.training.optimizer import (
+    Schedule,
     check_shapes,
     optimizer_settings,
     resume_schedule,
@@ -32,6 +33,8 @@ logger = logging.getLogger("video_diffusion_pytorch")
 
 # Settings of a network that its weights don't determine; None in checkpoints that lack them
 _WITHOUT_WEIGHTS = ("token_shift", "resnet_groups")
+# Share of the base learning rate below which a run is near its end
+_DECAYED = 0.01
 
 
 def checkpoint_to_resume(resume: str | os.PathLike[str] | None, folder: Path) -> Any:
@@ -182,6 +185,31 @@ def load_optimizer(
         # the base learning rates are this run's
         progress = {name: value for name, value in progress.items() if name != "base_lrs"}
     resume_schedule(schedule, optimizer, progress, state["step"])
+
+
+def warn_of_decayed_rate(path: Path, state: Mapping[str, Any], schedule: Any, clips: int) -> None:
+    """Warns if a run whose learning rate has decayed is resumed on other clips.
+
+    Args:
+        path: The checkpoint.
+        state: Its state.
+        schedule: This run's learning-rate schedule; None for none.
+        clips: Number of clips to train on.
+    """
+    is_falling = isinstance(schedule, Schedule) and schedule.kind != "constant"
+    if not is_falling or state["step"] <= schedule.warmup_steps:
+        return
+    groups = state.get("optimizer", {}).get("param_groups", ())
+    rates = [(group["lr"], group.get("initial_lr", group["lr"])) for group in groups]
+    has_decayed = any(lr <= _DECAYED * initial for lr, initial in rates)
+    if has_decayed and state.get("data", {}).get("clips") not in (None, clips):
+        logger.warning(
+            "%s is of other clips, and its learning rate has decayed to %.1e, as at the end of a "
+            "run: to train its weights on these clips, start a new run with init_from=%r",
+            path,
+            rates[0][0],
+            str(path),
+        )
 
 
 def random_states() -> dict[str, Any]:

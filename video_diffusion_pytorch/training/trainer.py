@@ -74,6 +74,7 @@ from video_diffusion_pytorch.training.resume import (
     load_random_states,
     random_states,
     read_state,
+    warn_of_decayed_rate,
 )
 from video_diffusion_pytorch.training.samples import (
     describe,
@@ -1161,6 +1162,7 @@ class Trainer:
         self.losses |= state.get("losses", {})
         load_optimizer(self.opt, self.scheduler, self.scaler, path, state, self.frozen)
         self.data.load_state_dict(state.get("data", {}), path)
+        warn_of_decayed_rate(path, state, self.scheduler, len(self.order.indices))
         # its clips may have changed
         self._evaluator = None
         seed = self.order.seed_at(self.order.position)
