@@ -592,6 +592,7 @@ class Trainer:
 
     def save_sample(self, videos: Tensor, milestone: int) -> Path:
         """Writes a grid `N.gif`, values `N.npy` and conditions `N.txt`; returns the grid's path."""
+        info = self.model.clip_info
         return write_samples(
             videos,
             self.results_folder,
@@ -600,8 +601,13 @@ class Trainer:
             value_range=self.model.config["value_range"],
             in_unit_range=self.model.auto_normalize,
             captions=describe(
-                self.data.sample_conditions or {}, self.data.class_names, len(videos)
+                self.data.sample_conditions or {},
+                info.class_names,
+                len(videos),
+                columns=list(info.cond_ranges),
             ),
+            # gifs play no faster
+            fps=min(info.fps or 8.0, 50.0),
         )
 
     def checkpoint_state(self) -> dict[str, Any]:
