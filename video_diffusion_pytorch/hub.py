@@ -183,8 +183,7 @@ class Shareable(nn.Module):
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
-        config_file, weights_file = find_shared(folder_or_repo, **options)
-        config, tensors = read_shared(config_file, weights_file, cls)
+        config_file, config, weights_file, tensors = read_shared(folder_or_repo, cls, **options)
         if "diffusion" in config and cls._part == "unet":
             own = (name for name in tensors if name.startswith(NETWORK_PREFIX))
             tensors = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in own}
@@ -276,31 +275,27 @@ def is_reachable() -> bool:
     return True
 
 
-def find_shared(folder_or_repo: str | os.PathLike[str], **options: Any) -> tuple[Path, Path]:
-    """The files of settings and of tensors of a shared model, downloaded if necessary.
+def read_shared(
+    folder_or_repo: str | os.PathLike[str], kind: type[Shareable], **options: Any
+) -> tuple[Path, dict[str, Any], Path, dict[str, Tensor]]:
+    """Reads the files of a shared model, which are downloaded if necessary.
 
     Args:
         folder_or_repo: As in `Shareable.from_pretrained`.
+        kind: The class of the model.
         **options: Keywords of `huggingface_hub.hf_hub_download`, for a repository.
+
+    Returns:
+        The file of the settings, the settings by part, the file of the tensors, and these.
 
     Raises:
         FileNotFoundError: If the folder or repository, or a file in it, is missing.
-    """
-    return (
-        _find_file(folder_or_repo, CONFIG_FILE, options),
-        _find_file(folder_or_repo, WEIGHTS_FILE, options),
-    )
-
-
-def read_shared(
-    config_file: Path, weights_file: Path, kind: type[Shareable]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Reads the settings by part, and the tensors of a shared model of a class.
-
-    Raises:
         ValueError: If a file is damaged or not of such a model.
     """
-    return _read_config(config_file, kind), _read_tensors(weights_file)
+    config_file = _find_file(folder_or_repo, CONFIG_FILE, options)
+    config = _read_config(config_file, kind)
+    weights_file = _find_file(folder_or_repo, WEIGHTS_FILE, options)
+    return config_file, config, weights_file, _read_tensors(weights_file)
 
 
 def _find_file(

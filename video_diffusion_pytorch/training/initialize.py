@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.hub import CONFIG_FILE, find_shared, read_shared
+from video_diffusion_pytorch.hub import CONFIG_FILE, read_shared
 from video_diffusion_pytorch.reference.state_dict import unwrap_names
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at, list_checkpoints
 from video_diffusion_pytorch.training.checkpoint_file import read_checkpoint
@@ -170,7 +170,7 @@ def read_model(path: str | os.PathLike[str], averaged: bool | float, caller: str
     """
     if is_shared(path):
         check_shared(path, averaged, caller)
-        config, weights = read_shared(*find_shared(path), GaussianDiffusion)
+        _, config, _, weights = read_shared(path, GaussianDiffusion)
         return SavedModel(str(path), weights, config, ClipInfo.from_config(config.get("clips")))
     file = checkpoint_at(path)
     state = read_sharded(file) if file.is_dir() else read_checkpoint(file)
