@@ -42,13 +42,13 @@ def test_the_name_that_is_meant(given, meant):
     assert nearest_name(given, OPTIONS) == meant
 
 
-@pytest.mark.parametrize("given", [3, 3.0, np.int64(3), np.float64(3), torch.tensor(3)])
+@pytest.mark.parametrize("given", [3, np.int64(3), torch.tensor(3)])
 def test_counts(given):
     assert as_count(given, "steps") == 3
     assert type(as_count(given, "steps")) is int
 
 
-@pytest.mark.parametrize("given", [0, -1.0, 2.5, float("inf"), float("nan"), "3", None, [3]])
+@pytest.mark.parametrize("given", [0, -1, 3.0, 2.5, float("inf"), float("nan"), "3", None, [3]])
 def test_what_is_no_count(given):
     message = f"^steps must be a whole number of at least 1, got {re.escape(repr(given))}$"
     with pytest.raises(ValueError, match=message):

@@ -60,17 +60,17 @@ def nearest_name(name: str, names: Iterable[str]) -> str | None:
 
 
 def as_count(value: Any, name: str) -> int:
-    """Parses a number of things, of which there is at least one; a float may be whole, as 1e5.
+    """Parses a number of things, of which there is at least one.
 
     Raises:
         ValueError: It is no whole number, or less than 1.
 
     Example:
-        >>> as_count(torch.tensor(3), "steps"), as_count(1e5, "steps")
-        (3, 100000)
+        >>> as_count(torch.tensor(3), "steps")
+        3
     """
     try:
-        count = operator.index(whole(value))
+        count = operator.index(value)
     except TypeError:
         count = 0
     if count < 1:

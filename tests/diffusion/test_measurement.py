@@ -188,8 +188,9 @@ def test_complex_measurements_as_real_ones():
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), torch.tensor([1.0, 0.0])])
 def test_scales_outside_their_range(scale):
+    got = scale if isinstance(scale, float) else "torch.float32 of shape (2,)"
     message = (
-        f"Measurement: scale must be positive and finite, got {scale}; give the size of an error "
+        f"Measurement: scale must be positive and finite, got {got}; give the size of an error "
         "that counts as much as one of 1 in a video in [-1, 1]"
     )
     with pytest.raises(ValueError, match=exactly(message)):

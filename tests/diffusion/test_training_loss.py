@@ -314,20 +314,20 @@ def test_times_at_the_ends_are_right_and_any_integers_will_do():
 
 
 @pytest.mark.parametrize(
-    "t",
+    ("t", "got"),
     [
-        torch.tensor([0, 1, 2, 10]),
-        torch.tensor([-1, 1, 2, 3]),
-        torch.tensor([1, 2]),
-        torch.tensor([[1], [2], [3], [4]]),
-        torch.tensor(3),
-        torch.tensor([0.0, 1.0, 2.0, 3.0]),
+        ([0, 1, 2, 10], "torch.int64 of shape (4,) from 0 to 10"),
+        ([-1, 1, 2, 3], "torch.int64 of shape (4,) from -1 to 3"),
+        ([1, 2], "torch.int64 of shape (2,) from 1 to 2"),
+        ([[1], [2], [3], [4]], "torch.int64 of shape (4, 1) from 1 to 4"),
+        (3, "tensor(3)"),
+        ([0.0, 1.0, 2.0, 3.0], "torch.float32 of shape (4,) from 0.0 to 3.0"),
     ],
-    ids=str,
 )
-def test_times_outside_the_schedule(t):
+def test_times_outside_the_schedule(t, got):
+    t = torch.tensor(t)
     message = (
-        f"GaussianDiffusion: t must be whole numbers from 0 to 9, one per clip, 4, got {t!r}; "
+        f"GaussianDiffusion: t must be whole numbers from 0 to 9, one per clip, 4, got {got}; "
         "leave it out, or draw it with draw_times"
     )
     recorder = Recorder()

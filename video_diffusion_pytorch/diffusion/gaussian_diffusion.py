@@ -433,10 +433,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if is_right and t.is_cpu and not torch.compiler.is_compiling():
             is_right = bool(((t >= first) & (t <= last)).all())
         if not is_right:
+            values = f" from {t.min().item()} to {t.max().item()}" if t.ndim and t.numel() else ""
             raise ValueError(
                 f"GaussianDiffusion: t must be {'real' if self.is_continuous else 'whole'} numbers "
-                f"from {first} to {last}, one per clip, {len(x)}, got {shown(t)}; leave it out, or "
-                "draw it with draw_times"
+                f"from {first} to {last}, one per clip, {len(x)}, got {shown(t)}{values}; leave it "
+                "out, or draw it with draw_times"
             )
         return t.to(x.device)
 

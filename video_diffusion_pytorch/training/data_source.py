@@ -147,12 +147,8 @@ class DataSource:
 
     def __post_init__(self) -> None:
         self.dataset = self.sources["dataset"]
-        seed = (
-            int(torch.randint(2**31, (), device="cpu"))
-            if self.seed is None
-            else int(self.seed) % 2**31
-        )
-        self.order = EndlessShuffle((), self.processes.from_main(seed))
+        seed = torch.randint(2**31, (), device="cpu") if self.seed is None else self.seed
+        self.order = EndlessShuffle((), self.processes.from_main(int(seed) % 2**31))
         self.order.batch_size = self.batch_size
         self.order.process, self.order.num_processes = self.processes.share
         self._sample_conditions = self.chosen_conditions
