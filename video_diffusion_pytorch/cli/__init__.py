@@ -22,6 +22,8 @@ from video_diffusion_pytorch.training.signals import TrainingInterrupted
 from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
+# Formats of other libraries, which Python reads in two lines
+_FOREIGN = re.compile(r"\.(nii|gz|h5|hdf5|nc|zarr|dcm|mha|nrrd|mat)\b")
 _IN_PYTHON = (
     ". A read_fn is a function and needs Python: "
     "read = lambda path: nibabel.load(path).get_fdata().T[None]  # (c, f, h, w); "
@@ -164,7 +166,7 @@ def _say(line: str, file: Any = None) -> None:
 
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
-    if "a read_fn for" in text:
+    if "a read_fn for" in text and _FOREIGN.search(text):
         text += _IN_PYTHON
     half = _LONGEST_MESSAGE // 2
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
