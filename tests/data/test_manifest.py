@@ -145,6 +145,13 @@ def test_mistakes_in_the_table(table, tmp_path, text, name, message):
         read_manifest(table(text, name), tmp_path)
 
 
+def test_a_missing_folder_is_named_before_the_table(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"expected a folder of videos at .*gone, found none"
+    ):
+        Dataset(tmp_path / "gone", 8, manifest="clips.csv")
+
+
 def test_missing_clip(table, tmp_path):
     message = r"clips.csv, line 3: expected a clip at .*z.mp4, found none, .* subfolder; corr"
     with pytest.raises(FileNotFoundError, match=message):

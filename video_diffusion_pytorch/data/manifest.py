@@ -87,6 +87,15 @@ class Clip:
         return self.start is None and self.end is None
 
 
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        error = NotADirectoryError if folder.exists() else FileNotFoundError
+        raise error(
+            f"expected a folder of videos at {folder}, found none; check the path (working folder: "
+            f"{Path.cwd()})"
+        )
+
+
 def find_clips(
     folder: Path, exts: Exts = None, exclude: Paths = (), *, uses_arrays: bool = True
 ) -> list[Path]:
@@ -114,12 +123,7 @@ def find_clips(
         FileNotFoundError: The folder is missing, or holds no clip.
         NotADirectoryError: `folder` is a file.
     """
-    if not folder.is_dir():
-        error = NotADirectoryError if folder.exists() else FileNotFoundError
-        raise error(
-            f"expected a folder of videos at {folder}, found none; check the path (working folder: "
-            f"{Path.cwd()})"
-        )
+    _check_folder(folder)
     endings = _endings(VIDEO_EXTS if exts is None else exts)
     files, frame_folders = _scan(folder, exclude, joins_frames=exts is None)
     found = [path for path in files if path.name.lower().endswith(endings)]
@@ -319,6 +323,7 @@ class Manifest:
                     f"manifest_columns must be names of columns by {', '.join(COLUMNS)}, got "
                     f"{role!r}: {name!r}; give for example {{'path': 'FileName'}}"
                 )
+        _check_folder(folder)
         self.path, self._folder = Path(path), folder
         if not os.path.exists(path):
             self.path = folder / path
