@@ -146,10 +146,8 @@ def test_mistakes_in_the_table(table, tmp_path, text, name, message):
 
 
 def test_a_missing_folder_is_named_before_the_table(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"expected a folder of videos at .*gone, found none"
-    ):
-        Dataset(tmp_path / "gone", 8, manifest="clips.csv")
+    with pytest.raises(FileNotFoundError, match=r"folder of videos at .*gone, found none; check"):
+        read_manifest("clips.csv", tmp_path / "gone")
 
 
 def test_missing_clip(table, tmp_path):
