@@ -404,6 +404,8 @@ def test_a_clip_is_continued(at, values, mistake):
     line = mistake("--continue_from", "clip.npy", "--extend_to", "3")
     assert "more than the clip's 3 frames, got 3; give a greater number, or take fewer" in line
     assert line.endswith("frames of the clip by --clip_frames")
+    line = mistake("--continue_from", "clip.npy", "--clip_frames", "0")
+    assert "--clip_frames must be" in line
     line = mistake("--extend_to", "4")
     assert line.endswith("more than the model's 4 frames, got 4; give a greater number")
     options = ["--clip_frames", "2", "--extend_to", "3", "-n", "1"]

@@ -314,20 +314,6 @@ def test_a_bar_of_windows_and_those_of_their_steps(capsys):
 # Mistakes
 
 
-@pytest.mark.parametrize("name", ["first_frames", "batch_size"])
-@pytest.mark.parametrize("call", ["predict", "extend", "inpaint", "interpolate_frames", "upsample"])
-def test_what_is_taken_from_the_video(call, name):
-    video = torch.rand(1, 2, 3, 4, 4)
-    rest = {"extend": (9,), "inpaint": (torch.zeros(4, 4, dtype=torch.bool),)}
-    rest |= {"interpolate_frames": (2,), "upsample": (8,)}
-    options = {"first_frames": video, "batch_size": 2}
-    message = (
-        f"{call}: {name} must be that of the given video, from which it is taken; leave it out"
-    )
-    with pytest.raises(ValueError, match=exactly(message)):
-        getattr(model(), call)(video, *rest.get(call, ()), **{name: options[name]})
-
-
 @pytest.mark.parametrize(
     ("call", "name"),
     [

@@ -286,6 +286,8 @@ def _known_clips(
 ) -> Tensor | None:
     """The clips that a task starts from, `(n, c, f, h, w)`; None for samples."""
     how = {"num_frames": options.clip_frames, "axes": options.axes}
+    if options.clip_frames is not None:
+        as_count(options.clip_frames, "sample: --clip_frames")
     if task in ("continue_from", "inpaint"):
         return _read_clips(diffusion, options[task], task, **how)
     if options.clip is None:
