@@ -141,7 +141,10 @@ def _add_tasks(parser: ArgumentParser) -> None:
     inpaint = "Draw a part of this CLIP anew, that of --mask."
     add("--inpaint", type=str | None, metavar="CLIP", help=inpaint)
     mask = "What --inpaint draws: a picture, white where to draw, or a .npy, (h, w) or "
-    mask += "(f, h, w), nonzero where to draw. It is scaled and cropped as the clip is."
+    mask += (
+        "(f, h, w), nonzero where to draw, of the frames of the file or those taken of it. It is "
+    )
+    mask += "scaled and cropped as the clip is."
     add("--mask", type=str | None, help=mask)
     between = "Draw the frames between, so that there are N times as many per second."
     between += " The speed stays, unless --fps is given."
