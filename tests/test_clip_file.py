@@ -71,6 +71,38 @@ def test_all_frames_or_some(tmp_path):
         prepare_clip(tmp_path / "clip.npy", diffusion, num_frames=3)
 
 
+def test_files_resampled_in_time(tmp_path):
+    def frames(path, kind, **options):
+        clip = prepare_clip(path, model(fit_frames=kind, frame_skip=2), **options)[0, 0]
+        return (clip.mean(dim=(1, 2)) * 20).round().int().tolist()
+
+    for length in (4, 20):
+        numbers = torch.arange(length).view(1, -1, 1, 1).expand(1, length, 8, 12) / 20
+        (tmp_path / f"{length}").mkdir()
+        write_video(numbers, tmp_path / f"{length}" / "clip.npy")
+    short, long = (tmp_path / name / "clip.npy" for name in ("4", "20"))
+    for path in (short, long):
+        for kind in ("all", "short"):
+            expected = Dataset(path.parent, (8, 12), 1, 3, exts=None, frame_skip=2, fit_frames=kind)
+            found = prepare_clip(path, model(fit_frames=kind, frame_skip=2))
+            torch.testing.assert_close(found[0, :, :3], expected[0])
+    assert frames(short, "all") == frames(short, "short") == [0, 2, 2]
+    assert frames(long, "all") == [0, 10, 18]
+    assert frames(long, "short") == [*range(0, 20, 2)]
+    assert frames(long, "all", num_frames=2) == [0, 18]
+    assert frames(long, "short", num_frames=2) == [0, 2]
+    assert frames(short, "short", num_frames=4) == [0, 0, 2, 2]
+    assert frames(short, "all", keep_rate=True) == [0, 1, 2, 3]
+
+
+def test_the_order_of_axes(tmp_path):
+    clip = torch.rand(3, 8, 12)
+    np.save(tmp_path / "clip.npy", clip.permute(1, 2, 0).numpy())
+    for diffusion, axes in ((model(axes="hwf"), None), (model(axes="fhw"), "hwf")):
+        found = prepare_clip(tmp_path / "clip.npy", diffusion, axes=axes)
+        torch.testing.assert_close(found[0, 0], clip)
+
+
 def test_other_sizes(tmp_path):
     for ending in ("npy", "gif"):
         path = tmp_path / f"clip.{ending}"

@@ -95,13 +95,13 @@ def test_the_pages_commands_run(capsys):
         assert main([*argv, "--steps", "3"]) is None, (argv, capsys.readouterr())
         name = argv[argv.index("-o") + 1]
         shapes[name] = tuple(read_video(name)[0].shape[1:])
-    # with a border of 2 pixels around each video of a grid
+    # with a border of 2 pixels around each video of a grid of several
     assert shapes == {
-        "long.mp4": (16, 20, 20),
-        "longer.mp4": (16, 20, 20),
+        "long.mp4": (16, 16, 16),
+        "longer.mp4": (16, 16, 16),
         "filled.mp4": (5, 20, 40),
-        "slower.mp4": (9, 20, 20),
-        "large.mp4": (5, 36, 36),
+        "smoother.mp4": (9, 16, 16),
+        "large.mp4": (5, 32, 32),
     }
 
 

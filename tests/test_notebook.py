@@ -68,6 +68,15 @@ def test_one_video_arrays_and_bytes():
     torch.testing.assert_close(show(as_bytes).video, expected, rtol=0, atol=0.004)
 
 
+def test_one_channel_in_units_is_grey():
+    video = torch.linspace(-1000, 3000, 2 * 8 * 8).view(1, 2, 8, 8)
+    shown = inside(show(video, zoom=1))
+    torch.testing.assert_close(shown, (video + 1000) / 4000)
+    for options in ({"value_range": "fit"}, {"false_colour": True}):
+        shown = inside(show(video, zoom=1, **options))
+        assert torch.equal(shown, to_pictures(video[None], "fit")[0])
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_range_is_from_black_to_white(channels):
     video = torch.linspace(-1000, 1000, channels * 2 * 8 * 8).view(channels, 2, 8, 8)

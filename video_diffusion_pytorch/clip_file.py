@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from video_diffusion_pytorch.data.dataset import ClipReader
 from video_diffusion_pytorch.data.errors import missing_file
 from video_diffusion_pytorch.data.formats.arrays import ReadFn
 from video_diffusion_pytorch.data.manifest import Clip
-from video_diffusion_pytorch.data.transforms import FrameSize, Timeline
+from video_diffusion_pytorch.data.transforms import FrameSize, Timeline, stretched
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 
 
@@ -26,22 +27,27 @@ def prepare_clip(
     num_frames: int | None = None,
     image_size: int | tuple[int, int] | str | None = None,
     keep_rate: bool = False,
+    axes: str | None = None,
 ) -> Tensor:
     """Reads a clip for `predict`, `extend`, `inpaint`, `interpolate_frames` and `upsample`.
 
     Frames are selected, scaled and cropped as the model's training clips were, as far as
     `diffusion.clip_info.settings` says so, and by the defaults of `Dataset` otherwise. Instead of a
-    random crop the center is kept.
+    random crop the center is kept. If training resampled files in time (`fit_frames`), so is this
+    one, to `num_frames` or those of the model: `"all"` files, or only the `"short"` ones.
 
     Args:
         path: A file of any format, or a folder of numbered pictures.
         diffusion: The model, such as one of `load_diffusion`.
         read_fn: Reads the file, as in `Dataset`; None for the formats that this library knows.
-        num_frames: Number of frames, from the first on; None for all.
+        num_frames: Number of frames, from the first on; None for all. Of a file that is resampled
+            in time, the number of frames of the whole.
         image_size: Height and width in pixels, as 64 or `(48, 64)`; None for those of the model;
             `"own"` for those of the file, as `upsample` takes.
         keep_rate: Whether to take all frames, as `interpolate_frames` does, even if training took
-            every n-th one or another frame rate.
+            every n-th one or another frame rate, or resampled them in time.
+        axes: Order of the axes of an array file, such as `"fhw"`, as in `read_video`; None for that
+            of the training clips.
 
     Returns:
         `(1, c, f, h, w)`, float32 in [0, 1], or in the model's `value_range`, or, if its
@@ -65,25 +71,24 @@ def prepare_clip(
         >>> diffusion.extend(clip, num_frames=8, progress=False).shape
         torch.Size([1, 3, 8, 16, 16])
     """
-    size, timeline = frame_size(diffusion), Timeline()
-    settings = diffusion.clip_info.settings
-    if not keep_rate:
-        timeline = Timeline(settings.get("frame_skip") or 1, settings.get("fps"))
-    options: dict[str, Any] = {"axes": settings.get("axes"), "read_fn": read_fn}
-    options["square_pixels"] = settings.get("square_pixels", True)
-    reader = ClipReader(size, timeline, diffusion.channels, **options)
-    path = Path(path)
+    reader = clip_reader(diffusion, read_fn=read_fn, keep_rate=keep_rate, axes=axes)
+    size, path = reader.size, Path(path)
     if not path.exists():
         raise missing_file(path)
     if image_size == "own":
         reader.size = FrameSize(_size_of(reader, path), "stretch")
     elif image_size is not None:
         reader.size = FrameSize(as_image_size(image_size), size.fit)
-    wanted = None if num_frames is None else range(as_count(num_frames, "num_frames"))
-    video, _ = reader.read(Clip(path), wanted, lambda span: span)
-    if wanted is not None and video.shape[1] < len(wanted):
+    if num_frames is not None:
+        num_frames = as_count(num_frames, "num_frames")
+    is_resampled = not keep_rate and diffusion.clip_info.settings.get("fit_frames") is not None
+    # without its length, which some files only show when they are read to the end
+    wanted = None if num_frames is None or is_resampled else range(num_frames)
+    choose = _choice(diffusion, num_frames) if is_resampled else list
+    video, _ = reader.read(Clip(path), wanted, choose)
+    if num_frames is not None and video.shape[1] < num_frames:
         raise ValueError(
-            f"{path} must have {len(wanted)} frames, got {video.shape[1]}; give a longer clip"
+            f"{path} must have {num_frames} frames, got {video.shape[1]}; give a longer clip"
         )
     units, black = diffusion.config["value_range"], None
     if units is not None:
@@ -91,6 +96,53 @@ def prepare_clip(
     elif video.dtype == torch.uint8:
         video = video / 255
     return reader.size.finish_array(video.float(), black=black)[None]
+
+
+def clip_reader(
+    diffusion: GaussianDiffusion,
+    *,
+    read_fn: ReadFn | None = None,
+    keep_rate: bool = False,
+    axes: str | None = None,
+) -> ClipReader:
+    """Reads files as training did; the arguments are those of `prepare_clip`."""
+    settings, timeline = diffusion.clip_info.settings, Timeline()
+    if not keep_rate:
+        timeline = Timeline(settings.get("frame_skip") or 1, settings.get("fps"))
+    options: dict[str, Any] = {"axes": axes or settings.get("axes"), "read_fn": read_fn}
+    options["square_pixels"] = settings.get("square_pixels", True)
+    return ClipReader(frame_size(diffusion), timeline, diffusion.channels, **options)
+
+
+def frame_numbers(
+    path: Path, diffusion: GaussianDiffusion, num_frames: int | None, axes: str | None
+) -> tuple[list[int], int]:
+    """The frames of a file that `prepare_clip` takes, and how many the file has."""
+    reader = clip_reader(diffusion, axes=axes)
+    with reader.open(path) as file:
+        positions = _choice(diffusion, num_frames)(reader.timeline.between(file, None, None))
+        return reader.timeline.frames(file, positions), file.num_frames
+
+
+def _choice(
+    diffusion: GaussianDiffusion, num_frames: int | None
+) -> Callable[[range], Sequence[int]]:
+    """Chooses among the positions of a file, as `Dataset` does with the `fit_frames` of training.
+
+    Args:
+        diffusion: The model.
+        num_frames: As in `prepare_clip`.
+    """
+    kind, length = diffusion.clip_info.settings.get("fit_frames"), num_frames
+    if length is None:
+        length = diffusion.num_frames
+
+    def choose(span: range) -> Sequence[int]:
+        if kind == "all" or (kind == "short" and len(span) < length):
+            return stretched(span, length)
+        return span[:num_frames]
+
+    return choose
 
 
 def frame_size(diffusion: GaussianDiffusion) -> FrameSize:

@@ -44,9 +44,10 @@ def show(
     `IPython.display.display(show(videos))`. Outside of notebooks, `show(videos).save(path)` writes
     a file.
 
-    Grey, RGB and RGBA videos are shown as they are. Videos with other numbers of channels, and
+    Grey, RGB and RGBA videos are shown as they are, and floats of one channel outside [0, 1] from
+    black for the lowest to white for the highest. Videos with other numbers of channels, and other
     floats outside [0, 1], are shown in false colours: each channel by itself, from dark blue for
-    its low to yellow for its high, and red for NaN and infinite values.
+    its low to yellow for its high. NaN and infinite values are red.
 
     Args:
         videos: A tensor or array `(b, c, f, h, w)`, or one video `(c, f, h, w)`; floats in [0, 1],
@@ -60,7 +61,7 @@ def show(
         value_range: Low and high of the values, each a number or one per channel; with 1, 3 or 4
             channels they are black and white. "fit": false colours, from the minimum to the maximum
             of each channel. None: [0, 1] or uint8 if the values are in that range and there are 1,
-            3 or 4 channels, otherwise as "fit".
+            3 or 4 channels, otherwise the minimum to the maximum of each channel.
         false_colour: Whether 1, 3 or 4 channels are quantities, such as velocities, not colours.
 
     Returns:
@@ -79,8 +80,12 @@ def show(
     columns = _columns(count, rows, columns)
     if false_colour and value_range is None:
         value_range = "fit"
-    has_numbers = not (value_range is None or isinstance(value_range, str))
-    pictures = to_pictures(batch, value_range, keep_pictures=has_numbers and not false_colour)
+    if value_range is None:
+        # several channels outside [0, 1] are no colours
+        keep_pictures = c == 1
+    else:
+        keep_pictures = not (isinstance(value_range, str) or false_colour)
+    pictures = to_pictures(batch, value_range, keep_pictures=keep_pictures)
     if zoom is None:
         zoom = max(1, math.ceil(_LEAST_SIDE / max(pictures.shape[-2:])))
     grid = video_grid(pictures, columns, zoom=zoom, frame=_GREY, captions=captions)

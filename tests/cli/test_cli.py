@@ -580,7 +580,7 @@ def test_captions_and_first_frames(mistake, capsys):
     assert values("-n", "1", *given, "classes/cats").shape == (3, 1, 3, 24, 24)
     capsys.readouterr()
     line = mistake("sample", "results/model-1.5.pt", *encoder, "--text", "a cat")
-    assert "it was trained with, --text or --cond and --first_frames, got --text;" in line
+    assert "it was trained with, --text or --cond, --first_frames, got --text;" in line
 
 
 @pytest.mark.usefixtures("classes")

@@ -119,6 +119,15 @@ def test_first_frames_of_a_file_or_a_folder(tmp_path):
         read(model, first_frames=str(tmp_path))
 
 
+def test_first_frames_of_clips_that_were_resampled_in_time(tmp_path):
+    write_video(ramp(7), tmp_path / "clip.npy")
+    for fit_frames, second in (("all", 3), ("short", 1), (None, 1)):
+        info = {"settings": {"fit_frames": fit_frames}}
+        model = diffusion(info, given_frames=2, cond_channels=2)
+        found = read(model, first_frames=str(tmp_path / "clip.npy"))["first_frames"]
+        torch.testing.assert_close(found[0], ramp(7)[:, [0, second]])
+
+
 def test_bytes_of_a_field_stay_bytes(tmp_path):
     np.save(tmp_path / "x.npy", np.full((1, 2, 8, 8), 255, np.uint8))
     model = diffusion(cond_channels=2)
@@ -170,6 +179,14 @@ def test_conditions_that_the_model_was_not_trained_with():
         ValueError, match=r"--labels, got none; .* options, as --labels -1 for no c"
     ):
         read(diffusion(num_classes=2))
+    for network, info, takes in (
+        ({"cond_dim": 2}, {}, "--text or --cond, --labels"),
+        ({"cond_dim": 2}, {"cond_ranges": {"EF": (0, 1)}}, "--cond, --labels"),
+        ({"cond_dim": 2}, {"text_encoder": "bert"}, "--text, --labels"),
+        ({"use_bert_text_cond": True}, {}, "--text, --labels"),
+    ):
+        with pytest.raises(ValueError, match=f"trained with, {takes}, got --labels; correct"):
+            read(diffusion(info, num_classes=2, **network), labels=["0"])
     assert read(diffusion()) == {}
 
 
@@ -246,7 +263,7 @@ def test_few_good_steps_by_default(at, lines, values):
     assert torch.equal(values("-n", "1", "--steps", "3"), expected)
 
 
-def test_a_model_s_own_number_of_steps_and_a_short_schedule(tmp_path, monkeypatch, lines):
+def test_a_model_s_own_number_of_steps_and_a_short_schedule(tmp_path, monkeypatch, lines, values):
     monkeypatch.chdir(tmp_path)
     for model in (diffusion(timesteps=60), diffusion(timesteps=50)):
         if model.num_timesteps == 60:
@@ -254,7 +271,14 @@ def test_a_model_s_own_number_of_steps_and_a_short_schedule(tmp_path, monkeypatc
                 model.denoise_fn, image_size=8, num_frames=3, timesteps=60, sampling_timesteps=4
             )
         model.save_pretrained("model")
-        assert len(lines("-n", "1")) == 1
+        *notes, _ = lines("-n", "1")
+        note = (
+            "samples in 4 steps of dpm++sde, the model's sampling_timesteps: for all 60 add --sam"
+        )
+        assert [line.startswith(note) for line in notes] == [True] * (model.num_timesteps == 60)
+        if notes:
+            np.testing.assert_array_equal(values("-n", "1"), values("-n", "1", "--steps", "4"))
+            assert len(lines("-n", "1", "--sampler", "ddim")) == 1
 
 
 def test_a_device_is_chosen(at, monkeypatch):
@@ -314,6 +338,37 @@ def test_the_rate_of_files(at, lines, mistake):
     assert "--fps must be 0.01 to 1000 frames per second, got 0.0" in mistake("--fps", "0")
 
 
+def test_one_video_has_no_frame(at, lines, values):
+    at()
+    video = values("-n", "1")[0].expand(3, -1, -1, -1)
+    lines("-n", "1", "-o", "x.webp")
+    found = read_video("x.webp", channels=3)[0] / 255
+    torch.testing.assert_close(found, video, rtol=0, atol=0.003)
+    for name in ("x.mp4", "x.gif"):
+        lines("-n", "1", "-o", name)
+        assert read_video(name)[0].shape[2:] == (8, 8)
+    lines("-n", "1", "-o", "x.png")
+    with Image.open("x.png") as image:
+        # three frames with a border, and a free place
+        assert image.size == (24, 24)
+
+
+def test_frames_between_keep_the_speed(at, lines):
+    at({"fps": 20}, num_frames=4)
+    lines("-n", "1", "--interpolate", "3", "-o", "x.mp4")
+    assert read_video("x.mp4")[1] == 60
+    lines("-n", "1", "--interpolate", "3", "-o", "x.mp4", "--fps", "12.5")
+    assert read_video("x.mp4")[1] == 12.5
+    assert "a .gif plays 50 frames per second, not 60" in lines("-n", "1", "--interpolate", "3")[0]
+    # all frames of a clip, at its own rate
+    write_video(ramp(3, 16), "clip.mp4", fps=5)
+    lines("-n", "1", "--interpolate", "2", "--clip", "clip.mp4", "-o", "x.mp4")
+    assert read_video("x.mp4")[1] == 10
+    write_video(ramp(3), "clip.npy")
+    lines("-n", "1", "--interpolate", "2", "--clip", "clip.npy", "-o", "x.mp4")
+    assert read_video("x.mp4")[1] == 40
+
+
 def test_mistakes_in_files(at, mistake):
     at()
     Path("file").write_text("")
@@ -347,7 +402,15 @@ def test_a_clip_is_continued(at, values, mistake):
     write_video(ramp(12), "long.npy")
     assert values("--continue_from", "long.npy", "-n", "1").shape[2] == 6 + 2
     line = mistake("--continue_from", "clip.npy", "--extend_to", "3")
-    assert "--extend_to must be more than the clip's 3 frames, got 3" in line
+    assert "more than the clip's 3 frames, got 3; give a greater number, or take fewer" in line
+    assert line.endswith("frames of the clip by --clip_frames")
+    line = mistake("--continue_from", "clip.npy", "--clip_frames", "0")
+    assert "--clip_frames must be" in line
+    line = mistake("--extend_to", "4")
+    assert line.endswith("more than the model's 4 frames, got 4; give a greater number")
+    options = ["--clip_frames", "2", "--extend_to", "3", "-n", "1"]
+    videos = values("--continue_from", "clip.npy", *options)
+    torch.testing.assert_close(videos[0, :, :2], ramp(6)[:, [0, 2]])
     Path("two").mkdir()
     write_video(ramp(6), "two/a.npy")
     write_video(ramp(6), "two/b.npy")
@@ -407,10 +470,56 @@ def test_frames_between_and_more_pixels(at, values, mistake):
     for factor in ("1", "4"):
         line = mistake("--interpolate", factor)
         assert "--interpolate must be from 2 to 3, so that a clip of the model has t" in line
+    videos = values("--interpolate", "3", "--clip", "clip.npy", "--clip_frames", "2", "-n", "1")
+    assert videos.shape[2] == 4
+    line = mistake("--upsample", "3", "--clip", "wide.npy")
+    assert line.endswith(
+        "more than the clip's 4 x 4 pixels, got 3 x 3; give a greater size, or leave out --clip, "
+        "which is read at its own size, to upsample samples"
+    )
     for size in ("8", "[4,16]"):
         assert "--upsample must be more than the model's 8 x 8 pixels, got" in mistake(
             "--upsample", size
         )
+
+
+def test_a_mask_of_all_frames_of_the_file(at, values, mistake):
+    write_video(ramp(9), "clip.npy")
+    mask = np.zeros((9, 8, 8))
+    mask[4] = 1
+    np.save("mask.npy", mask)
+    options = ("--inpaint", "clip.npy", "--mask", "mask.npy", "-n", "1")
+    for settings, frames, drawn in (
+        ({"fit_frames": "all"}, [0, 4, 8], 1),
+        ({"fit_frames": "short", "frame_skip": 4}, [0, 4, 8], 1),
+        ({"frame_skip": 2}, [0, 2, 4, 6, 8], 2),
+    ):
+        at({"settings": settings})
+        videos = values(*options)[0]
+        is_kept = [number for number in range(len(frames)) if number != drawn]
+        expected = ramp(9)[:, frames]
+        torch.testing.assert_close(videos[:, is_kept], expected[:, is_kept])
+        assert not torch.equal(videos[:, drawn], expected[:, drawn])
+    np.save("mask.npy", mask[:7])
+    assert (
+        "--mask must have 1 frame, the 9 of clip.npy, or the 5 that the model takes of it, got 7; "
+        "correct it"
+    ) in mistake(*options)
+
+
+def test_the_order_of_axes_and_formats_of_other_libraries(at, values, mistake):
+    at(num_frames=4)
+    np.save("clip.npy", ramp(2)[0].permute(1, 2, 0).numpy())
+    videos = values("--continue_from", "clip.npy", "-n", "1", "--axes", "hwf")
+    torch.testing.assert_close(videos[:, :, :2], ramp(2)[None])
+    line = mistake("--continue_from", "clip.npy")
+    assert "state the order, for example --axes fhw for frames" in line
+    Path("scan.nii.gz").write_bytes(b"")
+    line = mistake("--continue_from", "scan.nii.gz")
+    assert "needs Python: read = lambda path: nibabel.load(path)" in line
+    assert line.endswith(
+        "prepare_clip(path, diffusion, read_fn=read); or save the array as .npy and give that file"
+    )
 
 
 @pytest.mark.parametrize(
@@ -420,6 +529,7 @@ def test_frames_between_and_more_pixels(at, values, mistake):
         ("--clip a", "--clip must go with --interpolate or --upsample, got --clip; correct"),
         ("--inpaint a", "--inpaint and --mask must be given together, got --inpaint; correct"),
         ("--mask a", "--inpaint and --mask must be given together, got --mask; correct"),
+        ("--clip_frames 2", "--clip_frames must go with --continue_from, --inpaint or --clip, got"),
         ("--upsample 16 --extend_to 9", "--extend_to must go with samples or --continue_from, got"),
         ("--continue_from a --first_frames b", "--first_frames must be left out with a clip, whi"),
         ("--continue_from a.mp4", "a.mp4"),

@@ -291,6 +291,26 @@ def test_a_low_resolution_in_the_units_of_the_user(value_range):
     torch.testing.assert_close(results[0], expected, rtol=1e-3, atol=1e-3)
 
 
+# Progress
+
+
+def test_a_bar_of_windows_and_those_of_their_steps(capsys):
+    diffusion, video = model(), torch.rand(1, 2, 3, 4, 4)
+    shown = []
+    for num_frames, options in ((4, {}), (9, {}), (9, {"progress": False})):
+        diffusion.extend(video, num_frames, **options)
+        shown.append(capsys.readouterr().err)
+    one, several, none = shown
+    assert "windows" not in one
+    assert one.split("\r")[-1].startswith("sampling: 100%")
+    # the last of the bars for steps is overwritten by spaces
+    bar, erased, last = several.split("\r")[-3:]
+    assert bar.startswith("sampling")
+    assert not erased.removesuffix("\x1b[A").strip()
+    assert last.startswith("windows: 100%")
+    assert none == ""
+
+
 # Mistakes
 
 

@@ -463,7 +463,8 @@ def test_too_few_frames_for_a_model_with_given_frames(known, overlap, ready, sta
 @pytest.mark.parametrize("name", ["batch_size", "num_frames", "first_frames"])
 def test_options_that_follow_from_the_video(name):
     diffusion = watched(given_frames=1)
-    with pytest.raises(TypeError, match=f"multiple values for keyword argument '{name}'"):
+    message = f"inpaint: {name} must be that of the given video, from which it is taken; leave it"
+    with pytest.raises(ValueError, match=message):
         diffusion.inpaint(VIDEO, torch.tensor([True, False, True]), **{name: VIDEO})
 
 

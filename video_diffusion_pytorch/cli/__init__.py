@@ -27,7 +27,10 @@ _FOREIGN = re.compile(r"\.(nii|gz|h5|hdf5|nc|zarr|dcm|mha|nrrd|mat)\b")
 _IN_PYTHON = (
     ". A read_fn is a function and needs Python: "
     "read = lambda path: nibabel.load(path).get_fdata().T[None]  # (c, f, h, w); "
-    "Trainer(diffusion, FOLDER, exts='nii.gz', read_fn=read).train()"
+)
+_TRAIN = "Trainer(diffusion, FOLDER, exts='nii.gz', read_fn=read).train()"
+_PREPARE = (
+    "prepare_clip(path, diffusion, read_fn=read); or save the array as .npy and give that file"
 )
 # Types in the parser's messages, and what they are called
 _TYPE = r"Expected a <class '(\w+)'>"
@@ -88,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         _say(f"{PROG}: error: {_explain(error, argv)}", file=sys.stderr)
         return 2
     except (FloatingPointError, MemoryError, ValueError, TypeError, OSError, Warning) as error:
-        _say(f"{PROG}: error: {_one_line(error)}", file=sys.stderr)
+        _say(f"{PROG}: error: {_one_line(error, argv)}", file=sys.stderr)
         return 1 if isinstance(error, (FloatingPointError, MemoryError)) else 2
     finally:
         warnings.formatwarning = usual_format
@@ -164,17 +167,18 @@ def _say(line: str, file: Any = None) -> None:
     print(line.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException, argv: Sequence[str]) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if "a read_fn for" in text and _FOREIGN.search(text):
-        text += _IN_PYTHON
+        text += _IN_PYTHON + (_TRAIN if argv[0] == "train" else _PREPARE)
+    text = text.replace('axes="fhw"', "--axes fhw")
     half = _LONGEST_MESSAGE // 2
     return text if len(text) <= _LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 def _explain(error: ArgumentError, argv: Sequence[str]) -> str:
     """The parser's message as one sentence, with the nearest option and where to read more."""
-    message = _one_line(error)
+    message = _one_line(error, argv)
     # the parser lists all types that were tried
     wrong = re.match(r'Parser key "([^"]+)".* (?:Got value|Given value): (.*)$', message)
     if wrong:

@@ -16,7 +16,12 @@ from torch import Tensor
 
 from video_diffusion_pytorch import text
 from video_diffusion_pytorch.arguments import as_count, as_image_size
-from video_diffusion_pytorch.clip_file import frame_size, prepare_clip
+from video_diffusion_pytorch.clip_file import (
+    clip_reader,
+    frame_numbers,
+    frame_size,
+    prepare_clip,
+)
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.conditions import frames_of
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
@@ -71,7 +76,8 @@ def make_parser() -> ArgumentParser:
     single = f"Format of the files in a folder: {', '.join(FORMATS)}; null for mp4, or for npy if "
     single += "videos have units of their own or are neither grey nor in colour."
     add("--format", type=str | None, help=single)
-    rate = "Frames per second of the files; null for those of the training clips, or else 8."
+    rate = "Frames per second of the files; null for those of the training clips, or else 8; with "
+    rate += "--interpolate N for N times as many, or as those of the CLIP."
     add("--fps", type=float | None, help=rate)
     add("--seed", type=int, default=0, help="The same seed gives the same videos.")
     _add_conditions(parser)
@@ -135,14 +141,22 @@ def _add_tasks(parser: ArgumentParser) -> None:
     inpaint = "Draw a part of this CLIP anew, that of --mask."
     add("--inpaint", type=str | None, metavar="CLIP", help=inpaint)
     mask = "What --inpaint draws: a picture, white where to draw, or a .npy, (h, w) or "
-    mask += "(f, h, w), nonzero where to draw. It is scaled and cropped as the clip is."
+    mask += (
+        "(f, h, w), nonzero where to draw, of the frames of the file or those taken of it. It is "
+    )
+    mask += "scaled and cropped as the clip is."
     add("--mask", type=str | None, help=mask)
     between = "Draw the frames between, so that there are N times as many per second."
+    between += " The speed stays, unless --fps is given."
     add("--interpolate", type=int | None, metavar="N", help=between)
     larger = "Draw the videos at a higher resolution, in pixels, as 128 or [96,128]."
     add("--upsample", type=int | tuple[int, int] | None, metavar="SIZE", help=larger)
-    own = "The CLIP that --interpolate or --upsample starts from, instead of samples."
-    add("--clip", type=str | None, metavar="CLIP", help=own)
+    own = "The CLIP that --interpolate, or at its own size --upsample, starts from, instead of "
+    add("--clip", type=str | None, metavar="CLIP", help=f"{own}samples.")
+    part = "Number of frames to take of the CLIP, from the first on; null for all."
+    add("--clip_frames", type=int | None, metavar="N", help=part)
+    axes = "Order of the axes in CLIPs that are arrays, such as fhw; null for that of the training."
+    add("--axes", type=str | None, help=axes)
 
 
 def load_checkpoint(options: Namespace) -> GaussianDiffusion:
@@ -174,7 +188,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     clips = _known_clips(options, task, diffusion)
     _check_sizes(options, diffusion, clips)
     given = {name: options[name] for name in ("text", *OPTIONS) if options[name] is not None}
-    conditions = read_conditions(diffusion, given, has_clips=clips is not None)
+    conditions = read_conditions(diffusion, given, has_clips=clips is not None, axes=options.axes)
     if options.cond_scale != 1 and not conditions:
         raise ValueError(
             "sample: --cond_scale must be 1 for a model without conditions, got "
@@ -222,12 +236,13 @@ def _sampling_options(
         )
         if encoder is not None and others == [None, None]:
             text.set_text_encoder(encoder)
-    elif (sampler, steps, diffusion.sampling_timesteps) == (None, None, None) and most > _STEPS:
-        steps = _STEPS
-        say(
-            f"samples in {_STEPS} steps of {_SAMPLER}, almost as good as all {most}: for these add "
-            "--sampler ddpm"
-        )
+    elif sampler is None and steps is None:
+        steps = diffusion.sampling_timesteps
+        quality = f"the model's sampling_timesteps: for all {most}"
+        if steps is None and most > _STEPS:
+            steps, quality = _STEPS, f"almost as good as all {most}: for these"
+        if steps is not None and steps < most:
+            say(f"samples in {steps} steps of {_SAMPLER}, {quality} add --sampler ddpm")
     if sampler is None and steps is not None and steps < most:
         sampler = _SAMPLER
     how = {"sampler": sampler, "steps": steps, "cond_scale": options.cond_scale}
@@ -254,13 +269,16 @@ def _task_of(options: Namespace) -> str | None:
         "--extend_to must go with samples or --continue_from": (
             options.extend_to is None or task in (None, "continue_from")
         ),
+        "--clip_frames must go with --continue_from, --inpaint or --clip": (
+            options.clip_frames is None or starts
+        ),
         "--first_frames must be left out with a clip, which has them": (
             options.first_frames is None or not starts
         ),
     }
     for rule, is_met in rules.items():
         if not is_met:
-            names = (*_TASKS, "clip", "mask", "extend_to", "first_frames")
+            names = (*_TASKS, "clip", "clip_frames", "mask", "extend_to", "first_frames")
             got = [f"--{name}" for name in names if options[name] is not None]
             raise ValueError(f"sample: {rule}, got {' and '.join(got)}; correct the options")
     return task
@@ -270,13 +288,16 @@ def _known_clips(
     options: Namespace, task: str | None, diffusion: GaussianDiffusion
 ) -> Tensor | None:
     """The clips that a task starts from, `(n, c, f, h, w)`; None for samples."""
+    how = {"num_frames": options.clip_frames, "axes": options.axes}
+    if options.clip_frames is not None:
+        as_count(options.clip_frames, "sample: --clip_frames")
     if task in ("continue_from", "inpaint"):
-        return _read_clips(diffusion, options[task], task)
+        return _read_clips(diffusion, options[task], task, **how)
     if options.clip is None:
         return None
     if task == "interpolate":
-        return _read_clips(diffusion, options.clip, "clip", keep_rate=True)
-    clips = _read_clips(diffusion, options.clip, "clip", image_size="own")
+        return _read_clips(diffusion, options.clip, "clip", keep_rate=True, **how)
+    clips = _read_clips(diffusion, options.clip, "clip", image_size="own", **how)
     if frame_size(diffusion).fit != "cover":
         return clips
     # training crops clips to the shape of the model's, too
@@ -291,9 +312,10 @@ def _check_sizes(options: Namespace, diffusion: GaussianDiffusion, clips: Tensor
     shape = diffusion.clip_shape if clips is None else clips.shape[1:]
     owner = "model" if clips is None else "clip"
     if options.extend_to is not None and options.extend_to <= shape[1]:
+        fewer = "" if clips is None else ", or take fewer frames of the clip by --clip_frames"
         raise ValueError(
             f"sample: --extend_to must be more than the {owner}'s {shape[1]} frames, got "
-            f"{options.extend_to}"
+            f"{options.extend_to}; give a greater number{fewer}"
         )
     most = diffusion.num_frames - 1
     if options.interpolate is not None and not 2 <= options.interpolate <= most:
@@ -304,9 +326,11 @@ def _check_sizes(options: Namespace, diffusion: GaussianDiffusion, clips: Tensor
     if options.upsample is not None:
         size = as_image_size(options.upsample, "sample: --upsample")
         if not (size[0] >= shape[2] and size[1] >= shape[3] and size != tuple(shape[2:])):
+            without = ", or leave out --clip, which is read at its own size, to upsample samples"
             raise ValueError(
                 f"sample: --upsample must be more than the {owner}'s {shape[2]} x {shape[3]} "
                 f"pixels, got {size[0]} x {size[1]}; give a greater size"
+                f"{'' if clips is None else without}"
             )
 
 
@@ -323,8 +347,8 @@ def _complete(
         further = window if length < window else length + -(-window // 2)
         return diffusion.extend(videos, options.extend_to or further, **how)
     if task == "inpaint":
-        known = ~_read_mask(diffusion, Path(options.mask)).to(videos.device)
-        return diffusion.inpaint(videos, known, **how)
+        mask = _frames_of_mask(_read_mask(diffusion, Path(options.mask)), options, diffusion)
+        return diffusion.inpaint(videos, ~mask.to(videos.device), **how)
     if task == "interpolate":
         return diffusion.interpolate_frames(videos, options.interpolate, **how)
     if task == "upsample":
@@ -357,10 +381,29 @@ def _read_mask(diffusion: GaussianDiffusion, path: Path) -> Tensor:
     )
 
 
+def _frames_of_mask(mask: Tensor, options: Namespace, diffusion: GaussianDiffusion) -> Tensor:
+    """Chooses frames of a mask that has all those of the file, as they are chosen of the clip."""
+    if mask.shape[2] == 1:
+        return mask
+    for file in _files_of(options.inpaint):
+        frames, count = frame_numbers(file, diffusion, options.clip_frames, options.axes)
+        if mask.shape[2] not in (count, len(frames)):
+            raise ValueError(
+                f"sample: --mask must have 1 frame, the {count} of {file}, or the {len(frames)} "
+                f"that the model takes of it, got {mask.shape[2]}; correct it"
+            )
+    return mask if mask.shape[2] == len(frames) else mask[:, :, frames]
+
+
+def _files_of(path: str) -> list[Path]:
+    """The clip that a path is, or the clips of a folder."""
+    is_folder = os.path.isdir(path) and not is_frame_folder(Path(path), os.listdir(path))
+    return find_clips(Path(path)) if is_folder else [Path(path)]
+
+
 def _read_clips(diffusion: GaussianDiffusion, path: str, option: str, **how: Any) -> Tensor:
     """One clip, or the clips of a folder, prepared as in training, `(n, c, f, h, w)`."""
-    is_folder = os.path.isdir(path) and not is_frame_folder(Path(path), os.listdir(path))
-    files = find_clips(Path(path)) if is_folder else [Path(path)]
+    files = _files_of(path)
     clips = [prepare_clip(file, diffusion, **how) for file in files]
     shapes = {tuple(clip.shape[1:]): file for clip, file in zip(clips, files, strict=True)}
     if len(shapes) > 1:
@@ -424,7 +467,7 @@ def _write(
     ending = options.format or ("mp4" if is_film else "npy")
     if not _is_folder(options):
         ending = target.suffix.lower().removeprefix(".")
-    wanted = options.fps or diffusion.clip_info.fps or 8.0
+    wanted = _frame_rate(options, diffusion)
     fps = {kind: min(max(wanted, 0.01), _GIF_FPS if kind == "gif" else 1000) for kind in FORMATS}
     if fps[ending] != wanted and ending not in ("npy", "png"):
         say(f"note: a .{ending} plays {fps[ending]:g} frames per second, not {wanted:g}")
@@ -432,6 +475,9 @@ def _write(
     if not _is_folder(options):
         if ending == "npy":
             np.save(target, videos.numpy())
+        elif len(videos) == 1 and ending != "png":
+            [video] = pictures_of_samples(videos, in_unit_range, units)
+            write_video(video, target, fps=fps[ending])
         else:
             write_sample_grid(
                 videos, target, rows, in_unit_range, value_range=units, fps=fps[ending]
@@ -450,6 +496,18 @@ def _write(
     names = f"{target / '1'}.{ending}{f' to {len(videos)}.{ending}' * (len(videos) > 1)}"
     also = " and conditions.txt" * (words is not None)
     return f"{names}, with grid.gif{also}"
+
+
+def _frame_rate(options: Namespace, diffusion: GaussianDiffusion) -> float:
+    """Frames per second of the files: as wanted, or those at which videos keep their speed."""
+    if options.fps is not None:
+        return options.fps
+    rate = diffusion.clip_info.fps
+    if options.interpolate is not None and options.clip is not None:
+        # of which all frames were taken
+        with clip_reader(diffusion, axes=options.axes).open(_files_of(options.clip)[0]) as file:
+            rate = file.fps or rate
+    return (rate or 8.0) * (options.interpolate or 1)
 
 
 def check_output(target: Path, command: str) -> None:
@@ -472,7 +530,11 @@ def _rows(count: int) -> int:
 
 
 def read_conditions(
-    diffusion: GaussianDiffusion, options: Mapping[str, Any], *, has_clips: bool = False
+    diffusion: GaussianDiffusion,
+    options: Mapping[str, Any],
+    *,
+    has_clips: bool = False,
+    axes: str | None = None,
 ) -> dict[str, Any]:
     """Reads conditions from options and files, as keywords of `diffusion.sample`.
 
@@ -481,6 +543,7 @@ def read_conditions(
         options: Values of the options that are given, by name: `text`, `labels` and `cond`, lists
             of strings, and the files `frame_cond`, `cond_video` and `first_frames`.
         has_clips: Whether there are known clips, which have the first frames.
+        axes: Order of the axes of first frames from arrays; None for that of the training clips.
 
     Returns:
         The conditions that are given, with a row for each kind of video, or one for all.
@@ -497,12 +560,13 @@ def read_conditions(
     names += ["first_frames"] * bool(diffusion.given_frames and not has_clips)
     # before files are read, or a text encoder for captions that the model does not take
     if {*keys} != {*names}:
-        takes, got = (" and ".join(OPTIONS[n] for n in given) or "none" for given in (names, keys))
-        got = got.replace("--text", "--text" if "text" in options else "--cond")
+        cond = _option_of_cond(diffusion)
+        takes = ", ".join(cond if n == "cond" else OPTIONS[n] for n in names) or "none"
+        got = ", ".join(f"--{name}" for name in options) or "none"
         none = ", as --labels -1 for no class" if "labels" in {*names} - {*keys} else ""
         raise ValueError(
             "sample: the model must be given the conditions that it was trained with, "
-            f"{takes.replace('--text', '--text or --cond')}, got {got}; correct the options{none}"
+            f"{takes}, got {got}; correct the options{none}"
         )
     found: dict[str, Any] = {}
     for key, (name, value) in zip(keys, options.items(), strict=True):
@@ -513,10 +577,29 @@ def read_conditions(
         elif name == "cond":
             found[key] = _vectors(diffusion, value)
         elif name == "first_frames":
-            found[key] = _read_clips(diffusion, value, name, num_frames=diffusion.given_frames)
+            found[key] = _first_frames(diffusion, value, axes)
         else:
             found[key] = _read_rows(Path(value), name)
     return found
+
+
+def _option_of_cond(diffusion: GaussianDiffusion) -> str:
+    """The option for `cond`, as far as is known whether these are numbers or captions."""
+    config: Any = unwrap(diffusion.denoise_fn).config
+    if diffusion.clip_info.text_encoder is not None or config["use_bert_text_cond"]:
+        return "--text"
+    return "--cond" if diffusion.clip_info.cond_ranges else "--text or --cond"
+
+
+def _first_frames(diffusion: GaussianDiffusion, path: str, axes: str | None) -> Tensor:
+    """The frames that a model continues, `(n, c, k, h, w)`."""
+    count: int | None = diffusion.given_frames
+    is_whole = diffusion.clip_info.settings.get("fit_frames") == "all"
+    # as of the training clips, each of which was a whole file
+    clips = _read_clips(
+        diffusion, path, "first_frames", num_frames=None if is_whole else count, axes=axes
+    )
+    return clips[:, :, :count]
 
 
 def repeat(values: Any, count: int, kinds: int) -> Any:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.conditions import CONDITIONS, frames_of, given
@@ -27,6 +28,10 @@ from video_diffusion_pytorch.diffusion.value_range import check_videos
 
 if TYPE_CHECKING:
     from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+
+
+# Arguments of `sample` that each window gets from the video
+_OF_THE_VIDEO = ("first_frames", "batch_size", "num_frames")
 
 
 @dataclass(frozen=True)
@@ -255,6 +260,11 @@ class Completion:
                 next window needs are not finite.
         """
         diffusion, weight = self.diffusion, checked_weight(self.call, self.weight)
+        if taken := [name for name in _OF_THE_VIDEO if name in self.sampling]:
+            raise ValueError(
+                f"{self.call}: {taken[0]} must be that of the given video, from which it is taken; "
+                "leave it out"
+            )
         if known.ndim == 1:
             known = known.view(1, 1, -1, 1, 1).to(video.device)
         if not all(one.isfinite().all() for one in (video, video if low is None else low.video)):
@@ -271,7 +281,8 @@ class Completion:
                 f"{self.call}: guidance and low_resolution must have one row per video, "
                 f"{len(video)}, or one for all, got {wrong[0]}"
             )
-        for window in plan:
+        has_bar = len(plan) > 1 and options.get("progress", True)
+        for window in tqdm(plan, "windows", disable=not has_bar):
             frames, kept = slice(window.start, window.stop), slice(window.start, window.keep)
             guidance = list(own)
             if known[:, :, frames].any():

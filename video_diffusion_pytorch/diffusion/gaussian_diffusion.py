@@ -1135,8 +1135,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Raises:
             TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit the model, no frame is left to draw, the overlap does
-                not leave any, or does not give what a model with `given_frames` needs, or values
-                that are known, or that the model has drawn for the next window, are not finite.
+                not leave any, or does not give what a model with `given_frames` needs, `batch_size`
+                or `first_frames` are given, or values that are known, or that the model has drawn
+                for the next window, are not finite.
 
         Example:
             >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D

@@ -316,7 +316,10 @@ def follow(
     """
     steps = len(levels) - 1
     step = 0
-    for step, x in enumerate(tqdm(run, "sampling", steps, disable=not progress), start=1):
+    bar = tqdm(run, "sampling", steps, disable=not progress)
+    # below another bar, such as that of windows, it vanishes
+    bar.leave = not bar.pos
+    for step, x in enumerate(bar, start=1):
         if step <= steps and callback is not None:
             callback(SamplingStep(step, steps, levels[step], x))
     if step != steps:
