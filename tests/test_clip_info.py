@@ -77,6 +77,28 @@ def test_names_of_classes_and_data_settings_come_back(of_classes, tmp_path):
     assert "fit contain" in card
 
 
+@pytest.mark.parametrize(
+    ("options", "conditions"),
+    [
+        ({"conditions": "label", "pad": "mask", "pad_position": "center"}, "label"),
+        ({"conditions": ["label"], "fit_frames": "all", "vertical_flip": True}, "label"),
+        ({"conditions": ("label", "caption"), "missing_captions": "null"}, ["label", "caption"]),
+        ({"conditions": lambda path: {"labels": 0}, "clip_start": "all"}, None),
+    ],
+)
+def test_settings_that_differ_from_the_defaults(tmp_path, options, conditions):
+    write_clips(tmp_path / "clips" / "cat", range(3))
+    unet = {"num_classes": 2, "cond_dim": WIDTH if "missing_captions" in options else None}
+    text.set_text_encoder(TINY_BERT)
+    found = train(tmp_path, unet, **options).model.clip_info.settings
+    named = {"fit", "crop", "frame_skip", "fps", "axes", "square_pixels"}
+    changed = {name: value for name, value in found.items() if name not in named}
+    expected = {**options, "conditions": conditions}
+    assert changed == {name: value for name, value in expected.items() if value is not None}
+    assert named <= found.keys()
+    assert load_diffusion(tmp_path / "results").clip_info.settings == found
+
+
 @pytest.mark.usefixtures("of_classes")
 def test_labels_by_name(tmp_path):
     model = load_diffusion(tmp_path / "results")

@@ -329,6 +329,13 @@ def test_only_a_function_is_named():
     assert text.encoder_name() == str(TINY_BERT)
 
 
+def test_the_width_of_an_encoder():
+    text.set_text_encoder(TINY_BERT)
+    assert text.encoder_width() == text.embed_captions(["a whale"]).shape[1]
+    text.set_text_encoder(lengths)
+    assert text.encoder_width() is None
+
+
 def test_a_function_has_no_tokens():
     text.set_text_encoder(lengths)
     message = r"text encoder must be one with a {}, got a function; call embed_captions"

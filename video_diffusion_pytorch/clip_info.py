@@ -22,7 +22,8 @@ class ClipInfo:
             name of its column, whose header may say the unit; empty if unknown.
         text_encoder: Name or folder of the text encoder of the captions; None if unknown.
         fps: Frames per second of the clips; None if unknown.
-        settings: Keywords of `data.dataset.Dataset` by which files became clips, such as `fit`.
+        settings: Keywords of `data.dataset.Dataset` by which files became clips, such as `fit` and
+            `conditions`.
 
     Example:
         >>> info = ClipInfo(class_names=("cat", "dog"), fps=25.0)

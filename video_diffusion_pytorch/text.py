@@ -34,8 +34,10 @@ TOKENIZER: Any = None
 BERT_MODEL_DIM = 768
 """Width of the vectors and states of the default encoder."""
 
-_DEFAULT_ENCODER = "bert-base-cased"
-_encoder: str | None = _DEFAULT_ENCODER
+DEFAULT_ENCODER = "bert-base-cased"
+"""Name of the default encoder."""
+
+_encoder: str | None = DEFAULT_ENCODER
 _Encode = Callable[[list[str]], Tensor | tuple[Tensor, Tensor]]
 _encode: _Encode | None = None
 _trust_remote_code = False
@@ -45,7 +47,7 @@ _FUNCTION = "function:"
 
 
 def set_text_encoder(
-    name_or_folder: str | os.PathLike[str] | _Encode = _DEFAULT_ENCODER,
+    name_or_folder: str | os.PathLike[str] | _Encode = DEFAULT_ENCODER,
     *,
     name: str | None = None,
     trust_remote_code: bool = False,
@@ -90,7 +92,7 @@ def set_text_encoder(
     found = _find_encoder(name_or_folder)
     MODEL = TOKENIZER = None
     _encoder, _encode, _trust_remote_code = found, None, trust_remote_code
-    _is_chosen = found != _DEFAULT_ENCODER
+    _is_chosen = found != DEFAULT_ENCODER
 
 
 def encoder_name() -> str | None:
@@ -127,6 +129,15 @@ def use_encoder(saved: str | None) -> None:
     set_text_encoder(saved)
     # the next model may have another
     _is_chosen = False
+
+
+def encoder_width() -> int | None:
+    """Width of the encoder's vectors and states, by its configuration; None for a function.
+
+    Raises:
+        OSError: The configuration cannot be loaded.
+    """
+    return _load("configuration", "AutoConfig").hidden_size if _encode is None else None
 
 
 def embed_captions(

@@ -256,7 +256,10 @@ def test_an_interrupt_names_the_last_checkpoint(monkeypatch, capsys, caplog):
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     for stop_before, line in (
         (0, "stopped at step 0: there is no checkpoint yet"),
-        (2, "stopped at step 2: the last checkpoint is results/model-1.pt, from which resume="),
+        (
+            2,
+            "stopped at step 2: the last checkpoint is results/model-1.pt, from which training",
+        ),
     ):
         monkeypatch.setattr(Trainer, "stop_before", stop_before, raising=False)
         assert main(["train", "clips", "--config", "small.yaml"]) == 130
@@ -344,13 +347,17 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "clips", "--conditions", "mood"], "conditions must be among caption, label"),
         (
             ["train", "scans"],
-            "in scans and its subfolders, got 1 × .gz; pass other exts, and a read_fn for other "
-            "formats. A read_fn is a function and needs Python: read = lambda path: nib",
+            "in scans and its subfolders, got 1 × .nii.gz; pass other exts, and a read_fn for "
+            "other formats. A read_fn is a function and needs Python: read = lambda path: nib",
         ),
         (["train", "scans", "--exts", "nii.gz"], "T[None]  # (c, f, h, w); Trainer(diffusion, F"),
         (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, got"),
         (["train", "clips", "--trainer.device", "abacus"], "device must be 'cpu' or"),
-        (["train", "clips", "--config", "no.yaml"], "No such file or directory: 'no.yaml'"),
+        (
+            ["train", "clips", "--config", "no.yaml"],
+            "--config must be a YAML file that can be read, got no.yaml (No such file or "
+            "directory); correct the path",
+        ),
         (
             ["train", "clips", "--config", "bad.yaml"],
             "--config must be a YAML file in UTF-8, got bad.yaml (while parsing",
@@ -527,7 +534,7 @@ def values(*options):
 def test_classes_by_name(mistake, capsys):
     train("--conditions", "label", "--num_classes", "2")
     # the line that says how to sample names the conditions
-    assert "sample results/model-1.5.pt --labels ... -o results" in capsys.readouterr().out
+    assert "sample results/model-1.5.pt --labels cats dogs -o results" in capsys.readouterr().out
     assert re.fullmatch(r"row 1, column 1: (cats|dogs)\n", Path("results/1.txt").read_text())
     names = values("-n", "2", "--labels", "dogs", "cats", "--cond_scale", "2")
     assert names.shape == (4, 1, 3, 24, 24)
@@ -551,7 +558,7 @@ def test_columns_of_numbers_tell_the_width(mistake, capsys):
     Path("list.csv").write_text("\n".join(["FileName,EF,ESV", *rows]))
     table = ["--manifest", "list.csv", "--held_out", "2"]
     train(*table, "--conditions.cond", "[EF, ESV]")
-    assert "sample results/model-1.5.pt --cond ... -o results" in capsys.readouterr().out
+    assert "sample results/model-1.5.pt --cond 2.5 0.625 -o results" in capsys.readouterr().out
     numbers = values("-n", "1", "--cond", "1", "0.25", "9", "1")
     assert numbers.shape == (2, 1, 3, 24, 24)
     assert "note: EF 9 is outside of the training clips, 0 to 5\n" in capsys.readouterr().out
@@ -571,10 +578,13 @@ def test_columns_of_numbers_tell_the_width(mistake, capsys):
 @pytest.mark.usefixtures("classes", "_default_encoder_again")
 def test_captions_and_first_frames(mistake, capsys):
     encoder = ["--text_encoder", str(TINY_BERT)]
-    train(
-        *["--conditions", "caption", "--cond_dim", str(TINY_BERT_DIM), *encoder],
-        *["--given_frames", "1", "--cond_channels", "2"],
-    )
+    # the encoder and the frames say how wide conditions are, whatever is said of BERT
+    train("--conditions", "caption", *encoder, "--given_frames=1", "--use_bert_text_cond=true")
+    unet = read_checkpoint(Path("results/model-1.5.pt"))["config"]["unet"]
+    assert (unet["cond_dim"], unet["use_bert_text_cond"]) == (TINY_BERT_DIM, False)
+    assert unet["cond_channels"] == 2
+    how = f"--text 'clip a.gif' --first_frames ... --text_encoder {TINY_BERT} -o results"
+    assert f"sample results/model-1.5.pt {how}" in capsys.readouterr().out
     given = [*encoder, "--text", "a cat", "--first_frames"]
     assert values("-n", "3", *given, "classes/cats/a.gif").shape == (3, 1, 3, 24, 24)
     assert values("-n", "1", *given, "classes/cats").shape == (3, 1, 3, 24, 24)

@@ -10,12 +10,14 @@ import pytest
 import torch
 import yaml
 
-from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion, text
 from video_diffusion_pytorch.cli import main, parse
 from video_diffusion_pytorch.cli.train import rewrite
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
 
-REFERENCE = Path(__file__).parents[1] / "golden" / "reference_results_0.7.0" / "model-2.pt"
+GOLDEN = Path(__file__).parents[1] / "golden"
+TINY_BERT = GOLDEN / "tiny_bert"
+REFERENCE = GOLDEN / "reference_results_0.7.0" / "model-2.pt"
 
 
 @pytest.fixture
@@ -293,7 +295,60 @@ def test_other_conditions_start_anew(trained, mistake, capsys):
     assert main([*argv, "--init_without", "*.label_emb*"]) is None
     assert "weights of shared, with num_classes 2 instead of None\n" in capsys.readouterr().out
     line = mistake("train", "kinds", "--init_from", "none.pt")
-    assert "expected a checkpoint at none.pt, found none" in line
+    assert "expected a checkpoint at none.pt, found none: no such file or folder; check" in line
+
+
+@pytest.fixture
+def _default_encoder_again():
+    yield
+    text.set_text_encoder()
+
+
+@pytest.mark.usefixtures("_default_encoder_again")
+def test_clips_are_read_as_those_of_the_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for path in map(Path, write_moving_digits("clips", num_clips=4, image_size=24, num_frames=3)):
+        path.with_suffix(".txt").write_text("a digit")
+    argv = ["train", "clips", *RUN, "--train_num_steps=1", "--image_size=8", "--num_frames=2"]
+    argv += ["--dim=8", "--dim_mults=[1]", "--attn_heads=1", "--channels=1", "--timesteps=3"]
+    how = ["--conditions=caption", "--clip_start=random", "--horizontal_flip=true"]
+    assert main([*argv, "--text_encoder", str(TINY_BERT), *how]) is None
+    new = ["--init_from", "results", "--results_folder", "new"]
+    data = printed(capsys, *new)["data"]
+    assert (data["conditions"], data["clip_start"]) == ("caption", "random")
+    assert data["horizontal_flip"]
+    assert main(["train", "clips", *RUN, "--train_num_steps=1", *new]) is None
+    info = load_diffusion("new").clip_info
+    assert (info.settings["conditions"], info.text_encoder) == ("caption", str(TINY_BERT))
+    assert main(["info", "new"]) is None
+    assert re.search(r"data .*clip_start random, .*conditions caption", capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("argv", "steps"),
+    [
+        ([], 50),
+        (["--timesteps", "20"], 20),
+        (["--config", "few.yaml"], 20),
+        (["--config", "few.yaml", "--timesteps=1e2"], 50),
+        (["--sampling_timesteps", "null"], None),
+        (["--timesteps=20", "--sampling_timesteps=50"], 50),
+        (["--preset", "bair"], 50),
+    ],
+)
+def test_samples_of_milestones_take_few_steps(argv, steps, capsys):
+    Path("few.yaml").write_text("timesteps: 20")
+    assert printed(capsys, *argv)["diffusion"]["sampling_timesteps"] == steps
+
+
+def test_steps_of_samples_of_a_model_are_its_own(trained, capsys):
+    assert printed(capsys, "--init_from", "old")["diffusion"]["sampling_timesteps"] is None
+
+
+def test_more_steps_of_samples_than_of_training(trained, mistake):
+    argv = ["train", "clips", "--timesteps=20", "--sampling_timesteps=50"]
+    assert "sampling_timesteps must be a whole number from 1 to timesteps = 20" in mistake(*argv)
 
 
 BY_NAME = "--config must hold options by name, and those of unet, diffusion, data, trainer in a map"

@@ -426,6 +426,17 @@ def test_a_published_list_as_it_is(echo):
     assert val["cond"].tolist() == torch.tensor([78.498]).tolist()
 
 
+@pytest.mark.parametrize(
+    ("conditions", "place"),
+    [({"cond": ["EFF"]}, "conditions"), ({"labels": "EFF"}, "conditions or manifest_columns")],
+)
+def test_a_column_of_conditions_that_is_not_there(echo, conditions, place):
+    options = {"manifest": "FileList.csv", "manifest_columns": {"path": "FileName"}}
+    message = rf"must have one column EFF .*; correct the column's name in {place}$"
+    with pytest.raises(ValueError, match=message):
+        Dataset(echo, 16, conditions=conditions, **options)
+
+
 def test_classes_of_a_chosen_column_agree_between_splits(echo):
     options = {"num_frames": 2, "manifest": "FileList.csv", "conditions": {"labels": "EF"}}
     options |= {"manifest_columns": {"path": "FileName"}}

@@ -315,7 +315,8 @@ def test_columns_that_are_chosen(table, tmp_path):
     clips = read_manifest(path, tmp_path, "b", columns=columns)
     assert clips == [Clip(tmp_path / "b.mp4", "a dog")]
     with pytest.raises(
-        ValueError, match=r"must have one column Nam .* got ID, path, note, start, Set;"
+        ValueError,
+        match=r"column Nam .* got ID, path, note, start, Set; correct .* name in manifest_columns$",
     ):
         read_manifest(path, tmp_path, columns={"path": "Nam"})
     with pytest.raises(

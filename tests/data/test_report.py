@@ -44,12 +44,13 @@ def test_height_and_width_in_the_wrong_order(tmp_path, warnings_of):
     size = "480x960" if "480x960" in message else "24x48"
     assert message == (
         f"75 % of each frame is cropped, such as frames of {size} (height x width) for an "
-        "image_size of (48, 24), which is (height, width); one of their shape keeps them whole, in "
-        "a look at 4 of 4 files"
+        "image_size of (48, 24), which is (height, width), too; choose one of their shape, such as "
+        "image_size=(24, 48), or fit='contain', which pads instead (in a look at 4 of 4 files)"
     )
     # scaled to 12 x 24, in 48 x 24
     [message] = warnings_of(tmp_path / "a", (48, 24), fit="contain")
     assert message.startswith("75 % of each frame is padding, such as frames of")
+    assert "such as image_size=(24, 48), or fit='cover', which crops instead (in" in message
     assert warnings_of(tmp_path / "a", (48, 24), fit="stretch") == []
 
 
@@ -75,7 +76,7 @@ def test_padding(tmp_path, warnings_of):
     for options in ({"pad_position": "center"}, {"pad": "mask", "clip_start": "all"}):
         assert warnings_of(tmp_path / "a", **options) == [
             "28 % of all frames of the clips are padding; pad='mask' leaves it out of the loss, "
-            "and fit_frames='short' or a smaller num_frames avoids it, in a look at 8 of 8 files"
+            "and fit_frames='short' or a smaller num_frames avoids it (in a look at 8 of 8 files)"
         ]
     for options in ({"pad": "error"}, {"fit_frames": "short"}, {"force_num_frames": False}):
         assert warnings_of(tmp_path / "a", **options) == []
@@ -87,8 +88,8 @@ def test_frames_that_are_never_seen(tmp_path, warnings_of):
     write(tmp_path / "a", (15, 24, 48), (31, 24, 48), (8, 24, 48))
     # 24 of 54 frames are seen
     assert warnings_of(tmp_path / "a") == [
-        "56 % of all frames of the files are never seen; clip_start='random' shows them, in a look "
-        "at 3 of 3 files"
+        "56 % of all frames of the files are never seen; clip_start='random' shows them (in a look "
+        "at 3 of 3 files)"
     ]
     # 4 of 8, 14 and 4 positions of the timeline; 12 of 26
     [message] = warnings_of(tmp_path / "a", num_frames=4, frame_skip=2)

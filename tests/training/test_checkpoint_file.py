@@ -365,6 +365,8 @@ def test_a_missing_file_is_named_with_what_there_is(tmp_path):
     for look in (read_checkpoint, glance):
         with pytest.raises(FileNotFoundError, match=text):
             look(tmp_path / "model-8.pt")
+        with pytest.raises(FileNotFoundError, match=r"none: no such file or folder; check the pat"):
+            look(tmp_path / "reslts" / "model-8.pt")
 
 
 @pytest.mark.parametrize("number", [FORMAT + 1, "2b"])

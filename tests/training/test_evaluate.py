@@ -416,6 +416,16 @@ def test_what_the_model_knows_is_the_default(of_classes):
     found = evaluate_diffusion(model, of_classes, BY_MEANS, frame_skip=2, fit="cover", **QUIET)
     clips = found["protocol"]["clips"]
     assert (clips["fit"], clips["fps"], clips["frame_skip"]) == ("cover", None, 2)
+    # options for training alone are not
+    settings = {"clip_start": "all", "horizontal_flip": True, "pad": "repeat"}
+    model.clip_info = ClipInfo(settings={**settings, "conditions": ["label"]})
+    found = evaluate_diffusion(model, of_classes, BY_MEANS, **QUIET)["protocol"]
+    clips = found["clips"]
+    assert (clips["pad"], clips["clip_start"], clips["flips"]) == ("repeat", "first", [False] * 2)
+    assert found["samples"]["conditions"] == ["labels"]
+    found = evaluate_diffusion(model, of_classes, BY_MEANS, fit_frames="all", **QUIET)
+    clips = found["protocol"]["clips"]
+    assert (clips["fit_frames"], clips["pad"]) == ("all", "black")
     model.clip_info = ClipInfo(class_names=("a", "c"))
     with pytest.raises(ValueError, match="of the classes that are trained on, a, c, got b; remove"):
         evaluate_diffusion(model, of_classes, BY_MEANS, **QUIET)

@@ -838,7 +838,7 @@ def test_signals_stop_processes(clips, tmp_path, monkeypatch):
         assert "interrupted" not in error
         [saved] = list_checkpoints(Path(folder))
         [line] = [line for line in error.splitlines() if "stopped at step" in line]
-        assert f"the last checkpoint is {saved}, from which resume='auto' continues" in line
+        assert f"checkpoint is {saved}, from which training continues with resume='auto'" in line
         assert read_checkpoint(saved)["step"] >= 1
 
     # what was stopped goes on to the end that it would have come to

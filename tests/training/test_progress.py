@@ -47,6 +47,8 @@ def test_a_milestone_says_what_it_does(make_trainer, capsys):
     assert err.count("\n") == 1
     last = err[err.rindex("\r") :]
     loss = trainer.losses["validation"]
+    # a step counts before it is saved
+    assert "2/2" in re.search(r"saving: [^\r]*", err)[0]
     assert re.search(rf"2/2 .*loss=.*data_wait=.*val_loss={loss:.4f}", last)
     assert f"val_loss={loss:.4f}" in err[err.index("saving") : err.index("sampling")]
 

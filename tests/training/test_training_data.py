@@ -203,6 +203,22 @@ def test_captions_are_embedded_once(train, folder, encoder):
     assert all(re.fullmatch(r"row \d, column \d: clip \d", line) for line in lines)
 
 
+@pytest.mark.usefixtures("encoder")
+@pytest.mark.parametrize(
+    ("unet", "message"),
+    [
+        ({"cond_dim": 3}, r"must have the network's 3 numbers, got 4; build .* with cond_dim=4$"),
+        (
+            {"use_bert_text_cond": True},
+            r"network's 768 numbers, got 4; .* with use_bert_text_cond=False and cond_dim=4$",
+        ),
+    ],
+)
+def test_vectors_of_captions_that_the_network_does_not_take(train, folder, unet, message):
+    with pytest.raises(ValueError, match=message):
+        train(folder, conditions="caption", unet=unet, steps=0)
+
+
 def test_a_missing_caption_is_the_null_condition(train, folder, encoder):
     for path in folder.glob("*/*.txt"):
         path.unlink()
@@ -480,9 +496,9 @@ def test_what_is_cut_away_is_reported_once_and_draws_nothing(train, tmp_path, ca
 
     trainer, *after = drawn_after_training()
     said = [message for message in caplog.messages if "%" in message]
-    assert [message.split(",")[0] for message in said] == [
+    assert [re.split("[,;]", message)[0] for message in said] == [
         "67 % of each frame is cropped",
-        "67 % of all frames of the files are never seen; clip_start='random' shows them",
+        "67 % of all frames of the files are never seen",
     ]
     with monkeypatch.context() as patch:
         patch.setattr(training_data, "report_clips", lambda clips: None)

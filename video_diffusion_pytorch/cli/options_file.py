@@ -102,6 +102,11 @@ def _load(path: str) -> Any:
                 "options that differ from the defaults"
             )
         return node and loader.construct_document(node)
+    except OSError as error:
+        raise OSError(
+            f"train: --config must be a YAML file that can be read, got {path} "
+            f"({error.strerror}); correct the path"
+        ) from error
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(
             f"train: --config must be a YAML file in UTF-8, got {path} ({error}); correct it"

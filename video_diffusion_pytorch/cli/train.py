@@ -6,10 +6,11 @@ import argparse
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from shlex import quote
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -61,6 +62,8 @@ TITLES = {
 }
 # The value of --print_config without one
 _SHORT = "short"
+# Default of sampling_timesteps: with all steps, samples would take longer than training
+_SAMPLING_STEPS = 50
 # What stands for a value of each type in the help texts
 _METAVARS = {"int": "N", "int | None": "N", "float": "X", "float | None": "X"}
 _METAVARS |= {"int | tuple[int, int]": "N"}
@@ -93,6 +96,10 @@ _HELP = {
     "diffusion.image_size": "Height and width of the clips in pixels, as 64 or [48, 64].",
     "diffusion.beta_schedule": "Noise schedule: cosine, linear, sigmoid, continuous_cosine (that "
     "of Ho et al. 2022, with real times), or a list of as many variances as timesteps.",
+    "diffusion.sampling_timesteps": f"Steps of the samples of milestones, by default "
+    f"{_SAMPLING_STEPS} or, if fewer, timesteps, or those of init_from; null for all timesteps.",
+    "diffusion.given_frames": "Number of frames at the beginning of each clip that the network is "
+    "conditioned on; without cond_channels, the network gets as many as these need.",
     "diffusion.text_use_bert_cls": "Use BERT's [CLS] state as the vector of a caption instead of "
     "the mean state.",
     "diffusion.cond_drop_prob": "Probability that the conditions of a clip are dropped in "
@@ -131,10 +138,12 @@ class Base(NamedTuple):
         preset: Name of a preset; None for none.
         init_from: A checkpoint or shared model, whose settings come before those of the preset;
             None for none.
+        timesteps: Those that are given, which `sampling_timesteps` must not exceed; None for none.
     """
 
     preset: str | None = None
     init_from: str | None = None
+    timesteps: int | None = None
 
     def settings(self) -> tuple[dict[str, dict[str, Any]], str | None]:
         """Settings by group, and the text encoder; those of neither are left out.
@@ -160,6 +169,8 @@ class Base(NamedTuple):
             # a function has no name that could be loaded
             is_named = clips.text_encoder and not clips.text_encoder.startswith("function:")
             text_encoder = clips.text_encoder if is_named else text_encoder
+        steps = self.timesteps or found["diffusion"].get("timesteps", _SAMPLING_STEPS)
+        found["diffusion"].setdefault("sampling_timesteps", min(_SAMPLING_STEPS, steps))
         known = {
             group: {name: value for name, value in own.items() if name in option_names(group)}
             for group, own in found.items()
@@ -281,11 +292,18 @@ def rewrite(argv: Sequence[str]) -> tuple[list[str], Base]:
             continue
         if full in ("preset", "init_from") and equals:
             named[full] = None if value == "null" else value
+        if full == "diffusion.timesteps":
+            named["timesteps"] = _converted(full, value)
         others.append(f"--{full}{equals}{_on_line(_converted(full, value))}")
-    found = {name: file[name] for file in files for name in Base._fields if name in file}
+    found: dict[str, Any] = {}
+    for file in files:
+        inner = {**file, **file.get("diffusion", {})}
+        found |= {name: inner[name] for name in Base._fields if name in inner}
     found |= named
+    steps = str(found.pop("timesteps", ""))
     texts = {name: str(value) for name, value in found.items() if value is not None}
-    return [*(f"--config={yaml.safe_dump(file)}" for file in files), *others], Base(**texts)
+    base = Base(**texts, timesteps=int(steps) if steps.isdecimal() else None)
+    return [*(f"--config={yaml.safe_dump(file)}" for file in files), *others], base
 
 
 # Options whose values are looked at before the parser
@@ -354,7 +372,7 @@ def option_names(group: str) -> list[str]:
 
 def _printed(options: Namespace) -> str:
     """The options as a file, see `--print_config`."""
-    parser = make_parser(Base(options.preset, options.init_from))
+    parser = make_parser(Base(options.preset, options.init_from, options.diffusion.timesteps))
     both = (options, parser.get_defaults())
     values, usual = (json.loads(json.dumps(one.as_dict(), default=str)) for one in both)
     is_full = options.print_config == "full"
@@ -406,10 +424,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     unet, diffusion, data, trainer = (options[group].as_dict() for group in GROUPS)
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)
-    kinds, _, columns = split_conditions(data.get("conditions"))
-    has_numbers = isinstance(columns.get("cond"), list)
-    if has_numbers and not unet["use_bert_text_cond"]:
-        unet["cond_dim"] = unet["cond_dim"] or len(columns["cond"])
+    _follow_clips(unet, diffusion, data["conditions"])
     torch.manual_seed(options.seed)
     model = GaussianDiffusion(Unet3D(**unet), **diffusion)
     if options.init_from is not None:
@@ -420,7 +435,8 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         unused = f"; {options.init_from} is not read again" if options.init_from else ""
         tell(f"resumes from {loop.resumed_from}, step {loop.step}{unused}")
     elif options.init_from is not None:
-        tell(f"starts from the weights of {options.init_from}{_changes(options)}")
+        changed = _changes(options.init_from, {"unet": unet, "diffusion": diffusion})
+        tell(f"starts from the weights of {options.init_from}{changed}")
     if loop.step >= loop.train_num_steps:
         tell(f"training is complete: to continue, raise --train_num_steps above {loop.step}")
         return
@@ -429,23 +445,53 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     last = newest(loop.results_folder)
     assert last is not None
     tell(f"trained to step {loop.step}: {last}")
-    names = [*model.condition_names, *["first_frames"] * bool(model.given_frames)]
-    from_files = {"cond": "--cond"} if has_numbers or "vector" in kinds else {}
-    arguments = [f"{(OPTIONS | from_files)[name]} ..." for name in names]
-    if text_encoder is not None and "cond" in names:
-        arguments.append(f"--text_encoder {quote(text_encoder)}")
-    if options.preset is not None:
-        arguments.append(f"--preset {options.preset}")
-    arguments.append(f"-o {quote(str(loop.results_folder / 'samples.gif'))}")
-    tell(f"samples: video-diffusion sample {quote(str(last))} {' '.join(arguments)}")
+    tell(f"samples: video-diffusion sample {quote(str(last))} {_sample_options(loop, options)}")
 
 
-def _changes(options: Namespace) -> str:
-    """What the options change in the model of `init_from`, in words; empty for nothing."""
-    settings, _ = Base(init_from=options.init_from).settings()
-    changed = [
-        change
-        for group in ("unet", "diffusion")
-        for change in changed_settings(settings[group], options[group].as_dict())
+def _follow_clips(unet: dict[str, Any], diffusion: Mapping[str, Any], conditions: Any) -> None:
+    """Sets the widths of the network that are left out, by the conditions of the clips."""
+    kinds, _, columns = split_conditions(conditions)
+    cond = columns.get("cond")
+    if isinstance(cond, list) and not unet["use_bert_text_cond"]:
+        unet["cond_dim"] = unet["cond_dim"] or len(cond)
+    has_captions = "caption" in kinds or isinstance(cond, str)
+    is_open = unet["use_bert_text_cond"] or unet["cond_dim"] is None
+    is_default = text.encoder_name() == text.DEFAULT_ENCODER
+    if has_captions and is_open and not is_default and (width := text.encoder_width()):
+        unet |= {"use_bert_text_cond": False, "cond_dim": width}
+    if diffusion["given_frames"] and "field" not in kinds:
+        # those of a frame, and one that marks the given ones
+        unet["cond_channels"] = unet["cond_channels"] or unet["channels"] + 1
+
+
+def _sample_options(loop: Trainer, options: Namespace) -> str:
+    """Options of `sample` for the trained model, with conditions of the clips where possible."""
+    model, info = loop.model, loop.model.clip_info
+    kinds, _, columns = split_conditions(options.data.conditions)
+    captions = loop.data.known_captions
+    # rounded, without an exponent, which would look like an option if it is negative
+    middles = [
+        np.format_float_positional(float(f"{(low + high) / 2:.4g}"), trim="-")
+        for low, high in info.cond_ranges.values()
     ]
+    has_columns = isinstance(columns.get("cond"), list)
+    has_numbers = has_columns or "vector" in kinds
+    values: dict[str, Sequence[str]] = {"labels": info.class_names[:4], "cond": captions[:1]}
+    values |= {"cond": middles} if has_columns else {}
+    arguments = []
+    for name in [*model.condition_names, *["first_frames"] * bool(model.given_frames)]:
+        option = "--cond" if name == "cond" and has_numbers else OPTIONS[name]
+        found = values.get(name)
+        arguments += [option, *(map(quote, found) if found else ["..."])]
+    if options.text_encoder is not None and "cond" in model.condition_names:
+        arguments += ["--text_encoder", quote(options.text_encoder)]
+    if options.preset is not None:
+        arguments += ["--preset", options.preset]
+    return " ".join([*arguments, "-o", quote(str(loop.results_folder / "samples.gif"))])
+
+
+def _changes(init_from: str, ours: Mapping[str, Mapping[str, Any]]) -> str:
+    """What settings change in the model of `init_from`, in words; empty for nothing."""
+    theirs, _ = Base(init_from=init_from).settings()
+    changed = [change for group in ours for change in changed_settings(theirs[group], ours[group])]
     return f", with {', '.join(changed)}" if changed else ""

@@ -66,6 +66,7 @@ class ClipConditions:
 
     def __init__(self, conditions: Conditions | None, missing: str = "error") -> None:
         names, self.function, self.columns = split_conditions(conditions)
+        self._names = names
         cond = self.columns.get("cond", ())
         has_texts = isinstance(cond, str)
         self.numbers: tuple[str, ...] = () if has_texts else tuple(cond)
@@ -86,6 +87,15 @@ class ClipConditions:
 
     def __bool__(self) -> bool:
         return bool(self.kinds or self.numbers) or self.function is not None
+
+    @property
+    def plain(self) -> Any:
+        """The conditions as strings, lists and dicts; None if there are none, or a function."""
+        columns = {k: v if isinstance(v, str) else list(v) for k, v in self.columns.items()}
+        items = [*self._names, *[columns] * bool(columns)]
+        if self.function is not None or not items:
+            return None
+        return items if len(items) > 1 else items[0]
 
     @property
     def roles(self) -> dict[str, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -47,6 +48,12 @@ STILL_EXTS = tuple(ext for ext in FRAME_EXTS if ext not in VIDEO_EXTS)
 """Extensions of pictures that `open_video` does not take for clips."""
 # Their names in Pillow
 _STILL_FORMATS = ("JPEG", "BMP", "TIFF")
+
+# Attributes that `recorded_options` holds
+_RECORDED = (
+    *("fit_frames", "pad", "pad_position", "clip_start"),
+    *("horizontal_flip", "vertical_flip", "missing_captions"),
+)
 
 FrameTransform = Callable[["Image"], torch.Tensor]
 
@@ -283,6 +290,18 @@ class Dataset(data.Dataset[Any]):
         chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
         own = {"axes": reader.axes, "square_pixels": reader.square_pixels}
         return {"fit": size.fit, "crop": size.crop, **chosen, **own}
+
+    @property
+    def recorded_options(self) -> dict[str, Any]:
+        """`frame_options`, and the other keywords for clips like these, unless they are defaults.
+
+        Functions in `conditions` are left out with it.
+        """
+        parameters = inspect.signature(Dataset).parameters
+        found = {name: getattr(self, name) for name in _RECORDED}
+        found["conditions"] = self._conditions.plain
+        changed = {n: value for n, value in found.items() if value != parameters[n].default}
+        return {**self.frame_options, **changed}
 
     @property
     def frame_rate(self) -> float | None:

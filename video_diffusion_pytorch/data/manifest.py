@@ -57,6 +57,9 @@ _SHARDED = re.compile(r"model-\d+(\.\d+)?\.sharded")
 
 Exts = str | Sequence[str] | None
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+# The argument that names the column of a role
+_NAMED_IN = {"cond": "conditions"}
+_NAMED_IN |= dict.fromkeys(("caption", "label"), "conditions or manifest_columns")
 # The names of the columns, and each row with its place
 _Table = tuple[list[str], list[tuple[str, dict[str, Any]]]]
 
@@ -136,7 +139,7 @@ def find_clips(
     advice = "move other files, or the pictures, into a folder of their own"
     _warn_of("numbered pictures of %d folders are not frames of one clip", mixed, advice)
     if not clips:
-        counts = Counter(path.suffix.lower() or "no extension" for path in files)
+        counts = Counter(_ending(path) or "no extension" for path in files)
         there = ", ".join(f"{count} × {ext}" for ext, count in counts.most_common(5))
         raise FileNotFoundError(
             f"expected files ending in {' or '.join(endings)} in {folder} and its subfolders, got "
@@ -244,6 +247,11 @@ def name_of(path: Path, is_folder: bool) -> str:
     return Path(path.stem).stem if path.suffix.lower() in _COMPRESSED else path.stem
 
 
+def _ending(path: Path) -> str:
+    """The extension of a file in lower case, both of a compressed one."""
+    return path.name.removeprefix(name_of(path, is_folder=False)).lower()
+
+
 def beside(clip: Path, endings: Sequence[str]) -> Path | None:
     """The file of a clip's name with one of the extensions; `clip.cond.npy` before `clip.npy`."""
     stem = name_of(clip, clip.is_dir())
@@ -341,7 +349,7 @@ class Manifest:
             is_ignored = role in self._chosen and name is None and role != "path"
             if not is_ignored and (column := _find_column(self.path, header, role, name)):
                 self._columns[role] = column
-        self._numbers = [_find_column(self.path, header, n, n) or n for n in numbers]
+        self._numbers = [_find_column(self.path, header, "cond", n) or n for n in numbers]
         has_split = "split" in self._columns.keys() | self._chosen.keys()
         self._other_splits = None if has_split else _column_of_splits(lines)
         used = {*self._columns.values(), *self._numbers}
@@ -543,10 +551,12 @@ def _find_column(table: Path, header: Sequence[str], role: str, name: str | None
     found = exact or spelled or [column for column in header if _plain(column) in aliases]
     if len(found) > 1 or (not found and (name is not None or role == "path")):
         got = " and ".join(found) or ", ".join(filter(None, header)) or "none"
+        advice = f"correct the column's name in {_NAMED_IN.get(role, 'manifest_columns')}"
+        if name is None:
+            advice = "rename a column, or choose one in manifest_columns={'path': 'FileName'}"
         raise ValueError(
             f"{table} must have one column {wanted} in its first line, with commas, semicolons or "
-            f"tabs between (in .jsonl in each object), got {got}; rename a column, or choose one "
-            "in manifest_columns={'path': 'FileName'}"
+            f"tabs between (in .jsonl in each object), got {got}; {advice}"
         )
     return found[0] if found else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def report_clips(clips: Dataset) -> None:
     for what, share in shares.items():
         if share > _MUCH:
             files = f"in a look at {len(sizes)} of {len(parts)} files"
-            logger.warning("%.0f %% of %s, %s", 100 * share, what, files)
+            logger.warning("%.0f %% of %s (%s)", 100 * share, what, files)
 
 
 def _measure(reader: ClipReader, clip: Clip) -> tuple[tuple[int, int], int | None]:
@@ -77,10 +78,16 @@ def _lost_pixels(target: FrameSize, sizes: Sequence[tuple[int, int]]) -> dict[st
         ratio = height * width / (target.size[0] * target.size[1])
         lost[size] = 1 - min(ratio, 1 / ratio)
     (height, width), (h, w) = max(lost, key=lost.__getitem__), target.size
-    kind = "padding" if target.fit == "contain" else "cropped"
+    kind, other = "cropped", "fit='contain', which pads instead"
+    if target.fit == "contain":
+        kind, other = "padding", "fit='cover', which crops instead"
+    # about as many pixels; networks halve sizes several times
+    scale = math.sqrt(h * w / (height * width))
+    better = tuple(max(1, round(scale * side / 8)) * 8 for side in (height, width))
     what = (
         f"each frame is {kind}, such as frames of {height}x{width} (height x width) for an "
-        f"image_size of ({h}, {w}), which is (height, width); one of their shape keeps them whole"
+        f"image_size of ({h}, {w}), which is (height, width), too; choose one of their shape, such "
+        f"as image_size={better}, or {other}"
     )
     return {what: fmean(lost[size] for size in sizes)}
 

@@ -66,6 +66,11 @@ class EncodedCaptions:
         digest = hashlib.blake2b(key, digest_size=8).hexdigest()
         return self.folder / f".caption_{'states' if self.states else 'vectors'}-{digest}.pt"
 
+    @property
+    def width(self) -> int | None:
+        """Width of the prepared captions' vectors or states; None if none are prepared."""
+        return next((value.shape[-1] for value in self._kept.values()), None)
+
     def prepare(self, captions: Iterable[str], device: torch.device) -> None:
         """Encodes captions that the file does not hold yet, and adds them to it.
 

@@ -139,9 +139,11 @@ def glance(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, map_location: Any, required: tuple[str, ...]) -> dict[str, Any]:
     if not path.is_file():
+        there = sorted(p.name for p in path.parent.glob("model-*"))
+        found = f"; the folder holds {there}" if there else ": no such file or folder"
         raise FileNotFoundError(
-            f"expected a checkpoint at {path}, found none; the folder holds "
-            f"{sorted(p.name for p in path.parent.glob('model-*')) or 'no checkpoint'}"
+            f"expected a checkpoint at {path}, found none{found}; check the path (working folder: "
+            f"{Path.cwd()})"
         )
     with naming_damage(path):
         _check_sums(path, with_tensors=map_location != "meta")

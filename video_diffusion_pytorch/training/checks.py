@@ -188,6 +188,27 @@ def _are_known(diffusion: GaussianDiffusion, conditions: Mapping[str, Any]) -> b
     return conditions.keys() <= known
 
 
+def check_caption_width(diffusion: GaussianDiffusion, width: int | None) -> None:
+    """Checks the text encoder against the network.
+
+    Args:
+        diffusion: The model.
+        width: Of the encoded captions; None if unknown.
+
+    Raises:
+        ValueError: If the network takes others.
+    """
+    network = unwrap(diffusion.denoise_fn)
+    null = getattr(network, "null_cond_emb", None)
+    if null is not None and width not in (None, null.shape[-1]):
+        is_for_bert = (getattr(network, "config", None) or {}).get("use_bert_text_cond")
+        cure = "use_bert_text_cond=False and " * bool(is_for_bert)
+        raise ValueError(
+            f"Trainer: the text encoder's vectors must have the network's {null.shape[-1]} "
+            f"numbers, got {width}; build the network with {cure}cond_dim={width}"
+        )
+
+
 def check_units(diffusion: GaussianDiffusion, videos: Tensor, where: str) -> None:
     """Raises a ValueError for floats outside [0, 1], unless the model has a value range."""
     config = diffusion.config

@@ -45,7 +45,12 @@ from video_diffusion_pytorch.training.batches import (
     seeded,
 )
 from video_diffusion_pytorch.training.captions import EncodedCaptions
-from video_diffusion_pytorch.training.checks import check_first_clip, check_units, take_value_range
+from video_diffusion_pytorch.training.checks import (
+    check_caption_width,
+    check_first_clip,
+    check_units,
+    take_value_range,
+)
 from video_diffusion_pytorch.training.evaluate import Validation
 from video_diffusion_pytorch.training.processes import Processes
 from video_diffusion_pytorch.training.splits import (
@@ -295,6 +300,15 @@ class DataSource:
             ready |= self.captions(cond, self.processes.device)
         return ready
 
+    def prepare_captions(self) -> None:
+        """Encodes the known captions.
+
+        Raises:
+            ValueError: If their width is not the network's.
+        """
+        self.captions.prepare(self.known_captions, self.processes.device)
+        check_caption_width(self.diffusion, self.captions.width)
+
     @property
     def known_captions(self) -> list[str]:
         """All captions of the datasets that list theirs."""
@@ -322,7 +336,7 @@ class DataSource:
         found: dict[str, Any] = {}
         clips = clips_behind(self.dataset)
         if clips is not None:
-            found = {"fps": clips.frame_rate, "settings": clips.frame_options}
+            found = {"fps": clips.frame_rate, "settings": clips.recorded_options}
             found |= {"class_names": clips.class_names, "cond_ranges": clips.cond_ranges}
         if self._takes_captions:
             found["text_encoder"] = encoder_to_save()

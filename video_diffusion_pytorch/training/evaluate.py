@@ -49,6 +49,19 @@ _KINDS = {
     "cond_video": "field",
 }
 
+# Keywords of a `Dataset` by which frames are chosen and scaled; others, as flips, are for training
+_OF_FRAMES = {"fit", "crop", "frame_skip", "fps", "axes", "square_pixels"}
+_OF_FRAMES |= {"fit_frames", "pad", "pad_position"}
+# Recorded ones that a given one excludes
+_EXCLUDES = {
+    "fps": ("frame_skip",),
+    "frame_skip": ("fps",),
+    "fit_frames": ("pad", "pad_position"),
+    "pad": ("fit_frames",),
+    "pad_position": ("fit_frames",),
+    "clip_start": ("fit_frames",),
+}
+
 Ready = Callable[[dict[str, Any]], dict[str, Any]]
 """Converts conditions to the model's inputs, for example captions to vectors."""
 
@@ -250,7 +263,8 @@ def evaluate_diffusion(
         num_workers: Number of worker processes that read clips; None for as many as in training.
         progress: Whether to show progress bars.
         **data_options: Further keywords of `data.dataset.Dataset`, for a folder; by default frames
-            are selected and scaled as in training, by `clip_info.settings` of the model.
+            are selected and scaled as in training, and conditions read, by `clip_info.settings` of
+            the model.
 
     Returns:
         A result for `evaluation.results.write_result`: `scores`, the `protocol` by which they were
@@ -455,14 +469,15 @@ def _read_folder(
     """Opens the clips of a folder in the shape, units and conditions of the model."""
     names, units = diffusion.condition_names, diffusion.config["value_range"]
     is_default = options.get("conditions") is None
+    settings = diffusion.clip_info.settings
     if is_default:
         columns = list(diffusion.clip_info.cond_ranges)
         kinds: dict[str, Any] = _KINDS | ({"cond": {"cond": columns}} if columns else {})
-        options["conditions"] = [kinds[name] for name in names if name in kinds] or None
-    trained = dict(diffusion.clip_info.settings)
-    if options.keys() & {"fps", "frame_skip"}:
-        # one excludes the other
-        trained = {n: value for n, value in trained.items() if n not in ("fps", "frame_skip")}
+        usual = [kinds[name] for name in names if name in kinds] or None
+        options["conditions"] = settings.get("conditions", usual)
+    excluded = {other for name in options for other in _EXCLUDES.get(name, ())}
+    wanted = _OF_FRAMES - excluded
+    trained = {name: value for name, value in settings.items() if name in wanted}
     own: dict[str, Any] = {"value_range": units} if units is not None else {"as_uint8": True}
     c, f, h, w = diffusion.clip_shape
     sizes: dict[str, Any] = {"image_size": (h, w), "num_frames": f, "channels": c}

@@ -33,6 +33,11 @@ logger = logging.getLogger("video_diffusion_pytorch")
 
 # Settings of a network that its weights don't determine; None in checkpoints that lack them
 _WITHOUT_WEIGHTS = ("token_shift", "resnet_groups")
+# Settings of a network that its weights don't depend on
+_NOT_IN_WEIGHTS = ("dropout", "gradient_checkpointing")
+# Those of a diffusion that weights depend on
+_IN_WEIGHTS = {"timesteps", "objective", "beta_schedule", "value_range", "cond_value_range"}
+_IN_WEIGHTS |= {"channels", "given_frames"}
 # Share of the base learning rate below which a run is near its end
 _DECAYED = 0.01
 
@@ -108,9 +113,11 @@ def load_model(
     except RuntimeError as error:
         if not str(error).startswith("Error(s) in loading state_dict"):
             raise  # an error of the device
+        unet, diffusion = (theirs.get(name) or {} for name in ("unet", "diffusion"))
+        unet = {n: value for n, value in unet.items() if n not in _NOT_IN_WEIGHTS}
+        diffusion = {n: value for n, value in diffusion.items() if n in _IN_WEIGHTS}
         ours = getattr(unwrap(model.denoise_fn), "config", None) or {}
-        changed = changed_settings(theirs.get("unet"), ours)
-        changed += changed_settings(theirs.get("diffusion"), model.config)
+        changed = changed_settings(unet, ours) + changed_settings(diffusion, model.config)
         # torch's message has a line for each parameter
         message = " ".join(str(error).split())
         raise _other_model(path, changed or [message[:500]]) from error

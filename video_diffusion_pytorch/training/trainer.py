@@ -93,6 +93,10 @@ _PLAIN = (bool, int, float, str)
 # Options of the clips that hold for pictures, too
 _FOR_PICTURES = ("fit", "crop", "horizontal_flip", "vertical_flip", "axes", "square_pixels")
 
+_HOW_TO_CONTINUE = (
+    "from which training continues with resume='auto' (in a command --resume auto, the default)"
+)
+
 
 def noop(*args: Any, **kwargs: Any) -> None:
     """Does nothing: the default `log_fn` of `Trainer.train`."""
@@ -379,7 +383,7 @@ class Trainer:
         self.frozen = self._initialize_model(initial, freeze)
         self._prepare_model(ema_decay, compile)
         with self.processes.main_first():
-            self.data.captions.prepare(self.data.known_captions, self.device)
+            self.data.prepare_captions()
             check_folder(self.results_folder)
         if found is not None:
             self.load(found)
@@ -858,7 +862,7 @@ class Trainer:
         except (KeyboardInterrupt, SystemExit) as end:
             is_interrupt = isinstance(end, KeyboardInterrupt)
             if self.is_main and (is_interrupt or signals.caught is not None):
-                newest = self.checkpoints.describe_newest("from which resume='auto' continues")
+                newest = self.checkpoints.describe_newest(_HOW_TO_CONTINUE)
                 logger.warning("training is stopped at step %d: %s", self.step, newest)
             if is_interrupt:
                 raise TrainingInterrupted(*end.args) from end
@@ -895,9 +899,9 @@ class Trainer:
         while self.step < self.train_num_steps and not self.is_stopping:
             log = self._timed_step(**focus)
             self.progress.note(loss=f"{log['loss']:.4f}", data_wait=f"{log['data_wait']:.0%}")
+            bar.update()
             log |= self.after_step()
             log_fn(log)
-            bar.update()
         self.write_metrics()
         if self.run.has_diverged:
             self._set_diverged_aside()
