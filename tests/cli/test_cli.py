@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, __version__, cli, text
@@ -573,6 +574,18 @@ def test_columns_of_numbers_tell_the_width(mistake, capsys):
     line = mistake("train", "classes", *options, "--cond_dim", 3)
     assert "cond must have the shape (1, 3), got (1, 1); check" in line
     assert "network's cond_dim" in line
+
+
+@pytest.mark.usefixtures("classes", "_default_encoder_again")
+def test_captions_without_an_encoder_mean_bert(mistake, monkeypatch):
+    def offline(name, **options):
+        raise ConnectionError(f"no route to {name}")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", offline)
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", offline)
+    line = mistake("train", "classes", "--config", "small.yaml", "--conditions", "caption")
+    assert "no route to bert-base-cased" in line
+    assert "--text_encoder" in line
 
 
 @pytest.mark.usefixtures("classes", "_default_encoder_again")

@@ -457,7 +457,9 @@ def _follow_clips(unet: dict[str, Any], diffusion: Mapping[str, Any], conditions
     has_captions = "caption" in kinds or isinstance(cond, str)
     is_open = unet["use_bert_text_cond"] or unet["cond_dim"] is None
     is_default = text.encoder_name() == text.DEFAULT_ENCODER
-    if has_captions and is_open and not is_default and (width := text.encoder_width()):
+    if has_captions and is_open and is_default:
+        unet["use_bert_text_cond"] = True
+    elif has_captions and is_open and (width := text.encoder_width()):
         unet |= {"use_bert_text_cond": False, "cond_dim": width}
     if diffusion["given_frames"] and "field" not in kinds:
         # those of a frame, and one that marks the given ones
