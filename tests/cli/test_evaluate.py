@@ -104,16 +104,16 @@ def test_options_reach_the_protocol():
 @pytest.mark.usefixtures("at_home")
 def test_clips_are_prepared_as_in_training():
     model = load_diffusion("results")
-    model.clip_info = ClipInfo(settings={"fit": "contain", "fps": 5.0, "frame_skip": 1})
+    model.clip_info = ClipInfo(settings={"fit": "contain", "fps": 5.0, "pad": "repeat"})
     model.save_pretrained("shared")
     options = ["--data", "clips", "--features", "i3d.pt", "-n", "4"]
     for given, expected in (
-        ([], ("contain", 5, 1)),
-        (["--fit", "cover", "--frame_skip", "2"], ("cover", None, 2)),
+        ([], ("contain", 5, 1, "repeat")),
+        (["--fit", "cover", "--frame_skip", "2"], ("cover", None, 2, "repeat")),
     ):
         assert main(["evaluate", "shared", *options, *given, "-o", "a.json"]) is None
         clips = json.loads(Path("a.json").read_text())["protocol"]["clips"]
-        assert (clips["fit"], clips["fps"], clips["frame_skip"]) == expected
+        assert (clips["fit"], clips["fps"], clips["frame_skip"], clips["pad"]) == expected
 
 
 @pytest.mark.usefixtures("at_home")

@@ -24,7 +24,7 @@ from video_diffusion_pytorch.files import free_name
 from video_diffusion_pytorch.pretrained import is_shared
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
-from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
+from video_diffusion_pytorch.training.evaluate import AS_IN_TRAINING, evaluate_diffusion
 from video_diffusion_pytorch.training.processes import make_accelerator
 
 # Keywords of Dataset that the model determines, or for Python only
@@ -41,8 +41,6 @@ _NOT_OF_DATA: set[str | int] = {
     "exclude",
     "as_uint8",
 }
-# Options whose defaults are those of the training clips
-_AS_IN_TRAINING = {"fit", "crop", "frame_skip", "fps", "axes", "square_pixels"}
 _OF_DATA = [name for name in inspect.signature(Dataset).parameters if name not in _NOT_OF_DATA]
 # Networks given as TorchScript files: the prefix of their options, and the help text
 _NETWORKS = {
@@ -85,7 +83,7 @@ def make_parser() -> ArgumentParser:
     parser.add_class_arguments(Evaluation, None, skip={*_NOT_OF_EVALUATION, "count"})
     parser.add_class_arguments(Dataset, None, skip=_NOT_OF_DATA, default={"exts": None})
     for action in parser._actions:
-        if action.dest in _AS_IN_TRAINING:
+        if action.dest in AS_IN_TRAINING:
             # left out, they are those of the training
             action.default = argparse.SUPPRESS
             action.help = f"{action.help} Left out: as in training."

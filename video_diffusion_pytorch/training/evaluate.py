@@ -49,9 +49,11 @@ _KINDS = {
     "cond_video": "field",
 }
 
-# Keywords of a `Dataset` by which frames are chosen and scaled; others, as flips, are for training
-_OF_FRAMES = {"fit", "crop", "frame_skip", "fps", "axes", "square_pixels"}
-_OF_FRAMES |= {"fit_frames", "pad", "pad_position"}
+AS_IN_TRAINING = {
+    *("fit", "crop", "frame_skip", "fps", "axes", "square_pixels"),
+    *("fit_frames", "pad", "pad_position"),
+}
+"""Keywords of `Dataset` by which frames are chosen and scaled; others are for training."""
 # Recorded ones that a given one excludes
 _EXCLUDES = {
     "fps": ("frame_skip",),
@@ -59,7 +61,6 @@ _EXCLUDES = {
     "fit_frames": ("pad", "pad_position"),
     "pad": ("fit_frames",),
     "pad_position": ("fit_frames",),
-    "clip_start": ("fit_frames",),
 }
 
 Ready = Callable[[dict[str, Any]], dict[str, Any]]
@@ -476,7 +477,7 @@ def _read_folder(
         usual = [kinds[name] for name in names if name in kinds] or None
         options["conditions"] = settings.get("conditions", usual)
     excluded = {other for name in options for other in _EXCLUDES.get(name, ())}
-    wanted = _OF_FRAMES - excluded
+    wanted = AS_IN_TRAINING - excluded
     trained = {name: value for name, value in settings.items() if name in wanted}
     own: dict[str, Any] = {"value_range": units} if units is not None else {"as_uint8": True}
     c, f, h, w = diffusion.clip_shape
