@@ -163,6 +163,12 @@ def test_frames_per_second_of_the_clips(tmp_path, options, fps):
     assert train(tmp_path, **options).model.clip_info.fps == fps
 
 
+def test_a_damaged_first_file_does_not_end_the_run(tmp_path):
+    write_clips(tmp_path / "clips", range(1, 12), ".mp4", fps=20)
+    (tmp_path / "clips" / "0.mp4").write_bytes(b"damaged")
+    assert train(tmp_path).model.clip_info.fps == 20
+
+
 def test_resampled_clips_have_no_frames_per_second(tmp_path):
     write_clips(tmp_path / "clips", range(2), ".mp4", fps=20)
     assert train(tmp_path, fit_frames="all").model.clip_info.fps is None

@@ -124,8 +124,8 @@ _HELP = {
     "trainer.lr_schedule": "constant; or cosine or linear, a decay to 0 at train_num_steps.",
     "trainer.init_averaged": "Which weights of init_from: true for the first average, the decay of "
     "an average, or false for the last weights.",
-    "trainer.init_without": "Patterns of names of parameters that start anew instead, such as "
-    "*.label_emb.* for other classes.",
+    "trainer.init_without": "Patterns of names of parameters that keep their initial values, "
+    "such as *.label_emb.* for other classes.",
     "trainer.freeze": "Patterns of names of parameters that are not trained, such as *.downs.*.",
     "trainer.log_with": "Experiment tracker, such as tensorboard or wandb, or a list of several.",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -305,12 +305,15 @@ class Dataset(data.Dataset[Any]):
 
     @property
     def frame_rate(self) -> float | None:
-        """Frames per second of the clips, by the first file; None if it has no timestamps."""
+        """Frames per second of the clips, by the first readable file; None without timestamps."""
         timeline = self._reader.timeline
         if self.fit_frames is not None or timeline.fps is not None:
             return None if self.fit_frames is not None else timeline.fps
-        with self._reader.open(self.paths[0]) as file:
-            return None if file.fps is None else file.fps / timeline.frame_skip
+        for path in dict.fromkeys(self.paths):
+            # training skips damaged files and names them
+            with suppress(UnreadableVideoError), self._reader.open(path) as file:
+                return None if file.fps is None else file.fps / timeline.frame_skip
+        return None
 
     @property
     def cond_ranges(self) -> dict[str, tuple[float, float]]:
