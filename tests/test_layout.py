@@ -169,6 +169,42 @@ def test_arguments_and_results_have_types(module):
     assert missing == []
 
 
+# Where tensors are made
+
+# Functions of torch that make a tensor of numbers
+FACTORIES = {"zeros", "ones", "empty", "full", "eye", "arange", "linspace", "logspace", "tensor"}
+FACTORIES |= {"rand", "randn", "randint", "randperm", "as_tensor", "asarray", "scalar_tensor"}
+# What constructors make is on the default device, as of torch's own modules
+CONSTRUCTORS = {"__init__", "_make_condition_parameters", "remember_training"}
+
+
+def nameless_tensors(tree):
+    """Where a tensor is made that names no device, outside constructors."""
+    constructors = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and node.name in CONSTRUCTORS
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or node in constructors:
+            continue
+        owner, _, name = ast.unparse(node.func).rpartition(".")
+        is_named = any(keyword.arg == "device" for keyword in node.keywords)
+        if owner == "torch" and name in FACTORIES and not is_named:
+            yield node.lineno
+
+
+def test_a_tensor_without_a_device_is_found():
+    made = "torch.rand(3)\ntorch.rand(3, device=x.device)\ndef __init__(self): torch.rand(3)"
+    assert list(nameless_tensors(ast.parse(made))) == [1]
+
+
+@every_module
+def test_tensors_are_made_on_explicit_devices(module):
+    assert list(nameless_tensors(TREES[module])) == []
+
+
 # What an import costs
 
 

@@ -92,7 +92,7 @@ def prepare_clip(
         )
     units, black = diffusion.config["value_range"], None
     if units is not None:
-        black = torch.tensor(per_channel(units, diffusion.channels)[0])
+        black = torch.tensor(per_channel(units, diffusion.channels)[0], device="cpu")
     elif video.dtype == torch.uint8:
         video = video / 255
     return reader.size.finish_array(video.float(), black=black)[None]

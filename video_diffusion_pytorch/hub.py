@@ -189,7 +189,9 @@ class Shareable(nn.Module):
             tensors = {name.removeprefix(NETWORK_PREFIX): tensors[name] for name in own}
         try:
             check_network_size(cls._classes["unet"], config, tensors)
-            model = cls._build(config, overrides)
+            # not on torch's default device
+            with torch.device("cpu"):
+                model = cls._build(config, overrides)
         except (TypeError, ValueError, RuntimeError, ArithmeticError, AttributeError) as error:
             raise ValueError(
                 f"from_pretrained: the settings in {config_file} and the arguments must build a "

@@ -155,7 +155,7 @@ class PlayingGrid:
 
 def _to_batch(videos: Any) -> Tensor:
     try:
-        videos = torch.as_tensor(videos)
+        videos = torch.as_tensor(videos, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(
             f"videos must be a tensor or an array of numbers, got {type(videos).__name__}; "
@@ -168,7 +168,7 @@ def _to_batch(videos: Any) -> Tensor:
             "videos must be real numbers of shape (videos, channels, frames, height, width), or "
             f"one video without the first axis, got {videos.dtype} of shape {tuple(videos.shape)}"
         )
-    return videos.detach().cpu()
+    return videos.detach()
 
 
 def _columns(count: int, rows: int | None, columns: int | None) -> int:

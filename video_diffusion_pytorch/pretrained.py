@@ -91,9 +91,12 @@ def load_diffusion(
         shared = GaussianDiffusion.from_pretrained(path, **given)
         return shared.to("cpu" if device is None else device)
     saved = read_model(path, averaged, "load_diffusion: averaged")
-    unet, settings = _build_network(saved, given)
+    # not on torch's default device
+    with torch.device("cpu"):
+        unet, settings = _build_network(saved, given)
     try:
-        diffusion = GaussianDiffusion(unet, **{**settings, **given})
+        with torch.device("cpu"):
+            diffusion = GaussianDiffusion(unet, **{**settings, **given})
         diffusion.load_state_dict(saved.weights)
         diffusion.clip_info = saved.clip_info
     except (RuntimeError, OverflowError) as error:

@@ -274,7 +274,7 @@ def get_bert() -> Any:
     global MODEL
     if MODEL is None:
         # parameters made in inference mode cannot be moved to another device outside it
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), torch.device("cpu"):
             model = _load("model", "AutoModel")
             MODEL = model.float().eval().requires_grad_(False)
     return MODEL
@@ -304,9 +304,8 @@ def tokenize(texts: str | Sequence[str], add_special_tokens: bool = True) -> Ten
         padding=True,
         truncation=True,
         max_length=tokenizer.model_max_length,
-        return_tensors="pt",
     )
-    return encoded["input_ids"].long()
+    return torch.tensor(encoded["input_ids"], dtype=torch.long, device="cpu")
 
 
 @torch.no_grad()

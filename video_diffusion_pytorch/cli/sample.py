@@ -657,7 +657,7 @@ def _labels(diffusion: GaussianDiffusion, values: Sequence[str]) -> Tensor:
     info, count = diffusion.clip_info, _width(diffusion, "labels")
     is_number = {name: name.removeprefix("-").isdecimal() for name in values}
     known = [int(n) if is_number[n] and n not in info.class_names else n for n in values]
-    labels = torch.tensor(info.label_numbers(known))
+    labels = torch.tensor(info.label_numbers(known), device="cpu")
     if labels.min() < -1 or labels.max() >= count:
         raise ValueError(
             f"sample: --labels must be from 0 to {count - 1}, or -1 for no class, got "
@@ -674,7 +674,7 @@ def _vectors(diffusion: GaussianDiffusion, values: Sequence[str]) -> Tensor:
             "sample: --cond must be a .npy for a model of text states, got "
             f"{' '.join(values)}; give --text"
         )
-    numbers = torch.tensor([parse_number(value) for value in values])
+    numbers = torch.tensor([parse_number(value) for value in values], device="cpu")
     if not numbers.isfinite().all():
         raise ValueError(
             f"sample: --cond must be numbers, or one .npy, got {' '.join(values)}; correct them"

@@ -548,9 +548,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         named, rows = dict(conditions), conditions.get("cond")
         if isinstance(rows, (list, tuple)) and rows and all(map(is_captions, rows)):
             mask = named.pop("null_cond_mask", None)
+            if mask is not None:
+                mask = torch.as_tensor(mask, device="cpu").flatten()
             flat = {
                 "cond": [caption for row in rows for caption in row],
-                "null_cond_mask": None if mask is None else torch.as_tensor(mask).flatten(),
+                "null_cond_mask": mask,
                 "cond_mask": named.get("cond_mask"),
             }
             for name, value in self.prepare_conditions(flat).items():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +30,7 @@ def cosine_beta_schedule(timesteps: int, s: float = 0.008) -> Tensor:
     Returns:
         `betas`, float64 `(timesteps,)`, at most 0.9999.
     """
-    progress = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    progress = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64, device="cpu")
     signal = torch.cos((progress + s) / (1 + s) * math.pi / 2) ** 2
     return _betas_of(signal)
 
@@ -49,7 +50,8 @@ def linear_beta_schedule(timesteps: int) -> Tensor:
         `betas`, float64 `(timesteps,)`, at most 0.9999.
     """
     scale = 1000 / timesteps
-    betas = torch.linspace(scale * 1e-4, scale * 0.02, timesteps, dtype=torch.float64)
+    ends = scale * 1e-4, scale * 0.02
+    betas = torch.linspace(*ends, timesteps, dtype=torch.float64, device="cpu")
     return betas.clamp(max=0.9999)
 
 
@@ -67,7 +69,7 @@ def sigmoid_beta_schedule(
     Returns:
         `betas`, float64 `(timesteps,)`, at most 0.9999.
     """
-    progress = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+    progress = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64, device="cpu")
     falling = torch.sigmoid(-(progress * (end - start) + start) / tau)
     return _betas_of((falling - falling[-1]) / (falling[0] - falling[-1]))
 
@@ -107,7 +109,7 @@ def continuous_beta_schedule(timesteps: int) -> Tensor:
         `betas`, float64 `(timesteps,)`, below 1: after each step the log-SNR is exactly the
         continuous schedule's, however few there are.
     """
-    u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)[1:]
+    u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64, device="cpu")[1:]
     signal = torch.sigmoid(continuous_log_snr(u))
     # the remaining signal, 2e-9, is far above the precision of float64
     return 1 - signal / torch.cat((signal.new_ones(1), signal[:-1]))
@@ -260,8 +262,9 @@ class ForwardProcess(nn.Module):
             "posterior_mean_coef1": betas * before.sqrt() / (1 - cumprod),
             "posterior_mean_coef2": (1 - before) * alphas.sqrt() / (1 - cumprod),
         }
+        # computed on the CPU, as not every device has float64
         for name, values in buffers.items():
-            self.register_buffer(name, values.float())
+            self.register_buffer(name, values.float().to(torch.get_default_device()))
 
     # how noisy a step is
 
@@ -335,21 +338,17 @@ class ForwardProcess(nn.Module):
         """The noise level of one time step, as `noise_levels`."""
         return self.noise_levels([t])[0]
 
-    def time_of(self, log_snr: float) -> float:
-        """The time step, whole or not, with this log-SNR; at most the last, at least the first."""
+    def times_of(self, log_snrs: Sequence[float]) -> list[float]:
+        """The time steps, whole or not, with these log-SNRs, between the first and the last."""
         if self.is_continuous:
-            return max(0.0, continuous_time_of(log_snr) * self.num_timesteps - 1)
-        table = self._log_snr_table(torch.float64)
-        if log_snr >= table[0]:
-            return 0.0
+            return [max(0.0, continuous_time_of(x) * self.num_timesteps - 1) for x in log_snrs]
         # log-SNR falls with t
-        above = int(
-            torch.searchsorted(-table, torch.tensor(-log_snr, dtype=table.dtype, device="cpu"))
-        )
-        if above >= self.num_timesteps:
-            return float(self.num_timesteps - 1)
-        high, low = table[above - 1].item(), table[above].item()
-        return above - 1 + (high - log_snr) / (high - low)
+        rising = -self._log_snr_table(torch.float64).numpy()
+        return np.interp(-np.asarray(log_snrs), rising, range(self.num_timesteps)).tolist()
+
+    def time_of(self, log_snr: float) -> float:
+        """The time step of one log-SNR, as `times_of`."""
+        return self.times_of([log_snr])[0]
 
     def _log_snr_table(self, dtype: torch.dtype) -> Tensor:
         """Log-SNR of every step, on the model's device, or, in float64, on the CPU."""

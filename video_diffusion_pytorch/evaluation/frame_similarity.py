@@ -79,9 +79,11 @@ class FrameSimilarity:
         ours, theirs = (v.float().movedim(2, 1).flatten(0, 1) for v in (predicted, real))
         if not len(ours):
             return
-        sums = [_measure(measure, ours, theirs) for measure in self.measures]
-        if self._lpips is not None:
-            sums.append(self._distances(ours, theirs))
+        # torchmetrics makes tensors on torch's default device
+        with ours.device:
+            sums = [_measure(measure, ours, theirs) for measure in self.measures]
+            if self._lpips is not None:
+                sums.append(self._distances(ours, theirs))
         self._sums += torch.tensor([*sums, len(ours)], dtype=torch.float64, device="cpu")
 
     def _distances(self, ours: Tensor, theirs: Tensor) -> float:

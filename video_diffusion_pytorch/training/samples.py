@@ -235,7 +235,7 @@ def _words(
         elif name == "cond" and np.shape(row) == (len(columns),):
             words += [f"{n} {float(value):g}" for n, value in zip(columns, row, strict=True)]
         else:
-            row = torch.as_tensor(row)
+            row = torch.as_tensor(row, device="cpu")
             numbers = ", ".join(f"{value:.4g}" for value in row.flatten()[:4].tolist())
             words.append(f"{name} {tuple(row.shape)}: {numbers}{', ...' * (row.numel() > 4)}")
     return "; ".join(words)
