@@ -138,7 +138,7 @@ def spectrum_times(process: ForwardProcess, steps: int) -> list[int]:
     passed = np.append(0, np.cumsum(density[1:] + density[:-1]))
     places = passed[-1] * (1 - np.arange(steps) / steps)
     ratios = math.sqrt(low) * np.tan(np.interp(places, passed, angle))
-    return _distinct([process.time_of(-2 * math.log(ratio)) for ratio in ratios], process)
+    return _distinct(process.times_of([-2 * math.log(ratio) for ratio in ratios]), process)
 
 
 SPACINGS: dict[str, Callable[[ForwardProcess, int], Sequence[float]]] = {
@@ -168,7 +168,7 @@ def _noise_ratio(process: ForwardProcess, t: float) -> float:
 
 def _between_the_ends(process: ForwardProcess, log_snrs: np.ndarray) -> list[float]:
     """Times of log-SNRs from the noisiest step's to the cleanest's, exact at these two."""
-    inner = [process.time_of(log_snr) for log_snr in log_snrs[1:-1].tolist()]
+    inner = process.times_of(log_snrs[1:-1].tolist())
     return [process.num_timesteps - 1, *inner, 0][: len(log_snrs)]
 
 

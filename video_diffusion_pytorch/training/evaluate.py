@@ -161,12 +161,15 @@ class Validation:
         """Number of noisy clips that the loss is a mean of."""
         return len(self.indices) * math.ceil(_LEAST / len(self.indices))
 
-    def parts(self, num_workers: int, draws: int | None = None) -> Iterator[Part]:
+    def parts(
+        self, num_workers: int, draws: int | None = None, pin_memory: bool = False
+    ) -> Iterator[Part]:
         """Yields the batches of this process; of the last ones some clips may not count.
 
         Args:
             num_workers: Number of worker processes.
             draws: Number of clips, which are repeated as needed; None for `self.draws`.
+            pin_memory: As in torch's `DataLoader`, for a GPU.
         """
         process, processes = self.share
         draws = self.draws if draws is None else draws
@@ -180,6 +183,7 @@ class Validation:
             batch_sampler=wanted,
             num_workers=num_workers,
             collate_fn=collate,
+            pin_memory=pin_memory,
             # its own generator, as starting a loader draws from the global one
             generator=torch.Generator(),
         )
@@ -213,7 +217,7 @@ def validation_losses(
     processes, device = data.processes, data.processes.device
     metrics = StepMetrics(device, data.diffusion.num_timesteps)
     totals = torch.zeros(len(losses) + 1, device=device)
-    for part in validation.parts(data.num_workers or 0):
+    for part in validation.parts(data.num_workers or 0, pin_memory=device.type == "cuda"):
         videos, conditions = data.unpack(part.batch)
         # without images, so that losses compare between runs with different image_frames
         conditions = data.to_device({n: v for n, v in conditions.items() if n not in _IMAGES})
