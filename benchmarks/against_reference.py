@@ -38,7 +38,7 @@ TASKS = ("forward", "training step", "guided sampling step")
 
 
 class Case:
-    """One library's side of a case, in the process of that library."""
+    """One library's side of a case, in the process of that library; `"alone"` has no other side."""
 
     def __init__(self, case: dict[str, Any]) -> None:
         import torch
@@ -55,11 +55,11 @@ class Case:
             unet, image_size=size, num_frames=frames, channels=channels, timesteps=1000
         )
         # the reference writes the weights, this library reads them
-        weights = Path(case["folder"]) / "weights.pt"
         if case["side"] == "reference":
-            torch.save(diffusion.state_dict(), weights)
-        else:
-            diffusion.load_state_dict(torch.load(weights, weights_only=True))
+            torch.save(diffusion.state_dict(), Path(case["folder"]) / "weights.pt")
+        elif case["side"] == "ours":
+            weights = torch.load(Path(case["folder"]) / "weights.pt", weights_only=True)
+            diffusion.load_state_dict(weights)
         self.device = torch.device(case["device"])
         self.unet, self.diffusion = unet.to(self.device), diffusion.to(self.device)
         generator = torch.Generator().manual_seed(1)
@@ -174,16 +174,18 @@ def compare(case: dict[str, Any], reference: Path, repeats: int) -> dict[str, An
     }
 
 
-def matmul_rate(threads: int) -> float:
-    """FLOP/s of a 2048-cubed fp32 matrix product on this machine's CPU."""
+def matmul_rate(threads: int, device: str = "cpu") -> float:
+    """FLOP/s of a 2048-cubed fp32 matrix product on this machine's CPU, or its GPU."""
     import torch
 
     torch.set_num_threads(threads)
-    a, b = torch.randn(2, 2048, 2048).unbind()
+    a, b = torch.randn(2, 2048, 2048, device=device).unbind()
     times = []
     for _ in range(20):
         start = time.perf_counter()
         a @ b
+        if a.is_cuda:
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return 2 * 2048**3 / min(times)  # the rate of the machine, not of its other users
 
