@@ -82,9 +82,8 @@ class Case:
             shape = (b, channels, case["images"], size, size)
             self.images["images"] = torch.rand(shape, generator=generator).to(self.device)
         self.optimizer = torch.optim.Adam(diffusion.parameters(), lr=0.0)
-        # the reference's amp; without it nothing is scaled
-        is_scaled = case["precision"] == "fp16"
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=is_scaled)
+        # the reference's amp
+        self.scaler = torch.amp.GradScaler(self.device.type)
 
     def autocast(self) -> Any:
         """The context of a forward pass in this precision."""
@@ -103,18 +102,27 @@ class Case:
             torch.manual_seed(2)
             with self.autocast():
                 loss = self.diffusion(self.videos, **self.images)
-            self.scaler.scale(loss).backward()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            if self.case["precision"] == "fp16":
+                self.scaler.scale(loss).backward()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                loss.backward()
+                self.optimizer.step()
             self.optimizer.zero_grad()
             return loss.detach()
         torch.manual_seed(2)
         with torch.no_grad(), self.autocast():
             return self.diffusion.p_sample(self.videos, self.t, cond=self.cond, cond_scale=2.0)
 
-    def turn(self, repeats: int) -> list[dict[str, float]]:
-        """Times the task several times after a warm-up, and frees a GPU's memory for others."""
-        cuda = self.device.type == "cuda"
+    def turn(self, repeats: int, precision: str) -> list[dict[str, float]]:
+        """Times the task several times after a warm-up, and frees a GPU's memory for others.
+
+        Args:
+            repeats: Number of timed runs.
+            precision: As in `case`, and that of later runs.
+        """
+        self.case["precision"], cuda = precision, self.device.type == "cuda"
         if cuda:
             self.torch.cuda.reset_peak_memory_stats()
         runs = [self.run() for _ in range(repeats + 1)]
@@ -146,13 +154,13 @@ class Case:
 def worker() -> None:
     """Answers a case, then any number of runs of it, in lines of JSON.
 
-    A number asks for a turn of so many runs, anything else for a run whose result it names.
+    The arguments of a turn ask for one, anything else for a run, whose result goes to this file.
     """
     case = Case(json.loads(sys.stdin.readline()))
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         message = json.loads(line)
-        answer = case.turn(message) if isinstance(message, int) else case.run(message)
+        answer = case.turn(**message) if isinstance(message, dict) else case.run(message)
         print(json.dumps(answer), flush=True)
 
 

@@ -112,13 +112,13 @@ def make_flex(q: Tensor, compiler: str) -> Attend:
         lambda b, h, i, j: i // n == j // n, None, None, length, length, device=q.device.type
     )
     return torch.compile(
-        partial(flex_packed, block_mask=block_mask), backend=compiler, dynamic=False
+        partial(flex_packed, block_mask=block_mask), backend=compiler, dynamic=False, fullgraph=True
     )
 
 
 def make_compiled(function: Attend, q: Tensor, compiler: str) -> Attend:
     """A candidate, compiled for the shape of `q`."""
-    return torch.compile(function, backend=compiler, dynamic=False)
+    return torch.compile(function, backend=compiler, dynamic=False, fullgraph=True)
 
 
 EAGER: dict[str, Attend] = {
@@ -179,7 +179,9 @@ def milliseconds(work: Callable[[], Any], device: torch.device, repeats: int) ->
 
 def error_of(actual: Tensor | Sequence[Tensor], expected: Tensor | Sequence[Tensor]) -> float:
     """Norm of the difference, by the norm of what is expected; NaN or infinite if `actual` is."""
-    pairs = [(actual, expected)] if isinstance(actual, Tensor) else zip(actual, expected, strict=True)
+    pairs = (
+        [(actual, expected)] if isinstance(actual, Tensor) else zip(actual, expected, strict=True)
+    )
     sums = torch.zeros(2, dtype=torch.float64)
     for one, other in pairs:
         difference = (one.to(other.dtype) - other).norm().double().cpu()
@@ -203,6 +205,8 @@ def measure(
     device, cuda = inputs[0].device, inputs[0].is_cuda
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"rows": rows, "n": n, "kernel": name}
     before = torch.cuda.memory_allocated() if cuda else 0
+    # shapes and kernels before this one do not count towards the limit of recompilations
+    torch._dynamo.reset()
     try:
         kernel = EAGER[name] if name in EAGER else COMPILED[name](inputs[0], compiler)
         found = results(kernel, inputs)
