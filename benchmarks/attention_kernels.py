@@ -223,7 +223,7 @@ def measure(
             row["forward_ms"] = milliseconds(lambda: kernel(*inputs[:4]), device, repeats)
     # of a kernel that does not exist for these inputs, which is a result
     except Exception as error:
-        row["error"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
     return row
 
 

@@ -112,7 +112,8 @@ def results_of(case: Case, precision: str, scale: float | None = None) -> Result
     case.case["precision"] = precision
     with case.autocast():
         output = unet(case.videos, case.t)
-    (scale * F.mse_loss(output.float(), case.videos.flip(0).float())).backward()
+    target = case.videos.flip(0)
+    (scale * F.mse_loss(output.to(target.dtype), target)).backward()
     found = {n: p.grad / scale for n, p in unet.named_parameters() if p.grad is not None}
     unet.zero_grad()
     is_finite = all(bool(gradient.isfinite().all()) for gradient in found.values())

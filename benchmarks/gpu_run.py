@@ -107,10 +107,10 @@ class Run:
         self.task, self.scratch, self.start = task, scratch, time.monotonic()
         kind = task["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
         self.device, self.is_cuda = torch.device(kind), kind == "cuda"
-        self.size = TINY if task["tiny"] else README
+        self.size = README if self.is_cuda and not task["tiny"] else TINY
         self.reference = None if task["reference"] is None else Path(task["reference"])
         # a C++ compiler would take minutes
-        self.compiler = "eager" if task["tiny"] and not self.is_cuda else "inductor"
+        self.compiler = "inductor" if self.is_cuda else "eager"
         self.side: Side | None = None
         self.tables: dict[str, list[dict[str, Any]]] = {}
         self.errors: list[dict[str, str]] = []

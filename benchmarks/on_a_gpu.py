@@ -100,9 +100,8 @@ class Process:
         scratch.mkdir(parents=True)
         self.scratch, self.log = scratch, scratch / "log"
         # compilation is measured with empty caches
-        environment = {**os.environ, "TQDM_DISABLE": "1"}
-        for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
-            environment[name] = str(scratch / name.lower())
+        caches = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+        environment = {**os.environ, **{name: str(scratch / name.lower()) for name in caches}}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, __file__, CHILD, function, str(scratch)],
@@ -287,7 +286,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=540, help="for all parts together, after their imports"
     )
-    parser.add_argument("--tiny", action="store_true", help="small sizes, for a trial")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, as always on a CPU")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="by default CUDA, if it is there")
     parser.add_argument("--reference", type=Path, help="a folder or a wheel of version 0.7.0")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "."))
@@ -307,7 +306,10 @@ def is_reference(path: Path) -> bool:
     metadata = "video_diffusion_pytorch-0.7.0.dist-info/METADATA"
     if path.is_dir():
         return (path / module).is_file() and (path / metadata).is_file()
-    return zipfile.is_zipfile(path) and {module, metadata} <= {*zipfile.ZipFile(path).namelist()}
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as wheel:
+        return {module, metadata} <= {*wheel.namelist()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
