@@ -11,6 +11,7 @@ is that of the case.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -35,10 +36,20 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
 CUDA_MODELS = {"dim 64, 32 x 3x10x64x64": ({"dim": 64}, (32, 3, 10, 64, 64))}
 COND_DIM = 64
 TASKS = ("forward", "training step", "guided sampling step")
+# dtypes of autocast
+PRECISIONS = {"fp32": None, "bf16": "bfloat16", "fp16": "float16"}
 
 
 class Case:
-    """One library's side of a case, in the process of that library; `"alone"` has no other side."""
+    """One library's side of a case, in the process of that library.
+
+    Args:
+        case: `model`, keywords of the network; `shape` of the videos; `task`, one of `TASKS`;
+            `precision`, a key of `PRECISIONS`; `device`; `threads`; `side`, `"ours"` or
+            `"reference"`. Optional: `folder`, where the reference writes its weights and this
+            library reads them, if they are there; `diffusion`, more keywords of `GaussianDiffusion`,
+            and `images`, independent images per clip.
+    """
 
     def __init__(self, case: dict[str, Any]) -> None:
         import torch
@@ -51,48 +62,80 @@ class Case:
         b, channels, frames, size, _ = case["shape"]
         guided = case["task"] == "guided sampling step"
         unet = Unet3D(**case["model"], cond_dim=COND_DIM if guided else None)
-        diffusion = GaussianDiffusion(
-            unet, image_size=size, num_frames=frames, channels=channels, timesteps=1000
-        )
-        # the reference writes the weights, this library reads them
+        settings = {"image_size": size, "num_frames": frames, "channels": channels}
+        settings |= {"timesteps": 1000, **case.get("diffusion", {})}
+        diffusion = GaussianDiffusion(unet, **settings)
+        weights = Path(case["folder"]) / "weights.pt" if "folder" in case else None
         if case["side"] == "reference":
-            torch.save(diffusion.state_dict(), Path(case["folder"]) / "weights.pt")
-        elif case["side"] == "ours":
-            weights = torch.load(Path(case["folder"]) / "weights.pt", weights_only=True)
-            diffusion.load_state_dict(weights)
+            torch.save(diffusion.state_dict(), weights)
+        elif weights is not None and weights.exists():
+            diffusion.load_state_dict(torch.load(weights, weights_only=True))
         self.device = torch.device(case["device"])
         self.unet, self.diffusion = unet.to(self.device), diffusion.to(self.device)
         generator = torch.Generator().manual_seed(1)
         self.videos = torch.rand(case["shape"], generator=generator).to(self.device)
         self.t = torch.randint(0, 1000, (b,), generator=generator).to(self.device)
         self.cond = torch.randn(b, COND_DIM, generator=generator).to(self.device)
+        self.images = {}
+        if case.get("images"):
+            shape = (b, channels, case["images"], size, size)
+            self.images["images"] = torch.rand(shape, generator=generator).to(self.device)
         self.optimizer = torch.optim.Adam(diffusion.parameters(), lr=0.0)
+        # the reference's amp
+        self.scaler = torch.amp.GradScaler(self.device.type)
+
+    def autocast(self) -> Any:
+        """The context of a forward pass in this precision."""
+        dtype = PRECISIONS[self.case["precision"]]
+        if dtype is None:
+            return contextlib.nullcontext()
+        return self.torch.autocast(self.device.type, getattr(self.torch, dtype))
 
     def work(self) -> Any:
         """Does the case's task once."""
         torch = self.torch
         if self.case["task"] == "forward":
-            with torch.no_grad():
+            with torch.no_grad(), self.autocast():
                 return self.unet(self.videos, self.t)
         if self.case["task"] == "training step":
             torch.manual_seed(2)
-            loss = self.diffusion(self.videos)
-            loss.backward()
-            self.optimizer.step()
+            with self.autocast():
+                loss = self.diffusion(self.videos, **self.images)
+            if self.case["precision"] == "fp16":
+                self.scaler.scale(loss).backward()
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                loss.backward()
+                self.optimizer.step()
             self.optimizer.zero_grad()
             return loss.detach()
         torch.manual_seed(2)
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             return self.diffusion.p_sample(self.videos, self.t, cond=self.cond, cond_scale=2.0)
 
-    def run(self, save: str | None) -> dict[str, float]:
+    def turn(self, repeats: int, precision: str) -> list[dict[str, float]]:
+        """Times the task several times after a warm-up, and frees a GPU's memory for others.
+
+        Args:
+            repeats: Number of timed runs.
+            precision: As in `case`, and that of later runs.
+        """
+        self.case["precision"], cuda = precision, self.device.type == "cuda"
+        if cuda:
+            self.torch.cuda.reset_peak_memory_stats()
+        runs = [self.run() for _ in range(repeats + 1)]
+        if cuda:
+            self.torch.cuda.empty_cache()
+        return runs[1:]
+
+    def run(self, save: str | None = None) -> dict[str, float]:
         """Times the task, and saves its result where asked to."""
         torch, cuda = self.torch, self.device.type == "cuda"
         if cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.case["autocast"]):
-            result = self.work()
+        result = self.work()
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
@@ -108,11 +151,16 @@ class Case:
 
 
 def worker() -> None:
-    """Answers a case, then any number of runs of it, in lines of JSON."""
+    """Answers a case, then any number of runs of it, in lines of JSON.
+
+    The arguments of a turn ask for one, anything else for a run, whose result goes to this file.
+    """
     case = Case(json.loads(sys.stdin.readline()))
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
-        print(json.dumps(case.run(json.loads(line))), flush=True)
+        message = json.loads(line)
+        answer = case.turn(**message) if isinstance(message, dict) else case.run(message)
+        print(json.dumps(answer), flush=True)
 
 
 class Side:
@@ -142,7 +190,7 @@ class Side:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a worker ended with exit code {self.process.wait()}")
+            raise RuntimeError(f"a worker ended with exit code {self.process.wait()}")
         return json.loads(line)
 
     def close(self) -> None:
@@ -229,11 +277,11 @@ def main() -> None:
         models = {**MODELS, **CUDA_MODELS} if device == "cuda" else MODELS
         for name, (model, shape) in models.items():
             for task in TASKS:
-                for autocast in (False, True):
-                    title = f"{device} {'bf16' if autocast else 'fp32'} {task}: {name}"
+                for precision in ("fp32", "bf16"):
+                    title = f"{device} {precision} {task}: {name}"
                     if args.only not in title:
                         continue
-                    case = {"model": model, "shape": shape, "task": task, "autocast": autocast}
+                    case = {"model": model, "shape": shape, "task": task, "precision": precision}
                     case |= {"device": device, "threads": args.threads}
                     result = compare(case, args.reference, args.repeats)
                     ours, theirs = result["seconds"]["ours"], result["seconds"]["reference"]
@@ -245,7 +293,7 @@ def main() -> None:
                         f"{result['difference']:12.1e}",
                         flush=True,
                     )
-                    if task == "training step" and device == "cpu" and not autocast:
+                    if task == "training step" and device == "cpu" and precision == "fp32":
                         flops = step_flops(model, shape)
                         share = flops / ours / rate
                         print(

@@ -185,7 +185,7 @@ def measure(point: Point, device: str, threads: int, repeats: int) -> Result:
     case = Case(
         {
             "model": network_of(point), "shape": shape_of(point), "task": TASKS[point["task"]],
-            "threads": threads, "device": device, "autocast": False, "side": "alone",
+            "threads": threads, "device": device, "precision": "fp32", "side": "ours",
         }
     )  # fmt: skip
 
