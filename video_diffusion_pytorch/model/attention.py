@@ -18,6 +18,7 @@ from video_diffusion_pytorch.model.conditioning import TextTokens
 from video_diffusion_pytorch.model.cpu_kernels import (
     attention_weights,
     is_eager_on_cpu,
+    is_slow_when_fused,
     project,
     rotate_heads_first,
 )
@@ -85,7 +86,7 @@ def attend(
         if pos_bias is not None:
             pos_bias = F.pad(pos_bias, (0, token_k.shape[1]))
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if pos_bias is not None and is_eager_on_cpu(q):
+    if is_slow_when_fused(q, pos_bias):
         return (attention_weights(q * scale, k, pos_bias) @ v).transpose(1, 2)
     mask = None if pos_bias is None else pos_bias.to(q.dtype)
     slices = zip(q.split(MAX_ROWS), k.split(MAX_ROWS), v.split(MAX_ROWS), strict=True)
@@ -189,7 +190,6 @@ class Attention(nn.Module):
         if mask is not None:
             mask = mask.repeat_interleave(rows.shape[0] // x.shape[0]).view(-1, 1, 1, 1)
         is_narrow = rows.shape[-1] * self.heads <= 2 * self.to_out.weight.shape[1]
-        is_narrow = is_narrow and rows.dtype in (torch.float32, torch.float64)
         if is_narrow and text is None and pos_bias is not None and is_eager_on_cpu(rows):
             return self._attend_to_inputs(rows, pos_bias, mask, rotary, n).view(x.shape)
         # images see nothing but themselves: without text only their values count

@@ -95,7 +95,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor, scale_shift: ScaleShift | None = None) -> Tensor:
         """Normalises a `(b, c, f, h, w)` video over `c`; `scale_shift` as in `Block`."""
         gain = self.gamma.to(x.dtype)
-        if is_eager_on_cpu(x) and x.dtype in (torch.float32, torch.float64):
+        if is_eager_on_cpu(x):
             unit = unit_rms(x.movedim(1, -1), _RMS_EPS).movedim(-1, 1)
             # gain and scale in one product
             return unit * gain if scale_shift is None else modulate(unit, scale_shift, gain)

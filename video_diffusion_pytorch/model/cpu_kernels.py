@@ -13,6 +13,8 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available()
 
 # Keys from which on torch's own softmax over the last axis is faster than its parts
 _MANY_KEYS = 16
+# Keys up to which torch's fused attention in half precision is slower than its parts
+_FEW_KEYS = 256
 
 
 def is_eager_on_cpu(x: Tensor) -> bool:
@@ -50,8 +52,8 @@ class _UnitRMS(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_exact(x))
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
         return x * inverse, inverse
 
     @staticmethod
@@ -85,14 +87,15 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
 
 class _Turn(torch.autograd.Function):
     """Multiplies pairs of features of `(a, b, c, d)` by complex numbers `(b or 1, c or 1, d / 2)`,
-    and exchanges the axes 1 and 2. The product is taken in place.
+    and exchanges the axes 1 and 2. The product is taken in place, in single precision or better.
     """
 
     @staticmethod
     def forward(x: Tensor, turns: Tensor) -> Tensor:
-        out = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+        layout = {"copy": True, "memory_format": torch.contiguous_format}
+        out = x.transpose(1, 2).to(turns.real.dtype, **layout)
         torch.view_as_complex(out.unflatten(-1, (-1, 2))).mul_(turns.transpose(0, 1))
-        return out
+        return out.to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -105,10 +108,7 @@ class _Turn(torch.autograd.Function):
 
 
 def rotate_heads_first(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """`attention.rotate` of `(rows, n, heads, d)`, as contiguous `(rows, heads, n, d)`.
-
-    In single or double precision: there are no complex numbers of half precision.
-    """
+    """`attention.rotate` of `(rows, n, heads, d)`, as contiguous `(rows, heads, n, d)`."""
     # features beyond the tables' stay as they are
     turns = F.pad(torch.complex(cos, sin), (0, x.shape[-1] // 2 - cos.shape[-1]), value=1.0)
     rotated: Tensor = _Turn.apply(x, turns[:, None])
@@ -119,40 +119,54 @@ class _AttentionWeights(torch.autograd.Function):
     """`softmax(q k^T + bias)` and its gradients, each laid out as the next product needs it."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, bias: Tensor) -> Tensor:
-        rows = q.shape[:2]
+    def forward(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         logits = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2))
-        logits = logits.unflatten(0, rows).add_(bias)
+        logits = logits.unflatten(0, q.shape[:2]).to(_exact(q))
+        if bias is not None:
+            logits.add_(bias)
         if logits.shape[-1] >= _MANY_KEYS:
-            return logits.softmax(dim=-1)
+            return logits.softmax(dim=-1).to(q.dtype)
         weights = logits.sub_(logits.amax(dim=-1, keepdim=True)).exp_()
-        return weights.div_(weights.sum(dim=-1, keepdim=True))
+        return weights.div_(weights.sum(dim=-1, keepdim=True)).to(q.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2], output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         q, k, weights = ctx.saved_tensors
+        weights = weights.to(_exact(q))
         grad = weights * grad
         grad = torch.addcmul(grad, weights, grad.sum(dim=-1, keepdim=True), value=-1)
-        of_each = grad.flatten(0, 1)
+        of_each = grad.to(q.dtype).flatten(0, 1)
         grad_q = torch.bmm(of_each, k.flatten(0, 1)).view_as(q)
         grad_k = torch.bmm(of_each.transpose(1, 2), q.flatten(0, 1)).view_as(k)
-        return grad_q, grad_k, grad.sum(dim=0)
+        return grad_q, grad_k, grad.sum(dim=0) if ctx.needs_input_grad[2] else None
 
 
-def attention_weights(q: Tensor, k: Tensor, pos_bias: Tensor) -> Tensor:
+def _exact(x: Tensor) -> torch.dtype:
+    """Single precision, or that of `x` if it is better."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def is_slow_when_fused(q: Tensor, pos_bias: Tensor | None) -> bool:
+    """Whether torch's fused attention has no good kernel for queries `(rows, heads, n, d)`.
+
+    On a CPU it has no gradient for its mask, spends most of its time between products that are
+    small, and in half precision most of its backward pass.
+    """
+    is_half = q.dtype in (torch.bfloat16, torch.float16)
+    return is_eager_on_cpu(q) and (pos_bias is not None or (is_half and q.shape[2] <= _FEW_KEYS))
+
+
+def attention_weights(q: Tensor, k: Tensor, pos_bias: Tensor | None) -> Tensor:
     """Softmax attention's weights for very many short sequences.
-
-    torch's fused kernel has no gradient for its mask on a CPU, and spends most of its time between
-    the small products.
 
     Args:
         q: Queries, scaled, `(rows, heads, n, d)`.
         k: Keys, `(rows, heads, m, d)`.
-        pos_bias: `(heads, n, m)`, added to the logits.
+        pos_bias: `(heads, n, m)`, added to the logits; None for none.
 
     Returns:
         `(rows, heads, n, m)`.
