@@ -15,6 +15,13 @@ from video_diffusion_pytorch.model.blocks import (
     rows_as_pixels,
 )
 from video_diffusion_pytorch.model.conditioning import TextTokens
+from video_diffusion_pytorch.model.cpu_kernels import (
+    attention_weights,
+    is_eager_on_cpu,
+    is_slow_when_fused,
+    project,
+    rotate_heads_first,
+)
 from video_diffusion_pytorch.model.embeddings import rotary_tables
 
 RotaryTables = tuple[Tensor, Tensor]
@@ -24,22 +31,6 @@ TokenMemory = tuple[Tensor, Tensor]
 
 # Fused CUDA kernels take the batch as a grid axis, which ends here (pytorch/pytorch#142228).
 MAX_ROWS = 65_535
-
-# asked here and not in `project`, where torch.compile could not
-HAS_ONEDNN = torch.backends.mkldnn.is_available()
-
-
-def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer over the last axis of `x` `(rows, n, c)`, by the faster of two libraries.
-
-    On x86 CPUs oneDNN's 1×1 convolution is up to twice as fast as the BLAS behind `F.linear`.
-    """
-    if x.is_cpu and x.dtype == torch.float32 and HAS_ONEDNN:
-        image = x[None].permute(0, 3, 1, 2)
-        y = F.conv2d(image, weight[:, :, None, None], bias)
-        return y.permute(0, 2, 3, 1).squeeze(0).contiguous()
-    return F.linear(x, weight, bias)
-
 
 def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
     """Rotates pairs of neighbouring features by their frame's angle (Su et al. 2021, eq. 34).
@@ -94,30 +85,13 @@ def attend(
         k, v = _with_tokens(k, token_k), _with_tokens(v, token_v)
         if pos_bias is not None:
             pos_bias = F.pad(pos_bias, (0, token_k.shape[1]))
-    if q.is_cpu and pos_bias is not None and not torch.compiler.is_compiling():
-        return _attend_over_few(q, k, v, pos_bias, scale)
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if is_slow_when_fused(q, pos_bias):
+        return (attention_weights(q * scale, k, pos_bias) @ v).transpose(1, 2)
     mask = None if pos_bias is None else pos_bias.to(q.dtype)
     slices = zip(q.split(MAX_ROWS), k.split(MAX_ROWS), v.split(MAX_ROWS), strict=True)
     out = [F.scaled_dot_product_attention(*qkv, attn_mask=mask, scale=scale) for qkv in slices]
     return (out[0] if len(out) == 1 else torch.cat(out)).transpose(1, 2)
-
-
-def _attend_over_few(q: Tensor, k: Tensor, v: Tensor, pos_bias: Tensor, scale: float) -> Tensor:
-    """`attend` for very many very short sequences on a CPU.
-
-    The fused kernel has no gradient for its mask on a CPU, and spends most of its time between
-    the small products: 205 ms against 25 ms for 4096 rows of 10 frames and 8 heads.
-    """
-    n, heads, keys = q.shape[1], q.shape[2], k.shape[1]
-    # heads first: the rows and their positions then copy in one sweep
-    q, k, v = (t.permute(2, 0, 1, 3).flatten(0, 1) for t in (q, k, v))
-    # keys by queries: softmax over a first axis of 10 runs along the vectors, over a last one not
-    logits = torch.bmm(k, q.transpose(1, 2)).view(heads, -1, keys, n) * scale
-    bias = pos_bias.transpose(1, 2)[:, None].to(q.dtype)
-    weights = (logits + bias).softmax(dim=-2).to(v.dtype)
-    out = torch.bmm(weights.flatten(0, 1).transpose(1, 2), v)
-    return out.unflatten(0, (heads, -1)).permute(1, 2, 0, 3)
 
 
 def _with_tokens(own: Tensor, tokens: Tensor) -> Tensor:
@@ -212,6 +186,12 @@ class Attention(nn.Module):
         if rotary is None and self.rotary_emb is not None:
             rotary = rotary_tables(self.rotary_emb.freqs, n)
         rows = x.reshape(-1, *x.shape[-2:])
+        mask = focus_present_mask
+        if mask is not None:
+            mask = mask.repeat_interleave(rows.shape[0] // x.shape[0]).view(-1, 1, 1, 1)
+        is_narrow = rows.shape[-1] * self.heads <= 2 * self.to_out.weight.shape[1]
+        if is_narrow and text is None and pos_bias is not None and is_eager_on_cpu(rows):
+            return self._attend_to_inputs(rows, pos_bias, mask, rotary, n).view(x.shape)
         # images see nothing but themselves: without text only their values count
         seen = rows[:, :n] if image_frames and text is None else rows
         inputs = zip((seen, seen, rows), self.to_qkv.weight.chunk(3), strict=True)
@@ -225,16 +205,57 @@ class Attention(nn.Module):
             out = attend(q, k, v, pos_bias, memory)
         else:
             out = attend(rotate(q, rotary), rotate(k, rotary), v, pos_bias, memory, q)
-        if focus_present_mask is not None:
+        if mask is not None:
             # a position that attends to itself alone gets its own value: no mask needed
-            each_row = focus_present_mask.repeat_interleave(rows.shape[0] // x.shape[0])
-            alone = attend_to_self(q, k, v, pos_bias, memory)
-            out = torch.where(each_row.view(-1, 1, 1, 1), alone, out)
+            out = torch.where(mask, attend_to_self(q, k, v, pos_bias, memory), out)
 
         # images
         if image_frames:
             out = torch.cat((out, self._attend_to_images(*of_images, pos_bias, text)), dim=1)
         return project(out.flatten(-2), self.to_out.weight).view(x.shape)
+
+    def _attend_to_inputs(
+        self,
+        rows: Tensor,
+        pos_bias: Tensor,
+        mask: Tensor | None,
+        rotary: RotaryTables | None,
+        n: int,
+    ) -> Tensor:
+        """Attention that averages its inputs, before one product takes values of all heads.
+
+        With fewer than `2 d` channels the inputs are smaller than the values of the heads. The two
+        linear layers of the values and of the output become one.
+
+        Args:
+            rows: `(rows, n + images, c)`.
+            pos_bias: As in `forward`.
+            mask: Boolean `(rows, 1, 1, 1)`: where true, a position sees only itself.
+            rotary: As in `forward`; None for none.
+            n: How many positions see each other.
+        """
+        w_q, w_k, w_v = self.to_qkv.weight.chunk(3)
+        seen = rows[:, :n]
+        q, k = (
+            project(seen, weight).unflatten(-1, (self.heads, -1))
+            for weight in (w_q * self.scale, w_k)
+        )
+        if rotary is None:
+            q, k = q.transpose(1, 2), k.transpose(1, 2)
+        else:
+            q, k = rotate_heads_first(q, *rotary), rotate_heads_first(k, *rotary)
+        weights = attention_weights(q, k, pos_bias).transpose(1, 2).flatten(1, 2)
+        # (rows, n, heads, c)
+        averages = torch.bmm(weights, seen).unflatten(1, (n, self.heads))
+        if mask is not None:
+            averages = torch.where(mask, seen[:, :, None], averages)
+        if n < rows.shape[1]:
+            own = rows[:, n:, None].expand(-1, -1, self.heads, -1)
+            averages = torch.cat((averages, own), dim=1)
+        w_v = w_v.unflatten(0, (self.heads, -1))
+        w_out = self.to_out.weight.unflatten(1, (self.heads, -1)).transpose(0, 1)
+        mix = (w_out @ w_v).transpose(0, 1).flatten(1)
+        return project(averages.flatten(2), mix)
 
     def _memory(self, tokens: Tensor) -> TokenMemory:
         """Keys and values of tokens `(groups, t, c)`."""

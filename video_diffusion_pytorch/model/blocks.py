@@ -4,6 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from video_diffusion_pytorch.model.cpu_kernels import is_eager_on_cpu, unit_rms
+
+# A factor and a summand
+ScaleShift = tuple[Tensor, Tensor]
+
+# So small that it only keeps a frame of zeros from becoming 0/0
+_RMS_EPS = 1e-24
+
 
 class FramewiseConv(nn.Conv3d):
     """A 1×k×k convolution with the parameters of `nn.Conv3d`, run as a 2-D one over the frames.
@@ -84,11 +92,22 @@ class RMSNorm(nn.Module):
         self.scale = dim**0.5
         self.gamma = nn.Parameter(torch.ones(dim, 1, 1, 1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises a `(b, c, f, h, w)` video over `c`."""
-        gain = self.gamma.flatten().to(x.dtype)
-        # so small that it only keeps a frame of zeros from becoming 0/0
-        return F.rms_norm(x.movedim(1, -1), gain.shape, gain, eps=1e-24).movedim(-1, 1)
+    def forward(self, x: Tensor, scale_shift: ScaleShift | None = None) -> Tensor:
+        """Normalises a `(b, c, f, h, w)` video over `c`; `scale_shift` as in `Block`."""
+        gain = self.gamma.to(x.dtype)
+        if is_eager_on_cpu(x):
+            unit = unit_rms(x.movedim(1, -1), _RMS_EPS).movedim(-1, 1)
+            # gain and scale in one product
+            return unit * gain if scale_shift is None else modulate(unit, scale_shift, gain)
+        gain = gain.flatten()
+        x = F.rms_norm(x.movedim(1, -1), gain.shape, gain, eps=_RMS_EPS).movedim(-1, 1)
+        return x if scale_shift is None else modulate(x, scale_shift)
+
+
+def modulate(x: Tensor, scale_shift: ScaleShift, gain: Tensor | float = 1.0) -> Tensor:
+    """`x * gain * (scale + 1) + shift`."""
+    scale, shift = scale_shift
+    return torch.addcmul(shift, x, gain * (scale + 1))
 
 
 class Block(nn.Module):
@@ -107,7 +126,7 @@ class Block(nn.Module):
         self.norm = RMSNorm(dim_out) if groups is None else nn.GroupNorm(groups, dim_out)
         self.act = nn.SiLU()
 
-    def forward(self, x: Tensor, scale_shift: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, scale_shift: ScaleShift | None = None) -> Tensor:
         """Maps `(b, dim, f, h, w)` to `(b, dim_out, f, h, w)`.
 
         Args:
@@ -115,11 +134,11 @@ class Block(nn.Module):
             scale_shift: Two `(b, dim_out, 1, 1, 1)`, or per frame `(b, dim_out, f, 1, 1)`: the
                 normalised features are multiplied by `scale + 1`, then `shift` is added.
         """
-        x = self.norm(self.proj(x))
-        if scale_shift is not None:
-            scale, shift = scale_shift
-            x = torch.addcmul(shift, x, scale + 1)
-        return self.act(x)
+        x = self.proj(x)
+        if isinstance(self.norm, RMSNorm):
+            return self.act(self.norm(x, scale_shift))
+        x = self.norm(x)
+        return self.act(x if scale_shift is None else modulate(x, scale_shift))
 
 
 class ResnetBlock(nn.Module):
