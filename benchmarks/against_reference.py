@@ -47,8 +47,8 @@ class Case:
         case: `model`, keywords of the network; `shape` of the videos; `task`, one of `TASKS`;
             `precision`, a key of `PRECISIONS`; `device`; `threads`; `side`, `"ours"` or
             `"reference"`. Optional: `folder`, where the reference writes its weights and this
-            library reads them, if they are there; `diffusion`, more keywords of `GaussianDiffusion`,
-            and `images`, independent images per clip.
+            library reads them, if they are there; `diffusion`, more keywords of
+            `GaussianDiffusion`; `images`, independent images per clip.
     """
 
     def __init__(self, case: dict[str, Any]) -> None:

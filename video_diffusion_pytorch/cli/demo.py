@@ -101,8 +101,6 @@ def run_demo(
     total = DEFAULT_STEPS if steps is None else as_count(steps, "demo: steps")
     home = Path(folder)
     results = home / "checkpoints"
-    # layers this small lose more to a second CPU thread than they gain
-    torch.set_num_threads(1)
 
     # clips
     torch.manual_seed(seed)

@@ -32,6 +32,7 @@ TokenMemory = tuple[Tensor, Tensor]
 # Fused CUDA kernels take the batch as a grid axis, which ends here (pytorch/pytorch#142228).
 MAX_ROWS = 65_535
 
+
 def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
     """Rotates pairs of neighbouring features by their frame's angle (Su et al. 2021, eq. 34).
 

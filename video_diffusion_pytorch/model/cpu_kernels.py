@@ -1,4 +1,4 @@
-"""Norms, linear layers, rotary embedding and attention weights in the forms that are fast on a CPU."""
+"""Norms, linear layers, rotary embedding and attention in the forms that are fast on a CPU."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def project(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _images_for_onednn(rows: int) -> int:
-    """The smallest divisor of `rows` from 16 on; with fewer images torch takes its own slow loop
-    in a single thread.
+    """The smallest divisor of `rows` from 16 on.
+
+    In a single thread torch gives 1×1 convolutions of fewer images to a slow loop of its own.
     """
     return next((count for count in range(16, rows) if rows % count == 0), rows)
 
 
 class _UnitRMS(torch.autograd.Function):
-    """`x` over the root mean square of its last axis, and the factors that give it that size.
+    """`x` over the root mean square of its last axis, and one over the latter.
 
-    In torch's own rms_norm, which is no fused kernel on a CPU, the backward pass takes thrice as
-    long as here.
+    On a CPU torch's own rms_norm is no fused kernel, and its backward pass takes twice as long.
     """
 
     @staticmethod
@@ -86,14 +86,16 @@ def unit_rms(x: Tensor, eps: float) -> Tensor:
 
 
 class _Turn(torch.autograd.Function):
-    """Multiplies pairs of features of `(a, b, c, d)` by complex numbers `(b or 1, c or 1, d / 2)`,
-    and exchanges the axes 1 and 2. The product is taken in place, in single precision or better.
+    """Multiplies pairs of features by complex numbers, and exchanges the axes 1 and 2.
+
+    The features are `(a, b, c, d)`, the numbers `(b or 1, c or 1, d / 2)`. The product is taken in
+    place, in single precision or better.
     """
 
     @staticmethod
     def forward(x: Tensor, turns: Tensor) -> Tensor:
-        layout = {"copy": True, "memory_format": torch.contiguous_format}
-        out = x.transpose(1, 2).to(turns.real.dtype, **layout)
+        exact, layout = turns.real.dtype, torch.contiguous_format
+        out = x.transpose(1, 2).to(exact, copy=True, memory_format=layout)
         torch.view_as_complex(out.unflatten(-1, (-1, 2))).mul_(turns.transpose(0, 1))
         return out.to(x.dtype)
 

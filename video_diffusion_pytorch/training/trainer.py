@@ -38,6 +38,7 @@ from video_diffusion_pytorch.training.checks import (
     check_sample_conditions,
     whole_steps,
 )
+from video_diffusion_pytorch.training.cpu_threads import CPUThreads
 from video_diffusion_pytorch.training.data_source import Batch, DataSource, check_source
 from video_diffusion_pytorch.training.ema import EMA, Averages
 from video_diffusion_pytorch.training.evaluate import (
@@ -896,12 +897,14 @@ class Trainer:
         self, bar: Any, log_fn: Callable[[dict[str, Any]], Any], focus: dict[str, Any]
     ) -> None:
         self._draw_missing_samples()
-        while self.step < self.train_num_steps and not self.is_stopping:
-            log = self._timed_step(**focus)
-            self.progress.note(loss=f"{log['loss']:.4f}", data_wait=f"{log['data_wait']:.0%}")
-            bar.update()
-            log |= self.after_step()
-            log_fn(log)
+        threads = CPUThreads(self.device, self.num_processes)
+        with threads.restored():
+            while self.step < self.train_num_steps and not self.is_stopping:
+                log = self._timed_step(threads, **focus)
+                self.progress.note(loss=f"{log['loss']:.4f}", data_wait=f"{log['data_wait']:.0%}")
+                bar.update()
+                log |= self.after_step()
+                log_fn(log)
         self.write_metrics()
         if self.run.has_diverged:
             self._set_diverged_aside()
@@ -909,9 +912,9 @@ class Trainer:
             self._save_step()
         self.checkpoints.forget_old()
 
-    def _timed_step(self, **kwargs: Any) -> dict[str, Any]:
+    def _timed_step(self, threads: CPUThreads, **kwargs: Any) -> dict[str, Any]:
         """Runs a step and measures it; returns its values to log."""
-        start, waited = time.perf_counter(), self.data.waited
+        start, waited, cpu = time.perf_counter(), self.data.waited, time.process_time()
         step, position = self.step, self.order.position
         try:
             loss = self.train_step(**kwargs)
@@ -921,6 +924,7 @@ class Trainer:
                 self.order.position = position
             raise
         seconds, waited = time.perf_counter() - start, self.data.waited - waited
+        threads.add_step(seconds - waited, time.process_time() - cpu)
         if not self.step_metrics["skipped"]:
             self.run.good_step = self.step
             self.metrics.add_step(
