@@ -10,12 +10,14 @@ fixed number of them. The figures are of the last half of its steps, when it has
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +33,6 @@ SITUATIONS = ("alone", "a busy process", "decoding films")
 
 def train(clips: str, results: str, steps: int) -> None:
     """Trains, and prints the seconds between steps and the number of threads at the end."""
-    import time
-
     times: list[float] = []
     threads: list[int] = []
 
@@ -51,7 +51,7 @@ def train(clips: str, results: str, steps: int) -> None:
         device="cpu",
     )
     trainer.train(log_fn=note)
-    seconds = [b - a for a, b in zip(times, times[1:], strict=False)]
+    seconds = [b - a for a, b in itertools.pairwise(times)]
     print(json.dumps({"seconds": seconds, "threads": threads[-1]}))
 
 

@@ -33,14 +33,19 @@ def test_a_state_dict_with_every_kind_of_condition():
         torch.testing.assert_close(guided, record["output_cond_scale_3"])
 
 
+def assert_samples_close(samples, expected):
+    """Equal up to what all steps of a sampler make of another order of sums."""
+    torch.testing.assert_close(samples, expected, rtol=0, atol=1e-4)
+
+
 def test_a_shared_folder_samples_the_same(expected):
     diffusion = GaussianDiffusion.from_pretrained(FILES / "model")
-    torch.testing.assert_close(samples_of(diffusion), expected["samples"])
+    assert_samples_close(samples_of(diffusion), expected["samples"])
 
 
 def test_a_training_file_samples_the_same(expected):
     diffusion = load_diffusion(FILES / "run" / "model-1.pt")
-    torch.testing.assert_close(samples_of(diffusion), expected["samples"])
+    assert_samples_close(samples_of(diffusion), expected["samples"])
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path, expected):

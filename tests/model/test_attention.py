@@ -195,6 +195,26 @@ def test_other_number_types(dtype):
     assert (output - expected).abs().max() < tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize("dim", [12, 96])
+@pytest.mark.parametrize("n", [7, 20])
+@pytest.mark.parametrize("images", [0, 2])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_narrow_and_wide_inputs(dim, n, images, is_masked):
+    """Fewer channels than values take another path on a CPU; both have the same gradients."""
+    layer = Attention(dim, heads=2, dim_head=16, rotary_emb=RotaryEmbedding(16)).double()
+    x = torch.randn(2, 5, n + images, dim, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, n, n, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([True, False]) if is_masked else None
+    inputs = (x, bias, layer.to_qkv.weight, layer.to_out.weight)
+    expected = plain_attention(layer, x, bias, mask, images)
+    found = layer(x, bias, mask, image_frames=images)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    grad = torch.randn_like(found)
+    gradients = (torch.autograd.grad(y, inputs, grad) for y in (found, expected))
+    for mine, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
+
+
 # Linear attention
 
 

@@ -75,7 +75,8 @@ def in_processes(arguments, launcher=LAUNCH):
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # a crash in a library then shows where it was called
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return done

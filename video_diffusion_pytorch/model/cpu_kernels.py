@@ -53,7 +53,9 @@ class _UnitRMS(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_exact(x))
-        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        # zeros stay zeros in float16 as well
+        inverse = inverse.clamp_(max=torch.finfo(x.dtype).max).to(x.dtype)
         return x * inverse, inverse
 
     @staticmethod
