@@ -31,6 +31,11 @@ MODELS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         {"dim": 16, "dim_mults": (1, 2, 4), "channels": 1, "attn_heads": 4},
         (16, 1, 8, 16, 16),
     ),
+    "dim 32, 2 x 3x8x32x32": ({"dim": 32, "dim_mults": (1, 2, 4)}, (2, 3, 8, 32, 32)),
+    "dim 16, 1 x 1x64x32x32": (
+        {"dim": 16, "dim_mults": (1, 2, 4), "channels": 1},
+        (1, 1, 64, 32, 32),
+    ),
 }
 # on a GPU also the reference's README setting
 CUDA_MODELS = {"dim 64, 32 x 3x10x64x64": ({"dim": 64}, (32, 3, 10, 64, 64))}
@@ -262,7 +267,9 @@ def main() -> None:
     parser.add_argument("--reference", type=Path, help="a folder that holds the reference")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="run the cases whose name holds this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="run the cases whose name holds one of these"
+    )
     args = parser.parse_args()
     import torch
 
@@ -279,7 +286,7 @@ def main() -> None:
             for task in TASKS:
                 for precision in ("fp32", "bf16"):
                     title = f"{device} {precision} {task}: {name}"
-                    if args.only not in title:
+                    if not any(part in title for part in args.only):
                         continue
                     case = {"model": model, "shape": shape, "task": task, "precision": precision}
                     case |= {"device": device, "threads": args.threads}

@@ -15,8 +15,8 @@ def keep_freed_memory() -> bool:
     By default large buffers go back to the system as soon as they are freed, and the system
     clears them page by page when they are wanted again. A training step frees and wants hundreds,
     and spends up to half of its time on that. The price is that the process stays as large as
-    it once was. Called by `Unet3D` when it first runs on a CPU, and by a `Trainer` that reads its
-    clips itself; a second call does nothing.
+    it once was, and that fragmentation makes that larger. Called by `Unet3D` when it first runs on
+    a CPU, and by a `Trainer` that reads its clips itself; a second call does nothing.
 
     Returns:
         Whether this process has such a malloc: true on Linux with glibc.

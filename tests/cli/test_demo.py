@@ -114,7 +114,7 @@ def test_a_finished_run_says_so_and_shows_samples(run, tmp_path):
 def test_without_a_number_of_steps_time_ends_the_training(run, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "TIME_LIMIT", 1e-9)
     out = run()
-    assert "time is up at step 1 of 1600; run again to continue" in out
+    assert "time is up at step 1 of 1000; run again to continue" in out
     assert names(tmp_path) == ["model-1.pt"]
     assert "resumes from" in run("--steps", "2")
 

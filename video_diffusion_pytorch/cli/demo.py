@@ -41,7 +41,7 @@ DIFFUSION: dict[str, Any] = {
     "loss_type": "l2",
 }
 TRAINER: dict[str, Any] = {
-    "train_batch_size": 4,
+    "train_batch_size": 8,
     "train_lr": 2e-3,
     "gradient_accumulate_every": 1,
     "max_grad_norm": 1.0,
@@ -49,7 +49,7 @@ TRAINER: dict[str, Any] = {
     "step_start_ema": 100,
     "update_ema_every": 1,
 }
-DEFAULT_STEPS = 1600
+DEFAULT_STEPS = 1000
 TIME_LIMIT = 200.0  # seconds of training, where no number of steps is asked for
 CHECKPOINT_EVERY = 250
 GRID = (4, 4)
@@ -87,7 +87,7 @@ def run_demo(
 
     Args:
         folder: Folder for all files; made if missing.
-        steps: Number of training steps, counted from the first run; None for 1600, or as many as
+        steps: Number of training steps, counted from the first run; None for 1000, or as many as
             fit into 200 seconds.
         clips: Number of clips to make and train on.
         seed: Seed of the clips, the initial weights, the training and the samples.
