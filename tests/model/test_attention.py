@@ -195,6 +195,15 @@ def test_other_number_types(dtype):
     assert (output - expected).abs().max() < tolerance * expected.abs().max()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dim", [12, 96])
+def test_heads_of_odd_width(dim):
+    layer = Attention(dim, heads=2, dim_head=17, rotary_emb=RotaryEmbedding(16)).double()
+    x, bias = torch.randn(2, 5, 7, dim).double(), torch.randn(2, 7, 7).double()
+    expected = plain_attention(layer, x, bias)
+    torch.testing.assert_close(layer(x, bias), expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("dim", [12, 96])
 @pytest.mark.parametrize("n", [7, 20])
 @pytest.mark.parametrize("images", [0, 2])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.model import attention, blocks, cpu_kernels
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.training.memory import (
     TrainingOutOfMemory,
@@ -120,6 +121,14 @@ def bytes_really_kept(diffusion, b, **told):
     return sum(storage.nbytes() for storage in storages.values())
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Layers in the forms for a GPU, which the estimate is about; those for a CPU keep less."""
+    for module in (attention, blocks, cpu_kernels):
+        monkeypatch.setattr(module, "is_eager_on_cpu", lambda x: False)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_estimate_is_what_a_forward_pass_keeps(checkpointing):
     diffusion = tiny_diffusion(cond_dim=3, num_classes=4, gradient_checkpointing=checkpointing)

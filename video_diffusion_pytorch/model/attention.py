@@ -41,18 +41,14 @@ def rotate(x: Tensor, rotary: RotaryTables) -> Tensor:
         rotary: The tables of `rotary_tables`, for `n` positions and at most `d / 2` pairs;
             features beyond these pairs stay as they are.
     """
+    if is_eager_on_cpu(x) and x.shape[-1] % 2 == 0:
+        return rotate_heads_first(x, *rotary).transpose(1, 2)
     cos, sin = (table[:, None, :] for table in rotary)
     turned, kept = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
-    if x.is_cpu and x.dtype == torch.float32 and not torch.compiler.is_compiling():
-        # one pass; complex numbers have no half precision and no code in torch.compile
-        pairs = torch.view_as_complex(turned.unflatten(-1, (-1, 2)))
-        turns = torch.complex(cos, sin).expand(pairs.shape[1:]).contiguous()
-        turned = torch.view_as_real(pairs * turns).flatten(-2)
-    else:
-        exact = turned.to(torch.promote_types(x.dtype, torch.float32))
-        first, second = exact.unflatten(-1, (-1, 2)).unbind(-1)
-        both = (first * cos - second * sin, second * cos + first * sin)
-        turned = torch.stack(both, dim=-1).flatten(-2).to(x.dtype)
+    exact = turned.to(torch.promote_types(x.dtype, torch.float32))
+    first, second = exact.unflatten(-1, (-1, 2)).unbind(-1)
+    both = (first * cos - second * sin, second * cos + first * sin)
+    turned = torch.stack(both, dim=-1).flatten(-2).to(x.dtype)
     return torch.cat((turned, kept), dim=-1) if kept.shape[-1] else turned
 
 
@@ -225,7 +221,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attention that averages its inputs, before one product takes values of all heads.
 
-        With fewer than `2 d` channels the inputs are smaller than the values of the heads. The two
+        With at most `2 d` channels the inputs are smaller than the values of the heads. The two
         linear layers of the values and of the output become one.
 
         Args:
@@ -241,11 +237,10 @@ class Attention(nn.Module):
             project(seen, weight).unflatten(-1, (self.heads, -1))
             for weight in (w_q * self.scale, w_k)
         )
-        if rotary is None:
-            q, k = q.transpose(1, 2), k.transpose(1, 2)
-        else:
-            q, k = rotate_heads_first(q, *rotary), rotate_heads_first(k, *rotary)
-        weights = attention_weights(q, k, pos_bias).transpose(1, 2).flatten(1, 2)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        weights = attention_weights(q.transpose(1, 2), k.transpose(1, 2), pos_bias)
+        weights = weights.transpose(1, 2).flatten(1, 2)
         # (rows, n, heads, c)
         averages = torch.bmm(weights, seen).unflatten(1, (n, self.heads))
         if mask is not None:

@@ -175,5 +175,5 @@ def attention_weights(q: Tensor, k: Tensor, pos_bias: Tensor | None) -> Tensor:
     Returns:
         `(rows, heads, n, m)`.
     """
-    weights: Tensor = _AttentionWeights.apply(q, k, pos_bias)
+    weights: Tensor = _AttentionWeights.apply(q.contiguous(), k.contiguous(), pos_bias)
     return weights

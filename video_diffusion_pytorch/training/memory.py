@@ -91,7 +91,8 @@ def activation_bytes(
     Half precision is counted as if the whole network computed in it; measured with autocast it was
     up to 35 % more (`Unet3D(64)` with checkpointing), and 7 to 10 % less for `Unet3D(256)`. Not
     counted are temporary buffers, workspaces of libraries and fragmentation; attention is counted
-    as its device-independent implementation. The weights must not be sharded.
+    as its device-independent implementation, and keeps less on a CPU. The weights must not be
+    sharded.
 
     Args:
         diffusion: A `GaussianDiffusion`; it is not changed.
