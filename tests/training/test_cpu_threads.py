@@ -52,8 +52,9 @@ def test_the_first_steps_are_not_judged(machine):
 def test_a_busy_core_costs_a_thread_until_it_is_free(machine, caplog):
     assert machine.steps(4, wall=2.0, cores=1.3) == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "other processes use 0.7 of this training's 2 CPU cores: it continues with 1 thread(s) "
-        "until they are free; to keep the number, set OMP_NUM_THREADS"
+        "the 2 CPU threads of this training get the time of 1.3 cores, as if other processes used "
+        "the rest: it tries 1 thread(s), and later all of them again; to keep the number, set "
+        "OMP_NUM_THREADS"
     ]
     # faster than before, so it stays
     assert machine.steps(40, wall=1.0, cores=1.0) == 1

@@ -101,10 +101,11 @@ class CPUThreads:
         level = logging.DEBUG if self._is_told else logging.WARNING
         logger.log(
             level,
-            "other processes use %.1f of this training's %d CPU cores: it continues with %d "
-            "thread(s) until they are free; to keep the number, set OMP_NUM_THREADS",
-            lost,
+            "the %d CPU threads of this training get the time of %.1f cores, as if other processes "
+            "used the rest: it tries %d thread(s), and later all of them again; to keep the "
+            "number, set OMP_NUM_THREADS",
             self.most,
+            self.most - lost,
             fewer,
         )
         self._full_speed, self._is_told = seconds, True
