@@ -100,6 +100,14 @@ def test_a_number_that_the_user_sets_stays(machine, monkeypatch, name):
     assert machine.steps(50, wall=1.0, cores=1.3) == 2
 
 
+def test_a_number_that_is_set_meanwhile_stays(machine):
+    assert machine.steps(4, wall=2.0, cores=1.3) == 1
+    machine.threads = 3
+    with machine.choice.restored():
+        assert machine.steps(200, wall=1.0, cores=1.0) == 3
+    assert machine.threads == 3
+
+
 @pytest.mark.parametrize(("device", "processes"), [("cuda", 1), ("cpu", 2)])
 def test_gpus_and_several_processes_are_left_alone(machine, device, processes):
     machine.choice = CPUThreads(torch.device(device), processes)

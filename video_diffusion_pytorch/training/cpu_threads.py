@@ -44,7 +44,7 @@ class CPUThreads:
     """
 
     def __init__(self, device: torch.device, num_processes: int = 1) -> None:
-        self.most = torch.get_num_threads()
+        self.most = self._threads = torch.get_num_threads()
         is_set = any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"))
         is_alone = device.type == "cpu" and num_processes == 1
         self._is_adapted = is_alone and self.most > 1 and not is_set
@@ -72,6 +72,8 @@ class CPUThreads:
             wall: Seconds that the step computed.
             cpu: Seconds of CPU time that all threads of this process used meanwhile.
         """
+        # a number that somebody else sets meanwhile stays
+        self._is_adapted = self._is_adapted and torch.get_num_threads() == self._threads
         if not self._is_adapted:
             return
         if self._warm_up:
@@ -114,4 +116,4 @@ class CPUThreads:
 
     def _set(self, threads: int, resume_at: float) -> None:
         torch.set_num_threads(threads)
-        self._resume_at = resume_at
+        self._threads, self._resume_at = threads, resume_at
