@@ -122,10 +122,17 @@ def test_completions_without_conditions(request):
 # Models
 
 
-@pytest.mark.parametrize("schedule", [*SCHEDULES, OWN_BETAS])
-def test_a_model_is_built_on_the_default_device(schedule):
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *({"beta_schedule": schedule} for schedule in (*SCHEDULES, OWN_BETAS)),
+        {"objective": "flow", "time_shift": 3},
+        {"objective": "edm"},
+    ],
+)
+def test_a_model_is_built_on_the_default_device(kind):
     with torch.device("meta"):
-        diffusion = plain(beta_schedule=schedule, value_range=(0, 2))
+        diffusion = plain(**kind, value_range=(0, 2))
     assert devices(diffusion) == {"meta"}
 
 

@@ -221,8 +221,13 @@ class Scale(nn.Module):
     ("objective", "loss_type"), [("pred_noise", "l1"), ("pred_v", "l2"), ("pred_x_start", "huber")]
 )
 def test_losses_of_every_objective_and_schedule(objective, loss_type):
-    for schedule, gamma in product(SCHEDULES, (None, 5)):
-        settings = {"objective": objective, "beta_schedule": schedule, "min_snr_gamma": gamma}
+    kinds = [
+        *product((objective,), SCHEDULES, (None, 5)),
+        ("flow", "flow", 5),
+        ("edm", "edm", None),
+    ]
+    for kind in kinds:
+        settings = dict(zip(("objective", "beta_schedule", "min_snr_gamma"), kind, strict=True))
         sizes = {"image_size": 8, "num_frames": 4, "timesteps": 20}
         diffusion = GaussianDiffusion(Scale(), **sizes, **settings, loss_type=loss_type)
         moved(warned(diffusion))

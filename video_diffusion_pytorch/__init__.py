@@ -16,7 +16,15 @@ from video_diffusion_pytorch.data.video_file import (
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion, Measurement
-from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, Ancestral, DPMPlusPlus, Sampler
+from video_diffusion_pytorch.diffusion.samplers import (
+    DDIM,
+    DDPM,
+    Ancestral,
+    DPMPlusPlus,
+    Euler,
+    Heun,
+    Sampler,
+)
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.notebook import show
@@ -33,9 +41,11 @@ __all__ = [
     "Ancestral",
     "DPMPlusPlus",
     "Dataset",
+    "Euler",
     "Evaluation",
     "GaussianDiffusion",
     "Guidance",
+    "Heun",
     "KnownRegion",
     "Measurement",
     "Sampler",

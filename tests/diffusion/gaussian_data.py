@@ -1,5 +1,6 @@
 """Videos whose perfect denoiser is known, and the exact moments of what a sampler makes of it."""
 
+import math
 from collections import deque
 
 import torch
@@ -51,23 +52,40 @@ class GaussianVideos:
 
 
 class PerfectNetwork(nn.Module):
-    """The perfect denoiser as a network that predicts the noise, for `GaussianDiffusion`.
+    """The perfect denoiser as a network, for `GaussianDiffusion`.
 
     Args:
         videos: `GaussianVideos`.
         process: The forward process of the model that it is for, or one alike.
+        objective: What it predicts.
+        sigma_data: Of EDM.
     """
 
     channels = 1
 
-    def __init__(self, videos, process):
+    def __init__(self, videos, process, objective="pred_noise", sigma_data=0.5):
         super().__init__()
         self.videos = videos
-        self.levels = process.noise_levels(range(process.num_timesteps))
+        self.levels = {t: process.noise_level(t) for t in range(process.num_timesteps)}
+        self.process = process
+        self.objective = objective
+        self.sigma_data = sigma_data
 
     def forward(self, x, t, cond=None):
-        level = self.levels[int(t[0])]
-        return self.videos.denoise(x, level).noise
+        t = float(t[0])
+        level = self.levels.setdefault(t, self.process.noise_level(t))
+        alpha, sigma = level.alpha, level.sigma
+        if self.objective == "edm":
+            x = x * math.hypot(sigma, self.sigma_data)
+        x_start, noise, _ = self.videos.denoise(x, level)
+        return {
+            "pred_noise": noise,
+            "pred_x_start": x_start,
+            "pred_v": alpha * noise - sigma * x_start,
+            "flow": noise - x_start,
+            "edm": (sigma * x_start - self.sigma_data**2 * noise)
+            / (self.sigma_data * math.hypot(sigma, self.sigma_data)),
+        }[self.objective]
 
     def forward_with_cond_scale(self, x, t, cond=None, cond_scale=1.0):
         return self(x, t)
@@ -98,7 +116,7 @@ def moments(sampler, levels, videos, dtype=torch.float64):
 
     def result_of(rows):
         noise = Impulses(f)
-        x = noise(torch.zeros(rows, 1, f, 1, 1, dtype=dtype))
+        x = levels[0].scale * noise(torch.zeros(rows, 1, f, 1, 1, dtype=dtype))
         x = deque(sampler.run(x, levels, videos.denoise, noise), maxlen=1).pop()
         return x[:, 0, :, 0, 0], noise.draws
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from video_diffusion_pytorch import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.config import CONFIG, training_of
-from video_diffusion_pytorch.diffusion.noise_schedule import continuous_beta_schedule
+from video_diffusion_pytorch.diffusion.continuous_schedule import CosineSchedule
+from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess
 
 
 def diffusion_with(**config):
@@ -86,7 +87,7 @@ KINDS = [
     {"beta_schedule": "linear"},
     {"beta_schedule": "sigmoid"},
     {"beta_schedule": "continuous_cosine"},
-    {"beta_schedule": tuple(continuous_beta_schedule(10).tolist())},
+    {"beta_schedule": tuple(ForwardProcess(CosineSchedule(), 10).betas.tolist())},
     {"beta_schedule": OWN},
     {"objective": "pred_v", "beta_schedule": "continuous_cosine"},
 ]

@@ -7,13 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from video_diffusion_pytorch.diffusion.continuous_schedule import CosineSchedule
 from video_diffusion_pytorch.diffusion.noise_schedule import (
+    BETA_SCHEDULES,
     CLEAN,
-    SCHEDULES,
     ForwardProcess,
-    continuous_beta_schedule,
-    continuous_log_snr,
-    continuous_time_of,
     cosine_beta_schedule,
     draw_noise,
     extract,
@@ -27,7 +25,7 @@ SHAPE = (4, 2, 3, 5, 5)
 # The schedule
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", BETA_SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 7, 1000])
 def test_variances_are_positive_and_below_one(steps, name):
     betas = make_betas(name, steps)
@@ -73,25 +71,23 @@ def test_the_sigmoid_schedule_is_that_of_jabri_et_al():
 
 def test_the_continuous_schedule_is_a_cosine_between_its_limits():
     u = torch.tensor([0, 0.01, 0.25, 0.5, 0.75, 0.99, 1], dtype=torch.float64)
-    log_snr = continuous_log_snr(u)
+    log_snr = CosineSchedule().log_snr(u)
     assert log_snr[0].item() == pytest.approx(20, abs=1e-9)
     assert log_snr[-1].item() == pytest.approx(-20, abs=1e-9)
     alpha = torch.sigmoid(log_snr[1:-1]).sqrt()
     torch.testing.assert_close(alpha, torch.cos(torch.pi / 2 * u[1:-1]), rtol=0, atol=1e-4)
-    for time, value in zip(u.tolist(), log_snr.tolist(), strict=True):
-        assert continuous_time_of(value) == pytest.approx(time, abs=1e-9)
+    torch.testing.assert_close(CosineSchedule().time_of(log_snr), u, rtol=0, atol=1e-9)
     # also in the numbers that networks compute with
-    torch.testing.assert_close(continuous_log_snr(u.float()), log_snr.float(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        CosineSchedule().log_snr(u.float()), log_snr.float(), rtol=0, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 50, 256, 1000])
 def test_the_continuous_schedule_in_steps(steps):
     ends = torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:]
-    expected = continuous_log_snr(ends)
-    kept = (1 - continuous_beta_schedule(steps)).cumprod(0)
-    torch.testing.assert_close(torch.logit(kept), expected, rtol=0, atol=1e-6)
-    # also what models compute with
-    process = ForwardProcess(continuous_beta_schedule(steps), is_continuous=True)
+    expected = CosineSchedule().log_snr(ends)
+    process = ForwardProcess(CosineSchedule(), steps)
     assert all(bool(buffer.isfinite().all()) for buffer in process.buffers())
     log_snr = 2 * (process.sqrt_alphas_cumprod / process.sqrt_one_minus_alphas_cumprod).log()
     torch.testing.assert_close(log_snr, expected.float(), rtol=1e-6, atol=1e-6)
@@ -291,7 +287,7 @@ def test_the_first_step_gives_the_clip_itself(process):
 
 @pytest.fixture(scope="module")
 def continuous():
-    return ForwardProcess(continuous_beta_schedule(100), is_continuous=True)
+    return ForwardProcess(CosineSchedule(), 100)
 
 
 def test_the_noise_level_of_a_step_is_that_of_its_buffers(process):

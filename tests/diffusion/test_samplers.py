@@ -12,11 +12,13 @@ import torch
 
 from tests.diffusion.gaussian_data import GaussianVideos, moments, relative_error
 from video_diffusion_pytorch.diffusion.noise_schedule import (
+    BETA_SCHEDULES,
     CLEAN,
+    CONTINUOUS,
     ForwardProcess,
     cosine_beta_schedule,
     draw_noise,
-    make_betas,
+    make_schedule,
 )
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
@@ -27,6 +29,8 @@ from video_diffusion_pytorch.diffusion.samplers import (
     Ancestral,
     DiffusersScheduler,
     DPMPlusPlus,
+    Euler,
+    Heun,
     Prediction,
     Sampler,
     make_sampler,
@@ -283,7 +287,9 @@ def test_one_call_of_the_network_per_step(name):
     levels = sampler.levels(process, 20 if name == "ddpm" else 7)
     calls = []
     found = path(sampler, levels, start(), counting(calls))
-    assert calls == levels[:-1]
+    # Heun's corrects each step but the last by a call at its end
+    once = [levels[0], *(level for level in levels[1:-1] for _ in range(2))]
+    assert calls == (once if name == "heun" else levels[:-1])
     assert len(found) == len(levels) - 1
     assert levels[-1] == CLEAN
     assert levels[0] == process.noise_level(19)
@@ -345,13 +351,18 @@ def test_a_custom_sampler_only_needs_run(process, videos):
 
 
 def test_samplers_by_name():
-    assert [type(make_sampler(name)) for name in ("ddpm", "ancestral", "ddim")] == [
-        DDPM,
-        Ancestral,
-        DDIM,
-    ]
+    kinds = {"ddpm": DDPM, "ancestral": Ancestral, "ddim": DDIM, "euler": Euler, "heun": Heun}
+    assert {name: type(make_sampler(name)) for name in kinds} == kinds
     assert [make_sampler(name).sde for name in ("dpm++", "dpm++sde")] == [False, True]
-    assert [make_sampler(name).default_steps for name in SAMPLERS] == [None, 256, 50, 20, 20]
+    assert [make_sampler(name).default_steps for name in SAMPLERS] == [
+        None,
+        256,
+        50,
+        50,
+        18,
+        20,
+        20,
+    ]
 
 
 def test_samplers_by_object():
@@ -363,18 +374,18 @@ def test_samplers_by_object():
 
 def test_unknown_name():
     message = (
-        "sample: sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++sde, got 'euler'; "
-        "choose one"
+        "sample: sampler must be one of ddpm, ancestral, ddim, euler, heun, dpm++, dpm++sde, got "
+        "'rk4'; choose one"
     )
     with pytest.raises(ValueError, match=exactly(message)):
-        make_sampler("euler")
+        make_sampler("rk4")
 
 
 @pytest.mark.parametrize("thing", [5, DDIM, diffusers.DDIMScheduler])
 def test_samplers_of_another_type(thing):
     message = (
-        "sample: sampler must be a name (ddpm, ancestral, ddim, dpm++, dpm++sde), a Sampler or a "
-        f"scheduler of diffusers, got {thing!r}; pass e.g. sampler='ddim'"
+        "sample: sampler must be a name (ddpm, ancestral, ddim, euler, heun, dpm++, dpm++sde), a "
+        f"Sampler or a scheduler of diffusers, got {thing!r}; pass e.g. sampler='ddim'"
     )
     with pytest.raises(TypeError, match=exactly(message)):
         make_sampler(thing)
@@ -472,12 +483,11 @@ def test_log_snr_falls_evenly(process):
     np.testing.assert_allclose(steps, steps[0], rtol=1e-9)
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "linear", "sigmoid", "continuous_cosine"])
+@pytest.mark.parametrize("schedule", [*BETA_SCHEDULES, *CONTINUOUS])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("total", [1, 2, 30, 1000])
 def test_times_fall_from_the_noisiest_step(schedule, spacing, total):
-    is_continuous = schedule == "continuous_cosine"
-    process = ForwardProcess(make_betas(schedule, total), is_continuous)
+    process = ForwardProcess(make_schedule(schedule, total), total)
     for steps in {1, 2, total // 3, total - 1, total} - {0}:
         times = spaced_times(process, min(steps, total), spacing)
         assert len(times) == min(steps, total)

@@ -327,8 +327,8 @@ def test_times_at_the_ends_are_right_and_any_integers_will_do():
 def test_times_outside_the_schedule(t, got):
     t = torch.tensor(t)
     message = (
-        f"GaussianDiffusion: t must be whole numbers from 0 to 9, one per clip, 4, got {got}; "
-        "leave it out, or draw it with draw_times"
+        f"GaussianDiffusion: t must be whole numbers from 0 to 9, one per clip, 4, or one per "
+        f"frame, got {got}; leave it out, or draw it with draw_times"
     )
     recorder = Recorder()
     with pytest.raises(ValueError, match=exactly(message)):
@@ -338,7 +338,7 @@ def test_times_outside_the_schedule(t, got):
 
 @pytest.mark.parametrize("wrong", [-1.5, 9.01, float("nan")])
 def test_times_outside_a_continuous_schedule(wrong):
-    message = "GaussianDiffusion: t must be real numbers from -1 to 9, one per clip, 4, got "
+    message = "GaussianDiffusion: t must be real numbers from -1 to 9, one per clip, 4, or"
     diffusion = diffusion_with(Recorder(), beta_schedule="continuous_cosine")
     with pytest.raises(ValueError, match=f"^{re.escape(message)}.*; leave it out"):
         loss_of(diffusion, t=torch.tensor([0.0, 1.0, 2.0, wrong]))

@@ -57,8 +57,8 @@ def exactly(message):
         ),
         (
             torch.randn(5, 3, 4, 8, 8),
-            "Unet3D: time must have one step per video, shape (5,), got (2,); expand it to the "
-            "batch",
+            "Unet3D: time must have one step per video, shape (5,), or one per frame, "
+            "(5, 4), got (2,); expand it to the batch",
         ),
     ],
 )
@@ -70,7 +70,8 @@ def test_videos_of_a_wrong_shape(unet, x, message):
 
 
 def test_a_time_that_is_not_one_per_video(unet):
-    message = "Unet3D: time must have one step per video, shape (2,), got (); expand it"
+    message = "Unet3D: time must have one step per video, shape (2,), or one per frame, (2, 4), "
+    message += "got (); expand it"
     with pytest.raises(ValueError, match=re.escape(message)):
         unet(X, TIME[0])
     with pytest.raises(ValueError, match=r"time must have one step .*, got int; expand it"):

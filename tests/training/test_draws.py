@@ -70,11 +70,51 @@ def test_time_steps_are_uniform():
     assert t.dtype == torch.int64
     counts = torch.bincount(t, minlength=10)
     assert len(counts) == 10
-    # chi-squared with 9 degrees of freedom is below 33.7 but once in 10,000
-    assert ((counts - 400.0).square() / 400).sum() < 33.7
-    # nor do those of neighbours follow from each other
-    pairs = torch.bincount(t[:-1] * 10 + t[1:], minlength=100)
-    assert ((pairs - 39.99).square() / 39.99).sum() < 161
+    assert (counts - 400).abs().max() <= 2
+
+
+@pytest.mark.parametrize("schedule", ["cosine", CONTINUOUS])
+@pytest.mark.parametrize("count", [2, 4, 8, 13, 32])
+def test_every_batch_covers_the_noise_levels_evenly(schedule, count):
+    draws = ClipDraws(make_diffusion(beta_schedule=schedule, timesteps=1000))
+    for first in (0, 1_000_003 * 7 + 5, 2**40 + 99):
+        seeds = range(first, first + count)
+        fractions = (draws(seeds, FRAMES)["t"].double() + 1) / 1000
+        # each part of the interval has its share of the batch, up to about one clip
+        for end in (0.25, 0.5, 0.75):
+            assert abs((fractions <= end).sum().item() - end * count) < 2
+        # also over processes, of which each has every second batch
+        apart = fractions.sort()[0].diff()
+        assert apart.max() < 2.7 / count
+
+
+def test_times_follow_no_other_draw(draws):
+    drawn = draws(range(4000), FRAMES)
+    by_time = drawn["noise"].flatten(1).mean(1).double()
+    assert abs(torch.corrcoef(torch.stack((drawn["t"].double(), by_time)))[0, 1]) < 0.08
+
+
+@pytest.mark.parametrize("schedule", ["cosine", CONTINUOUS])
+def test_a_noise_level_for_each_frame(schedule):
+    options = {"frame_noise": "independent", "shared_noise_prob": 0.3, "beta_schedule": schedule}
+    diffusion = make_diffusion(num_frames=3, timesteps=1000, **options)
+    draws = ClipDraws(diffusion)
+    t = draws(range(2000), 3)["t"]
+    assert t.shape == (2000, 3)
+    assert t.is_floating_point() == (schedule == CONTINUOUS)
+    is_shared = (t == t[:, :1]).all(dim=1)
+    assert abs(is_shared.double().mean().item() - 0.3) < 0.06
+    for levels in (t[is_shared], t[~is_shared]):
+        assert abs(levels.double().mean().item() / 999 - 0.5) < 0.03
+    first, second, third = t[~is_shared].double().unbind(1)
+    assert abs(torch.corrcoef(torch.stack((first, second)))[0, 1]) < 0.1
+    assert abs(torch.corrcoef(torch.stack((first, third)))[0, 1]) < 0.1
+    # of a clip alone as in a batch
+    assert torch.equal(draws([77], 3)["t"], t[77:78])
+    # validation has one level per clip, as its losses are compared
+    assert draws.fixed([1, 2], 3)["t"].shape == (2,)
+    loss = diffusion(torch.rand(2, 1, 3, 4, 4), **draws([1, 2], 3))
+    assert loss.shape == (2,)
 
 
 def test_continuous_time_is_drawn_from_all_of_it():

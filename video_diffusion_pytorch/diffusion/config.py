@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping
 from numbers import Integral
@@ -11,13 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.arguments import as_image_size, shown
-from video_diffusion_pytorch.diffusion.noise_schedule import CONTINUOUS, SCHEDULES, make_betas
+from video_diffusion_pytorch.diffusion.noise_schedule import BETA_SCHEDULES, CONTINUOUS, make_betas
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
 from video_diffusion_pytorch.reference.state_dict import unwrap_names
 
 _FLAGS = ("text_use_bert_cls", "use_dynamic_thres", "auto_normalize")
 _COUNTS = ("num_frames", "channels", "timesteps")
-_FRACTIONS = ("cond_drop_prob", "dynamic_thres_percentile", "ddim_sampling_eta")
+_FRACTIONS = (
+    "cond_drop_prob",
+    "shared_noise_prob",
+    "dynamic_thres_percentile",
+    "ddim_sampling_eta",
+)
 _CHOICES = {"loss_type": tuple(LOSSES), "objective": OBJECTIVES}
 
 CONFIG = (
@@ -26,6 +32,10 @@ CONFIG = (
     "given_frames",
     "min_snr_gamma",
     "sampling_timesteps",
+    "time_distribution",
+    "time_shift",
+    "sigma_data",
+    "frame_noise",
     *_FLAGS,
     *_COUNTS,
     *_FRACTIONS,
@@ -38,6 +48,17 @@ _Kind = tuple[Callable[[Any], Any], Callable[[Any], Any], str]
 
 # the objective of weights that name none, such as the reference's
 _USUAL_OBJECTIVE = "pred_noise"
+# the schedule where none is named
+_USUAL_SCHEDULE = "cosine"
+
+OWN_SCHEDULES = ("flow", "edm")
+"""The objectives that bring a schedule of the same name with them."""
+
+LOGIT_NORMAL = (0.0, 1.0)
+"""Mean and standard deviation of `log(sigma / alpha)`, which is the logit of flow matching's time,
+for `time_distribution="logit_normal"` (Esser et al. 2024, section 3.1)."""
+EDM_NORMAL = (-1.2, 1.2)
+"""The same by default for `objective="edm"` (Karras et al. 2022, table 1)."""
 
 
 def plain_config(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +84,62 @@ def plain_config(given: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"GaussianDiffusion: {name} must be {expected}, got {shown(given[name])}"
             )
+    _check_schedule(config)
     return config
+
+
+def _check_schedule(config: dict[str, Any]) -> None:
+    """Names the schedule that an objective has, and checks what only some schedules have.
+
+    Raises:
+        ValueError: If the objective has another schedule, or the schedule no such option.
+    """
+    schedule, objective = config["beta_schedule"], config["objective"]
+    is_named = isinstance(schedule, str)
+    if objective in OWN_SCHEDULES and is_named and schedule == _USUAL_SCHEDULE:
+        schedule = config["beta_schedule"] = objective
+    own = schedule if is_named and schedule in OWN_SCHEDULES else None
+    if own != (objective if objective in OWN_SCHEDULES else None):
+        raise ValueError(
+            f"GaussianDiffusion: beta_schedule must be left out for objective={objective!r}, which "
+            f"has its own, got {shown(schedule)}; leave it out, or choose another objective"
+            if objective in OWN_SCHEDULES
+            else f"GaussianDiffusion: objective must be {own} for beta_schedule={own!r}, got "
+            f"{objective}; pass objective={own!r} alone"
+        )
+    is_continuous = is_named and schedule in CONTINUOUS
+    if config["time_shift"] != 1 and (not is_continuous or objective == "edm"):
+        raise ValueError(
+            "GaussianDiffusion: time_shift needs objective='flow' or "
+            f"beta_schedule='continuous_cosine', got {config['time_shift']:g} for "
+            f"{shown(schedule)}; leave it out"
+        )
+    if config["time_distribution"] is not None and not is_continuous:
+        raise ValueError(
+            "GaussianDiffusion: time_distribution needs a schedule of continuous time (objective "
+            f"flow or edm, or beta_schedule continuous_cosine), got {shown(schedule)}; leave it out"
+        )
+    if config["min_snr_gamma"] is not None and objective == "edm":
+        raise ValueError(
+            "GaussianDiffusion: min_snr_gamma must be None for objective='edm', which has a "
+            f"weighting of its own, got {config['min_snr_gamma']:g}; leave it out"
+        )
+
+
+def normal_of(config: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Mean and standard deviation of `log(sigma / alpha)` in training; None for uniform times."""
+    distribution = config["time_distribution"]
+    if distribution is None:
+        return EDM_NORMAL if config["objective"] == "edm" else None
+    return None if distribution == "uniform" else distribution
+
+
+def _plain_distribution(given: Any) -> Any:
+    """A `time_distribution` as `"uniform"`, or two floats; None for anything else."""
+    if isinstance(given, str):
+        return {"uniform": given, "logit_normal": LOGIT_NORMAL}.get(given)
+    mean, deviation = (float(number) for number in given)
+    return (mean, deviation) if math.isfinite(mean) and 0 < deviation < math.inf else None
 
 
 def _kinds(given: Mapping[str, Any]) -> dict[str, _Kind]:
@@ -80,6 +156,14 @@ def _kinds(given: Mapping[str, Any]) -> dict[str, _Kind]:
             lambda k: 0 <= k < frames,
             f"a whole number from 0 to less than num_frames = {frames}",
         ),
+        "time_distribution": (
+            _plain_distribution,
+            lambda value: True,
+            f"uniform, logit_normal, two numbers (mean, standard deviation above 0){_OR_NONE}",
+        ),
+        "frame_noise": (str, lambda kind: kind == "independent", f"independent{_OR_NONE}"),
+        "time_shift": (float, lambda shift: 0 < shift < math.inf, "a number above 0"),
+        "sigma_data": (float, lambda sigma: 0 < sigma < math.inf, "a number above 0"),
         "min_snr_gamma": (float, lambda gamma: gamma > 0, f"a number above 0{_OR_NONE}"),
         "sampling_timesteps": (
             operator.index,
@@ -89,16 +173,24 @@ def _kinds(given: Mapping[str, Any]) -> dict[str, _Kind]:
     }
 
 
-def remember_training(module: nn.Module, objective: str, is_continuous: bool) -> None:
+def remember_training(module: nn.Module, config: Mapping[str, Any]) -> None:
     """Adds the objective and the kind of schedule to the state dict, and checks loaded ones.
 
     Only unusual values are stored, so that a usual model's state dict has the reference's keys:
-    `objective_text`, its characters as bytes, and `continuous_time`, which is 1.
+    `objective_text`, its characters as bytes, `continuous_time`, which is 1, `time_shift`, and
+    `sigma_data` of EDM.
     """
+    objective = config["objective"]
     text = torch.tensor(list(objective.encode()), dtype=torch.uint8)
     module.register_buffer("objective_text", None if objective == _USUAL_OBJECTIVE else text)
+    is_continuous = config["beta_schedule"] == "continuous_cosine"
     one = torch.ones((), dtype=torch.uint8)
     module.register_buffer("continuous_time", one if is_continuous else None)
+    for name, is_used in (
+        ("time_shift", config["time_shift"] != 1),
+        ("sigma_data", objective == "edm"),
+    ):
+        module.register_buffer(name, torch.tensor(config[name]) if is_used else None)
     module.register_load_state_dict_pre_hook(_check_state_dict)
 
 
@@ -110,17 +202,32 @@ def training_of(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, An
         prefix: What its keys begin with.
 
     Returns:
-        `timesteps`, `objective` and `beta_schedule`, as the constructor takes them.
+        `timesteps`, `objective`, `beta_schedule`, `time_shift` and `sigma_data`, as the constructor
+        takes them.
     """
     betas = state_dict[f"{prefix}betas"].detach().cpu()
     text = state_dict.get(f"{prefix}objective_text")
     objective = _USUAL_OBJECTIVE if text is None else bytes(text.tolist()).decode()
-    schedule: str | tuple[float, ...] = CONTINUOUS
-    if f"{prefix}continuous_time" not in state_dict:
-        names = (name for name in SCHEDULES if name != CONTINUOUS)
-        alike = (name for name in names if _are_alike(make_betas(name, len(betas)), betas))
+    schedule: str | tuple[float, ...] = "continuous_cosine"
+    if objective in OWN_SCHEDULES:
+        schedule = objective
+    elif state_dict.get(f"{prefix}continuous_time") is None:
+        alike = (name for name in BETA_SCHEDULES if _are_alike(make_betas(name, len(betas)), betas))
         schedule = next(alike, tuple(betas.tolist()))
-    return {"timesteps": len(betas), "objective": objective, "beta_schedule": schedule}
+    return {
+        "timesteps": len(betas),
+        "objective": objective,
+        "beta_schedule": schedule,
+        "time_shift": _number_of(state_dict, f"{prefix}time_shift", 1.0),
+        "sigma_data": _number_of(state_dict, f"{prefix}sigma_data", 0.5),
+    }
+
+
+def _number_of(state_dict: Mapping[str, Any], name: str, default: float) -> float:
+    """A number among buffers, as the constructor took it; the default if there is none."""
+    value = state_dict.get(name)
+    # the shortest decimal that identifies the float32
+    return default if value is None else float(str(value.detach().float().cpu().numpy()))
 
 
 def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -141,9 +248,11 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
         own[name], theirs[name] = _range_of(buffers, "", name), _range_of(state_dict, prefix, name)
     # torch itself reports another number of steps
     is_same = {name: own[name] == theirs[name] for name in own if name != "timesteps"}
-    same_betas = len(betas) != len(own_betas) or _are_alike(own_betas.cpu(), betas.cpu())
-    same_time = (own["beta_schedule"] == CONTINUOUS) == (theirs["beta_schedule"] == CONTINUOUS)
-    is_same["beta_schedule"] = same_betas and same_time
+    names = [settings["beta_schedule"] for settings in (own, theirs)]
+    # of continuous schedules the names tell all; of others betas may be rounded
+    if not any(isinstance(name, str) and name in CONTINUOUS for name in names):
+        is_other_number = len(betas) != len(own_betas)
+        is_same["beta_schedule"] = is_other_number or _are_alike(own_betas.cpu(), betas.cpu())
     for name in is_same:
         if not is_same[name]:
             # a range in full, to be copied

@@ -33,7 +33,13 @@ from video_diffusion_pytorch.diffusion.conditioning import (
     show_first_frames,
     unwrap,
 )
-from video_diffusion_pytorch.diffusion.config import CONFIG, plain_config, remember_training
+from video_diffusion_pytorch.diffusion.config import (
+    CONFIG,
+    OWN_SCHEDULES,
+    normal_of,
+    plain_config,
+    remember_training,
+)
 from video_diffusion_pytorch.diffusion.guidance import (
     RECONSTRUCTION_WEIGHT,
     Denoiser,
@@ -43,16 +49,16 @@ from video_diffusion_pytorch.diffusion.guidance import (
     switched_off,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import (
-    CONTINUOUS,
     ForwardProcess,
     NoiseLevel,
     draw_noise,
-    make_betas,
+    make_schedule,
 )
 from video_diffusion_pytorch.diffusion.objective import (
     check_reduction,
     distance,
     min_snr_weight,
+    network_input,
     target_of,
     x_start_of,
 )
@@ -111,16 +117,33 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             on, to learn to predict the rest; 0 for none. They are appended to the channels of
             `cond_video`: those of a frame, and a mask that is 1 where frames are known.
         objective: What the network predicts: `"pred_noise"`, `"pred_x_start"`, or `"pred_v"`, for
-            `v = alpha * noise - sigma * x_start` (Salimans and Ho 2022).
+            `v = alpha * noise - sigma * x_start` (Salimans and Ho 2022). Two have a continuous
+            schedule of their own: `"flow"`, flow matching, for `noise - x_start` on the straight
+            path between them (Liu et al. 2022; Lipman et al. 2022), and `"edm"`, for the
+            preconditioned clip in variance-exploding noise (Karras et al. 2022). The papers' loss
+            of both is `"l2"`.
         beta_schedule: `"cosine"` (Nichol and Dhariwal 2021), `"linear"` (Ho et al. 2020),
             `"sigmoid"` (Jabri et al. 2022), or `timesteps` variances of your own. With
             `"continuous_cosine"`, the schedule of Ho et al. 2022, times are real numbers in
-            training, and the log-SNR is between -20 and 20.
+            training, and the log-SNR is between -20 and 20. Left out for `"flow"` and `"edm"`.
         min_snr_gamma: Loss weighting by noise level, so that low noise does not dominate
             training (Hang et al. 2023, whose value is 5); None for equal weights.
         sampling_timesteps: Number of sampling steps; None for all, or the sampler's default. With
             fewer than `timesteps`, `sample` uses ddim.
         ddim_sampling_eta: How much noise ddim adds in each step: 0 for none, 1 for as much as ddpm.
+        time_distribution: How often training draws each time of a continuous schedule:
+            `"uniform"`; `"logit_normal"`, which prefers the middle (Esser et al. 2024, section
+            3.1); or `(mean, std)` of a normal distribution of `log(sigma / alpha)`, which for flow
+            matching is the logit of its time, and for EDM the logarithm of its sigma. None for
+            uniform, and for EDM `(-1.2, 1.2)`.
+        time_shift: Factor of `sigma / alpha` at each time, in training and sampling, for flow
+            matching and `"continuous_cosine"`: above 1 for more noise, as larger or longer videos
+            need (Esser et al. 2024, eq. 23; Hoogeboom et al. 2023, eq. 3).
+        sigma_data: Standard deviation of the clips in the range of the model, for EDM.
+        frame_noise: `"independent"` to train with a noise level of its own for each frame (Chen et
+            al. 2024), so that one model predicts from any number of frames and fills gaps: the
+            frames that are known have no noise. None for one level per clip.
+        shared_noise_prob: With `frame_noise`, probability that all frames of a clip have one level.
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -170,6 +193,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     min_snr_gamma: float | None
     sampling_timesteps: int | None
     ddim_sampling_eta: float
+    time_distribution: str | tuple[float, float] | None
+    frame_noise: str | None
+    shared_noise_prob: float
+    # of EDM, which weights remember
+    sigma_data: Tensor | None
     # the ranges of values, which weights remember
     value_low: Tensor | None
     value_high: Tensor | None
@@ -198,20 +226,25 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         min_snr_gamma: float | None = None,
         sampling_timesteps: int | None = None,
         ddim_sampling_eta: float = 0.0,
+        time_distribution: str | Sequence[float] | None = None,
+        time_shift: float = 1.0,
+        sigma_data: float = 0.5,
+        frame_noise: str | None = None,
+        shared_noise_prob: float = 0.1,
     ) -> None:
         if channels is None:
             channels = getattr(unwrap(denoise_fn), "channels", 3)
         config = plain_config({name: value for name, value in locals().items() if name in CONFIG})
-        betas = make_betas(beta_schedule, config["timesteps"])
-        by_name = isinstance(beta_schedule, str)
-        config["beta_schedule"] = str(beta_schedule) if by_name else tuple(betas.tolist())
-        super().__init__(betas, config["beta_schedule"] == CONTINUOUS)
+        schedule = make_schedule(config["beta_schedule"], config["timesteps"], config["time_shift"])
+        if torch.is_tensor(schedule) and not isinstance(config["beta_schedule"], str):
+            config["beta_schedule"] = tuple(schedule.tolist())
+        super().__init__(schedule, config["timesteps"], normal_of(config))
         self.config = config
         self.clip_info = ClipInfo()
         self.denoise_fn = denoise_fn
         # each is an attribute, except for the schedule, whose buffers are
         for name in CONFIG:
-            if name not in ("timesteps", "beta_schedule"):
+            if name not in ("timesteps", "beta_schedule", "time_shift", "sigma_data"):
                 setattr(self, name, config[name])
         free, needed = self._field_channels(), self.channels + 1
         if self.given_frames and free is not None and free < 0:
@@ -228,7 +261,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             self.set_value_range(value_range)
         if cond_value_range is not None:
             self._store_range("cond_value", cond_value_range, self._field_channels())
-        remember_training(self, self.objective, self.is_continuous)
+        remember_training(self, config)
 
     # training
 
@@ -279,8 +312,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 `b` lists of `k` captions, `labels` `(b, k)`, `frame_cond` `(b, k, d)`,
                 `cond_video` `(b, n, k, h, w)`. Images without conditions get the null
                 conditions.
-            t: Time steps, `(b,)`: whole, from 0 to `num_timesteps - 1`, or, with a continuous
-                schedule, real, from -1. None to draw them. On a GPU their range is not checked.
+            t: Time steps, `(b,)`, or one for each frame and image, `(b, f)`: whole, from 0 to
+                `num_timesteps - 1`, or, with a continuous schedule, real, from -1. None to draw
+                them. On a GPU their range is not checked.
             drop_mask: Boolean `(b,)`: where true, a clip's conditions are dropped; for a
                 denoiser whose `forward` takes it, as `Unet3D`'s does. None to draw it with
                 `cond_drop_prob`.
@@ -323,7 +357,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             kwargs |= {"image_frames": images.shape[2], "image_conditions": image_conditions}
         elif image_conditions:
             raise ValueError("GaussianDiffusion: image_conditions must go with images, got none")
-        t = self.draw_times(len(x)).to(x.device) if t is None else self._checked_times(t, x)
+        t = self._draw_levels(x_start) if t is None else self._checked_times(t, x_start)
         return self.p_losses(x_start, t, *args, **kwargs)
 
     def p_losses(
@@ -344,7 +378,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
         Args:
             x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
-            t: Time steps, `(b,)`, whole or not.
+            t: Time steps, `(b,)` or `(b, f)`, whole or not.
             cond: Conditions, as in `forward`.
             noise: A standard normal draw of the shape of the clips; None to draw it.
             image_frames: How many frames at the end of each clip are images of their own.
@@ -383,8 +417,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             kwargs |= {"image_frames": image_frames, "image_conditions": of_images}
         # a denoiser written for the reference always gets cond
         arguments = {"cond": None, **conditions, **kwargs}
-        output = self.denoise_fn(x_t, self._network_time(t), **arguments)
-        target = target_of(self.objective, self, x_start, t, noise)
+        seen = network_input(self.objective, self, x_t, t, self.sigma_data)
+        output = self.denoise_fn(seen, self._network_time(t), **arguments)
+        target = target_of(self.objective, self, x_start, t, noise, self.sigma_data)
         weight = None
         if self.min_snr_gamma is not None:
             weight = min_snr_weight(self.objective, self.log_snr(t), self.min_snr_gamma)
@@ -423,12 +458,23 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             )
         return mask
 
+    def _draw_levels(self, x: Tensor) -> Tensor:
+        """Draws time steps for clips `x`, `(b,)`, or `(b, f)` with `frame_noise`."""
+        b, _, f = x.shape[:3]
+        t = self.draw_times(b).to(x.device)
+        if self.frame_noise is None:
+            return t
+        own = self.draw_times(b * f).to(x.device).view(b, f)
+        is_shared = torch.rand(b, 1, device=x.device) < self.shared_noise_prob
+        return torch.where(is_shared, t[:, None], own)
+
     def _checked_times(self, t: Any, x: Tensor) -> Tensor:
         """A caller's time steps on the device of clips `x`, after a check of shape and range."""
         t = t if torch.is_tensor(t) else torch.as_tensor(t, device="cpu")
         t = t if t.is_floating_point() else t.long()
         first, last = -1 if self.is_continuous else 0, self.num_timesteps - 1
-        is_right = t.shape == x.shape[:1] and (self.is_continuous or not t.is_floating_point())
+        is_right = t.shape in (x.shape[:1], (x.shape[0], x.shape[2]))
+        is_right = is_right and (self.is_continuous or not t.is_floating_point())
         # on a GPU a look at the values would synchronise
         if is_right and t.is_cpu and not torch.compiler.is_compiling():
             is_right = bool(((t >= first) & (t <= last)).all())
@@ -436,8 +482,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             values = f" from {t.min().item()} to {t.max().item()}" if t.ndim and t.numel() else ""
             raise ValueError(
                 f"GaussianDiffusion: t must be {'real' if self.is_continuous else 'whole'} numbers "
-                f"from {first} to {last}, one per clip, {len(x)}, got {shown(t)}{values}; leave it "
-                "out, or draw it with draw_times"
+                f"from {first} to {last}, one per clip, {len(x)}, or one per frame, got {shown(t)}"
+                f"{values}; leave it out, or draw it with draw_times"
             )
         return t.to(x.device)
 
@@ -714,8 +760,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         # without dropout, also in training
         with switched_off(self.denoise_fn.modules(), "training"):
             call = guided(self.denoise_fn)
-            output = call(x, self._network_time(t), cond_scale=cond_scale, **arguments)
-        return x_start_of(self.objective, self, output, x, t)
+            seen = network_input(self.objective, self, x, t, self.sigma_data)
+            output = call(seen, self._network_time(t), cond_scale=cond_scale, **arguments)
+        return x_start_of(self.objective, self, output, x, t, self.sigma_data)
 
     def _clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
         """Clamps videos to [-1, 1], or at a percentile of their values, and rescales them."""
@@ -761,6 +808,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         noise = torch.randn(tuple(shape), device=self.betas.device, dtype=self.betas.dtype)
         conditions = {"cond": cond, **conditions}
         steps = self.num_timesteps
+        noise = noise * self.noise_level(steps - 1).scale
         return self._denoise_from(noise, steps, cond_scale, conditions, progress, callback)
 
     @torch.no_grad()
@@ -881,9 +929,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 the clips; for a model with `given_frames`.
             null_cond_mask: Boolean `(b,)`, true where `cond` is dropped.
             cond_mask: Of states, boolean `(b, n)`, true where there is a token; None for all.
-            sampler: `"ddpm"` (the reference's, all steps), `"ancestral"`, `"ddim"`, `"dpm++"`,
-                `"dpm++sde"`, a `Sampler` with options of its own, or a scheduler of the diffusers
-                package. None for ddpm, or, with fewer steps, ddim.
+            sampler: `"ddpm"` (the reference's, all steps), `"ancestral"`, `"ddim"`, `"euler"`,
+                `"heun"`, `"dpm++"`, `"dpm++sde"`, a `Sampler` with options of its own, or a
+                scheduler of the diffusers package. None for ddpm, or, with fewer steps, ddim; for
+                flow matching and EDM dpm++.
             steps: Number of steps, or falling time steps to stop at; None for the model's
                 `sampling_timesteps`, or without these the sampler's default.
             guidance: What is known of the videos: a `Measurement`, a `KnownRegion`, or several.
@@ -959,6 +1008,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             else:
                 draw = noise[rows] if isinstance(noise, RandomStreams) else noise
                 x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
+                x = x * levels[0].scale
                 clamp = partial(self._clamp, percentile=dynamic_thres_percentile)
                 denoise = Denoiser(
                     self._predictor(x, own, rows_of(negative, rows), cond_scale, guidance_rescale),
@@ -1003,6 +1053,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             )
         all_steps = self.num_timesteps
         times: Any = self.sampling_timesteps if steps is None else steps
+        if sampler is None and self.objective in OWN_SCHEDULES:
+            sampler = "dpm++"
         if sampler is None:
             is_all = times is None or (isinstance(times, Integral) and times == all_steps)
             sampler = "ddpm" if is_all else "ddim"

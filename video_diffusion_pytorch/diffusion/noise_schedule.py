@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.arguments import shown
-
-MAX_LOG_SNR = 20.0
-"""The continuous schedule's log-SNR goes from this at time 0 to its negative at time 1."""
-
-# angles of the continuous schedule at its two ends: tan of the first is exp(-MAX_LOG_SNR / 2)
-_FIRST_ANGLE = math.atan(math.exp(-MAX_LOG_SNR / 2))
-_ANGLES = math.pi / 2 - 2 * _FIRST_ANGLE
+from video_diffusion_pytorch.diffusion.continuous_schedule import (
+    ContinuousSchedule,
+    CosineSchedule,
+    EDMSchedule,
+    FlowSchedule,
+)
 
 
 def cosine_beta_schedule(timesteps: int, s: float = 0.008) -> Tensor:
@@ -74,69 +73,50 @@ def sigmoid_beta_schedule(
     return _betas_of((falling - falling[-1]) / (falling[0] - falling[-1]))
 
 
-def continuous_log_snr(u: Tensor) -> Tensor:
-    """Log-SNR of the paper's schedule in continuous time: a cosine between -20 and 20.
-
-    `alpha = cos(pi * u / 2)`, except for 0.003 % of the time at either end, which keeps the log-SNR
-    finite (Ho et al. 2022, section 2; Salimans and Ho 2022, appendix).
-
-    Args:
-        u: Time, in [0, 1].
-
-    Returns:
-        A tensor of the shape of `u`.
-    """
-    from_end = 1 - u
-    # each half from the angle that is small there, whose tangent is accurate
-    early = -2 * torch.log(torch.tan(_FIRST_ANGLE + _ANGLES * u.clamp(max=0.5)))
-    late = 2 * torch.log(torch.tan(_FIRST_ANGLE + _ANGLES * from_end.clamp(max=0.5)))
-    return torch.where(u <= 0.5, early, late)
-
-
-def continuous_time_of(log_snr: float) -> float:
-    """The time `u` in [0, 1] that has this log-SNR in the continuous schedule."""
-    angle = math.atan(math.exp(-log_snr / 2))
-    return min(1.0, max(0.0, (angle - _FIRST_ANGLE) / _ANGLES))
-
-
-def continuous_beta_schedule(timesteps: int) -> Tensor:
-    """The continuous schedule in steps of equal time, the last of which ends at 1.
-
-    Args:
-        timesteps: Number of steps.
-
-    Returns:
-        `betas`, float64 `(timesteps,)`, below 1: after each step the log-SNR is exactly the
-        continuous schedule's, however few there are.
-    """
-    u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64, device="cpu")[1:]
-    signal = torch.sigmoid(continuous_log_snr(u))
-    # the remaining signal, 2e-9, is far above the precision of float64
-    return 1 - signal / torch.cat((signal.new_ones(1), signal[:-1]))
-
-
 def _betas_of(signal: Tensor) -> Tensor:
     """Variances of the steps between given shares of the clip's variance."""
     signal = signal / signal[0]
     return (1 - signal[1:] / signal[:-1]).clamp(0, 0.9999)
 
 
-CONTINUOUS = "continuous_cosine"
-"""The schedule whose times are real numbers in training."""
-
-SCHEDULES: dict[str, Callable[[int], Tensor]] = {
+BETA_SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "cosine": cosine_beta_schedule,
     "linear": linear_beta_schedule,
     "sigmoid": sigmoid_beta_schedule,
-    CONTINUOUS: continuous_beta_schedule,
 }
+
+CONTINUOUS: dict[str, type[ContinuousSchedule]] = {
+    "continuous_cosine": CosineSchedule,
+    "flow": FlowSchedule,
+    "edm": EDMSchedule,
+}
+"""The schedules whose times are real numbers in training, by name."""
+
+SCHEDULES = (*BETA_SCHEDULES, "continuous_cosine")
+"""Names for `beta_schedule`; the objectives flow and edm have schedules of their own."""
+
+
+def make_schedule(
+    beta_schedule: str | Sequence[float] | Tensor, timesteps: int, shift: float = 1.0
+) -> Tensor | ContinuousSchedule:
+    """What `ForwardProcess` takes as a schedule, by name.
+
+    Args:
+        beta_schedule: A key of `CONTINUOUS`, or as in `make_betas`.
+        timesteps: Number of steps.
+        shift: Of a continuous schedule.
+    """
+    if isinstance(beta_schedule, str) and beta_schedule in CONTINUOUS:
+        return CONTINUOUS[beta_schedule](shift)
+    return make_betas(beta_schedule, timesteps)
 
 
 def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) -> Tensor:
     """The variances of a schedule by name, or given ones after a check.
 
     Args:
-        beta_schedule: A name, or `timesteps` variances, each above 0 and below 1.
+        beta_schedule: A key of `BETA_SCHEDULES`, or `timesteps` variances, each above 0 and
+            below 1.
         timesteps: Number of steps.
 
     Returns:
@@ -146,8 +126,8 @@ def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) ->
         ValueError: If the name is unknown, the variances are not as described, or they leave
             nothing of a clip or add no noise in float32.
     """
-    if isinstance(beta_schedule, str) and beta_schedule in SCHEDULES:
-        return SCHEDULES[beta_schedule](timesteps)
+    if isinstance(beta_schedule, str) and beta_schedule in BETA_SCHEDULES:
+        return BETA_SCHEDULES[beta_schedule](timesteps)
     try:
         betas = torch.as_tensor(beta_schedule, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
@@ -169,8 +149,15 @@ def make_betas(beta_schedule: str | Sequence[float] | Tensor, timesteps: int) ->
 
 
 def extract(a: Tensor, t: Tensor, x_shape: tuple[int, ...]) -> Tensor:
-    """Takes `a[t]` as `(b, 1, ..., 1)`, with as many axes as `x_shape`."""
-    return a.gather(-1, t).reshape(t.shape[0], *[1] * (len(x_shape) - 1))
+    """Takes `a[t]` in a shape that broadcasts against `x_shape`, see `per_frame`."""
+    return per_frame(a.gather(-1, t.flatten()).view(t.shape), x_shape)
+
+
+def per_frame(values: Tensor, x_shape: tuple[int, ...]) -> Tensor:
+    """Values of videos `(b,)` as `(b, 1, ..., 1)`, or of frames `(b, f)` as `(b, 1, f, 1, 1)`."""
+    if values.ndim == 2:
+        return values[:, None, :, None, None]
+    return values.reshape(-1, *[1] * (len(x_shape) - 1))
 
 
 Noise = Callable[[Tensor], Tensor]
@@ -188,8 +175,9 @@ class NoiseLevel(NamedTuple):
     Attributes:
         t: The time step for the network: an integer for the steps of training, from 0 to
             `num_timesteps - 1`, or between two of them.
-        alpha: Factor of the clean video, in (0, 1].
-        sigma: Factor of the noise, in [0, 1), with `alpha**2 + sigma**2 = 1`.
+        alpha: Factor of the clean video, in [0, 1].
+        sigma: Factor of the noise, 0 or greater. In a variance-preserving process, which all but
+            those of flow matching and EDM are, `alpha**2 + sigma**2` is 1.
     """
 
     t: float
@@ -198,8 +186,15 @@ class NoiseLevel(NamedTuple):
 
     @property
     def log_snr(self) -> float:
-        """`log(alpha**2 / sigma**2)`, the paper's lambda; infinite without noise."""
+        """`log(alpha**2 / sigma**2)`, the paper's lambda; infinite without noise or signal."""
+        if not self.alpha:
+            return -math.inf
         return 2 * math.log(self.alpha / self.sigma) if self.sigma else math.inf
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of videos at this level whose clean values have variance 1."""
+        return math.hypot(self.alpha, self.sigma)
 
 
 CLEAN = NoiseLevel(t=-1.0, alpha=1.0, sigma=0.0)
@@ -207,20 +202,27 @@ CLEAN = NoiseLevel(t=-1.0, alpha=1.0, sigma=0.0)
 
 
 class ForwardProcess(nn.Module):
-    """The Markov chain that turns a clip into noise, and its closed forms.
+    """The process that turns a clip into noise, and its closed forms.
 
-    Time is counted in steps. Whole steps `t` are those of the chain, from 0 to `num_timesteps - 1`;
-    between them the log-SNR is interpolated, or, for a continuous schedule, exact.
+    Time is counted in steps. Whole steps `t` are those of a Markov chain, from 0 to
+    `num_timesteps - 1`; between them the log-SNR is interpolated, or, for a continuous schedule,
+    exact. Noise levels may be those of videos, `t` of `(b,)`, or of frames, `(b, f)`.
 
     Args:
-        betas: Variance of the noise that each step adds, float64 `(num_timesteps,)`.
-        is_continuous: Whether the chain is `continuous_log_snr` in steps, so that time is drawn
-            from all of (-1, num_timesteps - 1] and not from whole steps.
+        schedule: Variance of the noise that each step adds, float64 `(num_timesteps,)`, for a
+            variance-preserving chain; or a continuous schedule in `num_timesteps` steps of equal
+            time, the last of which ends at 1, so that time is drawn from all of
+            (-1, num_timesteps - 1] and not from whole steps.
+        num_timesteps: Number of steps of a continuous schedule.
+        time_distribution: For a continuous schedule, mean and standard deviation of
+            `log(sigma / alpha)`, before the schedule's shift, where training draws it from a normal
+            distribution; None for times drawn uniformly.
 
     Attributes:
         num_timesteps: Number of steps.
-        alphas_cumprod: Share of the clip in the variance after each step; the other buffers,
-            named as in every DDPM code, follow from it.
+        schedule: The continuous schedule; None for a chain of whole steps.
+        alphas_cumprod: `alpha ** 2` after each step, the share of the clip in the variance where
+            the process preserves that; the other buffers, named as in every DDPM code, follow.
     """
 
     betas: Tensor
@@ -236,35 +238,24 @@ class ForwardProcess(nn.Module):
     posterior_mean_coef1: Tensor
     posterior_mean_coef2: Tensor
 
-    def __init__(self, betas: Tensor, is_continuous: bool = False) -> None:
+    def __init__(
+        self,
+        schedule: Tensor | ContinuousSchedule,
+        num_timesteps: int = 1000,
+        time_distribution: tuple[float, float] | None = None,
+    ) -> None:
         super().__init__()
-        self.num_timesteps = betas.shape[0]
-        self.is_continuous = is_continuous
-        alphas = 1 - betas
-        cumprod = alphas.cumprod(0)
-        before = torch.cat((cumprod.new_ones(1), cumprod[:-1]))
-        posterior_variance = betas * (1 - before) / (1 - cumprod)
-        buffers = {
-            "betas": betas,
-            "alphas_cumprod": cumprod,
-            "alphas_cumprod_prev": before,
-            # q(x_t | x_start)
-            "sqrt_alphas_cumprod": cumprod.sqrt(),
-            "sqrt_one_minus_alphas_cumprod": (1 - cumprod).sqrt(),
-            "log_one_minus_alphas_cumprod": (1 - cumprod).log(),
-            # x_start from x_t and the noise
-            "sqrt_recip_alphas_cumprod": cumprod.rsqrt(),
-            "sqrt_recipm1_alphas_cumprod": (1 / cumprod - 1).sqrt(),
-            # q(x_{t-1} | x_t, x_start)
-            "posterior_variance": posterior_variance,
-            # the first is zero: x_start is then known
-            "posterior_log_variance_clipped": posterior_variance.clamp(min=1e-20).log(),
-            "posterior_mean_coef1": betas * before.sqrt() / (1 - cumprod),
-            "posterior_mean_coef2": (1 - before) * alphas.sqrt() / (1 - cumprod),
-        }
+        self.schedule = None if torch.is_tensor(schedule) else schedule
+        self._distribution = time_distribution
         # computed on the CPU, as not every device has float64
-        for name, values in buffers.items():
+        for name, values in _chain(schedule, num_timesteps).items():
             self.register_buffer(name, values.float().to(torch.get_default_device()))
+        self.num_timesteps = len(self.betas)
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether times in training are real numbers, from -1, and not whole steps, from 0."""
+        return self.schedule is not None
 
     # how noisy a step is
 
@@ -279,13 +270,28 @@ class ForwardProcess(nn.Module):
         Returns:
             `(count,)`, on the model's device.
         """
-        n = self.num_timesteps
         device = self.betas.device if generator is None else generator.device
         if self.is_continuous:
-            times = torch.rand(count, device=device, generator=generator) * n - 1
+            times = self.times_at(torch.rand(count, device=device, generator=generator))
         else:
+            n = self.num_timesteps
             times = torch.randint(0, n, (count,), device=device, generator=generator)
         return times.to(self.betas.device)
+
+    def times_at(self, fractions: Tensor) -> Tensor:
+        """The time steps at fractions of the distribution that training draws from.
+
+        Args:
+            fractions: In [0, 1), of any shape; evenly distributed ones give times as from
+                `draw_times`.
+
+        Returns:
+            Whole time steps, or, for a continuous schedule, real ones of the type of `fractions`.
+        """
+        n = self.num_timesteps
+        if self.schedule is None:
+            return (fractions * n).long().clamp(max=n - 1)
+        return self.schedule.times_at(fractions, self._distribution) * n - 1
 
     def log_snr(self, t: Tensor) -> Tensor:
         """Log of the signal-to-noise ratio, `log(alpha**2 / sigma**2)`, at time steps `t`.
@@ -294,22 +300,26 @@ class ForwardProcess(nn.Module):
             t: Of any shape; whole, or between two steps. In a continuous schedule from -1, where
                 the clip is almost clean, else from 0.
         """
-        if self.is_continuous:
-            return continuous_log_snr((t + 1) / self.num_timesteps)
+        if self.schedule is not None:
+            return self.schedule.log_snr((t + 1) / self.num_timesteps)
         return _interpolate(self._log_snr_table(self.betas.dtype), t)
 
     def signal_and_noise(self, t: Tensor, x_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """The factors alpha and sigma of `x_t = alpha * x_start + sigma * noise`.
 
         Args:
-            t: Time steps, `(b,)`, whole or not.
-            x_shape: The factors have as many axes, `(b, 1, ..., 1)`.
+            t: Time steps, `(b,)` or `(b, f)`, whole or not.
+            x_shape: Shape of the videos, against which the factors broadcast.
         """
         if not t.is_floating_point():
             alpha = extract(self.sqrt_alphas_cumprod, t, x_shape)
             return alpha, extract(self.sqrt_one_minus_alphas_cumprod, t, x_shape)
-        log_snr = self.log_snr(t).view(-1, *[1] * (len(x_shape) - 1))
-        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        if self.schedule is not None:
+            alpha, sigma = self.schedule.signal_and_noise((t + 1) / self.num_timesteps)
+        else:
+            log_snr = self.log_snr(t)
+            alpha, sigma = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        return per_frame(alpha, x_shape), per_frame(sigma, x_shape)
 
     def noise_levels(self, times: Sequence[float]) -> list[NoiseLevel]:
         """The noise levels of time steps in [0, num_timesteps - 1]; -1 stands for no noise.
@@ -325,13 +335,14 @@ class ForwardProcess(nn.Module):
                     f"got {t}; choose steps of the model's schedule"
                 )
         t_of_all = torch.tensor(list(times), dtype=torch.float64, device="cpu")
-        if self.is_continuous:
-            log_snr = self.log_snr(t_of_all)
+        if self.schedule is not None:
+            both = self.schedule.signal_and_noise((t_of_all + 1) / self.num_timesteps)
         else:
             log_snr = _interpolate(self._log_snr_table(torch.float64), t_of_all)
+            both = torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
         return [
-            CLEAN if t == CLEAN.t else NoiseLevel(float(t), _sqrt_sigmoid(x), _sqrt_sigmoid(-x))
-            for t, x in zip(times, log_snr.tolist(), strict=True)
+            CLEAN if t == CLEAN.t else NoiseLevel(float(t), alpha, sigma)
+            for t, alpha, sigma in zip(times, *(one.tolist() for one in both), strict=True)
         ]
 
     def noise_level(self, t: float) -> NoiseLevel:
@@ -340,8 +351,10 @@ class ForwardProcess(nn.Module):
 
     def times_of(self, log_snrs: Sequence[float]) -> list[float]:
         """The time steps, whole or not, with these log-SNRs, between the first and the last."""
-        if self.is_continuous:
-            return [max(0.0, continuous_time_of(x) * self.num_timesteps - 1) for x in log_snrs]
+        if self.schedule is not None:
+            wanted = torch.tensor(list(log_snrs), dtype=torch.float64, device="cpu")
+            times = self.schedule.time_of(wanted) * self.num_timesteps - 1
+            return times.clamp(min=0).tolist()
         # log-SNR falls with t
         rising = -self._log_snr_table(torch.float64).numpy()
         return np.interp(-np.asarray(log_snrs), rising, range(self.num_timesteps)).tolist()
@@ -368,7 +381,7 @@ class ForwardProcess(nn.Module):
             t: Time steps, `(b,)`.
         """
         mean = extract(self.sqrt_alphas_cumprod, t, x_start.shape) * x_start
-        variance = extract(1.0 - self.alphas_cumprod, t, x_start.shape)
+        variance = extract(self.sqrt_one_minus_alphas_cumprod**2, t, x_start.shape)
         log_variance = extract(self.log_one_minus_alphas_cumprod, t, x_start.shape)
         return mean, variance, log_variance
 
@@ -421,10 +434,6 @@ class ForwardProcess(nn.Module):
         return mean, variance, log_variance
 
 
-def _sqrt_sigmoid(x: float) -> float:
-    return math.exp(-0.5 * math.log1p(math.exp(-x)))
-
-
 def _interpolate(table: Tensor, t: Tensor) -> Tensor:
     """`table[t]`, also between whole steps."""
     if not t.is_floating_point():
@@ -432,3 +441,45 @@ def _interpolate(table: Tensor, t: Tensor) -> Tensor:
     below = t.floor().long().clamp(0, len(table) - 1)
     above = (below + 1).clamp(max=len(table) - 1)
     return torch.lerp(table[below], table[above], (t - below).to(table.dtype))
+
+
+def _chain(schedule: Tensor | ContinuousSchedule, num_timesteps: int) -> dict[str, Tensor]:
+    """The buffers of the chain whose steps a schedule has, in float64.
+
+    In the terms of signal and noise: `alphas` are the ratios of neighbouring `alpha ** 2`, and
+    `betas` the variances of the noise that a step adds to what it keeps. The posterior is that of
+    any Gaussian chain, whether or not it preserves the variance.
+    """
+    if torch.is_tensor(schedule):
+        betas = schedule
+        alphas = 1 - betas
+        signal = alphas.cumprod(0)
+        noise = 1 - signal
+        before = torch.cat((signal.new_ones(1), signal[:-1]))
+        noise_before = 1 - before
+    else:
+        u = torch.linspace(0, 1, num_timesteps + 1, dtype=torch.float64, device="cpu")[1:]
+        signal, noise = (factor**2 for factor in schedule.signal_and_noise(u))
+        before = torch.cat((signal.new_ones(1), signal[:-1]))
+        noise_before = torch.cat((noise.new_zeros(1), noise[:-1]))
+        alphas = signal / before
+        betas = noise - alphas * noise_before
+    posterior_variance = betas * noise_before / noise
+    return {
+        "betas": betas,
+        "alphas_cumprod": signal,
+        "alphas_cumprod_prev": before,
+        # q(x_t | x_start)
+        "sqrt_alphas_cumprod": signal.sqrt(),
+        "sqrt_one_minus_alphas_cumprod": noise.sqrt(),
+        "log_one_minus_alphas_cumprod": noise.log(),
+        # x_start from x_t and the noise
+        "sqrt_recip_alphas_cumprod": signal.rsqrt(),
+        "sqrt_recipm1_alphas_cumprod": (noise / signal).sqrt(),
+        # q(x_{t-1} | x_t, x_start)
+        "posterior_variance": posterior_variance,
+        # the first is zero: x_start is then known
+        "posterior_log_variance_clipped": posterior_variance.clamp(min=1e-20).log(),
+        "posterior_mean_coef1": betas * before.sqrt() / noise,
+        "posterior_mean_coef2": noise_before * alphas.sqrt() / noise,
+    }

@@ -108,14 +108,13 @@ def linspace_times(process: ForwardProcess, steps: int) -> list[int]:
 
 def log_snr_times(process: ForwardProcess, steps: int) -> list[float]:
     """Even in log-SNR, from the noisiest step to the cleanest."""
-    first, last = (process.noise_level(t).log_snr for t in (process.num_timesteps - 1, 0))
-    return _between_the_ends(process, np.linspace(first, last, steps))
+    return _between_the_ends(process, np.linspace(*_log_snr_ends(process), steps))
 
 
 def karras_times(process: ForwardProcess, steps: int) -> list[float]:
     """Even in a small power of sigma / alpha, from the noisiest step to the cleanest."""
-    first, last = (_noise_ratio(process, t) for t in (process.num_timesteps - 1, 0))
-    roots = np.linspace(first ** (1 / KARRAS_RHO), last ** (1 / KARRAS_RHO), steps)
+    first, last = (math.exp(-log_snr / 2 / KARRAS_RHO) for log_snr in _log_snr_ends(process))
+    roots = np.linspace(first, last, steps)
     return _between_the_ends(process, -2 * KARRAS_RHO * np.log(roots))
 
 
@@ -162,8 +161,18 @@ def _checked_number(process: ForwardProcess, steps: Any) -> int:
 
 
 def _noise_ratio(process: ForwardProcess, t: float) -> float:
-    """Sigma / alpha."""
+    """Sigma / alpha, which may be infinite."""
     return math.exp(-process.noise_level(t).log_snr / 2)
+
+
+def _log_snr_ends(process: ForwardProcess) -> tuple[float, float]:
+    """Log-SNRs of the noisiest step and of the cleanest, for even steps between them."""
+    last = process.num_timesteps - 1
+    noisiest, cleanest = process.noise_levels([last, 0])
+    if not noisiest.alpha:
+        # pure noise, whose log-SNR is infinite
+        noisiest = process.noise_level(last - 0.5)
+    return noisiest.log_snr, cleanest.log_snr if last else noisiest.log_snr
 
 
 def _between_the_ends(process: ForwardProcess, log_snrs: np.ndarray) -> list[float]:
@@ -494,8 +503,9 @@ class Ancestral(Sampler):
             if not s.sigma:
                 yield x_start
                 return
-            old, new = math.exp(t.log_snr - s.log_snr), _share_of_new(t, s)
-            mean = old * s.alpha / t.alpha * x + new * s.alpha * x_start
+            new = _share_of_new(t, s)
+            old = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+            mean = old * x + new * s.alpha * x_start
             deviation = math.sqrt(new) * s.sigma ** (1 - self.gamma) * t.sigma**self.gamma
             x = mean + deviation * noise(x)
             yield (x := _corrected(x, s, self.langevin_delta, denoise, noise))
@@ -608,18 +618,171 @@ class DPMPlusPlus(Sampler):
             x_start_before, step_before = x_start, step
 
             # the exact solution for a predicted video that is constant during the step
-            length = 2 * step if self.sde else step
-            gain = -math.expm1(-length)
-            x = s.sigma / t.sigma * math.exp(step - length) * x + s.alpha * gain * middle
+            gain = -math.expm1(-2 * step if self.sde else -step)
+            kept = math.exp(-step) if self.sde else 1.0
+            x = s.sigma / t.sigma * kept * x + s.alpha * gain * middle
             if self.sde:
                 x = x + s.sigma * math.sqrt(gain) * noise(x)
             yield x
+
+
+class Euler(Sampler):
+    """Euler steps along the probability flow, with or without new noise in between.
+
+    The slope is the same in the time of flow matching as in the sigma of Karras et al. 2022, and
+    without `churn` a step is that of `DDIM()`.
+
+    Args:
+        churn: How much noise is added before steps and then removed again, S_churn of Karras et
+            al. 2022, algorithm 2: it raises `sigma / alpha` by the factor
+            `1 + min(churn / steps, sqrt(2) - 1)`, but not above that of the first level. 0 for
+            none; a few tens at most.
+        churn_range: Least and greatest `sigma / alpha` where it is added.
+        churn_noise: Standard deviation of the noise that is added, S_noise; slightly above 1 makes
+            up for detail that networks remove too much of.
+        spacing: As in `Sampler`.
+
+    Raises:
+        ValueError: If an argument is outside its range.
+    """
+
+    default_steps: int | None = 50
+
+    def __init__(
+        self,
+        churn: float = 0.0,
+        churn_range: tuple[float, float] = (0.0, math.inf),
+        churn_noise: float = 1.0,
+        *,
+        spacing: str = "spectrum",
+    ) -> None:
+        super().__init__(spacing=spacing)
+        name = type(self).__name__
+        self.churn = _checked(f"{name}: churn", churn, math.inf)
+        least, most = churn_range
+        if not 0 <= least <= most:
+            raise ValueError(
+                f"{name}: churn_range must be two numbers of at least 0, the second as great as "
+                f"the first or greater, got {shown(churn_range)}; give the least and the greatest "
+                "sigma / alpha"
+            )
+        self.churn_range = (float(least), float(most))
+        self.churn_noise = _checked(f"{name}: churn_noise", churn_noise, math.inf)
+
+    def levels(self, process: ForwardProcess, steps: int | Sequence[float]) -> list[NoiseLevel]:
+        """See `Sampler.levels`."""
+        levels = super().levels(process, steps)
+        factor = 1 + min(self.churn / (len(levels) - 1), math.sqrt(2) - 1)
+        least, most = self.churn_range
+        # no level is noisier than the first
+        greatest = math.exp(-levels[0].log_snr / 2)
+        raised = []
+        for level in levels[:-1]:
+            ratio = math.exp(-level.log_snr / 2)
+            is_raised = self.churn and least <= ratio <= most and ratio < greatest
+            log_snr = -2 * math.log(min(factor * ratio, greatest)) if is_raised else 0.0
+            raised.append(process.noise_level(process.time_of(log_snr)) if is_raised else level)
+        return ChurnedLevels(levels, raised)
+
+    def run(
+        self, x: Tensor, levels: Sequence[NoiseLevel], denoise: Denoise, noise: Noise
+    ) -> Iterator[Tensor]:
+        """See `Sampler.run`; with `churn`, `levels` must come from this class's `levels`."""
+        assert isinstance(levels, ChurnedLevels) or not self.churn
+        starts = levels.raised if isinstance(levels, ChurnedLevels) else levels[:-1]
+        for (t, s), raised in zip(pairwise(levels), starts, strict=True):
+            if raised is not t:
+                gain = raised.alpha / t.alpha
+                added = math.sqrt(max(0.0, raised.sigma**2 - (gain * t.sigma) ** 2))
+                x = gain * x + self.churn_noise * added * noise(x)
+            seen = denoise(x, raised)
+            if not s.sigma:
+                yield seen.x_start
+                return
+            yield (x := self._step(seen, raised, s, denoise))
+
+    def _step(self, seen: Prediction, t: NoiseLevel, s: NoiseLevel, denoise: Denoise) -> Tensor:
+        """The videos at level `s`, from a prediction at level `t`."""
+        return s.alpha * seen.x_start + s.sigma * seen.noise
+
+
+class Heun(Euler):
+    """Heun's second-order steps along the probability flow (Karras et al. 2022, algorithm 2).
+
+    Each calls the network twice, but for the last. The second slope is that at the end of an
+    `Euler` step; the mean of both is taken.
+
+    Args:
+        churn: As in `Euler`, and so the others.
+        churn_range: As in `Euler`.
+        churn_noise: As in `Euler`.
+        coordinates: What the slope is that of: `"flow"` for `x / (alpha + sigma)` in
+            `sigma / (alpha + sigma)`, the time of flow matching, which is bounded; `"edm"` for
+            `x / alpha` in `sigma / alpha`, as in the paper, which with `spacing="karras"` and
+            `objective="edm"` is its algorithm, but needs many more steps.
+        spacing: As in `Sampler`.
+
+    Raises:
+        ValueError: If an argument is outside its range; from `sample`, for the coordinates `"edm"`
+            if the first level is pure noise, where they are infinite.
+    """
+
+    default_steps: int | None = 18
+
+    def __init__(
+        self,
+        churn: float = 0.0,
+        churn_range: tuple[float, float] = (0.0, math.inf),
+        churn_noise: float = 1.0,
+        *,
+        coordinates: str = "flow",
+        spacing: str = "spectrum",
+    ) -> None:
+        super().__init__(churn, churn_range, churn_noise, spacing=spacing)
+        if coordinates not in ("flow", "edm"):
+            raise ValueError(
+                f"Heun: coordinates must be flow or edm, got {shown(coordinates)}; choose one"
+            )
+        self.coordinates = coordinates
+
+    def levels(self, process: ForwardProcess, steps: int | Sequence[float]) -> list[NoiseLevel]:
+        """See `Sampler.levels`."""
+        levels = super().levels(process, steps)
+        if self.coordinates == "edm" and not levels[0].alpha:
+            raise ValueError(
+                "Heun: coordinates='edm' needs some signal at the first level, got pure noise, "
+                "where x / alpha is infinite; leave coordinates out, or give steps that begin later"
+            )
+        return levels
+
+    def _step(self, seen: Prediction, t: NoiseLevel, s: NoiseLevel, denoise: Denoise) -> Tensor:
+        first = super()._step(seen, t, s, denoise)
+        ahead = denoise(first, s)
+        # an Euler step from t again, with the slope at s
+        if self.coordinates == "edm":
+            length = s.sigma / s.alpha - t.sigma / t.alpha
+            second = s.alpha * (seen.x_t / t.alpha + length * ahead.noise)
+        else:
+            before, after = t.alpha + t.sigma, s.alpha + s.sigma
+            length = s.sigma / after - t.sigma / before
+            second = after * (seen.x_t / before + length * (ahead.noise - ahead.x_start))
+        return (first + second) / 2
+
+
+class ChurnedLevels(list[NoiseLevel]):
+    """Noise levels to stop at, and those that each step goes up to first."""
+
+    def __init__(self, levels: Sequence[NoiseLevel], raised: Sequence[NoiseLevel]) -> None:
+        super().__init__(levels)
+        self.raised = raised
 
 
 SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "ddpm": DDPM,
     "ancestral": Ancestral,
     "ddim": DDIM,
+    "euler": Euler,
+    "heun": Heun,
     "dpm++": DPMPlusPlus,
     "dpm++sde": partial(DPMPlusPlus, sde=True),
 }

@@ -317,17 +317,19 @@ def embed_conditions(network: Unet3D, emb: Tensor, conditions: ForwardConditions
 
     Args:
         network: A network that takes conditions.
-        emb: The time embedding, `(b, time_dim)`.
+        emb: The time embedding, `(b, time_dim)`, or one per frame, `(b, f + k, time_dim)`.
         conditions: Those of the forward pass.
 
     Returns:
-        `(b, d)`, or `(b, f + k, d)` with a vector per frame or with conditions of images.
+        `(b, d)`, or `(b, f + k, d)` with a vector or a time per frame or conditions of images.
     """
-    of_videos = _embed_rows(network, emb, conditions.videos, conditions.dropped)
     f, k = conditions.frames, conditions.image_frames
+    of_frames = emb[:, :f] if emb.ndim == 3 else emb
+    of_videos = _embed_rows(network, of_frames, conditions.videos, conditions.dropped)
     if not k or of_videos is emb:
         return of_videos
-    of_images = _embed_rows(network, emb.repeat_interleave(k, 0), *conditions.of_single_images())
+    each = emb[:, f:].flatten(0, 1) if emb.ndim == 3 else emb.repeat_interleave(k, 0)
+    of_images = _embed_rows(network, each, *conditions.of_single_images())
     if of_videos.ndim == 2:
         of_videos = of_videos[:, None]
     of_images = of_images.view(-1, k, of_videos.shape[-1])
@@ -338,11 +340,13 @@ def _embed_rows(network: Unet3D, emb: Tensor, conditions: Conditions, dropped: T
     """Adds conditions to the time embedding; all have one row per video."""
     if network.label_emb is not None:
         null = network.label_emb.num_embeddings - 1
-        emb = emb + network.label_emb(_class_rows(conditions.get("labels"), dropped, null))
+        classes = network.label_emb(_class_rows(conditions.get("labels"), dropped, null))
+        emb = emb + (classes if emb.ndim == 2 else classes[:, None])
     if network.frame_cond_proj is not None:
         vectors = _or_null(conditions.get("frame_cond"), network.null_frame_cond, dropped)
         projection = network.frame_cond_proj
-        emb = emb[:, None] + projection(vectors.to(projection.weight.dtype))
+        each = emb if emb.ndim == 3 else emb[:, None]
+        emb = each + projection(vectors.to(projection.weight.dtype))
     if network.null_cond_emb is None:
         return emb
     cond = conditions.get("cond")

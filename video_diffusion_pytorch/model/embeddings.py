@@ -30,15 +30,15 @@ class SinusoidalPosEmb(nn.Module):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Embeds scalars `x` of shape `(b,)` as `(b, dim)`: all sines, then all cosines."""
+        """Embeds scalars `x` of shape `(...)` as `(..., dim)`: all sines, then all cosines."""
         half = self.dim // 2
         exponents = torch.arange(half, device=x.device) * -(math.log(10_000) / (half - 1))
-        angles = x[:, None] * exponents.exp()
+        angles = x[..., None] * exponents.exp()
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 
 def make_time_mlp(dim: int, dim_out: int, layers: int = 2) -> nn.Sequential:
-    """Layers that make `(b, dim_out)` of time steps `(b,)`, by way of `dim` sines and cosines."""
+    """Layers that make `(..., dim_out)` of time steps `(...)`, by `dim` sines and cosines."""
     linear: list[nn.Module] = [nn.Linear(dim, dim_out)]
     for _ in range(layers - 1):
         linear += [nn.GELU(), nn.Linear(dim_out, dim_out)]

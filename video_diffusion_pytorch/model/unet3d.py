@@ -262,7 +262,8 @@ class Unet3D(Shareable, part="unet"):
         Args:
             x: Noisy videos, `(b, channels, f, h, w)`, with images behind them where there are
                 `image_frames`.
-            time: Time steps, `(b,)`; or their log-SNR, with `time_input="log_snr"`.
+            time: Time steps, `(b,)`, or one per frame and image, `(b, f)`; or their log-SNR, with
+                `time_input="log_snr"`.
             cond: A vector per video, `(b, cond_dim)`; only for a network with `cond_dim`. With
                 `num_text_tokens` or `text_pooling="attention"` a sequence, `(b, n, cond_dim)`.
             null_cond_prob: Probability that the conditions of a video, all of them together, are
@@ -354,7 +355,7 @@ class Unet3D(Shareable, part="unet"):
         return run(self.final_conv, join_channels(x, full_resolution))
 
     def _embed_time(self, time: Tensor) -> Tensor:
-        """The time embedding `(b, time_dim)` of time steps or log-SNRs `(b,)`."""
+        """The time embedding `(..., time_dim)` of time steps or log-SNRs `(...)`."""
         sinusoids, *layers = self.time_mlp
         if self.time_input == "log_snr":
             time = time_of_log_snr(time)
@@ -385,7 +386,7 @@ class Unet3D(Shareable, part="unet"):
 
         Args:
             x: Noisy videos, `(b, channels, f, h, w)`.
-            time: Time steps, `(b,)`.
+            time: As in `forward`.
             cond: As in `forward`, and so the other conditions.
             cond_scale: 1 is without guidance, 0 without any condition; the paper's w is
                 `cond_scale - 1`.
@@ -731,11 +732,11 @@ def _check_input(x: Tensor, time: Tensor, config: Mapping[str, Any]) -> None:
             f"Unet3D: height and width must be multiples of {multiple} for {levels} resolutions, "
             f"got {x.shape[3]} x {x.shape[4]}; resize or pad, or use fewer dim_mults"
         )
-    if not torch.is_tensor(time) or time.shape != x.shape[:1]:
+    if not torch.is_tensor(time) or time.shape not in (x.shape[:1], (x.shape[0], x.shape[2])):
         got = tuple(time.shape) if torch.is_tensor(time) else type(time).__name__
         raise ValueError(
-            f"Unet3D: time must have one step per video, shape ({x.shape[0]},), got {got}; "
-            "expand it to the batch"
+            f"Unet3D: time must have one step per video, shape ({x.shape[0]},), or one per frame, "
+            f"({x.shape[0]}, {x.shape[2]}), got {got}; expand it to the batch"
         )
     if config["time_input"] == "log_snr" and not time.is_floating_point():
         raise ValueError(

@@ -53,8 +53,8 @@ _SIGNS_OF_DEATH = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)
 _PATIENCE = 60.0
 
 
-# The fractional part of the golden ratio: its multiples fill an interval evenly, however many
-_GOLDEN = 0.6180339887498949
+# The fractional part of the golden ratio times 2**64: multiples of it fill an interval evenly
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 class Draw(NamedTuple):
@@ -200,7 +200,8 @@ class ClipDraws:
 
     A clip's draws depend on its seed only: not on the batch, the number of processes or earlier
     draws. So runs on one and on eight devices train on the same noisy clips, and a resumed run
-    repeats them.
+    repeats them. The time steps of clips with successive seeds, as those of a run are, are a
+    low-discrepancy sequence: every batch covers the noise levels evenly, whatever its size.
 
     Args:
         diffusion: The model. If its class overrides `draw_times`, or has a `forward` or `p_losses`
@@ -231,16 +232,24 @@ class ClipDraws:
             prob_focus_present: Probability that the frames of a clip do not attend to each other.
 
         Returns:
-            `t` `(b,)`, `noise` `(b, c, num_frames, h, w)`, `reduction="none"`, and the boolean
-            masks `(b,)` that the network takes; empty for a model that draws itself.
+            `t` `(b,)`, or `(b, num_frames)` for a model with `frame_noise`, `noise`
+            `(b, c, num_frames, h, w)`, `reduction="none"`, and the boolean masks `(b,)` that the
+            network takes; empty for a model that draws itself.
         """
         if not self.is_supported:
             return {}
+        has_levels = self.diffusion.frame_noise is not None
+        numbers = torch.empty(
+            len(seeds), 3 + num_frames * has_levels, dtype=torch.float64, device="cpu"
+        )
         generator = torch.Generator()
-        numbers = torch.empty(len(seeds), 3, dtype=torch.float64, device="cpu")
         for row, seed in zip(numbers, seeds, strict=True):
             row.uniform_(generator=generator.manual_seed(_mixed(seed, 0)))
-        drawn = self._given(numbers[:, 0], seeds, num_frames)
+        fractions = _spread(seeds)
+        if has_levels:
+            is_shared = numbers[:, :1] < self.diffusion.shared_noise_prob
+            fractions = torch.where(is_shared, fractions[:, None], numbers[:, 3:])
+        drawn = self._given(fractions, seeds, num_frames)
         device = self.diffusion.betas.device
         if self._can_drop:
             dropped = numbers[:, 1] < self.diffusion.cond_drop_prob
@@ -263,21 +272,16 @@ class ClipDraws:
         """
         if not self.is_supported:
             return {}
-        fractions = torch.tensor(
-            [(0.5 + n * _GOLDEN) % 1 for n in numbers], dtype=torch.float64, device="cpu"
-        )
-        drawn = self._given(fractions, numbers, num_frames)
+        drawn = self._given(_spread(numbers), numbers, num_frames)
         if self._can_drop:
             drawn["drop_mask"] = torch.zeros_like(drawn["t"], dtype=torch.bool)
         return drawn
 
     def _given(self, fractions: Tensor, seeds: Sequence[int], num_frames: int) -> dict[str, Any]:
         """Time steps at fractions of the schedule in [0, 1), and noise."""
-        betas, steps = self.diffusion.betas, self.diffusion.num_timesteps
-        if self.diffusion.is_continuous:
-            t = (fractions * steps - 1).to(betas.dtype)
-        else:
-            t = (fractions * steps).long().clamp(max=steps - 1)
+        betas, t = self.diffusion.betas, self.diffusion.times_at(fractions)
+        if t.is_floating_point():
+            t = t.to(betas.dtype)
         c, _, h, w = self.diffusion.clip_shape
         noise = torch.empty(len(seeds), c, num_frames, h, w, device=betas.device, dtype=betas.dtype)
         generator = torch.Generator(betas.device)
@@ -286,12 +290,25 @@ class ClipDraws:
         return {"t": t.to(betas.device, non_blocking=True), "noise": noise, "reduction": "none"}
 
 
+def _spread(seeds: Sequence[int]) -> Tensor:
+    """Numbers in [0, 1) that successive seeds spread evenly, float64 `(b,)`.
+
+    They are the fractional parts of the seeds times the golden ratio, from 0.5 on, an additive
+    recurrence of low discrepancy: any run of `n` of them has about one in each `n`-th of the
+    interval.
+    """
+    # in whole numbers, exact for seeds of any size
+    fractions = [(seed * _GOLDEN + 2**63) % 2**64 / 2**64 for seed in seeds]
+    # the division of the largest would round to 1
+    return torch.tensor(fractions, dtype=torch.float64, device="cpu").clamp(max=1 - 2**-53)
+
+
 def _mixed(seed: int, stream: int) -> int:
     """Mixes a seed and a stream into a well-distributed seed (splitmix64, Steele et al. 2014).
 
     CPU generators use the lower 32 bits only, and similar seeds give similar first numbers.
     """
-    z = (seed * 2 + stream + 1) * 0x9E3779B97F4A7C15 % 2**64
+    z = (seed * 2 + stream + 1) * _GOLDEN % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
     return (z ^ (z >> 31)) >> 1

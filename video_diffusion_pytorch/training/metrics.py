@@ -59,11 +59,12 @@ class StepMetrics:
 
         Args:
             losses: `(b,)`.
-            t: Time steps, integer or real, `(b,)`.
+            t: Time steps, integer or real, `(b,)`; or one per frame, `(b, f)`, whose mean is taken.
 
         Raises:
-            ValueError: If their shapes are not both `(b,)`.
+            ValueError: If there is not one loss for each row of `t`.
         """
+        t = t.double().mean(dim=1) if t.ndim == 2 else t
         if losses.ndim != 1 or losses.shape != t.shape:
             raise ValueError(
                 "losses must have the shape of t, (b,), one for each clip, got "
