@@ -224,11 +224,11 @@ def stack_rows(values: Sequence[Tensor]) -> Tensor:
     return torch.cat([v if v.ndim == full.ndim else v.unsqueeze(2).expand_as(full) for v in values])
 
 
-def check_cond_scale(call: str, cond_scale: Any, names: Iterable[str]) -> None:
+def check_cond_scale(argument: str, cond_scale: Any, names: Iterable[str]) -> None:
     """Raises a ValueError for scales by condition that don't fit the conditions.
 
     Args:
-        call: What was called, for the error.
+        argument: The call and its argument, for the error.
         cond_scale: A number, which is not checked, or a mapping.
         names: The conditions that are given.
     """
@@ -241,9 +241,9 @@ def check_cond_scale(call: str, cond_scale: Any, names: Iterable[str]) -> None:
     )
     if not fits:
         raise ValueError(
-            f"{call}: cond_scale must be a number, or a mapping to finite numbers from conditions "
-            f"that are given, {', '.join(known) or 'none'}, got {shown(cond_scale)}; correct it, "
-            "or pass one number for all conditions"
+            f"{argument} must be a number, or a mapping to finite numbers from conditions that are "
+            f"given, {', '.join(known) or 'none'}, got {shown(cond_scale)}; correct it, or pass "
+            "one number for all conditions"
         )
 
 

@@ -198,7 +198,7 @@ def as_cond_scale(cond_scale: CondScale, given: Iterable[str] | None = None) -> 
         ValueError: If a mapping does not fit the conditions.
     """
     if given is not None:
-        check_cond_scale("sample", cond_scale, given)
+        check_cond_scale("sample: cond_scale", cond_scale, given)
     if not isinstance(cond_scale, Mapping):
         return cond_scale
     scales: dict[str, float] = {}

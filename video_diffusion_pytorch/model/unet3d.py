@@ -436,7 +436,7 @@ class Unet3D(Shareable, part="unet"):
         if instead:
             conditioning.check_negative(instead, conditions)
             self.check_inputs(x, time, 1.0, **instead)
-        check_cond_scale("Unet3D", cond_scale, conditions)
+        check_cond_scale("Unet3D: cond_scale", cond_scale, conditions)
         kept, scales = conditioning.guided_passes(
             cond_scale, conditions, whole=guidance_rescale > 0
         )
