@@ -306,6 +306,29 @@ def test_samples_of_every_network(name):
         assert diffusion.sample(**options).device.type == "cuda"
 
 
+@pytest.mark.parametrize("name", ["every kind", "tokens"])
+def test_guidance_by_another_model_and_by_condition(name):
+    diffusion, options = sampling_options(name, "dpm++sde")
+    guide = tiny(NETWORKS[name][0], **NETWORKS[name][1] | {"objective": "pred_x_start"})
+    # the schedule, which is looked at before the first step
+    ends = diffusion.noise_levels([0, 19])
+    known = {level.t: level for level in (*options["sampler"].known, *ends)}
+    t_of = {level.log_snr: t for t, level in known.items()}
+    for model in (diffusion, guide):
+        model.noise_levels = lambda times: [known[t] for t in times]
+        model.times_of = lambda log_snrs: [t_of[log_snr] for log_snr in log_snrs]
+        moved(model)
+    scales = {"cond": 2.0} | ({"first_frames": 3.0} if diffusion.given_frames else {})
+    options |= {"guide": guide, "guidance_interval": (0.5, 100.0), "cond_scale": scales}
+    rows = []
+    guide.denoise_fn.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with FAKE, NoTransfers(), autocast(torch.bfloat16):
+        videos = diffusion.sample(**options)
+        assert (videos.device.type, videos.shape) == ("cuda", SHAPE)
+    # the last level is below the interval
+    assert rows == [B * (len(scales) + 1)]
+
+
 def test_a_step_of_the_chain():
     diffusion, options = sampling_options("every kind", "ddim")
     own = {name: value for name, value in options.items() if torch.is_tensor(value)}

@@ -188,8 +188,9 @@ def looks_of(sample, steps):
     return reads.places
 
 
+@pytest.mark.parametrize("guides", [False, True])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm"])
-def test_a_sampling_step_does_not_look(sampler):
+def test_a_sampling_step_does_not_look(sampler, guides):
     diffusion = tiny(**CLASSES)
     b, _, f, h, w = SHAPE
     options = {
@@ -203,6 +204,9 @@ def test_a_sampling_step_does_not_look(sampler):
         "seed": 0,
         "progress": False,
     }
+    if guides:
+        options["cond_scale"] = {"labels": 2.0, "first_frames": 1.5}
+        options |= {"guide": tiny(timesteps=9, **CLASSES), "guidance_interval": (0.1, 5.0)}
     sample = partial(diffusion.sample, sampler=sampler, **options)
     few, many = (looks_of(lambda n: sample(steps=n), steps) for steps in (2, 5))
     assert few

@@ -12,7 +12,7 @@ import torch
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.hub import check_network_size, read_config, short
+from video_diffusion_pytorch.hub import LOADERS, check_network_size, read_config, short
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
@@ -106,6 +106,9 @@ def load_diffusion(
             "model, such as timesteps"
         ) from error
     return diffusion.to("cpu" if device is None else device).eval()
+
+
+LOADERS["diffusion"] = load_diffusion
 
 
 def read_settings(

@@ -23,6 +23,7 @@ from video_diffusion_pytorch.diffusion.guidance import (
     checked_weight,
     expand_mask,
 )
+from video_diffusion_pytorch.diffusion.guided_prediction import open_guide
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
 from video_diffusion_pytorch.diffusion.value_range import check_videos
 
@@ -344,7 +345,7 @@ class Completion:
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         """Keywords of `sample` for all windows, and conditions to be cut for each.
 
-        Captions are encoded and random streams started here, once for all windows.
+        Captions are encoded, a guide loaded and random streams started here, once for all windows.
         """
         options, count = dict(self.sampling), len(video)
         own = {name: options.pop(name) for name in CONDITIONS if name in options}
@@ -361,6 +362,7 @@ class Completion:
                     f"frames, all {num_frames} of the result, which are cut for each window, got "
                     f"{tuple(value.shape)}"
                 )
+        options |= given({"guide": open_guide(self.diffusion, options.pop("guide", None))})
         seed, generator = options.pop("seed", None), options.pop("generator", None)
         streams = make_streams(seed, generator, count, video.device)
         if isinstance(streams, RandomStreams):

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral
+from os import PathLike
 from types import MethodType
 from typing import Any
 
@@ -47,6 +48,15 @@ from video_diffusion_pytorch.diffusion.guidance import (
     as_guidance,
     count_videos,
     switched_off,
+)
+from video_diffusion_pytorch.diffusion.guided_prediction import (
+    GUIDE_SCALE,
+    CondScale,
+    PredictionGuidance,
+    as_cond_scale,
+    as_interval,
+    guided_conditions,
+    make_autoguidance,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     ForwardProcess,
@@ -719,7 +729,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         t: Tensor,
         clip_denoised: bool,
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         **conditions: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of p(x_{t-1} | x_t) (Ho et al. 2020, eq. 11).
@@ -729,11 +739,12 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             t: Time steps, `(b,)`.
             clip_denoised: Whether the predicted x_start is clamped to [-1, 1].
             cond: As in `sample`.
-            cond_scale: Strength of the guidance; 1 for none.
+            cond_scale: As in `sample`.
             **conditions: The other conditions, by keyword of `sample`.
         """
         ready = self.network_conditions(x, {"cond": cond, **conditions})
-        pred_x_start = self._predict_x_start(x, t, cond_scale=cond_scale, conditions=ready)
+        scale = as_cond_scale(cond_scale)
+        pred_x_start = self._predict_x_start(x, t, cond_scale=scale, conditions=ready)
         if clip_denoised:
             pred_x_start = self._clamp(pred_x_start)
         return self.q_posterior(x_start=pred_x_start, x_t=x, t=t)
@@ -743,7 +754,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         x: Tensor,
         t: Tensor,
         *,
-        cond_scale: float,
+        cond_scale: CondScale,
         conditions: Mapping[str, Tensor],
         **guidance: Any,
     ) -> Tensor:
@@ -752,7 +763,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             x: Noisy videos, `(b, c, f, h, w)`.
             t: Time steps, `(b,)`.
-            cond_scale: Strength of the guidance; 1 for none.
+            cond_scale: Strength of the guidance, from `as_cond_scale`; 1 for none.
             conditions: From `network_conditions`.
             **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
         """
@@ -780,7 +791,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         x: Tensor,
         t: Tensor,
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         clip_denoised: bool = True,
         **conditions: Any,
     ) -> Tensor:
@@ -798,7 +809,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         self,
         shape: Sequence[int],
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         *,
         progress: bool = True,
         callback: Callback | None = None,
@@ -820,7 +831,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         lam: float = 0.5,
         *,
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         progress: bool = True,
         **conditions: Any,
     ) -> Tensor:
@@ -860,7 +871,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         self,
         x: Tensor,
         steps: int,
-        cond_scale: float,
+        cond_scale: CondScale,
         conditions: dict[str, Any],
         progress: bool,
         callback: Callback | None = None,
@@ -887,7 +898,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     def sample(
         self,
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         batch_size: int = 16,
         *,
         labels: Any = None,
@@ -909,6 +920,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         max_batch: int | None = None,
         callback: Callback | None = None,
         progress: bool = True,
+        guidance_interval: tuple[float, float] | None = None,
+        guide: GaussianDiffusion | str | PathLike[str] | None = None,
+        guide_scale: float = GUIDE_SCALE,
     ) -> Tensor:
         """Draws videos from the model.
 
@@ -918,7 +932,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             cond: Vectors, `(b, cond_dim)`, or states of text, `(b, n, cond_dim)`, as the network
                 takes; or a list of `b` captions, some of which may be None; None for none.
-            cond_scale: Strength of the guidance by conditions; 1 for none.
+            cond_scale: Strength of the guidance by conditions; 1 for none. For several conditions
+                also a mapping of their keywords to a scale each, such as
+                `{"cond": 3.0, "labels": 1.5}`: they are added in this order, each to those before
+                it (Brooks et al. 2023, eq. 3), after those not named, whose scale is 1. Equal
+                scales are as one number.
             batch_size: Number of videos, if neither conditions nor `guidance` determine it.
             labels: Classes, integers `(b,)`, -1 for none; or a list of their names, if the model
                 knows them (`clip_info.class_names`).
@@ -951,31 +969,27 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             max_batch: Maximum number of videos to draw at a time; None for all.
             callback: Called with a `SamplingStep` after each step.
             progress: Whether to show a progress bar.
+            guidance_interval: `(low, high)`, the noise levels `sigma / alpha` above `low` and up to
+                `high` at which `cond_scale` and `guide` act (Kynkaanniemi et al. 2024, whose sigma,
+                of noise on clips that are not scaled down, is this ratio). `high` may be infinite.
+                None for all.
+            guide: A worse version of this model to guide away from (Karras et al. 2024): an earlier
+                checkpoint, or a smaller network, as a model on the same device or the path of one.
+                It may have another objective and noise schedule, and acts at the noise levels that
+                its schedule has. It gets the same conditions and `cond_scale`. None for none.
+            guide_scale: The prediction is `guide + guide_scale * (model - guide)`; 1 for no effect.
 
         Returns:
             `(b, c, f, h, w)` in [0, 1], or in `value_range`, or, if `auto_normalize` is False, in
             the range of the clips.
 
         Raises:
-            TypeError: If a condition or the sampler has another type.
-            ValueError: If conditions differ in number or don't fit the model, or an argument is
-                outside its range.
+            FileNotFoundError: If there is no model at the path of `guide`.
+            TypeError: If a condition, the sampler or the guide has another type.
+            ValueError: If conditions differ in number or don't fit the model, the guide doesn't fit
+                it, or an argument is outside its range.
         """
-        # mistakes first: captions may take a while to encode
-        known = as_guidance(guidance)
-        if dynamic_thres_percentile is not None and not self.auto_normalize:
-            raise ValueError(
-                "sample: dynamic_thres_percentile needs a model that clamps, got one with "
-                "auto_normalize=False, whose clips have no range; leave it out"
-            )
-        if not 0 <= (dynamic_thres_percentile or 0) <= 1:
-            raise ValueError(
-                "sample: dynamic_thres_percentile must be a fraction in [0, 1], got "
-                f"{dynamic_thres_percentile}; pass for example 0.995"
-            )
-        sampler, levels = self._choose_sampler(sampler, steps)
-        size = self.sample_shape(num_frames, image_size)
-        conditions = self.prepare_conditions(
+        conditions: dict[str, Any] = given(
             {
                 "cond": cond,
                 "labels": labels,
@@ -986,12 +1000,21 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 "cond_mask": cond_mask,
             }
         )
+        # mistakes first: captions may take a while to encode
+        known, interval = as_guidance(guidance), as_interval(guidance_interval)
+        cond_scale = as_cond_scale(cond_scale, conditions)
+        self._check_percentile(dynamic_thres_percentile)
+        sampler, levels = self._choose_sampler(sampler, steps)
+        autoguidance = make_autoguidance(self, guide, guide_scale, levels)
+        size = self.sample_shape(num_frames, image_size)
+        conditions = self.prepare_conditions(conditions)
         count = count_videos(conditions, known, as_count(batch_size, "sample: batch_size"))
         known = tuple(one.prepare(self, (count, *size)) for one in known)
         negative = self.prepare_negative(negative_cond, cond_scale, count)
+        guiding = PredictionGuidance(cond_scale, negative, guidance_rescale, interval, autoguidance)
         noise = make_streams(seed, generator, count, self.betas.device)
         # the reference's chain, whose methods a subclass may override, has no other options
-        has_options = known or negative or guidance_rescale or dynamic_thres_percentile is not None
+        has_options = known or guiding.has_options or dynamic_thres_percentile is not None
         is_chain = type(sampler) is DDPM and noise is draw_noise and not has_options
         follower: dict[str, Any] = given({"progress": progress, "callback": callback})
         if not is_chain:
@@ -1011,26 +1034,47 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 x = x * levels[0].scale
                 clamp = partial(self._clamp, percentile=dynamic_thres_percentile)
                 denoise = Denoiser(
-                    self._predictor(x, own, rows_of(negative, rows), cond_scale, guidance_rescale),
+                    guiding.predictor(self, x, own, rows),
                     clamp if self.auto_normalize else None,
                     [one.rows(rows) for one in known],
                     draw,
-                    self.denoise_fn,
+                    guiding.networks(self),
                 )
                 x = follow(x, sampler.run(x, levels, denoise, draw), levels, **follower)
                 video = self.to_data_range(denoise.settle(x))
             videos.append(video)
         return torch.cat(videos)
 
-    def _predictor(
+    def _check_percentile(self, percentile: float | None) -> None:
+        """Raises a ValueError for a `dynamic_thres_percentile` of `sample` that can't be used."""
+        if percentile is not None and not self.auto_normalize:
+            raise ValueError(
+                "sample: dynamic_thres_percentile needs a model that clamps, got one with "
+                "auto_normalize=False, whose clips have no range; leave it out"
+            )
+        if not 0 <= (percentile or 0) <= 1:
+            raise ValueError(
+                "sample: dynamic_thres_percentile must be a fraction in [0, 1], got "
+                f"{percentile}; pass for example 0.995"
+            )
+
+    def predictor(
         self,
         x: Tensor,
         conditions: Mapping[str, Any],
         negative: Mapping[str, Any],
-        cond_scale: float,
+        cond_scale: CondScale,
         guidance_rescale: float,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network with its conditions, as a function of videos like `x` and time steps."""
+        """The network with its conditions, as a function of videos like `x` and time steps.
+
+        Args:
+            x: Noisy videos, for their shape.
+            conditions: From `prepare_conditions`.
+            negative: From `prepare_negative`.
+            cond_scale: From `as_cond_scale`.
+            guidance_rescale: As in `sample`.
+        """
         options: dict[str, Any] = given({"guidance_rescale": guidance_rescale or None})
         if negative:
             # without a field of their own, first frames are unknown as well
@@ -1077,7 +1121,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return c, f, h, w
 
     def prepare_negative(
-        self, negative_cond: Any, cond_scale: float, count: int
+        self, negative_cond: Any, cond_scale: CondScale, count: int
     ) -> dict[str, Tensor]:
         """Conditions to guide away from, `count` rows of each."""
         if negative_cond is None:
@@ -1097,6 +1141,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 "sample: negative_cond must hold conditions that the network takes, "
                 f"{', '.join(known) or 'none'}, got {', '.join(unknown)}; give captions or "
                 "vectors, or a dict of those by name"
+            )
+        guided = guided_conditions(as_cond_scale(cond_scale), known)
+        if unguided := [name for name in known if name in named and name not in guided]:
+            raise ValueError(
+                "sample: negative_cond must hold conditions that cond_scale guides by, got "
+                f"{', '.join(unguided)} for {shown(cond_scale)}; name them there, with a scale "
+                "other than 1"
             )
         ready = self.prepare_conditions(named)
         if counts := sorted({len(value) for value in ready.values()} - {1, count}):

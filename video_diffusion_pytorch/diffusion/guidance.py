@@ -402,14 +402,15 @@ class Denoiser:
 
     Attributes:
         predict_x_start: The network with its conditions: maps noisy videos `(b, c, f, h, w)` and
-            time steps `(b,)` to clean videos.
+            their noise level to clean videos.
         clamp: Brings predicted clean videos into their range; None to leave them as they are.
         guidance: Knowledge about the videos, prepared for this batch.
         noise: Draws the noise of known parts.
-        network: The network, whose weights need no gradient while guidance takes that of its input.
+        network: The network, or several as one module, whose weights need no gradient while
+            guidance takes that of its input.
     """
 
-    predict_x_start: Callable[[Tensor, Tensor], Tensor]
+    predict_x_start: Callable[[Tensor, NoiseLevel], Tensor]
     clamp: Callable[[Tensor], Tensor] | None
     guidance: Sequence[Guidance]
     noise: Noise
@@ -431,7 +432,7 @@ class Denoiser:
         if weighted:
             x_start = self._reconstructed(x_t, level, weighted)
         else:
-            x_start = self.predict_x_start(x_t, times(level, x_t))
+            x_start = self.predict_x_start(x_t, level)
         if self.clamp is not None:
             x_start = self.clamp(x_start)
         x_start = self.settle(x_start)
@@ -460,7 +461,7 @@ class Denoiser:
             switched_off(self.network.parameters(), "requires_grad"),
         ):
             z = x_t.detach().clone().requires_grad_()
-            x_start = self.predict_x_start(z, times(level, z))
+            x_start = self.predict_x_start(z, level)
             if self.clamp is not None:
                 x_start = x_start + (self.clamp(x_start) - x_start).detach()
             error = torch.stack([_error_of(part, x_start).sum() for part in guidance]).sum()

@@ -36,6 +36,7 @@ from video_diffusion_pytorch.training.checks import (
     check_arguments,
     check_model,
     check_sample_conditions,
+    check_scale_of_samples,
     whole_steps,
 )
 from video_diffusion_pytorch.training.cpu_threads import CPUThreads
@@ -195,7 +196,8 @@ class Trainer:
             samples, but at most 5 % of the files, if the clips have conditions; 0 for none.
         sample_conditions: Conditions of the samples, as keywords of `diffusion.sample`, such as
             `{"cond": ["a whale"]}`, repeated to the number of samples; None for those of clips.
-        sample_cond_scale: Guidance scale of the samples; 1 disables guidance.
+        sample_cond_scale: Guidance scale of the samples; 1 disables guidance. Or one by condition,
+            as in `GaussianDiffusion.sample`.
         image_frames: Independent images appended to each clip (Ho et al. 2022, section 4.3.1):
             random frames of other clips, with the conditions of those frames; 0 for none.
         image_folder: Folder from which these images are drawn: pictures of any size and clips,
@@ -294,7 +296,7 @@ class Trainer:
         dataloader: Any = None,
         held_out: int | None = None,
         sample_conditions: Mapping[str, Any] | None = None,
-        sample_cond_scale: float = 1.0,
+        sample_cond_scale: float | Mapping[str, float] = 1.0,
         image_frames: int = 0,
         image_folder: str | os.PathLike[str] | None = None,
         seed: int | None = None,
@@ -402,7 +404,8 @@ class Trainer:
 
         sources = {name: given[name] for name in ("folder", "dataset", "dataloader")}
         validated = ("folder", "split", "manifest", "dataset", "clips")
-        chosen = given["sample_conditions"]
+        chosen, scale = given["sample_conditions"], given["sample_cond_scale"]
+        check_scale_of_samples("Trainer: sample_cond_scale", scale, self.model)
         if chosen is not None:
             check_sample_conditions(self.model, chosen)
         # unless it is overridden, workers need no copy of the Trainer
