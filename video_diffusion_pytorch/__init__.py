@@ -15,7 +15,12 @@ from video_diffusion_pytorch.data.video_file import (
 )
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion, Measurement
+from video_diffusion_pytorch.diffusion.guidance import (
+    Guidance,
+    KnownFrames,
+    KnownRegion,
+    Measurement,
+)
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -46,6 +51,7 @@ __all__ = [
     "GaussianDiffusion",
     "Guidance",
     "Heun",
+    "KnownFrames",
     "KnownRegion",
     "Measurement",
     "Sampler",

@@ -42,7 +42,6 @@ from video_diffusion_pytorch.diffusion.config import (
     remember_training,
 )
 from video_diffusion_pytorch.diffusion.guidance import (
-    RECONSTRUCTION_WEIGHT,
     Denoiser,
     Guidance,
     as_guidance,
@@ -73,6 +72,7 @@ from video_diffusion_pytorch.diffusion.objective import (
     x_start_of,
 )
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
+from video_diffusion_pytorch.diffusion.rollout import Rollout
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -746,7 +746,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         scale = as_cond_scale(cond_scale)
         pred_x_start = self._predict_x_start(x, t, cond_scale=scale, conditions=ready)
         if clip_denoised:
-            pred_x_start = self._clamp(pred_x_start)
+            pred_x_start = self.clamp(pred_x_start)
         return self.q_posterior(x_start=pred_x_start, x_t=x, t=t)
 
     def _predict_x_start(
@@ -775,7 +775,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             output = call(seen, self._network_time(t), cond_scale=cond_scale, **arguments)
         return x_start_of(self.objective, self, output, x, t, self.sigma_data)
 
-    def _clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
+    def clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
         """Clamps videos to [-1, 1], or at a percentile of their values, and rescales them."""
         if percentile is None and not self.use_dynamic_thres:
             return x_start.clamp(-1, 1)
@@ -1032,7 +1032,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 draw = noise[rows] if isinstance(noise, RandomStreams) else noise
                 x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
                 x = x * levels[0].scale
-                clamp = partial(self._clamp, percentile=dynamic_thres_percentile)
+                clamp = partial(self.clamp, percentile=dynamic_thres_percentile)
                 denoise = Denoiser(
                     guiding.predictor(self, x, own, rows),
                     clamp if self.auto_normalize else None,
@@ -1179,7 +1179,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         frames: Tensor,
         num_frames: int | None = None,
         *,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
+        given_noise: float = 0.0,
         **sampling: Any,
     ) -> Tensor:
         """Predicts the continuation of the first frames of videos.
@@ -1187,7 +1188,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             frames: `(b, c, k, h, w)`, in the range of the clips or uint8.
             num_frames: Frames of the result; None for those of a training clip.
-            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone.
+            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone. None
+                for 2, or, in a model with `frame_noise`, for known frames without noise instead.
+            given_noise: For a model with `frame_noise`, noise of the known frames, `sigma / alpha`:
+                a little, 0.02 to 0.1, say, for long rollouts; 0 for hardly any.
             **sampling: As in `extend`.
 
         Returns:
@@ -1206,7 +1210,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             torch.Size([2, 3, 4, 16, 16])
         """
         length = self.num_frames if num_frames is None else num_frames
-        return Completion(self, "predict", weight, sampling).extend(frames, length, name="frames")
+        return Completion(self, "predict", weight, sampling, None, given_noise).extend(
+            frames, length, name="frames"
+        )
 
     def extend(
         self,
@@ -1214,9 +1220,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         num_frames: int,
         *,
         overlap: int | None = None,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
         low_resolution: Tensor | None = None,
         frame_factor: int = 1,
+        given_noise: float = 0.0,
         **sampling: Any,
     ) -> Tensor:
         """Continues videos to any length, window by window.
@@ -1225,10 +1232,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8.
             num_frames: Frames of the result.
             overlap: Frames of a window that are known from before it; None for half of them.
-            weight: Weight w_r of what is known in the guidance; 0 for replacement alone.
+            weight: Weight w_r of what is known in the guidance; 0 for replacement alone. None for
+                2, or, in a model with `frame_noise`, for known frames without noise instead.
             low_resolution: The whole result, small, which guides every window:
                 `(b, c, ceil(num_frames / frame_factor), h', w')`; None for none.
             frame_factor: `low_resolution` has every `frame_factor`-th frame, from the first on.
+            given_noise: For a model with `frame_noise`, noise of the known frames, `sigma / alpha`:
+                a little, 0.02 to 0.1, say, for long rollouts; 0 for hardly any.
             **sampling: As in `sample`, without `batch_size` and `first_frames`. Conditions have a
                 row per video; `frame_cond` and `cond_video` have all frames of the result, and are
                 cut. `guidance` of your own guides each window. A model with `given_frames` gets
@@ -1252,7 +1262,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> diffusion.extend(first, num_frames=10, seed=0, progress=False).shape
             torch.Size([2, 3, 10, 16, 16])
         """
-        return Completion(self, "extend", weight, sampling, overlap).extend(
+        return Completion(self, "extend", weight, sampling, overlap, given_noise).extend(
             video, num_frames, low_resolution=low_resolution, frame_factor=frame_factor
         )
 
@@ -1262,7 +1272,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         factor: int,
         *,
         overlap: int | None = None,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
+        given_noise: float = 0.0,
         **sampling: Any,
     ) -> Tensor:
         """Draws the frames between those of videos, for a model of clips at the higher rate.
@@ -1272,7 +1283,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             factor: How many times as many frames there are in the same time, at least 2.
             overlap: As in `extend`; None for half a window, or for fewer frames, such that each
                 window has given frames on both sides of those it draws.
-            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone.
+            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone. None
+                for 2, or, in a model with `frame_noise`, for known frames without noise instead.
+            given_noise: For a model with `frame_noise`, noise of the known frames, `sigma / alpha`:
+                a little, 0.02 to 0.1, say, for long rollouts; 0 for hardly any.
             **sampling: As in `extend`.
 
         Returns:
@@ -1283,7 +1297,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit the model, or no window has room for two given frames.
         """
-        completion = Completion(self, "interpolate_frames", weight, sampling, overlap)
+        completion = Completion(self, "interpolate_frames", weight, sampling, overlap, given_noise)
         return completion.interpolate_frames(video, factor)
 
     def upsample(
@@ -1293,7 +1307,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         *,
         frame_factor: int = 1,
         overlap: int | None = None,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Draws videos at a higher resolution, for a model of clips at that resolution.
@@ -1305,7 +1319,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             frame_factor: How many times as many frames there are in the same time.
             overlap: As in `extend`.
             weight: Weight w_r of the low resolution in the guidance, for each pixel of the result
-                that a small one is made of.
+                that a small one is made of; None for 2.
             **sampling: As in `extend`.
 
         Returns:
@@ -1335,7 +1349,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         mask: Tensor,
         *,
         overlap: int | None = None,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
+        given_noise: float = 0.0,
         **sampling: Any,
     ) -> Tensor:
         """Draws the missing part of videos.
@@ -1347,7 +1362,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 for each value `(b, c, f, h, w)`, with 1 for an axis along which it is the same; or
                 by frame and pixel `(f, h, w)`, by pixel `(h, w)`, or by frame `(f,)`.
             overlap: As in `extend`.
-            weight: Weight w_r of the known part in the guidance; 0 for replacement alone.
+            weight: Weight w_r of the known part in the guidance; 0 for replacement alone. None for
+                2, or, where whole frames are known, in a model with `frame_noise`, for frames
+                without noise instead.
+            given_noise: For a model with `frame_noise`, noise of the known frames, `sigma / alpha`:
+                a little, 0.02 to 0.1, say, for long rollouts; 0 for hardly any.
             **sampling: As in `extend`.
 
         Returns:
@@ -1366,7 +1385,71 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> torch.equal(diffusion.inpaint(video, kept, progress=False)[..., 8:], video[..., 8:])
             True
         """
-        return Completion(self, "inpaint", weight, sampling, overlap).inpaint(video, mask)
+        return Completion(self, "inpaint", weight, sampling, overlap, given_noise).inpaint(
+            video, mask
+        )
+
+    def roll_out(
+        self,
+        video: Tensor,
+        num_frames: int,
+        *,
+        steps: int = 20,
+        lag: int | None = None,
+        overlap: int | None = None,
+        spacing: str = "spectrum",
+        given_noise: float = 0.0,
+        cond_scale: CondScale = 1.0,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        progress: bool = True,
+        **conditions: Any,
+    ) -> Tensor:
+        """Continues videos to any length, each frame at a pace of its own (Chen et al. 2024).
+
+        For a model trained with `frame_noise`. The frames in front are almost clean while those
+        behind are still noise, the pyramid of Chen et al. 2024, section 4.2: a frame is drawn
+        knowing roughly what comes after it, and there are no windows with seams. `extend` draws all
+        frames of a window at once instead.
+
+        Args:
+            video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8.
+            num_frames: Frames of the result.
+            steps: Steps of each frame.
+            lag: After how many steps the next frame begins; None for the least with which the
+                frames that are being drawn fit into a clip beside the overlap.
+            overlap: Clean frames before these that the network sees; None for half of a clip.
+            spacing: Spacing of the steps, as in `Sampler`.
+            given_noise: Noise of the clean frames, as in `extend`.
+            cond_scale: As in `sample`.
+            seed: As in `sample`.
+            generator: As in `sample`.
+            progress: Whether to show a progress bar.
+            **conditions: By keyword of `sample`, as in `extend`.
+
+        Returns:
+            `(b, c, num_frames, h, w)`, beginning with `video`, in the range of `sample`.
+
+        Raises:
+            TypeError: If a condition is unknown.
+            ValueError: If the model has no `frame_noise`, shapes don't fit it, or the lag is too
+                small for its clips.
+
+        Example:
+            >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+            >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+            >>> diffusion = GaussianDiffusion(
+            ...     unet, image_size=16, num_frames=4, timesteps=30, frame_noise="independent"
+            ... )
+            >>> first = diffusion.sample(batch_size=2, steps=3, progress=False)
+            >>> diffusion.roll_out(first, num_frames=9, steps=4, progress=False).shape
+            torch.Size([2, 3, 9, 16, 16])
+        """
+        options = given({"cond_scale": cond_scale, "seed": seed, "generator": generator})
+        completion = Completion(
+            self, "roll_out", None, {**options, **conditions}, overlap, given_noise
+        )
+        return Rollout(completion, steps, lag, spacing).run(video, num_frames, progress)
 
     # files
 

@@ -61,6 +61,7 @@ class Autoguidance:
         levels: Sequence[NoiseLevel],
     ) -> None:
         self.model, self.guide, self.scale = model, guide, scale
+        self.has_frames = guide.frame_noise is not None
         # by time step of the model: the guide's, and the factor between the scales of the videos
         self._matches: dict[float, tuple[float, float] | None] = {}
         # all at once, as each look at a schedule synchronises with a GPU
@@ -90,7 +91,8 @@ class Autoguidance:
         most, least = (level.log_snr for level in own[-2:])
         for step, level, t, there in zip(steps, levels, own_times, own, strict=False):
             is_known = least - _ROUNDING <= level.log_snr <= most + _ROUNDING
-            factor = there.alpha / level.alpha
+            # of the noise, as at the first level of flow matching there is no signal
+            factor = there.sigma / level.sigma
             self._matches[step] = (t, _whole(factor)) if is_known else None
 
 
@@ -121,7 +123,7 @@ class GuidedPrediction:
         """Predicts the clean videos in `x_t`, `(b, c, f, h, w)`, not clamped."""
         if self.interval is not None:
             low, high = self.interval
-            if not low < level.sigma / level.alpha <= high:
+            if not low < math.exp(-level.log_snr / 2) <= high:
                 return self.plain(x_t, times(level, x_t))
         x_start = self.guided(x_t, times(level, x_t))
         if self.autoguidance is None or self.below is None:
@@ -130,6 +132,14 @@ class GuidedPrediction:
         if match is None:
             return x_start
         t, factor = match
+        if level.frames is not None and (
+            match != (level.t, 1.0) or not self.autoguidance.has_frames
+        ):
+            raise ValueError(
+                "sample: guide must have the model's noise schedule and frame_noise where frames "
+                "have noise levels of their own, got another; leave it out, or pass a weight, by "
+                "which known frames guide instead"
+            )
         seen = x_t if factor == 1 else factor * x_t
         worse = self.below(seen, times(level._replace(t=t), seen))
         return worse + self.autoguidance.scale * (x_start - worse)
