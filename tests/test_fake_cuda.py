@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
-from video_diffusion_pytorch.diffusion.guidance import KnownRegion, Measurement
+from video_diffusion_pytorch.diffusion.guidance import KnownFrames, KnownRegion, Measurement
 from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS, Sampler, make_sampler
 from video_diffusion_pytorch.training.ema import Averages
@@ -112,6 +112,11 @@ NETWORKS = {
         {"beta_schedule": "continuous_cosine", "cond_value_range": (0, 1)},
     ),
     "plain": (PLAIN | {"dim_mults": (1, 2)}, {"auto_normalize": False, "loss_type": "huber"}),
+    "levels": (
+        EVERY_KIND,
+        {"objective": "flow", "frame_noise": "independent", "min_snr_gamma": 5, "given_frames": 1},
+    ),
+    "edm": (PLAIN, {"objective": "edm", "time_distribution": (0.0, 1.0)}),
 }
 
 
@@ -304,6 +309,19 @@ def test_samples_of_every_network(name):
     moved(diffusion)
     with FAKE, NoTransfers():
         assert diffusion.sample(**options).device.type == "cuda"
+
+
+def test_frames_with_noise_levels_of_their_own():
+    diffusion, options = sampling_options("levels", "dpm++", steps=20)
+    known = KnownFrames(torch.rand(SHAPE), torch.tensor([True, False, False, True]), noise=0.1)
+    ready = known.prepare(diffusion, SHAPE)
+    vars(ready).update(moved(vars(ready)))
+    ready.prepare = lambda *_: ready
+    moved(diffusion)
+    # levels of frames are copied in each step, a few numbers, for which nothing waits
+    with FAKE:
+        videos = diffusion.sample(**options, guidance=ready)
+        assert (videos.device.type, videos.shape) == ("cuda", SHAPE)
 
 
 @pytest.mark.parametrize("name", ["every kind", "tokens"])

@@ -48,10 +48,15 @@ def has_mask(index):
     return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts)
 
 
-def tiny(timesteps=6, **network):
+def tiny(timesteps=6, min_snr_gamma=5, objective="pred_noise", frame_noise=None, **network):
     unet = Unet3D(8, dim_mults=(1,), channels=1, attn_heads=2, blocks_per_level=1, **network)
-    given = 1 if "cond_channels" in network else 0
-    settings = {"timesteps": timesteps, "min_snr_gamma": 5, "given_frames": given}
+    settings = {
+        "timesteps": timesteps,
+        "min_snr_gamma": min_snr_gamma,
+        "objective": objective,
+        "frame_noise": frame_noise,
+        "given_frames": 1 if "cond_channels" in network else 0,
+    }
     return GaussianDiffusion(unet, image_size=8, num_frames=4, **settings)
 
 
@@ -219,8 +224,25 @@ def test_a_step_of_the_chain_does_not_look():
     assert few == many
 
 
-def test_steps_of_a_completion_do_not_look():
-    diffusion = tiny()
+@pytest.mark.parametrize("frame_noise", [None, "independent"])
+def test_steps_of_a_completion_do_not_look(frame_noise):
+    diffusion = tiny(frame_noise=frame_noise)
     extend = partial(diffusion.extend, torch.rand(SHAPE), 8, sampler="ddim", progress=False)
     few, many = (looks_of(lambda n: extend(steps=n), steps) for steps in (2, 4))
+    assert few == many
+
+
+@pytest.mark.parametrize("objective", ["flow", "edm"])
+@pytest.mark.parametrize("sampler", ["heun", "dpm++"])
+def test_steps_in_continuous_time_do_not_look(objective, sampler):
+    diffusion = tiny(objective=objective, timesteps=50, min_snr_gamma=None)
+    sample = partial(diffusion.sample, batch_size=2, sampler=sampler, progress=False)
+    few, many = (looks_of(lambda n: sample(steps=n), steps) for steps in (2, 5))
+    assert few == many
+
+
+def test_steps_of_a_rollout_do_not_look():
+    diffusion = tiny(frame_noise="independent", timesteps=20)
+    roll_out = partial(diffusion.roll_out, torch.rand(SHAPE), 9, given_noise=0.1, progress=False)
+    few, many = (looks_of(lambda n: roll_out(steps=n), steps) for steps in (2, 6))
     assert few == many

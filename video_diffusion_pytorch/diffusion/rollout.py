@@ -110,12 +110,14 @@ class Rollout:
             )
         x = levels[0].scale * draw(whole)
         x[:, :, :known] = diffusion.to_model_range(video)
+        # once, as a look at the schedule synchronises with a GPU
+        given = diffusion.level_of_noise(self.completion.given_noise)
         # the clean frames that were predicted in their last step
         x_start = torch.zeros_like(x)
         for tick in tqdm(plan, "roll out", disable=not progress):
             frames = slice(tick.start, tick.stop)
             cut = {name: frames_of(name, value, frames) for name, value in conditions.items()}
-            noisy, level = self._seen(x[:, :, frames], tick, levels, draw)
+            noisy, level = self._seen(x[:, :, frames], tick, levels, given, draw)
             predict = guiding.predictor(diffusion, noisy, cut, slice(0, len(x)))
             found = predict(noisy, level)
             found = diffusion.clamp(found) if diffusion.auto_normalize else found
@@ -158,10 +160,9 @@ class Rollout:
         return ticks(known, num_frames, length, self.steps, lag, overlap)
 
     def _seen(
-        self, x: Tensor, tick: Tick, levels: Sequence[NoiseLevel], draw: Noise
+        self, x: Tensor, tick: Tick, levels: Sequence[NoiseLevel], given: NoiseLevel, draw: Noise
     ) -> tuple[Tensor, NoiseLevel]:
         """The frames as the network sees them, with hardly any noise in the clean ones."""
-        given = self.completion.diffusion.level_of_noise(self.completion.given_noise)
         own = tuple(given if done == self.steps else levels[done] for done in tick.done)
         noisy = given.alpha * x
         if self.completion.given_noise:
