@@ -91,7 +91,8 @@ class Autoguidance:
         for step, level, t, there in zip(steps, levels, own_times, own, strict=False):
             is_known = least - _ROUNDING <= level.log_snr <= most + _ROUNDING
             factor = there.alpha / level.alpha
-            self._matches[step] = (t, _whole(factor)) if is_known else None
+            factor = 1.0 if abs(factor - 1) < _ROUNDING else factor
+            self._matches[step] = (t, factor) if is_known else None
 
 
 def _whole(number: float) -> float:
