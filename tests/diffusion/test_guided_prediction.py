@@ -59,10 +59,10 @@ class Normal(nn.Module):
         return target_of(self.diffusion.objective, self.diffusion, x_start, t, noise, **settings)
 
 
-def normal(variance=1.0, **options):
+def normal(variance=1.0, kind=GaussianDiffusion, **options):
     """A model of `Normal` that does not clamp."""
     config = {"timesteps": 40, "auto_normalize": False, **SIZE, **options}
-    diffusion = GaussianDiffusion(Normal(variance), **config)
+    diffusion = kind(Normal(variance), **config)
     # not as a submodule, which would be a circle
     object.__setattr__(diffusion.denoise_fn, "diffusion", diffusion)
     return diffusion
@@ -196,27 +196,34 @@ def test_a_guide_sees_the_same_noise_in_a_schedule_of_its_own(schedule, timestep
         assert [t.is_floating_point() for t in times] == [False, False, True, False, False]
 
 
-def test_a_guide_of_another_scale_of_the_noisy_videos():
-    class Exploding(GaussianDiffusion):
-        """Its noisy videos are those of the model divided by alpha."""
+class Exploding(GaussianDiffusion):
+    """Its noisy videos are those of another model divided by alpha."""
 
-        def noise_levels(self, times):
-            return [
-                NoiseLevel(level.t, 1.0, level.sigma / level.alpha)
-                for level in super().noise_levels(times)
-            ]
+    def noise_levels(self, times):
+        return [
+            NoiseLevel(level.t, 1.0, level.sigma / level.alpha)
+            for level in super().noise_levels(times)
+        ]
 
-        def signal_and_noise(self, t, x_shape):
-            alpha, sigma = super().signal_and_noise(t, x_shape)
-            return torch.ones_like(alpha), sigma / alpha
+    def signal_and_noise(self, t, x_shape):
+        alpha, sigma = super().signal_and_noise(t, x_shape)
+        return torch.ones_like(alpha), sigma / alpha
 
-    model = normal(0.5)
-    config = {"timesteps": 40, "auto_normalize": False, "objective": "pred_x_start"}
-    guide = Exploding(Normal(2.0), **config, **SIZE)
-    object.__setattr__(guide.denoise_fn, "diffusion", guide)
-    found, _ = predict(model, guide=guide)
-    expected, _ = predict(model, guide=normal(2.0))
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize("t", [0, 200, 399])
+@pytest.mark.parametrize("kinds", [(GaussianDiffusion, Exploding), (Exploding, GaussianDiffusion)])
+def test_a_guide_of_another_scale_of_the_noisy_videos(kinds, t):
+    options = {"objective": "pred_x_start", "timesteps": 400}
+    model, guide = (
+        normal(variance, kind=kind, **options)
+        for variance, kind in zip((0.5, 2.0), kinds, strict=True)
+    )
+    found, x = predict(model, t, guide=guide)
+    level = model.noise_level(t)
+    noise = (level.sigma / level.alpha) ** 2
+    # for the clip divided by alpha
+    own, theirs = (variance / (variance + noise) / level.alpha for variance in (0.5, 2.0))
+    torch.testing.assert_close(found, (theirs + 2 * (own - theirs)) * x, rtol=1e-3, atol=0)
 
 
 def test_levels_that_the_guide_lacks_are_without_it():

@@ -93,7 +93,8 @@ class Autoguidance:
             is_known = least - _ROUNDING <= level.log_snr <= most + _ROUNDING
             # of the noise, as at the first level of flow matching there is no signal
             factor = there.sigma / level.sigma
-            self._matches[step] = (t, _whole(factor)) if is_known else None
+            factor = 1.0 if abs(factor - 1) < _ROUNDING else factor
+            self._matches[step] = (t, factor) if is_known else None
 
 
 def _whole(number: float) -> float:
