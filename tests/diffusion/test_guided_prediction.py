@@ -223,6 +223,7 @@ def test_a_guide_of_another_scale_of_the_noisy_videos(kinds, t):
     noise = (level.sigma / level.alpha) ** 2
     # for the clip divided by alpha
     own, theirs = (variance / (variance + noise) / level.alpha for variance in (0.5, 2.0))
+    x = level.scale * x
     torch.testing.assert_close(found, (theirs + 2 * (own - theirs)) * x, rtol=1e-3, atol=0)
 
 
