@@ -1,7 +1,7 @@
 """Clips of balls that bounce off walls and each other, and a score that counts the balls.
 
     python benchmarks/bouncing_balls.py balls --clips 500
-    video-diffusion train ... and video-diffusion sample ...
+    video-diffusion sample CHECKPOINT -n 64 -o samples
     python benchmarks/bouncing_balls.py samples --score --balls 2 3
 
 Equal balls move without friction in a square and collide elastically. The times of collisions are
@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.arguments import as_count
-from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.write_video import write_video
 
 # of the side of a frame, the speed per frame
@@ -34,27 +33,26 @@ TRIES = 10_000  # to place balls at random without overlap
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes clips to a folder, or scores the videos in one."""
+    """Writes clips to a folder, or scores the videos of a file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("path", type=Path, help="folder of the clips; or a .npy file to score")
     parser.add_argument("--clips", type=int, default=500)
     parser.add_argument("--balls", type=int, nargs="+", default=[2, 3], help="numbers to draw from")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--size", type=int, default=16, help="height and width in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--score", action="store_true", help="count the balls of videos instead")
+    parser.add_argument("--score", action="store_true", help="count the balls in the file instead")
     options = parser.parse_args(arguments)
     if options.score:
-        clips = Dataset(options.folder, options.size, channels=1, num_frames=options.frames)
-        print(report(torch.stack([clips[i] for i in range(len(clips))]), options.balls))
+        print(report(torch.from_numpy(np.load(options.path)), options.balls))
         return
     videos, counts = make_clips(
         options.clips, options.balls, options.frames, options.size, options.seed
     )
-    options.folder.mkdir(parents=True, exist_ok=True)
+    options.path.mkdir(parents=True, exist_ok=True)
     for i, (video, count) in enumerate(zip(videos, counts.tolist(), strict=True)):
-        write_video(video, options.folder / f"{i:04d}_{count}_balls.gif")
-    print(f"wrote {len(videos)} clips to {options.folder}")
+        write_video(video, options.path / f"{i:04d}_{count}_balls.gif")
+    print(f"wrote {len(videos)} clips to {options.path}")
 
 
 # Physics

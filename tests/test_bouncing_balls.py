@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from video_diffusion_pytorch.data.dataset import Dataset
+
 PATH = Path(__file__).parents[1] / "benchmarks" / "bouncing_balls.py"
 BOX, RADIUS = 16.0, 3.0
 
@@ -137,11 +139,15 @@ def test_the_report_tells_which_videos_keep_their_balls(balls):
     )
 
 
-def test_the_command_writes_clips_and_scores_them(balls, tmp_path, capsys):
-    folder = tmp_path / "clips"
+def test_the_command_writes_clips_and_scores_samples(balls, tmp_path, capsys):
+    size = {"image_size": 24, "num_frames": 4, "channels": 1}
+    folder, samples = tmp_path / "clips", tmp_path / "samples.npy"
     balls.main([str(folder), "--clips", "5", "--frames", "4", "--size", "24"])
-    assert len(list(folder.glob("*_balls.gif"))) == 5
-    balls.main([str(folder), "--score", "--frames", "4", "--size", "24"])
+    clips = Dataset(folder, **size)
+    assert len(clips) == 5
+    assert all("_balls.gif" in str(path) for path in clips.paths)
+    np.save(samples, torch.stack([clips[i] for i in range(5)]).numpy())
+    balls.main([str(samples), "--score", "--balls", "2", "3"])
     wrote, scored = capsys.readouterr().out.splitlines()
     assert wrote == f"wrote 5 clips to {folder}"
     assert scored.startswith("5 videos: the number of balls stays in 100%, at one of 2, 3 in 100%")
