@@ -29,7 +29,13 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator
 from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.host_memory import keep_freed_memory
-from video_diffusion_pytorch.training.batches import ClipDraws, Endless, collate, unpack_batch
+from video_diffusion_pytorch.training.batches import (
+    ClipDraws,
+    Endless,
+    EndlessShuffle,
+    collate,
+    unpack_batch,
+)
 from video_diffusion_pytorch.training.checkpoint import Checkpoints, check_folder
 from video_diffusion_pytorch.training.checkpoint_file import FORMAT
 from video_diffusion_pytorch.training.checks import (
@@ -382,7 +388,6 @@ class Trainer:
                 f"processes, {self.num_processes}, got {train_batch_size}; change one of them"
             )
         self.data = self._make_data(arguments)
-        self.order = self.data.order
         found = checkpoint_to_resume(resume, self.results_folder)
         initial = initial_model(arguments, self.model, self.processes, resumes=found is not None)
         self.data.open()
@@ -677,6 +682,11 @@ class Trainer:
     def dl(self) -> Endless:
         """The endless iterator of batches."""
         return self.data.loader
+
+    @property
+    def order(self) -> EndlessShuffle:
+        """The order of the clips."""
+        return self.data.order
 
     @property
     def num_workers(self) -> int | None:
