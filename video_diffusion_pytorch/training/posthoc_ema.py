@@ -94,7 +94,7 @@ def snapshot_weights(
     Example:
         >>> weights, error = snapshot_weights([0.1, 0.05, 0.1, 0.05], [50, 50, 100, 100], 0.08, 100)
         >>> [round(weight, 2) for weight in weights], round(error, 2)
-        ([0.06, -0.1, 0.67, 0.36], 0.03)
+        ([-0.02, 0.01, 0.73, 0.28], 0.04)
     """
     gamma, gammas = gamma_of(std), np.array([gamma_of(one) for one in stds])
     ends = np.asarray(times, dtype=np.float64) / time
