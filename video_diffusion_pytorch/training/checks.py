@@ -32,6 +32,7 @@ _LEAST = {
     "keep_last": 1,
     "validate_every": 1,
     "evaluate_every": 1,
+    "snapshot_every": 1,
     "train_num_steps": 0,
     "warmup_steps": 0,
     "step_start_ema": 0,
@@ -43,9 +44,10 @@ _LEAST = {
 # Those of them that may be floats, such as 1e5, as in the reference
 _OF_STEPS = {"train_num_steps", "warmup_steps", "step_start_ema", "update_ema_every", "log_every"}
 _OF_STEPS |= {"save_and_sample_every", "save_every", "validate_every", "evaluate_every"}
+_OF_STEPS |= {"snapshot_every"}
 # Those that may be None
 _OPTIONAL = {"save_every", "keep_last", "validate_every", "evaluate_every"}
-_OPTIONAL |= {"num_workers", "held_out"}
+_OPTIONAL |= {"num_workers", "held_out", "snapshot_every"}
 
 
 def check_model(diffusion: object) -> None:
