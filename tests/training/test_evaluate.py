@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import IterableDataset, Subset
 
 from tests.evaluation.exchange import in_turns
-from video_diffusion_pytorch import DDIM, GaussianDiffusion, Unet3D
+from video_diffusion_pytorch import DDIM, GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.write_video import write_video
@@ -187,11 +187,12 @@ def test_processes_share_the_videos(clips):
     assert seeds == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_a_model_that_has_diverged(clips):
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_model_that_has_diverged(clips, value):
     class Diverged(Known):
         def sample(self, seed, batch_size, **told):
             videos = super().sample(seed, batch_size, **told).clone()
-            videos[torch.tensor(seed) % 6 == 0, :, 1] = torch.nan
+            videos[torch.tensor(seed) % 6 == 0, :, 1] = value
             return videos
 
     model = Diverged()
@@ -321,6 +322,22 @@ def test_the_classifier_is_kept_with_the_statistics(of_two, tmp_path, monkeypatc
     (of_two / "a" / "00.gif").rename(of_two / "b" / "00.gif")
     with pytest.raises(ValueError, match=r"got others, with .*clips\.labels "):
         evaluator(model, labelled(of_two), options)
+
+
+def test_labels_while_training(of_two, tmp_path):
+    trainer = Trainer(
+        diffusion(num_classes=2),
+        of_two,
+        conditions="label",
+        evaluation=Evaluation(features=MEANS, labels=True, count=4),
+        results_folder=tmp_path / "results",
+        device="cpu",
+        num_workers=0,
+    )
+    found = trainer.evaluate()
+    assert found["label_clips_real"] > 0.9
+    assert 0 <= found["label_frames"] <= 1
+    assert found == trainer.evaluate()
 
 
 def test_clips_without_labels(clips):

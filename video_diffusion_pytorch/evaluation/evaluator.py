@@ -262,8 +262,8 @@ class Evaluator:
 
         Returns:
             The scores of `evaluation.video_scores.scores`, for predicted frames those of
-            `FrameSimilarity.compute`, and with labels those of `ClassScores.compute`, also of held
-            out real clips, with the ending `_real`; None if stopped.
+            `FrameSimilarity.compute`, and with labels those of `ClassScores.compute`, also of the
+            held-out real clips, with the ending `_real`; None if stopped.
 
         Raises:
             FloatingPointError: If the model draws videos with NaN or infinite values.
@@ -281,7 +281,7 @@ class Evaluator:
             # an error here would leave the other processes waiting
             is_bad = ~samples.isfinite().flatten(1).all(dim=1)
             bad += is_bad[: batch.counted].sum().item()
-            samples = samples.nan_to_num()
+            samples = samples.nan_to_num(posinf=0.0, neginf=0.0)
             if similarity is not None and batch.videos is not None:
                 real, k = self.clips.to_unit_range(batch.videos.to(device)), self.given_frames
                 pair = (v[: batch.counted, :, k:] for v in (samples, real))

@@ -182,7 +182,7 @@ def train_frame_classifier(clips: LabelledClips, seed: int = 0) -> FrameClassifi
         network = FrameClassifier(frames.shape[1], classes)
         for name, values in network.named_parameters():
             if values.ndim > 1:
-                nn.init.kaiming_uniform_(values, nonlinearity="relu", generator=draws)
+                nn.init.kaiming_uniform_(values, a=5**0.5, generator=draws)
             elif name.endswith("bias"):
                 nn.init.zeros_(values)
         optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
