@@ -18,6 +18,7 @@ from video_diffusion_pytorch import (
 from video_diffusion_pytorch.clip_file import prepare_clip
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES
+from video_diffusion_pytorch.evaluation import frame_classifier
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.notebook import show
 from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
@@ -238,13 +239,15 @@ def test_a_training_run_on_captions(request, tmp_path):
     diffusion(video, ["a whale", None], images=video[:, :, :1], **keywords).backward()
 
 
-@pytest.mark.filterwarnings("ignore:frechet_distance")
+@pytest.mark.filterwarnings("ignore:frechet_distance", "ignore:FrameClassifier. more than")
 @pytest.mark.parametrize("given_frames", [0, 1])
-def test_evaluation(request, tmp_path, given_frames):
+def test_evaluation(request, tmp_path, monkeypatch, given_frames):
+    monkeypatch.setattr(frame_classifier, "_STEPS", 2)
     diffusion = plain(image_size=12, value_range=(0, 2))
-    items = [2 * torch.rand(1, 4, 12, 12) for _ in range(3)]
+    items = [{"video": 2 * torch.rand(1, 4, 12, 12), "labels": n % 2} for n in range(4)]
     request.getfixturevalue("meta_by_default")
-    evaluation = Evaluation(steps=1, given_frames=given_frames, statistics=tmp_path / "real.pt")
+    options = {"given_frames": given_frames, "statistics": tmp_path / "real.pt", "labels": True}
+    evaluation = Evaluation(steps=1, **options)
     first, second = (
         evaluate_diffusion(diffusion, items, evaluation, progress=False, num_workers=0)["scores"]
         for _ in range(2)

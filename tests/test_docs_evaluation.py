@@ -12,6 +12,7 @@ from tests.docs_code import NETWORK, TRAINING, Page
 from video_diffusion_pytorch import Evaluation, GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.cli import main, parse
 from video_diffusion_pytorch.data.write_video import write_video
+from video_diffusion_pytorch.evaluation import frame_classifier
 
 PAGE = Page("evaluation.md")
 START = "Evaluate a model"
@@ -24,7 +25,9 @@ SMALL_OPTIONS = {
 # the page's numbers of sampling steps
 FEWER_STEPS = {"20": "2", "50": "3"}
 # whose commands take several processes, or minutes
-ONLY_PARSED = ("7", "9")
+ONLY_PARSED = ("8", "10")
+TEMPORAL = {"change_distance", "flicker_distance", "persistence_distance"}
+BY_DEFAULT = {"random_feature_distance", *TEMPORAL, *(f"{name}_real" for name in TEMPORAL)}
 
 
 class Means(torch.nn.Module):
@@ -68,10 +71,14 @@ def ran(tmp_path_factory):
         # of few videos, and of TorchScript, which torch develops no further
         warnings.filterwarnings("ignore", "frechet_distance: a covariance")
         warnings.filterwarnings("ignore", category=FutureWarning)
+        # of a classifier that is hardly trained
+        warnings.filterwarnings("ignore", "FrameClassifier: more than")
+        patch.setattr(frame_classifier, "_STEPS", 2)
         patch.chdir(root)
         Path("films").mkdir()
         for number in range(5):
             write_video(torch.rand(3, 5, 16, 16), f"films/{number}.gif")
+        Path("films.csv").write_text("path,label\n0,a\n1,b\n2,a\n3,b\n4,b\n")
         SmallTrainer(diffusion(unet(dim=8)), "films", results_folder="results/films").save(1)
         for name in ("i3d", "c3d", "inception"):
             torch.jit.script(Means()).save(f"{name}.pt")
@@ -107,7 +114,7 @@ def commands(title):
 def test_one_call(ran):
     assert Path(ran["root"], "results/films/evaluation-model-1.json").is_file()
     result = json.loads(Path(ran["root"], "films.json").read_text())
-    assert result["scores"].keys() == {"random_feature_distance"}
+    assert result["scores"].keys() == BY_DEFAULT
     assert result["protocol"]["samples"]["number"] == 5
 
 
@@ -122,9 +129,15 @@ def test_scores_are_those_of_the_table(ran):
     named = {
         n for row in re.findall(r"^\| (`.*?) \|", section, re.M) for n in re.findall(r"\w+", row)
     }
-    found = {*ran["3"]["scores"], *ran["4"]["scores"]}
-    assert found <= named
-    assert named - found == {"is_avg", "is_first", "lpips"}
+    found = {n for number in "345" for n in ran[number]["scores"]} - {"random_feature_distance"}
+    assert {n for n in found if not n.endswith("_real")} <= named
+    # the last two need a model with classes
+    assert named - found == {"is_avg", "is_first", "lpips", "label_frames", "label_clips"}
+    of_labels = {"sureness", "constancy", "constant_clips", "label_frames", "label_clips"}
+    real = {f"{name}_real" for name in TEMPORAL | of_labels}
+    assert {n for n in found if n.endswith("_real")} == real
+    explained = PAGE.sections["4. Motion, and content that lasts"]
+    assert all(f"`{name}`" in explained for name in TEMPORAL | of_labels)
 
 
 def test_the_error_is_what_the_page_says(ran, capsys):
@@ -133,11 +146,11 @@ def test_the_error_is_what_the_page_says(ran, capsys):
     error = capsys.readouterr().err
     quoted = re.search(r"`(results must have one protocol.*?)`", PAGE.text)[1]
     assert quoted.replace("20 and 50", "2 and 3") in error
-    assert ran["5"]["scores"].keys() == {"random_feature_distance"}
+    assert ran["6"]["scores"].keys() == BY_DEFAULT
 
 
 def test_while_training(ran):
-    assert ran["6"]["trainer"].step == 1
+    assert ran["7"]["trainer"].step == 1
     assert Path(ran["root"], "results/measured/evaluation-1.json").is_file()
 
 

@@ -11,6 +11,7 @@ from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_dif
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+from video_diffusion_pytorch.evaluation import frame_classifier
 
 
 class Means(torch.nn.Module):
@@ -74,7 +75,7 @@ def test_a_results_folder_is_evaluated_and_compared(capsys):
     assert "with samples.steps 3 and 2;" in capsys.readouterr().err
     assert main(["compare", *files, "--allow", "samples.steps"]) is None
     head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert head == ["result", "step", "fvd"]
+    assert head[:4] == ["result", "step", "fvd", "change_distance"]
     assert [row[:2] for row in rows] == [[file, "0"] for file in files]
 
 
@@ -87,7 +88,9 @@ def test_options_reach_the_protocol():
     sampling = ["--sampler", "ddim", "--steps", "2", "--max_batch", "3"]
     assert main([*EVALUATE, *network, *clips, *sampling, "-o", "a.json"]) is None
     found = json.loads(Path("a.json").read_text())
-    assert found["scores"].keys() == {"fvd", "fid_avg", "fid_first"}
+    temporal = {"change_distance", "flicker_distance", "persistence_distance"}
+    temporal |= {f"{name}_real" for name in temporal}
+    assert found["scores"].keys() == {"fvd", "fid_avg", "fid_first", *temporal}
     assert found["model"]["step"] == 0
     protocol = found["protocol"]
     features, frames = protocol["features"], protocol["frame_features"]
@@ -147,6 +150,22 @@ def test_without_files_the_distance_is_that_of_random_features(capsys):
     with pytest.warns(UserWarning, match="covariance of 64 features must come from more than 64"):
         main(["evaluate", "results/model-1.pt", "--data", "clips", "-o", "a.json"])
     assert "random_feature_distance: " in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("at_home")
+@pytest.mark.filterwarnings("ignore:FrameClassifier. more than")
+def test_labels_of_a_manifest(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(frame_classifier, "_STEPS", 2)
+    write_moving_digits("digits", num_clips=40, image_size=24, num_frames=3)
+    options = [*EVALUATE[2:], "--data", "digits", "--labels", "true", "-n", "4", "-o", "a.json"]
+    assert main(["evaluate", "results", *options, "--manifest", "digits/manifest.csv"]) is None
+    out = capsys.readouterr().out
+    assert "constancy: " in out
+    assert "label_frames_real: " in out
+    assert json.loads(Path("a.json").read_text())["protocol"]["labels"]["steps"] == 400
+    # gifs in the folder itself have no class
+    assert main(["evaluate", "results", *options]) == 2
+    assert "expected a class for each clip" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("at_home")

@@ -120,6 +120,22 @@ def test_scores_follow_below(run_with, figures):
         assert axes["psnr"].get_yscale() == "linear"
 
 
+def test_scores_of_real_clips_are_drawn_with_those_of_videos(run_with, figures):
+    scores = {"flicker_distance": 0.9, "flicker_distance_real": 0.1}
+    lines = [{"step": step, "time": 1.7e9, **scores} for step in (2, 4)]
+    folder = run_with(training(1), *lines)
+    plot_run(folder)
+    plot_run([folder, run_with(training(1), *lines, name="other")], folder / "both.png")
+    for figure, runs in zip(figures, (1, 2), strict=True):
+        axes = {one.get_title(): one for one in figure.axes}
+        assert "flicker_distance_real" not in axes
+        found = curves(axes["flicker_distance"])
+        assert len(found) == runs + 1
+        assert found.pop("real clips") == [[2, 0.1], [4, 0.1]]
+        assert all(points == [[2, 0.9], [4, 0.9]] for points in found.values())
+        assert axes["flicker_distance"].get_yscale() == "log"
+
+
 def test_runs_are_compared(run_with, figures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folders = [

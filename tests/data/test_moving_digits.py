@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.moving_digits import (
     DIGIT_NAMES,
     DIRECTIONS,
@@ -59,9 +60,9 @@ def test_successive_frames_differ(image_size):
 
 def test_written_clips(tmp_path):
     paths = write_moving_digits(tmp_path / "new" / "digits", num_clips=12, seed=3)
-    assert sorted(path.name for path in paths) == sorted(
-        path.name for path in (tmp_path / "new" / "digits").iterdir()
-    )
+    folder = tmp_path / "new" / "digits"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == sorted([*(path.name for path in paths), "manifest.csv"])
     for number, path in enumerate(paths):
         index, name, direction = path.stem.split("_")
         assert int(index) == number
@@ -81,6 +82,19 @@ def test_name_tells_the_digit(tmp_path):
         sums = images[labels == wanted].sum((1, 2)) * 4 / 16  # each pixel became four
         assert (sums - ink).abs().min() < 0.5
     assert len(paths) == 3
+
+
+def test_a_manifest_tells_labels_and_captions(tmp_path):
+    paths = write_moving_digits(tmp_path, num_clips=9, seed=1, image_size=24, num_frames=2)
+    options = {"manifest": tmp_path / "manifest.csv", "conditions": ["label", "caption"]}
+    clips = Dataset(tmp_path, 24, 1, 2, **options)
+    assert clips.paths == paths
+    for path, item in zip(paths, clips, strict=True):
+        _, word, direction = path.stem.split("_")
+        assert DIGIT_NAMES[item["labels"]] == word
+        assert item["cond"] == f"a {word} that moves {direction}"
+    # without it the folder holds these clips alone
+    assert Dataset(tmp_path, 24, 1, 2, exts=None).paths == paths
 
 
 def test_same_seed_gives_the_same_clips(tmp_path):

@@ -9,12 +9,14 @@ import torch
 from torch.utils.data import IterableDataset, Subset
 
 from tests.evaluation.exchange import in_turns
-from video_diffusion_pytorch import DDIM, GaussianDiffusion, Unet3D
+from video_diffusion_pytorch import DDIM, GaussianDiffusion, Trainer, Unet3D
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.write_video import write_video
+from video_diffusion_pytorch.evaluation import frame_classifier
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
+from video_diffusion_pytorch.evaluation.temporal_scores import TemporalStatistics, temporal_scores
 from video_diffusion_pytorch.training.evaluate import (
     EvaluationClips,
     evaluate_diffusion,
@@ -69,9 +71,25 @@ def test_the_distance_is_that_of_the_clips_and_the_videos(clips):
     # one feature: normal distributions of one dimension
     real, drawn = real_means(clips), torch.arange(12).double() / 10
     expected = (real.mean() - drawn.mean()) ** 2 + (real.std() - drawn.std()) ** 2
-    assert found == {"fvd": pytest.approx(expected.item(), rel=1e-5)}
+    assert found["fvd"] == pytest.approx(expected.item(), rel=1e-5)
     assert [one["seed"] for one in model.told] == [[*range(5)], [*range(5, 10)], [10, 11]]
     assert all(one["steps"] == 2 and one["sampler"] == "dpm++sde" for one in model.told)
+
+
+def test_scores_of_motion_are_those_of_the_clips_and_the_videos(clips):
+    model, real, drawn = Known(), TemporalStatistics(12), TemporalStatistics(7)
+    found = evaluator(model, clips, {"count": 7})(model)
+    real.add(torch.stack([*Dataset(clips, 8, 1, 3)]), range(12))
+    drawn.add(torch.arange(7).view(-1, 1, 1, 1, 1).expand(-1, 1, 3, 8, 8) / 10, range(7))
+    expected = temporal_scores(real, drawn)
+    assert found == pytest.approx({"fvd": found["fvd"], **expected}, rel=1e-4)
+    assert found["change_distance"] > 1
+
+
+def test_two_frames_have_no_scores_of_motion():
+    clip = torch.rand(1, 2, 8, 8)
+    model = diffusion(num_frames=2)
+    assert evaluator(model, [clip, clip], {"count": 2})(model).keys() == {"fvd"}
 
 
 def test_it_is_the_same_at_every_measurement_and_leaves_the_random_numbers(clips):
@@ -176,11 +194,12 @@ def test_processes_share_the_videos(clips):
     assert seeds == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_a_model_that_has_diverged(clips):
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_model_that_has_diverged(clips, value):
     class Diverged(Known):
         def sample(self, seed, batch_size, **told):
             videos = super().sample(seed, batch_size, **told).clone()
-            videos[torch.tensor(seed) % 6 == 0, :, 1] = torch.nan
+            videos[torch.tensor(seed) % 6 == 0, :, 1] = value
             return videos
 
     model = Diverged()
@@ -211,6 +230,128 @@ def test_statistics_in_a_file(clips, tmp_path, monkeypatch):
     file.write_bytes(b"no statistics")
     with pytest.raises(ValueError, match=r"statistics must be a file of real clips' statistics"):
         evaluator(model, clips, {"statistics": file})
+
+
+def test_statistics_that_lack_the_scores_of_motion_are_written_anew(clips, tmp_path):
+    model, file = Known(), tmp_path / "clips.pt"
+    first = evaluator(model, clips, {"statistics": file})(model)
+    state = torch.load(file, weights_only=True)
+    protocol = json.loads(state["protocol"])
+    del state["statistics"]["temporal"], state["classifier"], protocol["labels"]
+    torch.save({**state, "protocol": json.dumps(protocol)}, file)
+    assert evaluator(model, clips, {"statistics": file})(model) == first
+    assert "temporal" in torch.load(file, weights_only=True)["statistics"]
+
+
+# Labels
+
+
+@pytest.fixture
+def of_two(tmp_path, monkeypatch):
+    """Dark clips of the class a and bright ones of the class b, eight of each, in sub-folders."""
+    monkeypatch.setattr(frame_classifier, "_STEPS", 40)
+    for number in range(16):
+        path = tmp_path / "two" / "ab"[number % 2] / f"{number:02}.gif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shade = (0.2, 0.8)[number % 2]
+        write_video(shade + 0.2 * torch.rand(1, 3, 8, 8), path)
+    return tmp_path / "two"
+
+
+class OfTwo(Known):
+    """Draws dark videos without labels, and else those of the class or, if it errs, the other."""
+
+    errs = False
+
+    def sample(self, seed, batch_size, **told):
+        self.told.append({"seed": seed, **told})
+        labels = told.get("labels", torch.zeros(batch_size))
+        bright = (labels == 1) ^ self.errs
+        return 0.3 + 0.6 * bright.float().view(-1, 1, 1, 1, 1).expand(-1, *self.clip_shape)
+
+
+def labelled(folder, **options):
+    return Dataset(folder, 8, 1, 3, as_uint8=True, conditions="label", **options)
+
+
+def test_a_classifier_of_frames(of_two):
+    model = OfTwo()
+    found = evaluator(model, labelled(of_two), {"labels": True})(model)
+    scores = {"sureness", "constancy", "constant_clips"}
+    of_labels = {"label_frames", "label_clips"}
+    assert scores <= found.keys()
+    assert not of_labels & found.keys()
+    assert all(found[f"{name}_real"] > 0.9 for name in scores | of_labels)
+    assert all("labels" not in one for one in model.told)
+    measured = evaluator(model, labelled(of_two), {"labels": True}).protocol
+    assert measured["labels"]["size"] == 32
+    assert evaluator(model, labelled(of_two), {"labels": False}, unpack=alone)(model).keys() == {
+        "fvd", *(f"{name}_distance{end}" for name in ("change", "flicker", "persistence")
+                 for end in ("", "_real")),
+    }  # fmt: skip
+
+
+def alone(batch):
+    return batch["video"], {}
+
+
+@pytest.mark.parametrize("errs", [False, True])
+def test_videos_that_should_show_a_class(of_two, errs):
+    model = OfTwo(num_classes=3)
+    model.errs = errs
+    # in training there was a class before these two
+    options = {"class_names": ("A", "a", "b")}
+    model.sample = lambda **told: OfTwo.sample(model, **{**told, "labels": told["labels"] - 1})
+    found = evaluator(model, labelled(of_two), {"labels": True}, **options)(model)
+    assert (found["label_frames"], found["label_clips"]) == ((0, 0) if errs else (1, 1))
+    assert found["constancy"] == found["constant_clips"] == 1
+
+
+def test_processes_share_the_classifier(of_two):
+    whole = evaluator(OfTwo(), labelled(of_two), {"labels": True})(OfTwo())
+
+    def work(process):
+        return lambda total: evaluator(
+            OfTwo(), labelled(of_two), {"labels": True}, share=(process, 2), total=total
+        )(OfTwo())
+
+    assert in_turns([work(0), work(1)]) == [pytest.approx(whole)] * 2
+
+
+def test_the_classifier_is_kept_with_the_statistics(of_two, tmp_path, monkeypatch):
+    model, file = OfTwo(), tmp_path / "clips.pt"
+    options = {"labels": True, "statistics": file}
+    first = evaluator(model, labelled(of_two), options)(model)
+    monkeypatch.setattr(EvaluationClips, "batches", None)
+    assert evaluator(model, labelled(of_two), options)(model) == first
+    with pytest.raises(ValueError, match=r"got others, with .*labels\.size 32 and None"):
+        evaluator(model, labelled(of_two), {"statistics": file}, unpack=alone)
+    (of_two / "a" / "00.gif").rename(of_two / "b" / "00.gif")
+    with pytest.raises(ValueError, match=r"got others, with .*clips\.labels "):
+        evaluator(model, labelled(of_two), options)
+
+
+def test_labels_while_training(of_two, tmp_path):
+    trainer = Trainer(
+        diffusion(num_classes=2),
+        of_two,
+        conditions="label",
+        evaluation=Evaluation(features=MEANS, labels=True, count=4),
+        results_folder=tmp_path / "results",
+        device="cpu",
+        num_workers=0,
+    )
+    found = trainer.evaluate()
+    assert found["label_clips_real"] > 0.9
+    assert 0 <= found["label_frames"] <= 1
+    assert found == trainer.evaluate()
+
+
+def test_clips_without_labels(clips):
+    with pytest.raises(
+        ValueError, match=r"for labels=True clips must have labels, got no condition with them; so"
+    ):
+        evaluator(Known(), clips, {"labels": True})
 
 
 # The clips
@@ -356,10 +497,10 @@ def test_making_one_leaves_the_random_numbers():
 QUIET = {"progress": False, "num_workers": 0}
 
 
-def diffusion(value_range=None, channels=1, timesteps=2, **options):
+def diffusion(value_range=None, channels=1, timesteps=2, num_frames=3, **options):
     torch.manual_seed(0)
     unet = Unet3D(dim=4, dim_mults=(1, 2), channels=channels, attn_heads=1, **options)
-    size = {"image_size": 8, "num_frames": 3, "timesteps": timesteps}
+    size = {"image_size": 8, "num_frames": num_frames, "timesteps": timesteps}
     return GaussianDiffusion(unet, **size, value_range=value_range)
 
 
@@ -413,6 +554,35 @@ def test_conditions_are_those_of_the_clips(of_classes):
     evaluate_diffusion(vectors, of_classes, BY_MEANS, conditions=told, **QUIET)
     with pytest.raises(FileNotFoundError, match=r"expected .*none"):
         evaluate_diffusion(labels, of_classes / "missing", BY_MEANS, **QUIET)
+
+
+@pytest.mark.filterwarnings("ignore:FrameClassifier. more than")
+def test_labels_of_a_folder(of_classes, monkeypatch):
+    monkeypatch.setattr(frame_classifier, "_STEPS", 1)
+    measured = Evaluation(features=MEANS, labels=True)
+    found = evaluate_diffusion(diffusion(), of_classes, measured, **QUIET)
+    assert {"constancy", "label_frames_real"} <= found["scores"].keys()
+    assert "label_frames" not in found["scores"]
+    rows = "\n".join(f"{n}.gif,{n % 3},{n}" for n in range(6))
+    (of_classes / "list.csv").write_text(f"path,label,EF\n{rows}")
+    table = {"manifest": of_classes / "list.csv"}
+    # beside the conditions that the model takes
+    conditions = {"cond": ["EF"]}
+    model = diffusion(cond_dim=1)
+    vectors = evaluate_diffusion(
+        model, of_classes, measured, conditions=conditions, **table, **QUIET
+    )
+    assert "label_frames" not in vectors["scores"]
+    hashes = [one["protocol"]["clips"]["labels"] for one in (found, vectors)]
+    assert hashes[0] != hashes[1]
+    told = lambda path: {"labels": int(path.stem) % 2}  # noqa: E731
+    evaluate_diffusion(diffusion(), of_classes, measured, conditions=told, **QUIET)
+    conditions = [{"labels": "label"}, "caption"]
+    model = diffusion(num_classes=3)
+    classes = evaluate_diffusion(
+        model, of_classes, measured, conditions={"labels": "label"}, **table, **QUIET
+    )
+    assert "label_frames" in classes["scores"]
 
 
 def test_what_the_model_knows_is_the_default(of_classes):

@@ -23,7 +23,11 @@ _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab
 
 # Numbers of a line that have no axes of their own
 _OTHERS = ("step", "time", "steps", "loss", "memory_mib", "skipped_steps", "inception_score_std")
-_LOGARITHMIC = ("grad_norm", "fvd", "random_feature_distance", "fid_avg", "fid_first")
+_LOGARITHMIC = (
+    *("grad_norm", "fvd", "random_feature_distance", "fid_avg", "fid_first"),
+    *("change_distance", "flicker_distance", "persistence_distance"),
+)
+_OF_REAL_CLIPS = "_real"  # drawn with the score of the drawn videos
 
 
 def make_parser() -> ArgumentParser:
@@ -88,6 +92,8 @@ def _draw(runs: dict[str, Lines], target: Path) -> None:
         _draw_loss(loss, lines, colour, prefix)
         _draw_noise(noise, lines, colour, prefix)
         for axes, metric in zip(others, metrics, strict=False):
+            label = "_" if number else "real clips"
+            _curve(axes, lines, metric + _OF_REAL_CLIPS, "grey", label)
             _curve(axes, lines, metric, colour, name)
     for axes, title in zip(
         (loss, noise, *others), ("loss", "loss by noise", *metrics), strict=False
@@ -107,7 +113,7 @@ def _draw(runs: dict[str, Lines], target: Path) -> None:
 
 
 def _is_metric(name: str, value: Any) -> bool:
-    is_other = name in _OTHERS or name.startswith(_VALIDATION)
+    is_other = name in _OTHERS or name.startswith(_VALIDATION) or name.endswith(_OF_REAL_CLIPS)
     return isinstance(value, (int, float)) and not is_other
 
 

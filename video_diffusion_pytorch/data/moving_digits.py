@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 import os
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 
 DIGIT_SIZE = 16
 """Height and width, in pixels, of a digit in a clip."""
+
+MANIFEST = "manifest.csv"
+"""Name of the table of the clips' labels and captions."""
 
 _SPEEDS = (1, 3)  # odd, see `_bounce`
 
@@ -127,7 +131,8 @@ def write_moving_digits(
     """Writes clips of moving digits, as training data for a first try.
 
     File names describe the clips: `0007_three_left.gif` is the eighth clip, a three that starts to
-    the left. A clip depends on the seed and its number only, not on `num_clips`.
+    the left. A clip depends on the seed and its number only, not on `num_clips`. `manifest.csv`
+    lists the clips, their digits as `label`, and what they show as `caption`.
 
     Args:
         folder: Made if missing; files of the same names are replaced.
@@ -137,7 +142,7 @@ def write_moving_digits(
         seed: Of the random generator.
 
     Returns:
-        The files written, in order.
+        The files of the clips, in order.
 
     Raises:
         ValueError: `image_size` or `num_frames` is too small.
@@ -152,7 +157,7 @@ def write_moving_digits(
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    paths = []
+    paths, rows = [], []
     for number in range(as_count(num_clips, "num_clips")):
         chosen = _draw(range(len(images)), generator)
         direction = _draw(list(DIRECTIONS), generator)
@@ -160,6 +165,10 @@ def write_moving_digits(
         clip = moving_digit_clip(image, num_frames, image_size, generator, direction=direction)
         paths.append(target / f"{number:04d}_{word}_{direction}.gif")
         video_tensor_to_gif(clip, paths[-1])
+        caption = f"a {word} that moves {direction}"
+        rows.append((paths[-1].name, int(labels[chosen]), caption))
+    with (target / MANIFEST).open("w", newline="", encoding="utf-8") as table:
+        csv.writer(table).writerows([("path", "label", "caption"), *rows])
     return paths
 
 

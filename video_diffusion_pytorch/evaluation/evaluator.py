@@ -16,8 +16,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, random_features
+from video_diffusion_pytorch.evaluation.frame_classifier import (
+    PROTOCOL,
+    ClassScores,
+    FrameClassifier,
+    LabelledClips,
+    train_frame_classifier,
+)
 from video_diffusion_pytorch.evaluation.frame_similarity import SIMILARITIES, FrameSimilarity
 from video_diffusion_pytorch.evaluation.results import differences, in_words
+from video_diffusion_pytorch.evaluation.temporal_scores import LEAST_FRAMES, TemporalStatistics
 from video_diffusion_pytorch.evaluation.video_scores import Networks, VideoStatistics, scores
 from video_diffusion_pytorch.files import replacing
 
@@ -68,6 +76,8 @@ class Evaluation:
             the model's `value_range`, or [0, 1].
         statistics: File that keeps the statistics of the real clips, written if missing; None for
             no file.
+        labels: Whether to train a classifier of single frames on the labels that the real clips
+            have, which tells how long drawn videos show one class.
 
     Raises:
         ValueError: If a number is out of range.
@@ -92,6 +102,7 @@ class Evaluation:
     max_batch: int = 16
     value_range: tuple[Any, Any] | None = None
     statistics: str | os.PathLike[str] | None = None
+    labels: bool = False
 
     def __post_init__(self) -> None:
         least = {"clips": 2, "count": 2, "max_batch": 1, "splits": 1, "steps": 1}
@@ -163,6 +174,18 @@ class ClipBatch(NamedTuple):
     counted: int
 
 
+class RealClips(NamedTuple):
+    """What is kept of the real clips.
+
+    Attributes:
+        statistics: Their statistics.
+        classifier: Classifier of their frames; None without labels.
+    """
+
+    statistics: VideoStatistics
+    classifier: FrameClassifier | None
+
+
 class Evaluator:
     """Compares videos drawn from a model with real clips, each call by the same protocol.
 
@@ -203,12 +226,14 @@ class Evaluator:
         self.given_frames = evaluation.frames_to_give(diffusion)
         self.networks = evaluation.networks(diffusion.channels)
         self.count = evaluation.count or clips.number
+        self._is_temporal = diffusion.num_frames >= LEAST_FRAMES
         similarity = evaluation.similarity(diffusion)
         protocol = {
             "clips": {**clips.protocol, "number": clips.number},
             "samples": {**self._sampling_protocol(diffusion), "number": self.count},
             **self.networks.protocol,
             "similarity": None if similarity is None else similarity.protocol,
+            "labels": dict(PROTOCOL) if evaluation.labels else None,
         }
         self.protocol = json.loads(json.dumps(protocol))
         self._real = self._read_statistics()
@@ -238,8 +263,9 @@ class Evaluator:
             stop: Called after each batch, with the same result on all processes: whether to stop.
 
         Returns:
-            The scores of `evaluation.video_scores.scores`, and for predicted frames those of
-            `FrameSimilarity.compute`; None if stopped.
+            The scores of `evaluation.video_scores.scores`, for predicted frames those of
+            `FrameSimilarity.compute`, and with labels those of `ClassScores.compute`, also of the
+            held-out real clips, with the ending `_real`; None if stopped.
 
         Raises:
             FloatingPointError: If the model draws videos with NaN or infinite values.
@@ -249,17 +275,15 @@ class Evaluator:
         if self._real is None:
             self._real = self._read_clips(device)
             self._write_statistics()
-        drawn, bad = (
-            VideoStatistics(self.networks),
-            torch.zeros((), dtype=torch.float64, device="cpu"),
-        )
+        real_clips, drawn, classes = self._real, self._statistics(self.count), ClassScores()
+        bad = torch.zeros((), dtype=torch.float64, device="cpu")
         similarity = self.evaluation.similarity(diffusion)
         for batch in self._shown(self._to_draw(diffusion), self.count, "drawing videos"):
             samples = self.clips.to_unit_range(self._draw(diffusion, batch))
             # an error here would leave the other processes waiting
             is_bad = ~samples.isfinite().flatten(1).all(dim=1)
             bad += is_bad[: batch.counted].sum().item()
-            samples = samples.nan_to_num()
+            samples = samples.nan_to_num(posinf=0.0, neginf=0.0)
             if similarity is not None and batch.videos is not None:
                 real, k = self.clips.to_unit_range(batch.videos.to(device)), self.given_frames
                 pair = (v[: batch.counted, :, k:] for v in (samples, real))
@@ -267,6 +291,10 @@ class Evaluator:
                 # the distance is that of whole videos, given and predicted frames
                 samples = torch.cat((real[:, :, :k], samples[:, :, k:]), dim=2)
             drawn.add(samples, batch.numbers, batch.counted)
+            if real_clips.classifier is not None:
+                wanted = _labels(batch) if "labels" in diffusion.condition_names else None
+                classifier = real_clips.classifier.to(device)
+                classes.add(classifier, samples, wanted, batch.counted)
             if stop():
                 return None
         bad = self.total(bad)
@@ -275,8 +303,13 @@ class Evaluator:
                 f"Evaluation: drawn videos must be finite, got {round(bad.item())} of {self.count} "
                 "with NaN or infinite values; the model has diverged, take an earlier checkpoint"
             )
-        found = scores(self._real, drawn.over_processes(self.total))
-        return found if similarity is None else found | similarity.over_processes(self.total)
+        found = scores(real_clips.statistics, drawn.over_processes(self.total))
+        if similarity is not None:
+            found |= similarity.over_processes(self.total)
+        if real_clips.classifier is not None:
+            found |= classes.over_processes(self.total).compute()
+            found |= {f"{name}_real": value for name, value in real_clips.classifier.real.items()}
+        return found
 
     def result(
         self, found: Mapping[str, float], about: Mapping[str, Any], device: torch.device | str
@@ -300,15 +333,28 @@ class Evaluator:
 
     # real clips
 
-    def _read_clips(self, device: torch.device) -> VideoStatistics:
-        found, number = VideoStatistics(self.networks), self.clips.number
+    def _statistics(self, count: int) -> VideoStatistics:
+        """Statistics of `count` videos, without these so far."""
+        temporal = TemporalStatistics(count) if self._is_temporal else None
+        return VideoStatistics(self.networks, temporal)
+
+    def _read_clips(self, device: torch.device) -> RealClips:
+        number = self.clips.number
+        found = self._statistics(number)
+        labelled = LabelledClips(number) if self.evaluation.labels else None
         for batch in self._shown(self.clips.batches(number), number, "reading clips"):
             assert batch.videos is not None
             videos = self.clips.to_unit_range(batch.videos.to(device))
             found.add(videos, batch.numbers, batch.counted)
-        return found.over_processes(self.total)
+            if labelled is not None:
+                labelled.add(videos, _labels(batch), batch.numbers, batch.counted)
+        classifier = None
+        if labelled is not None:
+            # on the CPU, so that all processes have the same
+            classifier = train_frame_classifier(labelled.over_processes(self.total))
+        return RealClips(found.over_processes(self.total), classifier)
 
-    def _read_statistics(self) -> VideoStatistics | None:
+    def _read_statistics(self) -> RealClips | None:
         file = self.evaluation.statistics
         if file is None:
             return None
@@ -334,22 +380,29 @@ class Evaluator:
                 f"Evaluation: the statistics in {file} must be of these clips and networks, got "
                 f"others, with {in_words(differ)}; remove the file, or give another path"
             )
-        found = VideoStatistics(self.networks)
+        if self._is_temporal and "temporal" not in kept:
+            return None  # written before there were temporal scores
+        found, classifier = VideoStatistics(self.networks), None
         found.load_state_dict(kept)
-        return found
+        if self.evaluation.labels:
+            classifier = FrameClassifier.from_state(state["classifier"])
+        return RealClips(found, classifier)
 
     @property
     def _protocol_of_real(self) -> dict[str, Any]:
         """The part of the protocol that determines the statistics of the real clips."""
-        return {name: self.protocol[name] for name in ("clips", "features", "frame_features")}
+        names = ("clips", "features", "frame_features", "labels")
+        return {name: self.protocol[name] for name in names}
 
     def _write_statistics(self) -> None:
         file = self.evaluation.statistics
         if file is None or self.share[0] or self._real is None:
             return
+        statistics, classifier = self._real
         state = {
             "protocol": json.dumps(self._protocol_of_real),
-            "statistics": self._real.state_dict(),
+            "statistics": statistics.state_dict(),
+            "classifier": None if classifier is None else classifier.full_state(),
         }
         with replacing(Path(file)) as unfinished:
             torch.save(state, unfinished)
@@ -393,6 +446,11 @@ class Evaluator:
             for batch in batches:
                 yield batch
                 bar.update(min(batch.counted * self.share[1], count - bar.n))
+
+
+def _labels(batch: ClipBatch) -> Tensor:
+    """The labels of the clips of a batch, by the clips' own numbers of classes."""
+    return torch.as_tensor(batch.conditions["labels"], device="cpu")
 
 
 def _describe(sampler: Any, diffusion: GaussianDiffusion) -> str:

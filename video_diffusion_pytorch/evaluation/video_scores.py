@@ -1,4 +1,4 @@
-"""Scores of sets of videos: Frechet distances, inception scores, and the statistics for both."""
+"""Scores of sets of videos: Frechet distances, inception scores, and the statistics for them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork, RandomFeatures
+from video_diffusion_pytorch.evaluation.temporal_scores import TemporalStatistics, temporal_scores
 
 Total = Callable[[Tensor], Tensor]
 """Sums over the processes a tensor that every process has, such as `accelerator.reduce`."""
@@ -294,6 +295,7 @@ class VideoStatistics:
 
     Args:
         networks: The networks that compute features and classes.
+        temporal: Statistics of how frames change, without videos so far; None for none.
 
     Example:
         >>> from video_diffusion_pytorch.evaluation.feature_network import random_features
@@ -305,8 +307,8 @@ class VideoStatistics:
         ['random_feature_distance']
     """
 
-    def __init__(self, networks: Networks) -> None:
-        self.networks = networks
+    def __init__(self, networks: Networks, temporal: TemporalStatistics | None = None) -> None:
+        self.networks, self.temporal = networks, temporal
         # by name of the network: statistics of the videos, or of the frames at each position
         self._parts: dict[str, list[Any]] = {}
 
@@ -320,6 +322,8 @@ class VideoStatistics:
                 the others too, so that several processes take the same steps.
         """
         kept = slice(counted)
+        if self.temporal is not None:
+            self.temporal.add(videos, numbers, counted)
         for name, network in self.networks.given().items():
             outputs = network(videos)
             rows = outputs.unbind(1) if network.is_of_frames else [outputs]
@@ -337,7 +341,8 @@ class VideoStatistics:
 
     def over_processes(self, total: Total) -> VideoStatistics:
         """Returns the statistics of the videos of all processes."""
-        joined = VideoStatistics(self.networks)
+        temporal = None if self.temporal is None else self.temporal.over_processes(total)
+        joined = VideoStatistics(self.networks, temporal)
         for name, parts in self._parts.items():
             joined._parts[name] = [part.over_processes(total) for part in parts]
         return joined
@@ -368,7 +373,9 @@ class VideoStatistics:
     def state_dict(self) -> dict[str, Any]:
         """Returns the statistics of the features, without those of inception scores."""
         frames = self._parts.get("frame_features", ())
+        temporal = {} if self.temporal is None else {"temporal": self.temporal.state_dict()}
         return {
+            **temporal,
             "videos": self._parts["features"][0].state_dict(),
             "frames": [statistics.state_dict() for statistics in frames],
         }
@@ -379,6 +386,8 @@ class VideoStatistics:
         if state["frames"]:
             frames = [FeatureStatistics.from_state(one) for one in state["frames"]]
             self._parts["frame_features"] = frames
+        if "temporal" in state:
+            self.temporal = TemporalStatistics.from_state(state["temporal"])
 
 
 def scores(real: VideoStatistics, drawn: VideoStatistics) -> dict[str, float]:
@@ -392,9 +401,12 @@ def scores(real: VideoStatistics, drawn: VideoStatistics) -> dict[str, float]:
         The Frechet distance, under the networks' name for it; and, if there are networks for them,
         `inception_score` with `inception_score_std`, and the scores of frames: `fid_avg` and
         `is_avg`, means over the frames' positions, `fid_first` and `is_first`, of the first frame
-        (Ho et al. 2022, section 4.3).
+        (Ho et al. 2022, section 4.3). If both have temporal statistics, the `temporal_scores`.
     """
-    return real.frechet_distances(drawn) | drawn.inception_scores()
+    found = real.frechet_distances(drawn) | drawn.inception_scores()
+    if real.temporal is not None and drawn.temporal is not None:
+        found |= temporal_scores(real.temporal, drawn.temporal)
+    return found
 
 
 @torch.no_grad()

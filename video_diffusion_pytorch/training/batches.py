@@ -543,7 +543,9 @@ def collate(items: Sequence[Any]) -> Any:
     if isinstance(first, (tuple, list)):
         columns = map(collate, zip(*items, strict=True))
         return type(first)(*columns) if hasattr(first, "_fields") else type(first)(columns)
-    return default_collate(list(items))
+    # which makes tensors on torch's default device
+    with torch.device("cpu"):
+        return default_collate(list(items))
 
 
 def check_items_of(loader: Any) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from video_diffusion_pytorch.arguments import as_value_range
+from video_diffusion_pytorch.data.condition_files import split_conditions
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.samplers import make_sampler
@@ -36,7 +37,7 @@ from video_diffusion_pytorch.training.checks import (
     take_value_range,
 )
 from video_diffusion_pytorch.training.metrics import StepMetrics
-from video_diffusion_pytorch.training.splits import clips_behind, name_of
+from video_diffusion_pytorch.training.splits import clips_behind, condition_key, name_of
 from video_diffusion_pytorch.version import __version__
 
 # Keywords of a batch that validation ignores
@@ -302,7 +303,7 @@ def evaluate_diffusion(
     start = time.time()
     evaluation = Evaluation() if evaluation is None else evaluation
     if isinstance(data, (str, os.PathLike)):
-        data = _read_folder(data, diffusion, data_options)
+        data = _read_folder(data, diffusion, data_options, with_labels=evaluation.labels)
     elif data_options:
         raise TypeError(
             f"evaluate_diffusion: {', '.join(data_options)} must go with a folder of clips, got a "
@@ -400,8 +401,8 @@ class EvaluationClips(Validation):
         protocol: Their description in the result, in plain values.
 
     Raises:
-        ValueError: If the clips have no random access, are fewer than two, do not fit the model, or
-            have a `value_range` and the model has none.
+        ValueError: If the clips have no random access, are fewer than two, do not fit the model,
+            have a `value_range` and the model has none, or lack the labels of the evaluation.
     """
 
     def __init__(
@@ -426,11 +427,15 @@ class EvaluationClips(Validation):
         self._limits = _unit_limits(diffusion, evaluation)
         sizes = {"at_least": 2, "at_most": evaluation.clips, "batch_size": evaluation.max_batch}
         super().__init__(dataset, indices, share=share, **sizes)
-        self.check(diffusion, unpack, class_names)
+        takes_labels = "labels" in diffusion.condition_names or not evaluation.labels
+        self.check(diffusion, unpack if takes_labels else _without_labels(unpack), class_names)
         self._unpack, self._ready, self._num_workers = unpack, ready, num_workers
         self.number = len(self.indices)
         settings = _protocol_of_clips(dataset, self.indices)
         self.protocol = {**settings, "value_range": self._limits}
+        if evaluation.labels:
+            keys = [condition_key(dataset, index) for index in self.indices]
+            self.protocol["labels"] = hashlib.sha256(repr(keys).encode()).hexdigest()[:16]
 
     def batches(self, count: int) -> Iterator[ClipBatch]:
         """This process's share of `count` clips, which are repeated as often as needed."""
@@ -447,6 +452,22 @@ class EvaluationClips(Validation):
             return videos.float() / 255 if videos.dtype == torch.uint8 else videos.float()
         low, high = (torch.tensor(bound, device=videos.device) for bound in self._limits)
         return unnormalize_img(to_unit_range(videos, low, high)).float()
+
+
+def _without_labels(unpack: Unpack) -> Unpack:
+    """Unpacks batches of labelled clips for a model that takes no labels."""
+
+    def unpack_for_model(batch: Any) -> tuple[Tensor, dict[str, Any]]:
+        videos, conditions = unpack(batch)
+        if "labels" not in conditions:
+            raise ValueError(
+                "Evaluation: for labels=True clips must have labels, got "
+                f"{', '.join(conditions) or 'no condition'} with them; sort them into sub-folders, "
+                "give a manifest with labels, or add 'labels' to the items of the dataset"
+            )
+        return videos, {name: value for name, value in conditions.items() if name != "labels"}
+
+    return unpack_for_model
 
 
 def _unit_limits(diffusion: GaussianDiffusion, evaluation: Evaluation) -> Any:
@@ -474,7 +495,11 @@ def _protocol_of_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
 
 
 def _read_folder(
-    folder: str | os.PathLike[str], diffusion: GaussianDiffusion, options: dict[str, Any]
+    folder: str | os.PathLike[str],
+    diffusion: GaussianDiffusion,
+    options: dict[str, Any],
+    *,
+    with_labels: bool,
 ) -> Dataset:
     """Opens the clips of a folder in the shape, units and conditions of the model."""
     names, units = diffusion.condition_names, diffusion.config["value_range"]
@@ -485,6 +510,8 @@ def _read_folder(
         kinds: dict[str, Any] = _KINDS | ({"cond": {"cond": columns}} if columns else {})
         usual = [kinds[name] for name in names if name in kinds] or None
         options["conditions"] = settings.get("conditions", usual)
+    if with_labels:
+        options["conditions"] = _with_label(options["conditions"])
     excluded = {other for name in options for other in _EXCLUDES.get(name, ())}
     wanted = AS_IN_TRAINING - excluded
     trained = {name: value for name, value in settings.items() if name in wanted}
@@ -499,3 +526,11 @@ def _read_folder(
                 f"{error}; or, if the model was trained with vectors, conditions='vector'"
             ) from error
         raise
+
+
+def _with_label(conditions: Any) -> Any:
+    """Conditions of clips with their label; a function is left to give it itself."""
+    names, function, columns = split_conditions(conditions)
+    if "label" in names or "labels" in columns or function is not None:
+        return conditions
+    return [*names, *[columns] * bool(columns), "label"]

@@ -145,17 +145,17 @@ def clips_to_show(
         count: Number of samples.
     """
     shown = [*apart[:count]]
-    seen = {_condition_key(dataset, index) for index in shown}
+    seen = {condition_key(dataset, index) for index in shown}
     first_with: dict[Any, int] = {}
     for index in trained if len(shown) < count else ():
-        first_with.setdefault(_condition_key(dataset, index), index)
+        first_with.setdefault(condition_key(dataset, index), index)
     new = [index for key, index in first_with.items() if key not in seen]
     chosen = _evenly(new, count - len(shown))
     others = sorted({*trained} - {*chosen}) if len(shown) + len(chosen) < count else []
     return shown + sorted(chosen + _evenly(others, count - len(shown) - len(chosen)))
 
 
-def _condition_key(dataset: Any, index: int) -> Any:
+def condition_key(dataset: Any, index: int) -> Any:
     """What a clip is conditioned on, as far as it is listed; else something of its own."""
     clips, number = clips_behind(dataset), _file_of(dataset, index)[1]
     listed = None if clips is None else clips.listed_conditions(number)
