@@ -36,6 +36,7 @@ CONFIG = (
     "time_shift",
     "sigma_data",
     "frame_noise",
+    "noise_correlation",
     *_FLAGS,
     *_COUNTS,
     *_FRACTIONS,
@@ -162,6 +163,7 @@ def _kinds(given: Mapping[str, Any]) -> dict[str, _Kind]:
             f"uniform, logit_normal, two numbers (mean, standard deviation above 0){_OR_NONE}",
         ),
         "frame_noise": (str, lambda kind: kind == "independent", f"independent{_OR_NONE}"),
+        "noise_correlation": (float, lambda x: 0 <= x < 1, "a number from 0 to less than 1"),
         "time_shift": (float, lambda shift: 0 < shift < math.inf, "a number above 0"),
         "sigma_data": (float, lambda sigma: 0 < sigma < math.inf, "a number above 0"),
         "min_snr_gamma": (float, lambda gamma: gamma > 0, f"a number above 0{_OR_NONE}"),
@@ -177,8 +179,8 @@ def remember_training(module: nn.Module, config: Mapping[str, Any]) -> None:
     """Adds the objective and the kind of schedule to the state dict, and checks loaded ones.
 
     Only unusual values are stored, so that a usual model's state dict has the reference's keys:
-    `objective_text`, its characters as bytes, `continuous_time`, which is 1, `time_shift`, and
-    `sigma_data` of EDM.
+    `objective_text`, its characters as bytes, `continuous_time`, which is 1, `time_shift`,
+    `sigma_data` of EDM, and `frame_correlation`, the `noise_correlation`.
     """
     objective = config["objective"]
     text = torch.tensor(list(objective.encode()), dtype=torch.uint8)
@@ -186,11 +188,13 @@ def remember_training(module: nn.Module, config: Mapping[str, Any]) -> None:
     is_continuous = config["beta_schedule"] == "continuous_cosine"
     one = torch.ones((), dtype=torch.uint8)
     module.register_buffer("continuous_time", one if is_continuous else None)
-    for name, is_used in (
-        ("time_shift", config["time_shift"] != 1),
-        ("sigma_data", objective == "edm"),
-    ):
-        module.register_buffer(name, torch.tensor(config[name]) if is_used else None)
+    numbers = {
+        "time_shift": config["time_shift"] if config["time_shift"] != 1 else None,
+        "sigma_data": config["sigma_data"] if objective == "edm" else None,
+        "frame_correlation": config["noise_correlation"] or None,
+    }
+    for name, number in numbers.items():
+        module.register_buffer(name, None if number is None else torch.tensor(number))
     module.register_load_state_dict_pre_hook(_check_state_dict)
 
 
@@ -202,8 +206,8 @@ def training_of(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, An
         prefix: What its keys begin with.
 
     Returns:
-        `timesteps`, `objective`, `beta_schedule`, `time_shift` and `sigma_data`, as the constructor
-        takes them.
+        `timesteps`, `objective`, `beta_schedule`, `time_shift`, `sigma_data` and
+        `noise_correlation`, as the constructor takes them.
     """
     betas = state_dict[f"{prefix}betas"].detach().cpu()
     text = state_dict.get(f"{prefix}objective_text")
@@ -220,6 +224,7 @@ def training_of(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, An
         "beta_schedule": schedule,
         "time_shift": _number_of(state_dict, f"{prefix}time_shift", 1.0),
         "sigma_data": _number_of(state_dict, f"{prefix}sigma_data", 0.5),
+        "noise_correlation": _number_of(state_dict, f"{prefix}frame_correlation", 0.0),
     }
 
 

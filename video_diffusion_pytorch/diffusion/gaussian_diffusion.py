@@ -59,7 +59,9 @@ from video_diffusion_pytorch.diffusion.guided_prediction import (
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     ForwardProcess,
+    Noise,
     NoiseLevel,
+    correlate_frames,
     draw_noise,
     make_schedule,
 )
@@ -154,6 +156,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             al. 2024), so that one model predicts from any number of frames and fills gaps: the
             frames that are known have no noise. None for one level per clip.
         shared_noise_prob: With `frame_noise`, probability that all frames of a clip have one level.
+        noise_correlation: Correlation of the noise of each two frames of a clip, in training and
+            sampling, in [0, 1): some of it suits clips whose frames are alike (Ge et al. 2023).
 
     Raises:
         ValueError: If an argument is outside its range.
@@ -206,6 +210,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     time_distribution: str | tuple[float, float] | None
     frame_noise: str | None
     shared_noise_prob: float
+    noise_correlation: float
     # of EDM, which weights remember
     sigma_data: Tensor | None
     # the ranges of values, which weights remember
@@ -241,6 +246,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         sigma_data: float = 0.5,
         frame_noise: str | None = None,
         shared_noise_prob: float = 0.1,
+        noise_correlation: float = 0.0,
     ) -> None:
         if channels is None:
             channels = getattr(unwrap(denoise_fn), "channels", 3)
@@ -390,7 +396,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             x_start: Clips in [-1, 1], `(b, c, f, h, w)`.
             t: Time steps, `(b,)` or `(b, f)`, whole or not.
             cond: Conditions, as in `forward`.
-            noise: A standard normal draw of the shape of the clips; None to draw it.
+            noise: Of the shape of the clips, normal with variance 1; None to draw it.
             image_frames: How many frames at the end of each clip are images of their own.
             image_conditions: As in `forward`.
             drop_mask: As in `forward`.
@@ -407,10 +413,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 `reduction` is unknown.
         """
         check_reduction(reduction)
-        if noise is None:
-            noise = draw_noise(x_start)
-        check_videos("GaussianDiffusion: noise", noise, x_start.shape)
         frames = x_start.shape[2] - image_frames
+        if noise is None:
+            noise = self.correlated(draw_noise(x_start), frames)
+        check_videos("GaussianDiffusion: noise", noise, x_start.shape)
         if frame_mask is not None:
             frame_mask = self.check_frame_mask(frame_mask, x_start[:, :, :frames])
             # images are never padding
@@ -434,6 +440,26 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if self.min_snr_gamma is not None:
             weight = min_snr_weight(self.objective, self.log_snr(t), self.min_snr_gamma)
         return distance(self.loss_type, output, target, weight, reduction, frame_mask)
+
+    def correlated(self, noise: Tensor, frames: int | None = None) -> Tensor:
+        """Noise with the model's `noise_correlation`, from independent noise.
+
+        Args:
+            noise: Standard normal, `(b, c, f, h, w)`.
+            frames: Frames of the video, at the beginning; the others are images, whose noise stays
+                independent. None for all.
+        """
+        if not self.noise_correlation:
+            return noise
+        video, images = (
+            noise[:, :, :frames],
+            noise[:, :, noise.shape[2] if frames is None else frames :],
+        )
+        return torch.cat((correlate_frames(video, self.noise_correlation), images), dim=2)
+
+    def correlating(self, noise: Noise) -> Noise:
+        """A source of noise with the model's `noise_correlation`."""
+        return (lambda like: self.correlated(noise(like))) if self.noise_correlation else noise
 
     def check_batch(self, x: Tensor, **conditions: Any) -> None:
         """Raises a ValueError for a batch that `forward` would refuse.
@@ -799,7 +825,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         mean, _, log_variance = self.p_mean_variance(
             x, t, clip_denoised=clip_denoised, cond=cond, cond_scale=cond_scale, **conditions
         )
-        noise = draw_noise(x)
+        noise = self.correlated(draw_noise(x))
         # no noise in the last step
         noisy = (t > 0).to(x.dtype).view(-1, *[1] * (x.ndim - 1))
         return mean + noisy * (0.5 * log_variance).exp() * noise
@@ -819,7 +845,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         noise = torch.randn(tuple(shape), device=self.betas.device, dtype=self.betas.dtype)
         conditions = {"cond": cond, **conditions}
         steps = self.num_timesteps
-        noise = noise * self.noise_level(steps - 1).scale
+        noise = self.correlated(noise) * self.noise_level(steps - 1).scale
         return self._denoise_from(noise, steps, cond_scale, conditions, progress, callback)
 
     @torch.no_grad()
@@ -1029,7 +1055,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             if is_chain:
                 video = self.p_sample_loop(shape, cond_scale=cond_scale, **own, **follower)
             else:
-                draw = noise[rows] if isinstance(noise, RandomStreams) else noise
+                draw = self.correlating(noise[rows] if isinstance(noise, RandomStreams) else noise)
                 x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
                 x = x * levels[0].scale
                 clamp = partial(self.clamp, percentile=dynamic_thres_percentile)

@@ -326,6 +326,7 @@ def _traits(model: GaussianDiffusion) -> dict[str, Any]:
         "auto_normalize": model.auto_normalize,
         "value_range": model.config["value_range"],
         "given_frames": model.given_frames,
+        "noise_correlation": model.noise_correlation,
         "condition_names": model.condition_names,
         "takes_text_states": model.takes_text_states,
         "device": model.betas.device,

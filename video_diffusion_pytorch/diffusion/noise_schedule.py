@@ -169,6 +169,29 @@ def draw_noise(like: Tensor) -> Tensor:
     return torch.randn(like.shape, device=like.device, dtype=like.dtype)
 
 
+def correlate_frames(noise: Tensor, correlation: float) -> Tensor:
+    """Noise of videos whose frames are correlated, from independent noise.
+
+    Each two frames have the same correlation, as in the mixed noise model of Ge et al. 2023,
+    section 3.2, where it is `alpha ** 2 / (1 + alpha ** 2)`. That model draws a shared noise as
+    well; here the symmetric square root of the covariance is applied to one draw.
+
+    Args:
+        noise: Standard normal, `(b, c, f, h, w)`.
+        correlation: In [0, 1).
+
+    Example:
+        >>> noise = correlate_frames(torch.randn(1, 1, 2, 200, 200), 0.5)
+        >>> 0.4 < (noise[:, :, 0] * noise[:, :, 1]).mean() < 0.6
+        tensor(True)
+    """
+    if not correlation:
+        return noise
+    own = math.sqrt(1 - correlation)
+    shared = math.sqrt(1 - correlation + correlation * noise.shape[2]) - own
+    return own * noise + shared * noise.mean(dim=2, keepdim=True)
+
+
 class NoiseLevel(NamedTuple):
     """The shares of signal and noise in a noisy video: `x_t = alpha * x_start + sigma * noise`.
 

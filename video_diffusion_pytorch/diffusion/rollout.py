@@ -102,7 +102,8 @@ class Rollout:
         options, conditions, _ = self.completion.prepare_for_all(whole)
         scale = as_cond_scale(options.pop("cond_scale", 1.0), conditions)
         guiding = PredictionGuidance(scale, {}, 0.0, None, None)
-        draw = make_streams(None, options.pop("generator", None), len(video), video.device)
+        streams = make_streams(None, options.pop("generator", None), len(video), video.device)
+        draw = diffusion.correlating(streams)
         if options:
             raise TypeError(
                 f"roll_out: conditions must be among those of sample, got {', '.join(options)}; "

@@ -287,6 +287,7 @@ class ClipDraws:
         generator = torch.Generator(betas.device)
         for clip, seed in zip(noise, seeds, strict=True):
             clip.normal_(generator=generator.manual_seed(_mixed(seed, 1)))
+        noise = self.diffusion.correlated(noise, self.diffusion.num_frames)
         return {"t": t.to(betas.device, non_blocking=True), "noise": noise, "reduction": "none"}
 
 
