@@ -31,13 +31,8 @@ from video_diffusion_pytorch.diffusion.noise_schedule import (
     NoiseLevel,
     cosine_beta_schedule,
 )
-from video_diffusion_pytorch.diffusion.samplers import (
-    DDIM,
-    Ancestral,
-    DPMPlusPlus,
-    Prediction,
-    Sampler,
-)
+from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral, DPMPlusPlus
+from video_diffusion_pytorch.diffusion.sampling_steps import Prediction, Sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "diffusion"))
 from gaussian_data import GaussianVideos, PerfectNetwork, moments, relative_error

@@ -7,6 +7,7 @@ import traceback
 from functools import partial
 from itertools import pairwise
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -14,7 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
-from video_diffusion_pytorch.diffusion.guidance import KnownRegion
+from video_diffusion_pytorch.diffusion.diffusers_scheduler import DiffusersScheduler
+from video_diffusion_pytorch.diffusion.guidance import Denoiser, KnownRegion
+from video_diffusion_pytorch.diffusion.random_streams import make_streams
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
 
 LOOKS = {
@@ -32,6 +35,7 @@ class HostReads(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.places = []
+        self.shapes = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func == Tensor.is_cpu.__get__:
@@ -39,6 +43,7 @@ class HostReads(TorchFunctionMode):
         if func in LOOKS or (func is Tensor.__getitem__ and has_mask(args[1])):
             caller = traceback.extract_stack(limit=2)[0]
             self.places.append(f"{func.__name__} in {caller.filename}:{caller.lineno}")
+            self.shapes.append(tuple(args[0].shape))
         return func(*args, **(kwargs or {}))
 
 
@@ -207,6 +212,34 @@ def test_a_sampling_step_does_not_look(sampler):
     few, many = (looks_of(lambda n: sample(steps=n), steps) for steps in (2, 5))
     assert few
     assert few == many
+
+
+# what diffusers itself does with numpy
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+        diffusers.EDMDPMSolverMultistepScheduler(),
+        diffusers.UniPCMultistepScheduler(),
+        diffusers.DDIMScheduler(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_step_of_a_scheduler_looks_at_its_own_numbers_only(scheduler):
+    """Which are on the CPU."""
+    diffusion, sampler = tiny(), DiffusersScheduler(scheduler)
+    predict = partial(diffusion._predict_x_start, cond_scale=1.0, conditions={})
+    for steps in (2, 5):
+        levels = sampler.levels(diffusion, steps)
+        assert {levels.scheduler.timesteps.device.type} == {"cpu"}
+        x, noise = torch.rand(SHAPE), make_streams(0, None, 2, "cpu")
+        denoise = Denoiser(predict, None, [], noise, diffusion.denoise_fn)
+        with HostReads() as reads:
+            for _ in sampler.run(x, levels, denoise, noise):
+                pass
+        # the seeds of its generators are fetched once, with cpu and numpy
+        assert sum(shape[:1] == SHAPE[:1] for shape in reads.shapes) <= 2
 
 
 def test_a_step_of_the_chain_does_not_look():

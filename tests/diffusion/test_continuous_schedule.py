@@ -14,14 +14,8 @@ from video_diffusion_pytorch.diffusion.continuous_schedule import (
     FlowSchedule,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import CONTINUOUS, ForwardProcess
-from video_diffusion_pytorch.diffusion.samplers import (
-    DDIM,
-    Ancestral,
-    DPMPlusPlus,
-    Euler,
-    Heun,
-    Prediction,
-)
+from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral, DPMPlusPlus, Euler, Heun
+from video_diffusion_pytorch.diffusion.sampling_steps import Prediction
 
 SCHEDULES = {
     "cosine": CosineSchedule(),

@@ -63,14 +63,8 @@ from video_diffusion_pytorch.diffusion.objective import (
     x_start_of,
 )
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
-from video_diffusion_pytorch.diffusion.samplers import (
-    DDIM,
-    DDPM,
-    Callback,
-    Sampler,
-    follow,
-    make_sampler,
-)
+from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, make_sampler
+from video_diffusion_pytorch.diffusion.sampling_steps import Callback, Sampler, follow
 from video_diffusion_pytorch.diffusion.value_range import (
     RANGE_TOLERANCE,
     Bound,
