@@ -213,6 +213,18 @@ def test_weights_of_another_kind_are_refused(own, theirs, message):
         diffusion_with(**own).load_state_dict(state)
 
 
+def test_sigma_data_can_be_set_later():
+    diffusion = diffusion_with(objective="edm")
+    diffusion.set_sigma_data(0.25)
+    assert diffusion.config["sigma_data"] == 0.25
+    other = diffusion_with(objective="edm", sigma_data=0.25)
+    other.load_state_dict(diffusion.state_dict())
+    with pytest.raises(ValueError, match="GaussianDiffusion: sigma_data must be a number above 0"):
+        diffusion.set_sigma_data(0)
+    with pytest.raises(ValueError, match="sigma_data needs objective='edm', got 'flow'; leave it"):
+        diffusion_with(objective="flow").set_sigma_data(0.25)
+
+
 # From a loss to samples
 
 
