@@ -30,6 +30,7 @@ from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS, write_video
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
 from video_diffusion_pytorch.model.conditioning import condition_width
 from video_diffusion_pytorch.presets import preset as find_preset
 from video_diffusion_pytorch.pretrained import load_diffusion
@@ -84,8 +85,8 @@ def make_parser() -> ArgumentParser:
     _add_tasks(parser)
 
     add = parser.add_argument_group("Sampling").add_argument
-    sampler = f"ddpm (all steps), ancestral, ddim, dpm++ or dpm++sde; null for {_SAMPLER}, or ddpm "
-    add("--sampler", type=str | None, help=f"{sampler}with all steps.")
+    sampler = f"{', '.join(SAMPLERS)}; null for {_SAMPLER}, or with all steps ddpm, for "
+    add("--sampler", type=str | None, help=f"{sampler}flow matching and EDM dpm++.")
     steps = "Number of steps; null for the model's sampling_timesteps, the sampler's default, or "
     add("--steps", type=int | None, help=f"{steps}without --sampler {_STEPS}.")
     add("--preset", type=str | None, help="A model of the paper, for its sampler and steps.")
