@@ -107,10 +107,7 @@ def compare_batches(options: argparse.Namespace) -> None:
     print(f"{options.objective}: mean loss {means}\n")
     print("| clips | independent | even | variance |\n|---|---|---|---|")
     for size in BATCHES:
-        both = [
-            values[: options.batches * size].view(-1, size).mean(1).std().item()
-            for values in losses.values()
-        ]
+        both = [values.view(-1, size).mean(1).std().item() for values in losses.values()]
         share = (both[1] / both[0]) ** 2
         print(f"| {size} | {both[0]:.4f} | {both[1]:.4f} | {share:.0%} |", flush=True)
 
@@ -135,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--clips", type=int, default=500)
-    parser.add_argument("--batches", type=int, default=200)
+    parser.add_argument("--batches", type=int, default=200, help="of the largest size")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

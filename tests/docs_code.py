@@ -144,6 +144,7 @@ def checkpoints(folder, models):
         item = {"video": torch.zeros(model.channels, *(4, *[model.image_size] * 2))}
         is_told = model.denoise_fn.config["cond_dim"] is not None
         item |= {"cond": torch.zeros(TINY_BERT_DIM)} if is_told else {}
+        item |= {"labels": 0} if model.denoise_fn.config["num_classes"] else {}
         results = folder / "results" / name
         results.mkdir(parents=True)
         options = {**TRAINING, "dataset": [item, item], "results_folder": results}

@@ -10,11 +10,12 @@ import torch
 from tests.docs_code import Page, checkpoints, unet
 from video_diffusion_pytorch import GaussianDiffusion, read_video, write_video
 from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.diffusion.guidance import RECONSTRUCTION_WEIGHT
 
 PAGE = Page("longer_videos.md")
 # the page's clips have 16 frames of 64 x 64, those of the test 4 of 16 x 16
 SMALLER = {"4": "2", "16": "4", "31": "7", "32": "8", "64": "16", "128": "32"}
-METHODS = ("predict", "extend", "interpolate_frames", "inpaint", "upsample")
+METHODS = ("predict", "extend", "interpolate_frames", "inpaint", "upsample", "roll_out")
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,13 @@ def test_clips_of_your_own():
     assert names["upsampled"].shape == (1, 3, 5, 32, 32)
 
 
+def test_models_with_a_noise_level_per_frame():
+    names = run("8.")
+    assert names["more"].shape == (1, 3, 4, 16, 16)
+    assert names["longer"].shape == names["endless"].shape == (1, 3, 16, 16, 16)
+    assert names["videos"].shape == (2, 3, 4, 16, 16)
+
+
 def test_the_pages_commands_run(capsys):
     shapes = {}
     for program, *argv in PAGE.commands("5. From the command line"):
@@ -119,5 +127,4 @@ def test_the_page_knows_all_methods_and_their_options():
 
 def test_the_default_weight_is_the_one_that_the_page_gives():
     assert "`weight`, 2 by default" in PAGE.text
-    for name in METHODS:
-        assert inspect.signature(getattr(GaussianDiffusion, name)).parameters["weight"].default == 2
+    assert RECONSTRUCTION_WEIGHT == 2

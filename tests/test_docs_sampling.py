@@ -42,6 +42,8 @@ def folder(tmp_path_factory):
         "films": diffusion(unet()),
         "captioned": diffusion(unet(cond_dim=TINY_BERT_DIM)),
         "flows": diffusion(unet(channels=2), value_range=(-3, 3)),
+        "small": diffusion(unet()),
+        "wild": diffusion(unet(cond_dim=TINY_BERT_DIM, num_classes=2)),
     }
     checkpoints(root, models)
     (root / "captions.txt").write_text("a whale\na ship\n")
@@ -139,6 +141,18 @@ def test_the_same_video_every_time():
 
 def test_stronger_and_cleaner_guidance():
     assert shape(run("5."), "videos") == (2, 3, 4, 16, 16)
+
+
+def test_a_scale_for_each_condition():
+    assert shape(run("A scale for each condition"), "videos") == (1, 3, 4, 16, 16)
+
+
+def test_a_worse_model_as_guide():
+    assert shape(run("A worse model as guide"), "videos") == (2, 3, 4, 16, 16)
+
+
+def test_where_guidance_acts():
+    assert shape(run("Where guidance acts"), "videos") == (1, 3, 4, 16, 16)
 
 
 def test_other_sizes_and_lengths():

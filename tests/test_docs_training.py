@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +17,10 @@ from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES as NOISE_SCHEDULES
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
 from video_diffusion_pytorch.training import evaluate as validation
-from video_diffusion_pytorch.training.ema import WARMUPS
+from video_diffusion_pytorch.training.ema import STDS, WARMUPS
 from video_diffusion_pytorch.training.fsdp import write_sharded
 from video_diffusion_pytorch.training.optimizer import OPTIMIZERS, SCHEDULES
+from video_diffusion_pytorch.training.posthoc_ema import snapshot_weights
 
 PAGE = Page("training.md")
 # a step instead of thousands; the page's clips have 16 frames of 64 x 64, those here 4 of 16 x 16
@@ -131,6 +133,30 @@ def test_optimizer_learning_rate_and_averages(ran):
     assert sgd["param_groups"][0]["momentum"] == 0.9
 
 
+def test_averages_of_any_width(ran):
+    names = ran["Post-hoc averages"]
+    assert names["trainer"].ema_model is names["trainer"].averages.choose(0.1)
+    narrow, stored = (
+        model.state_dict() for model in (names["narrow"], names["trainer"].averages.choose(0.05))
+    )
+    assert all(torch.allclose(value, stored[name], atol=1e-6) for name, value in narrow.items())
+    assert isinstance(names["wide"], GaussianDiffusion)
+
+
+def test_the_widths_that_snapshots_can_make():
+    section = PAGE.sections["Post-hoc averages"]
+    rows = re.findall(
+        r"^\| (\d+) \| ([\d.]+) to ([\d.]+) \| ([\d.]+) to ([\d.]+) \|", section, re.M
+    )
+    assert len(rows) == 4
+    for count, *given in rows:
+        stds, times = [*STDS] * int(count), np.repeat(np.arange(1, int(count) + 1), 2).tolist()
+        widths = [number / 1000 for number in range(5, 289, 5)]
+        errors = {w: snapshot_weights(stds, times, w, times[-1])[1] for w in widths}
+        found = [[w for w, error in errors.items() if error <= limit] for limit in (0.05, 0.2)]
+        assert [float(number) for number in given] == [w for f in found for w in (f[0], f[-1])]
+
+
 def test_validation(ran):
     named = set(re.findall(r'"(validation_loss\w*(?:\.\d+)?)": \.\.\.', PAGE.text))
     assert ran["8"]["losses"].keys() == named
@@ -194,7 +220,7 @@ def test_a_loss_of_your_own(ran):
 def test_every_section_with_code_is_looked_at():
     source = Path(__file__).read_text(encoding="utf-8")
     with_code = {t.split(".")[0] for t in PAGE.sections if PAGE.blocks(t)} - {PAGE.start}
-    assert with_code == set(re.findall(r'ran\["(\d+|[A-Z][\w-]+)"\]', source))
+    assert with_code == set(re.findall(r'ran\["(\d+|[A-Z][\w -]+)"\]', source))
 
 
 # commands
@@ -211,6 +237,8 @@ def commands(*programs):
 
 # a checkpoint as of several processes is written by one
 @pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
+# six clips instead of hundreds
+@pytest.mark.filterwarnings("ignore:frechet_distance. a covariance of 64 features:UserWarning")
 def test_the_pages_commands_run(ran, monkeypatch, capsys):
     monkeypatch.chdir(ran["root"])
     trainer = SmallTrainer(
@@ -221,11 +249,13 @@ def test_the_pages_commands_run(ran, monkeypatch, capsys):
     [options] = PAGE.blocks("1. Start", "yaml")
     Path("films.yaml").write_text(options)
     own = commands("video-diffusion")
-    assert {argv[1] for argv in own} == {"train", "gather", "sample", "plot", "info"}
+    assert {argv[1] for argv in own} == {"train", "gather", "sample", "plot", "info", "ema"}
     for _, *argv in own:
         # to start from a model, as many as it has
         timesteps = trainer.model.num_timesteps if "--init_from" in argv else 2
         argv += small_options(timesteps=timesteps) if argv[0] == "train" else []
+        # after one step
+        argv = [word.replace("step200000", "step1") for word in argv]
         assert main(argv) is None, (argv, capsys.readouterr().err)
         if "-o" in argv:
             assert Path(argv[argv.index("-o") + 1]).stat().st_size > 0

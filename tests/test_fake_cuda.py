@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
-from video_diffusion_pytorch.diffusion.guidance import KnownRegion, Measurement
+from video_diffusion_pytorch.diffusion.guidance import KnownFrames, KnownRegion, Measurement
 from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS, make_sampler
 from video_diffusion_pytorch.diffusion.sampling_steps import Sampler
@@ -113,6 +113,11 @@ NETWORKS = {
         {"beta_schedule": "continuous_cosine", "cond_value_range": (0, 1)},
     ),
     "plain": (PLAIN | {"dim_mults": (1, 2)}, {"auto_normalize": False, "loss_type": "huber"}),
+    "levels": (
+        EVERY_KIND,
+        {"objective": "flow", "frame_noise": "independent", "min_snr_gamma": 5, "given_frames": 1},
+    ),
+    "edm": (PLAIN, {"objective": "edm", "time_distribution": (0.0, 1.0)}),
 }
 
 
@@ -305,6 +310,42 @@ def test_samples_of_every_network(name):
     moved(diffusion)
     with FAKE, NoTransfers():
         assert diffusion.sample(**options).device.type == "cuda"
+
+
+def test_frames_with_noise_levels_of_their_own():
+    diffusion, options = sampling_options("levels", "dpm++", steps=20)
+    known = KnownFrames(torch.rand(SHAPE), torch.tensor([True, False, False, True]), noise=0.1)
+    ready = known.prepare(diffusion, SHAPE)
+    vars(ready).update(moved(vars(ready)))
+    ready.prepare = lambda *_: ready
+    moved(diffusion)
+    # levels of frames are copied in each step, a few numbers, for which nothing waits
+    with FAKE:
+        videos = diffusion.sample(**options, guidance=ready)
+        assert (videos.device.type, videos.shape) == ("cuda", SHAPE)
+
+
+@pytest.mark.parametrize("name", ["every kind", "tokens"])
+def test_guidance_by_another_model_and_by_condition(name):
+    diffusion, options = sampling_options(name, "dpm++sde")
+    guide = tiny(NETWORKS[name][0], **NETWORKS[name][1] | {"objective": "pred_x_start"})
+    # the schedule, which is looked at before the first step
+    ends = diffusion.noise_levels([0, 19])
+    known = {level.t: level for level in (*options["sampler"].known, *ends)}
+    t_of = {level.log_snr: t for t, level in known.items()}
+    for model in (diffusion, guide):
+        model.noise_levels = lambda times: [known[t] for t in times]
+        model.times_of = lambda log_snrs: [t_of[log_snr] for log_snr in log_snrs]
+        moved(model)
+    scales = {"cond": 2.0} | ({"first_frames": 3.0} if diffusion.given_frames else {})
+    options |= {"guide": guide, "guidance_interval": (0.5, 100.0), "cond_scale": scales}
+    rows = []
+    guide.denoise_fn.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    with FAKE, NoTransfers(), autocast(torch.bfloat16):
+        videos = diffusion.sample(**options)
+        assert (videos.device.type, videos.shape) == ("cuda", SHAPE)
+    # the last level is below the interval
+    assert rows == [B * (len(scales) + 1)]
 
 
 def test_a_step_of_the_chain():

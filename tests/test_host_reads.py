@@ -16,8 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.diffusion.diffusers_scheduler import DiffusersScheduler
-from video_diffusion_pytorch.diffusion.guidance import Denoiser, KnownRegion
-from video_diffusion_pytorch.diffusion.random_streams import make_streams
+from video_diffusion_pytorch.diffusion.guidance import KnownRegion
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
 
 LOOKS = {
@@ -53,10 +52,15 @@ def has_mask(index):
     return any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts)
 
 
-def tiny(timesteps=6, **network):
+def tiny(timesteps=6, min_snr_gamma=5, objective="pred_noise", frame_noise=None, **network):
     unet = Unet3D(8, dim_mults=(1,), channels=1, attn_heads=2, blocks_per_level=1, **network)
-    given = 1 if "cond_channels" in network else 0
-    settings = {"timesteps": timesteps, "min_snr_gamma": 5, "given_frames": given}
+    settings = {
+        "timesteps": timesteps,
+        "min_snr_gamma": min_snr_gamma,
+        "objective": objective,
+        "frame_noise": frame_noise,
+        "given_frames": 1 if "cond_channels" in network else 0,
+    }
     return GaussianDiffusion(unet, image_size=8, num_frames=4, **settings)
 
 
@@ -193,8 +197,9 @@ def looks_of(sample, steps):
     return reads.places
 
 
+@pytest.mark.parametrize("guides", [False, True])
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "ddpm"])
-def test_a_sampling_step_does_not_look(sampler):
+def test_a_sampling_step_does_not_look(sampler, guides):
     diffusion = tiny(**CLASSES)
     b, _, f, h, w = SHAPE
     options = {
@@ -208,6 +213,9 @@ def test_a_sampling_step_does_not_look(sampler):
         "seed": 0,
         "progress": False,
     }
+    if guides:
+        options["cond_scale"] = {"labels": 2.0, "first_frames": 1.5}
+        options |= {"guide": tiny(timesteps=9, **CLASSES), "guidance_interval": (0.1, 5.0)}
     sample = partial(diffusion.sample, sampler=sampler, **options)
     few, many = (looks_of(lambda n: sample(steps=n), steps) for steps in (2, 5))
     assert few
@@ -229,17 +237,17 @@ def test_a_sampling_step_does_not_look(sampler):
 def test_a_step_of_a_scheduler_looks_at_its_own_numbers_only(scheduler):
     """Which are on the CPU."""
     diffusion, sampler = tiny(), DiffusersScheduler(scheduler)
-    predict = partial(diffusion._predict_x_start, cond_scale=1.0, conditions={})
+    counts = []
     for steps in (2, 5):
         levels = sampler.levels(diffusion, steps)
         assert {levels.scheduler.timesteps.device.type} == {"cpu"}
-        x, noise = torch.rand(SHAPE), make_streams(0, None, 2, "cpu")
-        denoise = Denoiser(predict, None, [], noise, diffusion.denoise_fn)
+        sampler.levels = lambda *_, levels=levels: levels
         with HostReads() as reads:
-            for _ in sampler.run(x, levels, denoise, noise):
-                pass
-        # the seeds of its generators are fetched once, with cpu and numpy
-        assert sum(shape[:1] == SHAPE[:1] for shape in reads.shapes) <= 2
+            diffusion.sample(batch_size=2, seed=0, sampler=sampler, progress=False)
+        del sampler.levels
+        counts.append(sum(shape[:1] == SHAPE[:1] for shape in reads.shapes))
+    # the seeds of its generators are fetched once, with cpu and numpy
+    assert counts in ([0, 0], [2, 2])
 
 
 def test_a_step_of_the_chain_does_not_look():
@@ -248,8 +256,25 @@ def test_a_step_of_the_chain_does_not_look():
     assert few == many
 
 
-def test_steps_of_a_completion_do_not_look():
-    diffusion = tiny()
+@pytest.mark.parametrize("frame_noise", [None, "independent"])
+def test_steps_of_a_completion_do_not_look(frame_noise):
+    diffusion = tiny(frame_noise=frame_noise)
     extend = partial(diffusion.extend, torch.rand(SHAPE), 8, sampler="ddim", progress=False)
     few, many = (looks_of(lambda n: extend(steps=n), steps) for steps in (2, 4))
+    assert few == many
+
+
+@pytest.mark.parametrize("objective", ["flow", "edm"])
+@pytest.mark.parametrize("sampler", ["heun", "dpm++"])
+def test_steps_in_continuous_time_do_not_look(objective, sampler):
+    diffusion = tiny(objective=objective, timesteps=50, min_snr_gamma=None)
+    sample = partial(diffusion.sample, batch_size=2, sampler=sampler, progress=False)
+    few, many = (looks_of(lambda n: sample(steps=n), steps) for steps in (2, 5))
+    assert few == many
+
+
+def test_steps_of_a_rollout_do_not_look():
+    diffusion = tiny(frame_noise="independent", timesteps=20)
+    roll_out = partial(diffusion.roll_out, torch.rand(SHAPE), 9, given_noise=0.1, progress=False)
+    few, many = (looks_of(lambda n: roll_out(steps=n), steps) for steps in (2, 6))
     assert few == many

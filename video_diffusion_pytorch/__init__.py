@@ -15,7 +15,12 @@ from video_diffusion_pytorch.data.video_file import (
 )
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.guidance import Guidance, KnownRegion, Measurement
+from video_diffusion_pytorch.diffusion.guidance import (
+    Guidance,
+    KnownFrames,
+    KnownRegion,
+    Measurement,
+)
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -28,7 +33,7 @@ from video_diffusion_pytorch.diffusion.sampling_steps import Sampler
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.notebook import show
-from video_diffusion_pytorch.pretrained import load_diffusion
+from video_diffusion_pytorch.pretrained import load_diffusion, posthoc_average
 from video_diffusion_pytorch.reference.legacy import num_to_groups
 from video_diffusion_pytorch.reference.state_dict import to_reference_state_dict
 from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
@@ -46,6 +51,7 @@ __all__ = [
     "GaussianDiffusion",
     "Guidance",
     "Heun",
+    "KnownFrames",
     "KnownRegion",
     "Measurement",
     "Sampler",
@@ -56,6 +62,7 @@ __all__ = [
     "gif_to_tensor",
     "load_diffusion",
     "num_to_groups",
+    "posthoc_average",
     "prepare_clip",
     "read_video",
     "show",

@@ -5,13 +5,17 @@ Between the public calls, conditions travel as one mapping from keyword to tenso
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from video_diffusion_pytorch.arguments import shown
 
 Conditions = Mapping[str, Tensor]
 
@@ -214,13 +218,64 @@ def to_device(conditions: Mapping[str, Any], device: torch.device | str) -> dict
     }
 
 
-def stack_rows(first: Tensor, second: Tensor) -> Tensor:
-    """The rows of one condition above those of another; either may lack the axis of frames."""
-    if first.ndim < second.ndim:
-        first = first.unsqueeze(2).expand_as(second)
-    elif second.ndim < first.ndim:
-        second = second.unsqueeze(2).expand_as(first)
-    return torch.cat((first, second))
+def stack_rows(values: Sequence[Tensor]) -> Tensor:
+    """The rows of conditions of one kind below each other; each may lack the axis of frames."""
+    full = max(values, key=lambda value: value.ndim)
+    return torch.cat([v if v.ndim == full.ndim else v.unsqueeze(2).expand_as(full) for v in values])
+
+
+def check_cond_scale(argument: str, cond_scale: Any, names: Iterable[str]) -> None:
+    """Raises a ValueError for scales by condition that don't fit the conditions.
+
+    Args:
+        argument: The call and its argument, for the error.
+        cond_scale: A number, which is not checked, or a mapping.
+        names: The conditions that are given.
+    """
+    if not isinstance(cond_scale, Mapping):
+        return
+    known = [name for name in names if name not in MASKS]
+    fits = cond_scale and all(
+        name in known and isinstance(scale, Real) and math.isfinite(scale)
+        for name, scale in cond_scale.items()
+    )
+    if not fits:
+        raise ValueError(
+            f"{argument} must be a number, or a mapping to finite numbers from conditions that are "
+            f"given, {', '.join(known) or 'none'}, got {shown(cond_scale)}; correct it, or pass "
+            "one number for all conditions"
+        )
+
+
+def guidance_groups(
+    cond_scale: float | Mapping[str, float], names: Iterable[str]
+) -> list[tuple[tuple[str, ...], float]]:
+    """Conditions that are guided by one scale, in the order in which they are added.
+
+    Args:
+        cond_scale: One scale for all, or by condition. Conditions that it does not name come first,
+            with scale 1.
+        names: The conditions that are given, without masks.
+
+    Returns:
+        Names and scale of each group; neighbours of the same scale are in one.
+
+    Example:
+        >>> guidance_groups({"cond": 3.0, "labels": 1.5}, ["cond", "labels", "frame_cond"])
+        [(('frame_cond',), 1.0), (('cond',), 3.0), (('labels',), 1.5)]
+        >>> guidance_groups({"cond": 3.0, "labels": 3.0}, ["cond", "labels"])
+        [(('cond', 'labels'), 3.0)]
+    """
+    if not isinstance(cond_scale, Mapping):
+        return [(tuple(names), cond_scale)]
+    groups: list[tuple[tuple[str, ...], float]] = []
+    others = [(name, 1.0) for name in names if name not in cond_scale]
+    for name, scale in (*others, *cond_scale.items()):
+        if groups and groups[-1][1] == scale:
+            groups[-1] = (*groups[-1][0], name), scale
+        else:
+            groups.append(((name,), scale))
+    return groups
 
 
 def join_images(name: str, images: Sequence[Tensor]) -> Tensor:

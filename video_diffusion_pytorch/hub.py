@@ -14,7 +14,7 @@ import socket
 import tempfile
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -55,6 +55,10 @@ model = {class_name}.from_pretrained("{name}")
 {clips}"""
 
 Model = TypeVar("Model", bound="Shareable")
+
+LOADERS: dict[str, Callable[..., Any]] = {}
+"""What loads a model from any kind of file or folder, by the part of `config.json` it is named in:
+entered by the modules that know them, for those that don't."""
 
 
 class Shareable(nn.Module):

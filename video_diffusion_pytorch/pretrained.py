@@ -12,7 +12,7 @@ import torch
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.diffusion.config import training_of
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.hub import check_network_size, read_config, short
+from video_diffusion_pytorch.hub import LOADERS, check_network_size, read_config, short
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
@@ -23,6 +23,7 @@ from video_diffusion_pytorch.training.initialize import (
     is_shared,
     read_model,
 )
+from video_diffusion_pytorch.training.posthoc_ema import average_snapshots, plan_average
 from video_diffusion_pytorch.training.resume import clip_info_of
 
 
@@ -48,7 +49,8 @@ def load_diffusion(
             reference do not hold.
         device: Device of the model, such as `"cuda"`; None for the CPU.
         averaged: True for the averaged weights, which sample better, of several averages the first;
-            the decay of an average; or False for the last weights. A shared model holds one set.
+            the decay of an average, or the width of a post-hoc one; or False for the last weights.
+            A shared model holds one set.
         **overrides: Other keywords of `GaussianDiffusion` that override the file's, such as
             `use_dynamic_thres`.
 
@@ -92,6 +94,56 @@ def load_diffusion(
         shared = GaussianDiffusion.from_pretrained(path, **given)
         return shared.to("cpu" if device is None else device)
     saved = read_model(path, averaged, "load_diffusion: averaged")
+    return _build(saved, given).to("cpu" if device is None else device)
+
+
+def posthoc_average(
+    results_folder: str | os.PathLike[str], std: float, *, step: int | None = None
+) -> GaussianDiffusion:
+    """Makes the average of any width of a training with `Trainer(ema_decay="posthoc")`.
+
+    The average at a time is over the weights before, by a power function; from the snapshots of two
+    such averages others are made by least squares (Karras et al. 2024, arXiv 2312.02696, section
+    3.2). Snapshots are read one after the other.
+
+    Args:
+        results_folder: The results folder of the training, with snapshots `averages-STEP.pt`.
+        std: Width of the average: the standard deviation of the times that it is over, relative to
+            the time from the beginning to `step`, in (0, 0.2886]. 0.1 averages over about the last
+            tenth. Which widths can be made depends on the number of snapshots.
+        step: Training step at which it ends, that of a snapshot; None for the newest snapshot.
+
+    Returns:
+        The diffusion in evaluation mode, on the CPU, as of `load_diffusion`.
+
+    Raises:
+        FileNotFoundError: If the folder has no snapshots.
+        ValueError: If there is no snapshot of the step, if the snapshots can't make the width, if
+            one is damaged, or if its network is not a `Unet3D`; then
+            `training.posthoc_ema.average_snapshots` gives the weights.
+
+    Example:
+        >>> import tempfile
+        >>> from video_diffusion_pytorch import Trainer
+        >>> from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+        >>> unet = Unet3D(dim=4, dim_mults=(1, 2), channels=1, attn_heads=1)
+        >>> diffusion = GaussianDiffusion(unet, image_size=12, num_frames=2, timesteps=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = write_moving_digits(f"{folder}/clips", num_clips=2, image_size=24, num_frames=2)
+        ...     Trainer(diffusion, f"{folder}/clips", ema_decay="posthoc", train_num_steps=4,
+        ...             train_batch_size=1, update_ema_every=1, snapshot_every=1, device="cpu",
+        ...             save_and_sample_every=9, results_folder=folder, num_workers=0).train()
+        ...     narrow = posthoc_average(folder, 0.04)
+        >>> narrow.sample(batch_size=1, progress=False).shape
+        torch.Size([1, 1, 2, 12, 12])
+    """
+    state = average_snapshots(plan_average(results_folder, std, step))
+    saved = SavedModel(str(results_folder), state["ema"], state["config"], clip_info_of(state))
+    return _build(saved, {})
+
+
+def _build(saved: SavedModel, given: Mapping[str, Any]) -> GaussianDiffusion:
+    """Builds a diffusion in evaluation mode on the CPU, with given settings besides the file's."""
     # not on torch's default device
     with torch.device("cpu"):
         unet, settings = _build_network(saved, given)
@@ -106,7 +158,10 @@ def load_diffusion(
             f"the arguments describe, got {short(error)}; leave out the arguments that change the "
             "model, such as timesteps"
         ) from error
-    return diffusion.to("cpu" if device is None else device).eval()
+    return diffusion.eval()
+
+
+LOADERS["diffusion"] = load_diffusion
 
 
 def read_settings(

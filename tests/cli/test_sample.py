@@ -548,6 +548,47 @@ def test_conditions_of_each_frame_of_longer_videos(at, values):
     assert videos.shape[2] == 7
 
 
+# Guidance
+
+
+def test_guidance_by_an_earlier_checkpoint_and_in_an_interval(at, values, mistake):
+    at(num_frames=4)
+    model = GaussianDiffusion.from_pretrained("model")
+    for weight in model.denoise_fn.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    model.save_pretrained("worse")
+    plain, options = values("-n", "2"), ["-n", "2", "--guide", "worse"]
+    guided = values(*options, "--guide_scale", "3")
+    assert not torch.equal(guided, plain)
+    # as in Python
+    whole = GaussianDiffusion.from_pretrained("model")
+    torch.manual_seed(0)
+    expected = whole.sample(batch_size=2, guide=model, guide_scale=3, progress=False)
+    torch.testing.assert_close(guided, expected, rtol=0, atol=1e-5)
+    interval = ["--guidance_interval", "0.01", "inf"]
+    assert torch.equal(values(*options, "--guide_scale", "3", *interval), guided)
+    interval = ["--guidance_interval", "1e-9", "1e-8"]
+    torch.testing.assert_close(values(*options, *interval), plain, rtol=0, atol=1e-5)
+    assert values(*options, "--extend_to", "7").shape[2] == 7
+    diffusion(num_frames=5).save_pretrained("longer")
+    line = mistake("--guide", "longer")
+    assert "guide must have the model's clip shape, (1, 4, 8, 8), got (1, 5, 8, 8); take" in line
+
+
+def test_a_scale_for_each_condition(at, values, mistake):
+    at(cond_dim=2, num_classes=3)
+    options = ["--cond", "1", "2", "--labels", "1", "-n", "2"]
+    both = values(*options, "--cond_scale", "{cond: 3, labels: 3}")
+    assert torch.equal(both, values(*options, "--cond_scale", "3"))
+    for written in ("{labels: 1.5, cond: 3}", '{"labels": 1.5, "cond": 3}'):
+        found = values(*options, "--cond_scale", written)
+        assert not torch.equal(found, values(*options, "--cond_scale", "{cond: 3, labels: 1.5}"))
+    each = ["--cond_scale.labels", "1.5", "--cond_scale.cond", "3"]
+    assert torch.equal(values(*options, *each), found)
+    line = mistake(*options, "--cond_scale", "{text: 3}")
+    assert "conditions that are given, cond, labels, got {'text': 3.0}; correct it" in line
+
+
 # What the model knows
 
 

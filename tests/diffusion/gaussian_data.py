@@ -1,6 +1,5 @@
 """Videos whose perfect denoiser is known, and the exact moments of what a sampler makes of it."""
 
-import math
 from collections import deque
 
 import torch
@@ -28,15 +27,25 @@ class GaussianVideos:
         return len(self.mean)
 
     def gain(self, alpha, sigma):
-        """The matrix that takes noisy videos, less their mean, to clean ones, less theirs."""
-        noisy = alpha**2 * self.covariance + sigma**2 * torch.eye(self.num_frames).double()
-        return alpha * torch.linalg.solve(noisy, self.covariance)
+        """The matrix that takes noisy videos, less their mean, to clean ones, less theirs.
+
+        Args:
+            alpha: Factor of the clean frames, a number or one per frame, `(f,)`.
+            sigma: Likewise of the noise.
+        """
+        alpha, sigma = (
+            torch.as_tensor(one).double().expand(self.num_frames) for one in (alpha, sigma)
+        )
+        mixed = self.covariance * alpha
+        noisy = alpha[:, None] * mixed + torch.diag(sigma**2)
+        return torch.linalg.solve(noisy, mixed.T).T
 
     def expected(self, x, alpha, sigma):
         """The mean of the clean videos that may be in `x`, `(b, c, f, h, w)`."""
         mean = self.mean.to(x).view(-1, 1, 1)
         gain = self.gain(alpha, sigma).to(x)
-        return mean + torch.einsum("gf,bcghw->bcfhw", gain, x - alpha * mean)
+        expected = torch.as_tensor(alpha).to(x).expand(self.num_frames).view(-1, 1, 1) * mean
+        return mean + torch.einsum("fg,bcghw->bcfhw", gain, x - expected)
 
     def denoise(self, x, level):
         """The perfect denoiser, as samplers call it."""
@@ -72,19 +81,22 @@ class PerfectNetwork(nn.Module):
         self.sigma_data = sigma_data
 
     def forward(self, x, t, cond=None):
-        t = float(t[0])
-        level = self.levels.setdefault(t, self.process.noise_level(t))
-        alpha, sigma = level.alpha, level.sigma
+        # one for all frames, or one for each
+        of_video = t[0].expand(self.videos.num_frames).tolist()
+        levels = [self.levels.setdefault(t, self.process.noise_level(t)) for t in of_video]
+        own = torch.tensor([(level.alpha, level.sigma) for level in levels], dtype=torch.float64)
+        alpha, sigma = own.to(x.dtype).view(-1, 1, 1, 2).unbind(-1)
+        length = torch.hypot(sigma, torch.tensor(self.sigma_data).to(sigma))
         if self.objective == "edm":
-            x = x * math.hypot(sigma, self.sigma_data)
-        x_start, noise, _ = self.videos.denoise(x, level)
+            x = x * length
+        x_start = self.videos.expected(x, own[:, 0], own[:, 1])
+        noise = (x - alpha * x_start) / sigma
         return {
             "pred_noise": noise,
             "pred_x_start": x_start,
             "pred_v": alpha * noise - sigma * x_start,
             "flow": noise - x_start,
-            "edm": (sigma * x_start - self.sigma_data**2 * noise)
-            / (self.sigma_data * math.hypot(sigma, self.sigma_data)),
+            "edm": (sigma * x_start - self.sigma_data**2 * noise) / (self.sigma_data * length),
         }[self.objective]
 
     def forward_with_cond_scale(self, x, t, cond=None, cond_scale=1.0):

@@ -480,7 +480,10 @@ def clamp(x):
 
 
 def denoiser(network, clip=clamp, guidance=()):
-    return Denoiser(network, clip, guidance, torch.ones_like, network)
+    def predict(x_t, level):
+        return network(x_t, times(level, x_t))
+
+    return Denoiser(predict, clip, guidance, torch.ones_like, network)
 
 
 def test_video_and_noise_add_up_to_the_noisy_video():

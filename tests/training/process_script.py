@@ -179,7 +179,8 @@ def tuned(folder, name, **options):
     """A run from the weights of another, of which some are frozen."""
     frozen = ("denoise_fn.downs.*", "*.label_emb.*")
     file = folder / "one" / "model-1.pt"
-    return run(make(folder, name, init_from=file, freeze=frozen, train_num_steps=2, **options))
+    options = {"ema_decay": "posthoc", "train_num_steps": 2, **options}
+    return run(make(folder, name, init_from=file, freeze=frozen, **options))
 
 
 def plain(folder):

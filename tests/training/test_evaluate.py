@@ -107,6 +107,13 @@ def test_clips_tell_videos_their_conditions(clips, tmp_path):
     evaluator(model, dataset, told, class_names=("a", "aa", "b"))(model)
     assert torch.cat([one["labels"] for one in model.told]).tolist() == [0, 2, 2, 0, 2]
     assert {one["cond_scale"] for one in model.told} == {2.0}
+    by_condition = {"cond_scale": {"labels": 3.0}}
+    measure = evaluator(model, dataset, told | by_condition, class_names=("a", "aa", "b"))
+    assert measure.protocol["samples"]["cond_scale"] == [["labels", 3.0]]
+    measure(model)
+    assert model.told[-1]["cond_scale"] == {"labels": 3.0}
+    with pytest.raises(ValueError, match=r"^Evaluation: cond_scale must be .* labels, got {'cond'"):
+        evaluator(model, dataset, {"cond_scale": {"cond": 3.0}}, class_names=("a", "b"))
     with pytest.raises(
         ValueError, match=r"must be of the classes that are trained on, a, c, got b"
     ):

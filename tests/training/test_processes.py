@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from video_diffusion_pytorch import load_diffusion
 from video_diffusion_pytorch.cli import main as run_command
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 
@@ -209,6 +210,10 @@ def test_fine_tuning_starts_alike_in_two_processes(both, folder):
     assert alone["step"] == first["step"] == 2
     assert_equal(first, second)
     assert_close(first, alone)
+    # a snapshot of its averages is one whole file
+    file = folder / ("tuned" if both[0] == "plain" else "tuned-sharded") / "averages-2.pt"
+    for std, average in zip((0.1, 0.05), first["averages"], strict=True):
+        assert torch.equal(script.weights(load_diffusion(file, averaged=std)), average)
 
 
 def test_a_checkpoint_of_two_processes_goes_on_in_one(plain, sharded, folder, one, capsys):

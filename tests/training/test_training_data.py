@@ -392,6 +392,23 @@ def test_first_frames_and_captions_together(train, folder, encoder):
     assert np.load(trainer.results_folder / "1.npy").shape == (4, 1, 3, 8, 8)
 
 
+def test_samples_with_a_scale_by_condition(train, folder, encoder):
+    options = {
+        "conditions": ["caption", "label"],
+        "unet": {"cond_dim": WIDTH, "cond_channels": 2, "num_classes": 2},
+        "diffusion": {"given_frames": 1},
+    }
+    scale = {"first_frames": 2.0, "cond": 3.0}
+    trainer, _ = train(folder, **options, sample_cond_scale=scale)
+    assert np.load(trainer.results_folder / "1.npy").shape == (4, 1, 3, 8, 8)
+    message = (
+        "Trainer: sample_cond_scale must be a number, or a mapping to finite numbers from "
+        "conditions that are given, cond, labels, first_frames, got {'label': 2.0}; correct it"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        train(folder, **options, sample_cond_scale={"label": 2.0})
+
+
 def test_a_function(train, folder):
     _, told = train(
         folder,

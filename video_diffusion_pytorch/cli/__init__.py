@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from video_diffusion_pytorch.arguments import nearest_name
-from video_diffusion_pytorch.cli import demo, evaluate, gather, info, plot, sample, train
+from video_diffusion_pytorch.cli import demo, ema, evaluate, gather, info, plot, sample, train
 from video_diffusion_pytorch.cli.help import HelpFormatter
 from video_diffusion_pytorch.startup import INTERRUPTED, raise_on_interrupt
 from video_diffusion_pytorch.training.checkpoint import newest
@@ -58,6 +58,7 @@ COMMANDS = {
     "sample": Command("sample videos from a checkpoint", sample.make_parser, sample.run),
     "evaluate": Command("compare samples with real clips", evaluate.make_parser, evaluate.run),
     "compare": Command("compare results", evaluate.make_compare_parser, evaluate.run_compare),
+    "ema": Command("average the weights of a training anew", ema.make_parser, ema.run),
     "info": Command("describe a checkpoint", info.make_parser, info.run),
     "plot": Command("plot the metrics of one or more runs", plot.make_parser, plot.run),
     "gather": Command("make one file of a sharded checkpoint", gather.make_parser, gather.run),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,13 @@ def make_parser() -> ArgumentParser:
     add("--data", type=str, required=True, help="Folder of real clips.")
     output = "A .json; null for evaluation-model-N.json next to the checkpoint."
     add("-o", "--output", type=str | None, help=output)
+    add_evaluation_options(parser)
+    return parser
+
+
+def add_evaluation_options(parser: ArgumentParser) -> None:
+    """Adds the options that say what is measured, and on which clips of the folder."""
+    add = parser.add_argument
     count = "Number of videos to sample; null for the number of real clips."
     add("-n", "--count", type=int | None, help=count)
     # it has the short option -n
@@ -96,7 +103,6 @@ def make_parser() -> ArgumentParser:
             group.add_argument(
                 f"--{prefix}_{name}", type=kind, nargs=nargs, default=default, help=f"{text}."
             )
-    return parser
 
 
 def _default(network: str, option: str) -> Any:
@@ -118,21 +124,21 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         accelerator = make_accelerator(False, options.device)
         options.device = str(accelerator.device)
     diffusion = load_checkpoint(options)
-    networks: dict[str, Any] = {name: _network(name, options) for name in _NETWORKS}
-    target = _result_of(file) if options.output is None else Path(options.output)
+    evaluation = evaluation_of(options)
+    target = result_of(file) if options.output is None else Path(options.output)
     # before minutes of sampling
     check_output(target, "evaluate")
     result = evaluate_diffusion(
         diffusion,
         options.data,
-        Evaluation(**networks, **{name: options[name] for name in _OF_EVALUATION}),
+        evaluation,
         about={
             "checkpoint": str(file),
             "step": None if is_model else glance(file)["step"],
             "ema_decay": options.ema_decay,
         },
         accelerator=accelerator,
-        **{name: options[name] for name in _OF_DATA if name in options},
+        **data_options_of(options),
     )
     if accelerator is not None and not accelerator.is_main_process:
         return
@@ -146,6 +152,21 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         f"with {samples['steps']} steps, {result['seconds']:.0f} s"
     )
     say(f"wrote {target}: the scores and their protocol")
+
+
+def evaluation_of(options: Namespace) -> Evaluation:
+    """What is measured, as options of `add_evaluation_options` say.
+
+    Raises:
+        ValueError: If options of a network lack its file.
+    """
+    networks: dict[str, Any] = {name: _network(name, options) for name in _NETWORKS}
+    return Evaluation(**networks, **{name: options[name] for name in _OF_EVALUATION})
+
+
+def data_options_of(options: Namespace) -> dict[str, Any]:
+    """Keywords of `Dataset` among options of `add_evaluation_options`."""
+    return {name: options[name] for name in _OF_DATA if name in options}
 
 
 def _network(network: str, options: Namespace) -> FeatureNetwork | None:
@@ -162,11 +183,13 @@ def _network(network: str, options: Namespace) -> FeatureNetwork | None:
     return None
 
 
-def _result_of(checkpoint: Path) -> Path:
+def result_of(checkpoint: Path) -> Path:
     """`evaluation-model-3.json`, or with `-2`, `-3` and so on if that exists."""
+    # the name of a shared model may have a dot
+    name = checkpoint.stem if checkpoint.suffix in (".pt", ".sharded") else checkpoint.name
     # the name of a shared model on the Hub is no path
     folder = checkpoint.parent if checkpoint.exists() else Path()
-    first = folder / f"evaluation-{checkpoint.stem}.json"
+    first = folder / f"evaluation-{name}.json"
     return free_name(first, 2) if first.exists() else first
 
 
@@ -196,8 +219,18 @@ def run_compare(options: Namespace, say: Callable[[str], None]) -> None:
     table = {
         "result": options.results,
         "step": ["-" if step is None else str(step) for step in steps],
-        **{n: ["-" if v is None else f"{v:.4g}" for v in found] for n, found in scores.items()},
+        **in_cells(scores),
     }
+    print_table(table, say)
+
+
+def in_cells(scores: Mapping[str, Sequence[float | None]]) -> dict[str, list[str]]:
+    """Scores of `compare_results` as cells of `print_table`."""
+    return {n: ["-" if v is None else f"{v:.4g}" for v in found] for n, found in scores.items()}
+
+
+def print_table(table: Mapping[str, Sequence[str]], say: Callable[[str], None]) -> None:
+    """Prints a table, given the cells of each column by its title."""
     widths = [max(len(cell) for cell in (name, *cells)) for name, cells in table.items()]
     for row in (list(table), *map(list, zip(*table.values(), strict=True))):
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -20,6 +20,7 @@ from video_diffusion_pytorch.pretrained import is_shared
 from video_diffusion_pytorch.reference.state_dict import unet_config_from_state_dict
 from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
+from video_diffusion_pytorch.training.posthoc_ema import list_snapshots
 from video_diffusion_pytorch.training.resume import clip_info_of
 
 
@@ -76,8 +77,12 @@ def describe_checkpoint(path: str | os.PathLike[str]) -> list[str]:
         "diffusion": diffusion,
         **clip_info_of(state).in_words(),
         "progress": ", ".join(_describe_data(state.get("data") or {})),
-        "averages": ", ".join(f"{decay:g}" for decay in state.get("ema_decays") or ()),
-        "optimizer": _describe_optimizer(state.get("optimizer") or {}),
+        "averages": _describe_averages(state),
+        "snapshots": _describe_snapshots(path.parent),
+        # a snapshot of averages has none, and is not resumed from
+        "optimizer": ""
+        if "ema_time" in state
+        else _describe_optimizer(state.get("optimizer") or {}),
         "losses": ", ".join(
             f"{n} {v:.4g}" for n, v in (state.get("losses") or {}).items() if v is not None
         ),
@@ -135,6 +140,18 @@ def _describe_data(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"{position / clips:.3g} epochs done ({position} clips seen)"
     if "seed" in data:
         yield f"seed {data['seed']}"
+
+
+def _describe_averages(state: Mapping[str, Any]) -> str:
+    numbers = ", ".join(f"{decay:g}" for decay in state.get("ema_decays") or ())
+    return f"post-hoc, of widths {numbers}" if state.get("ema_posthoc") else numbers
+
+
+def _describe_snapshots(folder: Path) -> str:
+    steps = [*list_snapshots(folder)]
+    if not steps:
+        return ""
+    return f"{len(steps)} of averages, steps {steps[0]} to {steps[-1]}: for video-diffusion ema"
 
 
 def _describe_optimizer(optimizer: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS, write_video
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.guided_prediction import GUIDE_SCALE
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
 from video_diffusion_pytorch.model.conditioning import condition_width
 from video_diffusion_pytorch.presets import preset as find_preset
@@ -85,6 +86,14 @@ def make_parser() -> ArgumentParser:
     _add_tasks(parser)
 
     add = parser.add_argument_group("Sampling").add_argument
+    worse = "A worse version of the model to guide away from, such as an earlier checkpoint: as "
+    add("--guide", type=str | None, metavar="CHECKPOINT", help=f"{worse}CHECKPOINT.")
+    scale = "Scale of the guidance by --guide; 1 disables it."
+    add("--guide_scale", type=float, default=GUIDE_SCALE, help=scale)
+    interval = "Noise levels, sigma / alpha, above LOW and up to HIGH, at which --cond_scale and "
+    interval += "--guide act; HIGH may be inf. null for all."
+    names = ("LOW", "HIGH")
+    add("--guidance_interval", type=str, nargs=2, metavar=names, help=interval)
     sampler = f"{', '.join(SAMPLERS)}; null for {_SAMPLER}, or with all steps ddpm, for "
     add("--sampler", type=str | None, help=f"{sampler}flow matching and EDM dpm++.")
     steps = "Number of steps; null for the model's sampling_timesteps, the sampler's default, or "
@@ -123,8 +132,10 @@ def _add_conditions(parser: ArgumentParser) -> None:
     add("--cond_video", type=str | None, help=fields)
     first = "A clip to continue, or a folder of clips, for a model with given_frames."
     add("--first_frames", type=str | None, help=first)
-    scale = "Guidance scale; 1 disables guidance, larger values follow the conditions more closely."
-    add("--cond_scale", type=float, default=1.0, help=scale)
+    scale = "Guidance scale; 1 disables guidance, larger ones follow the conditions more closely. "
+    scale += "Of several conditions also one each, in the order in which they are added, as "
+    scale += "{cond: 3, labels: 1.5}; --text is cond."
+    add("--cond_scale", type=float | dict[str, float], default=1.0, help=scale)
     negative = "Captions to guide away from: one for all, or one for each condition."
     add("--negative_text", type=str, nargs="+", help=f"{negative} Needs a --cond_scale above 1.")
     rescale = "Restores the contrast that guidance increases, from 0 (off) to 1."
@@ -249,7 +260,19 @@ def _sampling_options(
     how = {"sampler": sampler, "steps": steps, "cond_scale": options.cond_scale}
     if options.guidance_rescale:
         how["guidance_rescale"] = options.guidance_rescale
+    if options.guidance_interval is not None:
+        how["guidance_interval"] = tuple(map(parse_number, options.guidance_interval))
+    if options.guide is not None or options.guide_scale != GUIDE_SCALE:
+        how |= {"guide": _load_guide(options, diffusion), "guide_scale": options.guide_scale}
     return {**how, "max_batch": options.max_batch}
+
+
+def _load_guide(options: Namespace, diffusion: GaussianDiffusion) -> GaussianDiffusion | None:
+    """The model of `--guide`, on the device of the other; None without."""
+    if options.guide is None:
+        return None
+    sizes = {name: options[name] for name in ("image_size", "num_frames")}
+    return load_diffusion(options.guide, **sizes, device=diffusion.betas.device)
 
 
 # videos of which a part is known

@@ -16,13 +16,17 @@ from tqdm.auto import tqdm
 from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.conditions import CONDITIONS, frames_of, given
 from video_diffusion_pytorch.diffusion.guidance import (
+    RECONSTRUCTION_WEIGHT,
+    KnownFrames,
     KnownRegion,
     Measurement,
     as_guidance,
+    as_noise_size,
     check_mask,
     checked_weight,
     expand_mask,
 )
+from video_diffusion_pytorch.diffusion.guided_prediction import open_guide
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
 from video_diffusion_pytorch.diffusion.value_range import check_videos
 
@@ -160,16 +164,19 @@ class Completion:
     Attributes:
         diffusion: The model.
         call: The method that was called, for errors.
-        weight: Weight w_r of what is known, 0 or greater.
+        weight: Weight w_r of what is known, 0 or greater; None for `RECONSTRUCTION_WEIGHT`, or, for
+            frames that a model with `frame_noise` is given, none.
         sampling: Keywords of `sample`.
         overlap: Frames of a window that are known from before it; None for half of them.
+        given_noise: Noise of frames that a model with `frame_noise` is given, as `sigma / alpha`.
     """
 
     diffusion: GaussianDiffusion
     call: str
-    weight: float
+    weight: float | None
     sampling: Mapping[str, Any]
     overlap: int | None = None
+    given_noise: float = 0.0
 
     def extend(
         self,
@@ -181,13 +188,8 @@ class Completion:
         frame_factor: int = 1,
     ) -> Tensor:
         """Continues `video`, the argument `name`."""
-        video = self._as_result(name, video)
-        k, num_frames = video.shape[2], as_count(num_frames, f"{self.call}: num_frames")
-        if num_frames <= k:
-            raise ValueError(
-                f"{self.call}: num_frames must be more than the {k} given, got {num_frames}"
-            )
-        low = None
+        video, num_frames = self.longer(name, video, num_frames)
+        k, low = video.shape[2], None
         if low_resolution is not None:
             low = self._low("low_resolution", low_resolution, frame_factor, num_frames)
         elif frame_factor != 1:
@@ -196,6 +198,25 @@ class Completion:
             )
         whole = F.pad(video, (0, 0, 0, 0, 0, num_frames - k))
         return self._fill(whole, torch.arange(num_frames, device=video.device) < k, low)
+
+    def longer(self, name: str, video: Any, num_frames: int) -> tuple[Tensor, int]:
+        """A video in the units of the result, and the frames of that, which must be more."""
+        self._checked_weight()
+        video = self._as_result(name, video)
+        k, num_frames = video.shape[2], as_count(num_frames, f"{self.call}: num_frames")
+        if num_frames <= k:
+            raise ValueError(
+                f"{self.call}: num_frames must be more than the {k} given, got {num_frames}"
+            )
+        self._check_finite(video)
+        return video, num_frames
+
+    def _check_finite(self, *known: Tensor) -> None:
+        if not all(one.isfinite().all() for one in known):
+            raise ValueError(
+                f"{self.call}: known values must be finite, got NaN or infinity; let inpaint draw "
+                "what is lost, with a mask that is false there"
+            )
 
     def interpolate_frames(self, video: Any, factor: int) -> Tensor:
         """Draws frames between those of `video`."""
@@ -259,7 +280,7 @@ class Completion:
             ValueError: If something does not fit the videos, or values that are known or that the
                 next window needs are not finite.
         """
-        diffusion, weight = self.diffusion, checked_weight(self.call, self.weight)
+        diffusion, weight = self.diffusion, self._checked_weight()
         if taken := [name for name in _OF_THE_VIDEO if name in self.sampling]:
             raise ValueError(
                 f"{self.call}: {taken[0]} must be that of the given video, from which it is taken; "
@@ -267,13 +288,9 @@ class Completion:
             )
         if known.ndim == 1:
             known = known.view(1, 1, -1, 1, 1).to(video.device)
-        if not all(one.isfinite().all() for one in (video, video if low is None else low.video)):
-            raise ValueError(
-                f"{self.call}: known values must be finite, got NaN or infinity; let inpaint draw "
-                "what is lost, with a mask that is false there"
-            )
+        self._check_finite(video, *(() if low is None else (low.video,)))
         plan = self._plan(known, 0 if low is None else low.frame_factor)
-        options, conditions, negative = self._prepare_for_all(video)
+        options, conditions, negative = self.prepare_for_all(video)
         own = as_guidance(options.pop("guidance", ()))
         counts = [one.num_videos or 1 for one in own] + ([] if low is None else [len(low.video)])
         if wrong := [count for count in counts if count not in (1, len(video))]:
@@ -286,7 +303,7 @@ class Completion:
             frames, kept = slice(window.start, window.stop), slice(window.start, window.keep)
             guidance = list(own)
             if known[:, :, frames].any():
-                guidance.append(KnownRegion(video[:, :, frames], known[:, :, frames], weight))
+                guidance.append(self._known(video[:, :, frames], known[:, :, frames], weight))
             if low is not None and (measured := low.measurement(window)) is not None:
                 guidance.append(measured)
             first_frames = video[:, :, window.start : window.start + diffusion.given_frames]
@@ -305,6 +322,30 @@ class Completion:
             video[:, :, kept] = torch.where(known[:, :, kept], video[:, :, kept], drawn)
             known[:, :, kept] = True
         return video
+
+    def _checked_weight(self) -> float:
+        """The weight w_r of what is known.
+
+        Raises:
+            ValueError: If it is out of range, or goes together with `given_noise`, or that with
+                a model that has no use for it.
+        """
+        noise = as_noise_size(f"{self.call}: given_noise", self.given_noise)
+        if noise and (self.diffusion.frame_noise is None or self.weight is not None):
+            raise ValueError(
+                f"{self.call}: given_noise needs a model trained with frame_noise and no weight, "
+                f"got {noise:g}; leave it out"
+            )
+        return checked_weight(
+            self.call, RECONSTRUCTION_WEIGHT if self.weight is None else self.weight
+        )
+
+    def _known(self, video: Tensor, known: Tensor, weight: float) -> KnownRegion:
+        """What is known of a window: as frames of their own noise level, or as a region."""
+        is_by_frame = known.numel() == known.shape[2]
+        if self.diffusion.frame_noise is None or self.weight is not None or not is_by_frame:
+            return KnownRegion(video, known, weight)
+        return KnownFrames(video, known.flatten(), self.given_noise)
 
     def _plan(self, known: Tensor, frame_factor: int) -> list[Window]:
         """The windows for a mask with five axes; a low resolution has every so many frames.
@@ -339,12 +380,12 @@ class Completion:
                 )
         return plan
 
-    def _prepare_for_all(
+    def prepare_for_all(
         self, video: Tensor
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         """Keywords of `sample` for all windows, and conditions to be cut for each.
 
-        Captions are encoded and random streams started here, once for all windows.
+        Captions are encoded, a guide loaded and random streams started here, once for all windows.
         """
         options, count = dict(self.sampling), len(video)
         own = {name: options.pop(name) for name in CONDITIONS if name in options}
@@ -361,6 +402,7 @@ class Completion:
                     f"frames, all {num_frames} of the result, which are cut for each window, got "
                     f"{tuple(value.shape)}"
                 )
+        options |= given({"guide": open_guide(self.diffusion, options.pop("guide", None))})
         seed, generator = options.pop("seed", None), options.pop("generator", None)
         streams = make_streams(seed, generator, count, video.device)
         if isinstance(streams, RandomStreams):
@@ -391,7 +433,7 @@ class Completion:
         """
         name = f"{self.call}: {name}"
         frame_factor = as_count(frame_factor, f"{self.call}: frame_factor")
-        weight = checked_weight(self.call, self.weight)
+        weight = self._checked_weight()
         if not weight:
             raise ValueError(f"{name} needs a weight above 0, by which it guides, got 0")
         frames = (num_frames - 1) // frame_factor + 1

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from numbers import Integral
+from os import PathLike
 from types import MethodType
 from typing import Any
 
@@ -41,12 +42,20 @@ from video_diffusion_pytorch.diffusion.config import (
     remember_training,
 )
 from video_diffusion_pytorch.diffusion.guidance import (
-    RECONSTRUCTION_WEIGHT,
     Denoiser,
     Guidance,
     as_guidance,
     count_videos,
     switched_off,
+)
+from video_diffusion_pytorch.diffusion.guided_prediction import (
+    GUIDE_SCALE,
+    CondScale,
+    PredictionGuidance,
+    as_cond_scale,
+    as_interval,
+    guided_conditions,
+    make_autoguidance,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     ForwardProcess,
@@ -63,6 +72,7 @@ from video_diffusion_pytorch.diffusion.objective import (
     x_start_of,
 )
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
+from video_diffusion_pytorch.diffusion.rollout import Rollout
 from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, make_sampler
 from video_diffusion_pytorch.diffusion.sampling_steps import Callback, Sampler, follow
 from video_diffusion_pytorch.diffusion.value_range import (
@@ -733,7 +743,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         t: Tensor,
         clip_denoised: bool,
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         **conditions: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean, variance and log variance of p(x_{t-1} | x_t) (Ho et al. 2020, eq. 11).
@@ -743,13 +753,14 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             t: Time steps, `(b,)`.
             clip_denoised: Whether the predicted x_start is clamped to [-1, 1].
             cond: As in `sample`.
-            cond_scale: Strength of the guidance; 1 for none.
+            cond_scale: As in `sample`.
             **conditions: The other conditions, by keyword of `sample`.
         """
         ready = self.network_conditions(x, {"cond": cond, **conditions})
-        pred_x_start = self._predict_x_start(x, t, cond_scale=cond_scale, conditions=ready)
+        scale = as_cond_scale(cond_scale)
+        pred_x_start = self._predict_x_start(x, t, cond_scale=scale, conditions=ready)
         if clip_denoised:
-            pred_x_start = self._clamp(pred_x_start)
+            pred_x_start = self.clamp(pred_x_start)
         return self.q_posterior(x_start=pred_x_start, x_t=x, t=t)
 
     def _predict_x_start(
@@ -757,7 +768,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         x: Tensor,
         t: Tensor,
         *,
-        cond_scale: float,
+        cond_scale: CondScale,
         conditions: Mapping[str, Tensor],
         **guidance: Any,
     ) -> Tensor:
@@ -766,7 +777,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             x: Noisy videos, `(b, c, f, h, w)`.
             t: Time steps, `(b,)`.
-            cond_scale: Strength of the guidance; 1 for none.
+            cond_scale: Strength of the guidance, from `as_cond_scale`; 1 for none.
             conditions: From `network_conditions`.
             **guidance: Further keywords of the denoiser's `forward_with_cond_scale`.
         """
@@ -778,7 +789,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             output = call(seen, self._network_time(t), cond_scale=cond_scale, **arguments)
         return x_start_of(self.objective, self, output, x, t, self.sigma_data)
 
-    def _clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
+    def clamp(self, x_start: Tensor, percentile: float | None = None) -> Tensor:
         """Clamps videos to [-1, 1], or at a percentile of their values, and rescales them."""
         if percentile is None and not self.use_dynamic_thres:
             return x_start.clamp(-1, 1)
@@ -794,7 +805,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         x: Tensor,
         t: Tensor,
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         clip_denoised: bool = True,
         **conditions: Any,
     ) -> Tensor:
@@ -812,7 +823,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         self,
         shape: Sequence[int],
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         *,
         progress: bool = True,
         callback: Callback | None = None,
@@ -834,7 +845,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         lam: float = 0.5,
         *,
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         progress: bool = True,
         **conditions: Any,
     ) -> Tensor:
@@ -874,7 +885,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         self,
         x: Tensor,
         steps: int,
-        cond_scale: float,
+        cond_scale: CondScale,
         conditions: dict[str, Any],
         progress: bool,
         callback: Callback | None = None,
@@ -901,7 +912,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     def sample(
         self,
         cond: Any = None,
-        cond_scale: float = 1.0,
+        cond_scale: CondScale = 1.0,
         batch_size: int = 16,
         *,
         labels: Any = None,
@@ -923,6 +934,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         max_batch: int | None = None,
         callback: Callback | None = None,
         progress: bool = True,
+        guidance_interval: tuple[float, float] | None = None,
+        guide: GaussianDiffusion | str | PathLike[str] | None = None,
+        guide_scale: float = GUIDE_SCALE,
     ) -> Tensor:
         """Draws videos from the model.
 
@@ -932,7 +946,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             cond: Vectors, `(b, cond_dim)`, or states of text, `(b, n, cond_dim)`, as the network
                 takes; or a list of `b` captions, some of which may be None; None for none.
-            cond_scale: Strength of the guidance by conditions; 1 for none.
+            cond_scale: Strength of the guidance by conditions; 1 for none. For several conditions
+                also a mapping of their keywords to a scale each, such as
+                `{"cond": 3.0, "labels": 1.5}`: they are added in this order, each to those before
+                it (Brooks et al. 2023, eq. 3), after those not named, whose scale is 1. Equal
+                scales are as one number.
             batch_size: Number of videos, if neither conditions nor `guidance` determine it.
             labels: Classes, integers `(b,)`, -1 for none; or a list of their names, if the model
                 knows them (`clip_info.class_names`).
@@ -965,31 +983,27 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             max_batch: Maximum number of videos to draw at a time; None for all.
             callback: Called with a `SamplingStep` after each step.
             progress: Whether to show a progress bar.
+            guidance_interval: `(low, high)`, the noise levels `sigma / alpha` above `low` and up to
+                `high` at which `cond_scale` and `guide` act (Kynkaanniemi et al. 2024, whose sigma,
+                of noise on clips that are not scaled down, is this ratio). `high` may be infinite.
+                None for all.
+            guide: A worse version of this model to guide away from (Karras et al. 2024): an earlier
+                checkpoint, or a smaller network, as a model on the same device or the path of one.
+                It may have another objective and noise schedule, and acts at the noise levels that
+                its schedule has. It gets the same conditions and `cond_scale`. None for none.
+            guide_scale: The prediction is `guide + guide_scale * (model - guide)`; 1 for no effect.
 
         Returns:
             `(b, c, f, h, w)` in [0, 1], or in `value_range`, or, if `auto_normalize` is False, in
             the range of the clips.
 
         Raises:
-            TypeError: If a condition or the sampler has another type.
-            ValueError: If conditions differ in number or don't fit the model, or an argument is
-                outside its range.
+            FileNotFoundError: If there is no model at the path of `guide`.
+            TypeError: If a condition, the sampler or the guide has another type.
+            ValueError: If conditions differ in number or don't fit the model, the guide doesn't fit
+                it, or an argument is outside its range.
         """
-        # mistakes first: captions may take a while to encode
-        known = as_guidance(guidance)
-        if dynamic_thres_percentile is not None and not self.auto_normalize:
-            raise ValueError(
-                "sample: dynamic_thres_percentile needs a model that clamps, got one with "
-                "auto_normalize=False, whose clips have no range; leave it out"
-            )
-        if not 0 <= (dynamic_thres_percentile or 0) <= 1:
-            raise ValueError(
-                "sample: dynamic_thres_percentile must be a fraction in [0, 1], got "
-                f"{dynamic_thres_percentile}; pass for example 0.995"
-            )
-        sampler, levels = self._choose_sampler(sampler, steps)
-        size = self.sample_shape(num_frames, image_size)
-        conditions = self.prepare_conditions(
+        conditions: dict[str, Any] = given(
             {
                 "cond": cond,
                 "labels": labels,
@@ -1000,12 +1014,21 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 "cond_mask": cond_mask,
             }
         )
+        # mistakes first: captions may take a while to encode
+        known, interval = as_guidance(guidance), as_interval(guidance_interval)
+        cond_scale = as_cond_scale(cond_scale, conditions)
+        self._check_percentile(dynamic_thres_percentile)
+        sampler, levels = self._choose_sampler(sampler, steps)
+        autoguidance = make_autoguidance(self, guide, guide_scale, levels)
+        size = self.sample_shape(num_frames, image_size)
+        conditions = self.prepare_conditions(conditions)
         count = count_videos(conditions, known, as_count(batch_size, "sample: batch_size"))
         known = tuple(one.prepare(self, (count, *size)) for one in known)
         negative = self.prepare_negative(negative_cond, cond_scale, count)
+        guiding = PredictionGuidance(cond_scale, negative, guidance_rescale, interval, autoguidance)
         noise = make_streams(seed, generator, count, self.betas.device)
         # the reference's chain, whose methods a subclass may override, has no other options
-        has_options = known or negative or guidance_rescale or dynamic_thres_percentile is not None
+        has_options = known or guiding.has_options or dynamic_thres_percentile is not None
         is_chain = type(sampler) is DDPM and noise is draw_noise and not has_options
         follower: dict[str, Any] = given({"progress": progress, "callback": callback})
         if not is_chain:
@@ -1023,28 +1046,49 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 draw = noise[rows] if isinstance(noise, RandomStreams) else noise
                 x = draw(torch.empty(shape, device=self.betas.device, dtype=self.betas.dtype))
                 x = x * levels[0].scale
-                clamp = partial(self._clamp, percentile=dynamic_thres_percentile)
+                clamp = partial(self.clamp, percentile=dynamic_thres_percentile)
                 denoise = Denoiser(
-                    self._predictor(x, own, rows_of(negative, rows), cond_scale, guidance_rescale),
+                    guiding.predictor(self, x, own, rows),
                     clamp if self.auto_normalize else None,
                     [one.rows(rows) for one in known],
                     draw,
-                    self.denoise_fn,
+                    guiding.networks(self),
                 )
                 x = follow(x, sampler.run(x, levels, denoise, draw), levels, **follower)
                 video = self.to_data_range(denoise.settle(x))
             videos.append(video)
         return torch.cat(videos)
 
-    def _predictor(
+    def _check_percentile(self, percentile: float | None) -> None:
+        """Raises a ValueError for a `dynamic_thres_percentile` of `sample` that can't be used."""
+        if percentile is not None and not self.auto_normalize:
+            raise ValueError(
+                "sample: dynamic_thres_percentile needs a model that clamps, got one with "
+                "auto_normalize=False, whose clips have no range; leave it out"
+            )
+        if not 0 <= (percentile or 0) <= 1:
+            raise ValueError(
+                "sample: dynamic_thres_percentile must be a fraction in [0, 1], got "
+                f"{percentile}; pass for example 0.995"
+            )
+
+    def predictor(
         self,
         x: Tensor,
         conditions: Mapping[str, Any],
         negative: Mapping[str, Any],
-        cond_scale: float,
+        cond_scale: CondScale,
         guidance_rescale: float,
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network with its conditions, as a function of videos like `x` and time steps."""
+        """The network with its conditions, as a function of videos like `x` and time steps.
+
+        Args:
+            x: Noisy videos, for their shape.
+            conditions: From `prepare_conditions`.
+            negative: From `prepare_negative`.
+            cond_scale: From `as_cond_scale`.
+            guidance_rescale: As in `sample`.
+        """
         options: dict[str, Any] = given({"guidance_rescale": guidance_rescale or None})
         if negative:
             # without a field of their own, first frames are unknown as well
@@ -1091,7 +1135,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return c, f, h, w
 
     def prepare_negative(
-        self, negative_cond: Any, cond_scale: float, count: int
+        self, negative_cond: Any, cond_scale: CondScale, count: int
     ) -> dict[str, Tensor]:
         """Conditions to guide away from, `count` rows of each."""
         if negative_cond is None:
@@ -1111,6 +1155,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 "sample: negative_cond must hold conditions that the network takes, "
                 f"{', '.join(known) or 'none'}, got {', '.join(unknown)}; give captions or "
                 "vectors, or a dict of those by name"
+            )
+        guided = guided_conditions(as_cond_scale(cond_scale), known)
+        if unguided := [name for name in known if name in named and name not in guided]:
+            raise ValueError(
+                "sample: negative_cond must hold conditions that cond_scale guides by, got "
+                f"{', '.join(unguided)} for {shown(cond_scale)}; name them there, with a scale "
+                "other than 1"
             )
         ready = self.prepare_conditions(named)
         if counts := sorted({len(value) for value in ready.values()} - {1, count}):
@@ -1142,7 +1193,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         frames: Tensor,
         num_frames: int | None = None,
         *,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
+        given_noise: float = 0.0,
         **sampling: Any,
     ) -> Tensor:
         """Predicts the continuation of the first frames of videos.
@@ -1150,7 +1202,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         Args:
             frames: `(b, c, k, h, w)`, in the range of the clips or uint8.
             num_frames: Frames of the result; None for those of a training clip.
-            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone.
+            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone. None
+                for 2, or, in a model with `frame_noise`, for known frames without noise instead.
+            given_noise: For a model with `frame_noise`, noise of the known frames, `sigma / alpha`:
+                a little, 0.02 to 0.1, say, for long rollouts; 0 for hardly any.
             **sampling: As in `extend`.
 
         Returns:
@@ -1169,7 +1224,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             torch.Size([2, 3, 4, 16, 16])
         """
         length = self.num_frames if num_frames is None else num_frames
-        return Completion(self, "predict", weight, sampling).extend(frames, length, name="frames")
+        return Completion(self, "predict", weight, sampling, None, given_noise).extend(
+            frames, length, name="frames"
+        )
 
     def extend(
         self,
@@ -1177,9 +1234,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         num_frames: int,
         *,
         overlap: int | None = None,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
         low_resolution: Tensor | None = None,
         frame_factor: int = 1,
+        given_noise: float = 0.0,
         **sampling: Any,
     ) -> Tensor:
         """Continues videos to any length, window by window.
@@ -1188,10 +1246,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8.
             num_frames: Frames of the result.
             overlap: Frames of a window that are known from before it; None for half of them.
-            weight: Weight w_r of what is known in the guidance; 0 for replacement alone.
+            weight: Weight w_r of what is known in the guidance; 0 for replacement alone. None for
+                2, or, in a model with `frame_noise`, for known frames without noise instead.
             low_resolution: The whole result, small, which guides every window:
                 `(b, c, ceil(num_frames / frame_factor), h', w')`; None for none.
             frame_factor: `low_resolution` has every `frame_factor`-th frame, from the first on.
+            given_noise: For a model with `frame_noise`, noise of the known frames, `sigma / alpha`:
+                a little, 0.02 to 0.1, say, for long rollouts; 0 for hardly any.
             **sampling: As in `sample`, without `batch_size` and `first_frames`. Conditions have a
                 row per video; `frame_cond` and `cond_video` have all frames of the result, and are
                 cut. `guidance` of your own guides each window. A model with `given_frames` gets
@@ -1215,7 +1276,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> diffusion.extend(first, num_frames=10, seed=0, progress=False).shape
             torch.Size([2, 3, 10, 16, 16])
         """
-        return Completion(self, "extend", weight, sampling, overlap).extend(
+        return Completion(self, "extend", weight, sampling, overlap, given_noise).extend(
             video, num_frames, low_resolution=low_resolution, frame_factor=frame_factor
         )
 
@@ -1225,7 +1286,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         factor: int,
         *,
         overlap: int | None = None,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
+        given_noise: float = 0.0,
         **sampling: Any,
     ) -> Tensor:
         """Draws the frames between those of videos, for a model of clips at the higher rate.
@@ -1235,7 +1297,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             factor: How many times as many frames there are in the same time, at least 2.
             overlap: As in `extend`; None for half a window, or for fewer frames, such that each
                 window has given frames on both sides of those it draws.
-            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone.
+            weight: Weight w_r of the known frames in the guidance; 0 for replacement alone. None
+                for 2, or, in a model with `frame_noise`, for known frames without noise instead.
+            given_noise: For a model with `frame_noise`, noise of the known frames, `sigma / alpha`:
+                a little, 0.02 to 0.1, say, for long rollouts; 0 for hardly any.
             **sampling: As in `extend`.
 
         Returns:
@@ -1246,7 +1311,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             TypeError: If a keyword is unknown.
             ValueError: If shapes don't fit the model, or no window has room for two given frames.
         """
-        completion = Completion(self, "interpolate_frames", weight, sampling, overlap)
+        completion = Completion(self, "interpolate_frames", weight, sampling, overlap, given_noise)
         return completion.interpolate_frames(video, factor)
 
     def upsample(
@@ -1256,7 +1321,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         *,
         frame_factor: int = 1,
         overlap: int | None = None,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
         **sampling: Any,
     ) -> Tensor:
         """Draws videos at a higher resolution, for a model of clips at that resolution.
@@ -1268,7 +1333,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             frame_factor: How many times as many frames there are in the same time.
             overlap: As in `extend`.
             weight: Weight w_r of the low resolution in the guidance, for each pixel of the result
-                that a small one is made of.
+                that a small one is made of; None for 2.
             **sampling: As in `extend`.
 
         Returns:
@@ -1298,7 +1363,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         mask: Tensor,
         *,
         overlap: int | None = None,
-        weight: float = RECONSTRUCTION_WEIGHT,
+        weight: float | None = None,
+        given_noise: float = 0.0,
         **sampling: Any,
     ) -> Tensor:
         """Draws the missing part of videos.
@@ -1310,7 +1376,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 for each value `(b, c, f, h, w)`, with 1 for an axis along which it is the same; or
                 by frame and pixel `(f, h, w)`, by pixel `(h, w)`, or by frame `(f,)`.
             overlap: As in `extend`.
-            weight: Weight w_r of the known part in the guidance; 0 for replacement alone.
+            weight: Weight w_r of the known part in the guidance; 0 for replacement alone. None for
+                2, or, where whole frames are known, in a model with `frame_noise`, for frames
+                without noise instead.
+            given_noise: For a model with `frame_noise`, noise of the known frames, `sigma / alpha`:
+                a little, 0.02 to 0.1, say, for long rollouts; 0 for hardly any.
             **sampling: As in `extend`.
 
         Returns:
@@ -1329,7 +1399,71 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             >>> torch.equal(diffusion.inpaint(video, kept, progress=False)[..., 8:], video[..., 8:])
             True
         """
-        return Completion(self, "inpaint", weight, sampling, overlap).inpaint(video, mask)
+        return Completion(self, "inpaint", weight, sampling, overlap, given_noise).inpaint(
+            video, mask
+        )
+
+    def roll_out(
+        self,
+        video: Tensor,
+        num_frames: int,
+        *,
+        steps: int = 20,
+        lag: int | None = None,
+        overlap: int | None = None,
+        spacing: str = "spectrum",
+        given_noise: float = 0.0,
+        cond_scale: CondScale = 1.0,
+        seed: int | Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        progress: bool = True,
+        **conditions: Any,
+    ) -> Tensor:
+        """Continues videos to any length, each frame at a pace of its own (Chen et al. 2024).
+
+        For a model trained with `frame_noise`. The frames in front are almost clean while those
+        behind are still noise, the pyramid of Chen et al. 2024, section 4.2: a frame is drawn
+        knowing roughly what comes after it, and there are no windows with seams. `extend` draws all
+        frames of a window at once instead.
+
+        Args:
+            video: `(b, c, f, h, w)` of any length, in the range of the clips or uint8.
+            num_frames: Frames of the result.
+            steps: Steps of each frame.
+            lag: After how many steps the next frame begins; None for the least with which the
+                frames that are being drawn fit into a clip beside the overlap.
+            overlap: Clean frames before these that the network sees; None for half of a clip.
+            spacing: Spacing of the steps, as in `Sampler`.
+            given_noise: Noise of the clean frames, as in `extend`.
+            cond_scale: As in `sample`.
+            seed: As in `sample`.
+            generator: As in `sample`.
+            progress: Whether to show a progress bar.
+            **conditions: By keyword of `sample`, as in `extend`.
+
+        Returns:
+            `(b, c, num_frames, h, w)`, beginning with `video`, in the range of `sample`.
+
+        Raises:
+            TypeError: If a condition is unknown.
+            ValueError: If the model has no `frame_noise`, shapes don't fit it, or the lag is too
+                small for its clips.
+
+        Example:
+            >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+            >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+            >>> diffusion = GaussianDiffusion(
+            ...     unet, image_size=16, num_frames=4, timesteps=30, frame_noise="independent"
+            ... )
+            >>> first = diffusion.sample(batch_size=2, steps=3, progress=False)
+            >>> diffusion.roll_out(first, num_frames=9, steps=4, progress=False).shape
+            torch.Size([2, 3, 9, 16, 16])
+        """
+        options = given({"cond_scale": cond_scale, "seed": seed, "generator": generator})
+        completion = Completion(
+            self, "roll_out", None, {**options, **conditions}, overlap, given_noise
+        )
+        return Rollout(completion, steps, lag, spacing).run(video, num_frames, progress)
 
     # files
 

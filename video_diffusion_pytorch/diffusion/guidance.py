@@ -82,6 +82,14 @@ class Guidance:
         """
         return x_t
 
+    def frame_levels(self, level: NoiseLevel) -> NoiseLevel:
+        """The noise level of the videos after `replace`, with `frames` where these differ.
+
+        Args:
+            level: That of the step.
+        """
+        return level
+
     def squared_error(self, x_start: Tensor) -> Tensor:
         """The error of predicted videos, times `weight`.
 
@@ -194,6 +202,71 @@ class KnownRegion(Guidance):
     def settle(self, x_start: Tensor) -> Tensor:
         """Inserts the known values; see `Guidance.settle`."""
         return torch.where(self.mask, self.video, x_start)
+
+
+class KnownFrames(KnownRegion):
+    """Frames that are known, for a model trained with `frame_noise` (Chen et al. 2024).
+
+    The network sees them with hardly any noise, at a noise level of their own, in each step. That
+    needs no gradient.
+
+    Args:
+        video: As in `KnownRegion`.
+        mask: Boolean, by frame, `(f,)`: true where the video is **known**.
+        noise: Size of the noise of the known frames, `sigma / alpha`. A little of it, 0.02 to 0.1,
+            say, keeps errors in frames that the model has drawn itself from growing in a rollout;
+            0 for the least that the model was trained with.
+
+    Raises:
+        ValueError: As `KnownRegion`, if the mask is not by frame, or the noise is negative; from
+            `sample`, if the model has a noise level per clip only.
+
+    Example:
+        >>> video = torch.zeros(1, 3, 4, 8, 8)
+        >>> first_and_last = KnownFrames(video, torch.tensor([True, False, False, True]))
+        >>> # diffusion.sample(batch_size=5, guidance=first_and_last)
+    """
+
+    # what prepare() adds
+    _level: NoiseLevel
+    _is_known: list[bool]
+
+    def __init__(self, video: Tensor, mask: Tensor, noise: float = 0.0) -> None:
+        super().__init__(video, mask, weight=0.0)
+        if mask.ndim != 1:
+            raise ValueError(
+                f"KnownFrames: mask must be by frame, shape (f,), got {tuple(mask.shape)}; for "
+                "parts of frames take KnownRegion"
+            )
+        self.noise = as_noise_size("KnownFrames: noise", noise)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def prepare(self, diffusion: GaussianDiffusion, shape: tuple[int, ...]) -> KnownFrames:
+        """See `Guidance.prepare`."""
+        if diffusion.frame_noise is None:
+            raise ValueError(
+                "KnownFrames: the model must be trained with frame_noise='independent', got one "
+                "with a noise level per clip; take KnownRegion"
+            )
+        ready = super().prepare(diffusion, shape)
+        assert isinstance(ready, KnownFrames)
+        ready._is_known = self.mask.tolist()
+        ready._level = diffusion.level_of_noise(self.noise)
+        return ready
+
+    def replace(self, x_t: Tensor, level: NoiseLevel, noise: Noise) -> Tensor:
+        """Puts the known frames in, with the noise of their own level; see `Guidance.replace`."""
+        known = self._level.alpha * self.video
+        if self.noise:
+            known = known + self._level.sigma * noise(x_t)
+        return torch.where(self.mask, known, x_t)
+
+    def frame_levels(self, level: NoiseLevel) -> NoiseLevel:
+        """See `Guidance.frame_levels`."""
+        own = level.frames or (level,) * len(self._is_known)
+        pairs = zip(self._is_known, own, strict=True)
+        return level._replace(frames=tuple(self._level if known else one for known, one in pairs))
 
 
 class Measurement(Guidance):
@@ -402,14 +475,15 @@ class Denoiser:
 
     Attributes:
         predict_x_start: The network with its conditions: maps noisy videos `(b, c, f, h, w)` and
-            time steps `(b,)` to clean videos.
+            their noise level to clean videos.
         clamp: Brings predicted clean videos into their range; None to leave them as they are.
         guidance: Knowledge about the videos, prepared for this batch.
         noise: Draws the noise of known parts.
-        network: The network, whose weights need no gradient while guidance takes that of its input.
+        network: The network, or several as one module, whose weights need no gradient while
+            guidance takes that of its input.
     """
 
-    predict_x_start: Callable[[Tensor, Tensor], Tensor]
+    predict_x_start: Callable[[Tensor, NoiseLevel], Tensor]
     clamp: Callable[[Tensor], Tensor] | None
     guidance: Sequence[Guidance]
     noise: Noise
@@ -427,15 +501,17 @@ class Denoiser:
         """
         for part in self.guidance:
             x_t = part.replace(x_t, level, self.noise)
+            level = part.frame_levels(level)
         weighted = [part for part in self.guidance if part.weight]
         if weighted:
             x_start = self._reconstructed(x_t, level, weighted)
         else:
-            x_start = self.predict_x_start(x_t, times(level, x_t))
+            x_start = self.predict_x_start(x_t, level)
         if self.clamp is not None:
             x_start = self.clamp(x_start)
         x_start = self.settle(x_start)
-        return Prediction(x_start, (x_t - level.alpha * x_start) / level.sigma, x_t)
+        alpha, sigma = signal_and_noise(level, x_t)
+        return Prediction(x_start, (x_t - alpha * x_start) / sigma, x_t)
 
     def settle(self, x_start: Tensor) -> Tensor:
         """Inserts known values into clean videos."""
@@ -460,12 +536,13 @@ class Denoiser:
             switched_off(self.network.parameters(), "requires_grad"),
         ):
             z = x_t.detach().clone().requires_grad_()
-            x_start = self.predict_x_start(z, times(level, z))
+            x_start = self.predict_x_start(z, level)
             if self.clamp is not None:
                 x_start = x_start + (self.clamp(x_start) - x_start).detach()
             error = torch.stack([_error_of(part, x_start).sum() for part in guidance]).sum()
             (gradient,) = torch.autograd.grad(error, z)
-        return x_start.detach() - level.alpha / 2 * gradient
+        alpha, _ = signal_and_noise(level, x_t)
+        return x_start.detach() - alpha / 2 * gradient
 
 
 def _error_of(part: Guidance, x_start: Tensor) -> Tensor:
@@ -481,8 +558,35 @@ def _error_of(part: Guidance, x_start: Tensor) -> Tensor:
     return error
 
 
+def as_noise_size(name: str, noise: float) -> float:
+    """A size `sigma / alpha` of noise as a float; raises a ValueError unless it is 0 or more."""
+    if not 0 <= noise < math.inf:
+        raise ValueError(
+            f"{name} must be sigma / alpha, a number of at least 0, got {noise}; 0 is the least "
+            "noise that the model knows, 0.05 a little"
+        )
+    return float(noise)
+
+
+def signal_and_noise(level: NoiseLevel, x: Tensor) -> tuple[Any, Any]:
+    """Alpha and sigma of videos `x`: numbers, or by frame, `(1, 1, f, 1, 1)`."""
+    if level.frames is None:
+        return level.alpha, level.sigma
+    both = [(one.alpha, one.sigma) for one in level.frames]
+    alpha, sigma = x.new_tensor(both).view(1, 1, -1, 1, 1, 2).unbind(-1)
+    return alpha, sigma
+
+
 def times(level: NoiseLevel, x: Tensor) -> Tensor:
-    """The time step of a noise level, once for each video `(b,)`; long if it is a whole one."""
+    """The time step of a noise level, once for each video `(b,)`; long if it is a whole one.
+
+    Where frames have noise levels of their own it is one for each frame, `(b, f)`.
+    """
+    if level.frames is not None:
+        steps = [one.t for one in level.frames]
+        is_whole = all(float(step).is_integer() for step in steps)
+        dtype = torch.long if is_whole else x.dtype
+        return torch.tensor(steps, dtype=dtype, device=x.device).expand(len(x), -1)
     dtype = torch.long if float(level.t).is_integer() else x.dtype
     return torch.full(x.shape[:1], level.t, device=x.device, dtype=dtype)
 

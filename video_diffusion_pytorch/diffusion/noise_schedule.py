@@ -178,11 +178,13 @@ class NoiseLevel(NamedTuple):
         alpha: Factor of the clean video, in [0, 1].
         sigma: Factor of the noise, 0 or greater. In a variance-preserving process, which all but
             those of flow matching and EDM are, `alpha**2 + sigma**2` is 1.
+        frames: The noise level of each frame, where they differ; None for this one.
     """
 
     t: float
     alpha: float
     sigma: float
+    frames: tuple[NoiseLevel, ...] | None = None
 
     @property
     def log_snr(self) -> float:
@@ -348,6 +350,10 @@ class ForwardProcess(nn.Module):
     def noise_level(self, t: float) -> NoiseLevel:
         """The noise level of one time step, as `noise_levels`."""
         return self.noise_levels([t])[0]
+
+    def level_of_noise(self, size: float) -> NoiseLevel:
+        """The noise level with `sigma / alpha` of this size, or the closest that the steps have."""
+        return self.noise_level(self.time_of(-2 * math.log(size)) if size else 0)
 
     def times_of(self, log_snrs: Sequence[float]) -> list[float]:
         """The time steps, whole or not, with these log-SNRs, between the first and the last."""

@@ -150,26 +150,47 @@ class DPMPlusPlus(Sampler):
         self, x: Tensor, levels: Sequence[NoiseLevel], denoise: Denoise, noise: Noise
     ) -> Iterator[Tensor]:
         """See `Sampler.run`."""
-        x_start_before, step_before = None, 0.0
+        before, x_start_before = None, None
         for t, s in pairwise(levels):
             x_start, _, x = denoise(x, t)
             if not s.sigma:
                 yield x_start
                 return
-            # length of the step in the logarithm of alpha / sigma
-            step = (s.log_snr - t.log_snr) / 2
+            kept, gain, lean = multistep_factors(before, t, s, self.sde)
             middle = x_start
             if self.order == 2 and x_start_before is not None:
-                middle = x_start + step / (2 * step_before) * (x_start - x_start_before)
-            x_start_before, step_before = x_start, step
-
-            # the exact solution for a predicted video that is constant during the step
-            gain = -math.expm1(-2 * step if self.sde else -step)
-            kept = math.exp(-step) if self.sde else 1.0
-            x = s.sigma / t.sigma * kept * x + s.alpha * gain * middle
+                middle = x_start + lean * (x_start - x_start_before)
+            before, x_start_before = t, x_start
+            x = kept * x + gain * middle
             if self.sde:
-                x = x + s.sigma * math.sqrt(gain) * noise(x)
+                x = x + s.sigma * math.sqrt(_share_of_new(t, s)) * noise(x)
             yield x
+
+
+def multistep_factors(
+    before: NoiseLevel | None, t: NoiseLevel, s: NoiseLevel, sde: bool = False
+) -> tuple[float, float, float]:
+    """The factors of a step of DPM-Solver++ from level `t` to level `s`.
+
+    It is the exact solution for a predicted video that is constant during the step (Lu et al. 2022,
+    eq. 9), here the one predicted for its middle by the last two (algorithm 2):
+    `x_s = kept * x_t + gain * (x_start + lean * (x_start - x_start_before))`.
+
+    Args:
+        before: The level before `t`; None for the first step.
+        t: Where the step begins.
+        s: Where it ends.
+        sde: Whether noise is drawn as well.
+
+    Returns:
+        `kept`, `gain` and `lean`, which is 0 where there is nothing to extrapolate.
+    """
+    # length of the step in the logarithm of alpha / sigma
+    step = (s.log_snr - t.log_snr) / 2
+    lean = step / (t.log_snr - before.log_snr) if before is not None and s.sigma else 0.0
+    gain = -math.expm1(-2 * step if sde else -step)
+    kept = s.sigma / t.sigma * (math.exp(-step) if sde else 1.0)
+    return kept, s.alpha * gain, lean
 
 
 class Euler(Sampler):

@@ -61,7 +61,8 @@ class Evaluation:
         sampler: `"ddpm"`, `"ancestral"`, `"ddim"`, `"euler"`, `"heun"`, `"dpm++"`, `"dpm++sde"` or
             another, as in `GaussianDiffusion.sample`.
         steps: Number of steps; None for the model's `sampling_timesteps`, or the sampler's default.
-        cond_scale: Guidance scale; 1 disables guidance.
+        cond_scale: Guidance scale; 1 disables guidance. Or one by condition, as in
+            `GaussianDiffusion.sample`.
         max_batch: Largest number of videos per batch.
         value_range: `(low, high)`, the clips' values that are 0 and 1 for the networks; None for
             the model's `value_range`, or [0, 1].
@@ -87,7 +88,7 @@ class Evaluation:
     seed: int = 0
     sampler: Any = SAMPLER
     steps: int | None = None
-    cond_scale: float = 1.0
+    cond_scale: float | Mapping[str, float] = 1.0
     max_batch: int = 16
     value_range: tuple[Any, Any] | None = None
     statistics: str | os.PathLike[str] | None = None
@@ -214,7 +215,7 @@ class Evaluator:
 
     def _sampling_protocol(self, diffusion: GaussianDiffusion) -> dict[str, Any]:
         """Description of the sampling in a result, in plain values."""
-        k = self.given_frames
+        k, scale = self.given_frames, self.sampling.get("cond_scale")
         kind = "prediction" if k else "generation"
         return {
             "task": f"{kind} by guidance" if k and not diffusion.given_frames else kind,
@@ -222,7 +223,8 @@ class Evaluator:
             "seed": self.evaluation.seed,
             "sampler": _describe(self.evaluation.sampler, diffusion),
             "steps": self.sampling["steps"],
-            "cond_scale": self.sampling.get("cond_scale"),
+            # as pairs, whose order counts
+            "cond_scale": [*scale.items()] if isinstance(scale, Mapping) else scale,
             "conditions": list(diffusion.condition_names),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from video_diffusion_pytorch.conditions import (
     Shape,
     expected_shape,
     given,
+    guidance_groups,
     masks_of,
     null_like,
     rows_of_images,
@@ -454,6 +455,46 @@ def check_negative(negative: Conditions, conditions: Conditions) -> None:
             f"{', '.join(conditions) or 'none'}, got {', '.join(alone)}; give the videos "
             "theirs, or leave these out"
         )
+
+
+def guided_passes(
+    cond_scale: float | Mapping[str, float], conditions: Conditions, *, whole: bool
+) -> tuple[list[frozenset[str]], list[float]]:
+    """What each pass of guided sampling is conditioned on, without passes of weight 0.
+
+    Args:
+        cond_scale: As in `Unet3D.forward_with_cond_scale`.
+        conditions: Those that are given.
+        whole: Whether the pass with all conditions is needed in any case.
+
+    Returns:
+        The names of the conditions, masks left out, that each pass has, in rising order; and the
+        scale of the difference between each pass after the first and the one before it.
+    """
+    names = [name for name in conditions if CONDITIONS[name].mask_of is None]
+    groups = guidance_groups(cond_scale, names)
+    # a scale of 1 takes all of the lower pass away, and one of 0 all of the upper
+    kept = [frozenset(groups.pop(0)[0] if groups[0][1] == 1 else ())]
+    if groups and groups[-1][1] == 0 and not whole:
+        groups.pop()
+    for added, _ in groups:
+        kept.append(kept[-1].union(added))
+    return kept, [scale for _, scale in groups]
+
+
+def conditions_of_passes(
+    network: Unet3D,
+    conditions: Conditions,
+    negative: Conditions,
+    kept: Sequence[frozenset[str]],
+) -> list[dict[str, Tensor]]:
+    """The conditions of each pass, under the same names; null or negative where it keeps none."""
+    conditions, null = guided_halves(network, conditions, negative)
+    owners = {name: CONDITIONS[name].mask_of or name for name in conditions}
+    return [
+        {name: (conditions if owners[name] in names else null)[name] for name in conditions}
+        for names in kept
+    ]
 
 
 def guided_halves(

@@ -14,7 +14,13 @@ from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from video_diffusion_pytorch.conditions import CONDITIONS, VALUES, given, stack_rows
+from video_diffusion_pytorch.conditions import (
+    CONDITIONS,
+    VALUES,
+    check_cond_scale,
+    given,
+    stack_rows,
+)
 from video_diffusion_pytorch.host_memory import keep_freed_memory
 from video_diffusion_pytorch.hub import Shareable
 from video_diffusion_pytorch.model import conditioning
@@ -370,7 +376,7 @@ class Unet3D(Shareable, part="unet"):
         time: Tensor,
         cond: Tensor | None = None,
         *,
-        cond_scale: float = 2.0,
+        cond_scale: float | Mapping[str, float] = 2.0,
         focus_present_mask: Tensor | None = None,
         prob_focus_present: float = 0.0,
         labels: Tensor | None = None,
@@ -382,14 +388,15 @@ class Unet3D(Shareable, part="unet"):
         guidance_rescale: float = 0.0,
         **kwargs: Any,
     ) -> Tensor:
-        """Classifier-free guidance (Ho et al. 2022, eq. 6), in one pass over both halves.
+        """Classifier-free guidance (Ho et al. 2022, eq. 6), in one pass over a stacked batch.
 
         Args:
             x: Noisy videos, `(b, channels, f, h, w)`.
             time: As in `forward`.
             cond: As in `forward`, and so the other conditions.
             cond_scale: 1 is without guidance, 0 without any condition; the paper's w is
-                `cond_scale - 1`.
+                `cond_scale - 1`. Or a scale by keyword of each of several conditions, which are
+                added in this order, those that are not named first, with scale 1.
             focus_present_mask: As in `forward`.
             prob_focus_present: As in `forward`.
             labels: As in `forward`.
@@ -399,17 +406,22 @@ class Unet3D(Shareable, part="unet"):
             cond_mask: As in `forward`.
             negative: Conditions, by keyword, that guidance leads away from: in the unconditional
                 half they take the places of null values. Those not named stay null there. Of each
-                there must be a condition as well. Without effect if `cond_scale` is 1.
+                there must be a condition as well. Without effect on conditions with scale 1 that
+                are added first.
             guidance_rescale: Share, from 0 to 1, by which each guided video gets back the standard
                 deviation of the conditional one, which guidance raises (Lin et al. 2023, eq. 14
-                to 16). Without effect if `cond_scale` is 1.
+                to 16). Without effect if all scales are 1.
             **kwargs: Further arguments of a subclass's `forward`; tensors have `b` rows.
 
         Returns:
-            `null + (conditional - null) * cond_scale`, of the shape of `forward`'s output.
+            `null + (conditional - null) * cond_scale`, of the shape of `forward`'s output. With
+            scales by condition the sum of `null` and, for each condition, the change of the output
+            when it is added to those before it, times its scale (Brooks et al. 2023, eq. 3, for any
+            number of conditions). Of equal scales this is the one above.
 
         Raises:
-            ValueError: As in `forward`, and if `negative` or `guidance_rescale` don't fit.
+            ValueError: As in `forward`, and if `cond_scale`, `negative` or `guidance_rescale` don't
+                fit.
         """
         if not 0 <= guidance_rescale <= 1:
             raise ValueError(
@@ -425,27 +437,35 @@ class Unet3D(Shareable, part="unet"):
         if instead:
             conditioning.check_negative(instead, conditions)
             self.check_inputs(x, time, 1.0, **instead)
-        if cond_scale == 1 or not self.has_cond:
+        check_cond_scale("Unet3D: cond_scale", cond_scale, conditions)
+        kept, scales = conditioning.guided_passes(
+            cond_scale, conditions, whole=guidance_rescale > 0
+        )
+        if not self.has_cond or (not scales and kept[0].issuperset(conditions.keys() & VALUES)):
             return self(x, time, **{"cond": None} | conditions, focus_present_mask=focus, **kwargs)
         self.check_inputs(x, time, 0.0, **conditions)
-        conditions, null = conditioning.guided_halves(self, conditions, instead)
-        if cond_scale == 0 and not guidance_rescale:
-            return self(x, time, **null, focus_present_mask=focus, **kwargs)
+        passes = conditioning.conditions_of_passes(self, conditions, instead, kept)
+        if not scales:
+            return self(x, time, **passes[0], focus_present_mask=focus, **kwargs)
 
-        # both halves in one pass
-        twice = {k: torch.cat((v, v)) if torch.is_tensor(v) else v for k, v in kwargs.items()}
-        both = self(
-            torch.cat((x, x)),
-            torch.cat((time, time)),
-            **{name: stack_rows(value, null[name]) for name, value in conditions.items()},
-            focus_present_mask=None if focus is None else torch.cat((focus, focus)),
-            **twice,
+        # all of them in one, the one with most conditions first
+        n = len(passes)
+        passes.reverse()
+        repeated = {k: torch.cat([v] * n) if torch.is_tensor(v) else v for k, v in kwargs.items()}
+        stacked = self(
+            torch.cat([x] * n),
+            torch.cat([time] * n),
+            **{name: stack_rows([one[name] for one in passes]) for name in passes[0]},
+            focus_present_mask=None if focus is None else torch.cat([focus] * n),
+            **repeated,
         )
-        conditional, unconditional = both.chunk(2)
-        guided = unconditional + (conditional - unconditional) * cond_scale
+        outputs = stacked.chunk(n)[::-1]
+        guided = outputs[0]
+        for scale, lower, upper in zip(scales, outputs[:-1], outputs[1:], strict=True):
+            guided = guided + (upper - lower) * scale
         if not guidance_rescale:
             return guided
-        return guided * conditioning.rescaling(guided, conditional, guidance_rescale)
+        return guided * conditioning.rescaling(guided, outputs[-1], guidance_rescale)
 
     def _make_condition_parameters(self, config: Mapping[str, Any], time_dim: int) -> None:
         """Makes the parameters of the conditions; None for those that the network doesn't take."""

@@ -21,7 +21,8 @@ from video_diffusion_pytorch.training.checkpoint_file import (
     read_checkpoint,
     write_checkpoint,
 )
-from video_diffusion_pytorch.training.fsdp import write_sharded
+from video_diffusion_pytorch.training.fsdp import whole_tensors, write_sharded
+from video_diffusion_pytorch.training.posthoc_ema import list_snapshots, snapshot_path
 
 if TYPE_CHECKING:
     from video_diffusion_pytorch.training.processes import Processes
@@ -249,8 +250,8 @@ def _delete(path: Path) -> None:
 def set_aside(folder: Path, step: int) -> list[Path]:
     """Moves checkpoints of later steps than a run begins at to a new subfolder `earlier-N`.
 
-    Otherwise they would count as the run's own. Their samples are moved as well, and all samples if
-    `step` is 0.
+    Otherwise they would count as the run's own. Their samples and later snapshots of averages are
+    moved as well, and all samples and snapshots if `step` is 0.
 
     Args:
         folder: The results folder.
@@ -267,6 +268,9 @@ def set_aside(folder: Path, step: int) -> list[Path]:
         numbers |= {path.stem for path in arrays if path.with_suffix(".gif").is_file()}
     samples = [folder / f"{n}{end}" for n in sorted(numbers) for end in (".gif", ".npy", ".txt")]
     samples = [path for path in samples if path.is_file()]
+    if later or step == 0:
+        # otherwise they are the run's own, which it will write again
+        samples += [path for number, path in list_snapshots(folder).items() if number > step]
     if not later and not samples:
         return []
     number = 1
@@ -417,6 +421,22 @@ class Checkpoints:
             _known[_version_of(path)] = _glance_of(path, state)
         self.saved_step, self.saved_path, self.is_unproven = state["step"], path, True
 
+    def write_snapshot(self, state: dict[str, Any]) -> None:
+        """Writes a snapshot of averages atomically; every process calls it.
+
+        Args:
+            state: Of `Trainer.averages_state`; sharded tensors are written whole.
+
+        Raises:
+            OSError: If it can't be written.
+        """
+        if self.processes.fsdp:
+            state = whole_tensors(state, is_kept=self.processes.is_main)
+        with self.processes.main_first():
+            if self.processes.is_main:
+                self.keep_folder()
+                write_checkpoint(state, snapshot_path(self.folder, state["step"]))
+
     def set_newest_aside(self) -> None:
         """Renames the newest checkpoint if its weights may have diverged, so that none resumes it.
 
@@ -479,10 +499,11 @@ class Checkpoints:
         """
         check_folder(self.folder)
         self._lock = FolderLock(self.folder)
-        for leftover in [*self.folder.glob(".model-*.tmp"), *self.folder.glob(".model-*.removed")]:
+        for pattern in (".model-*.tmp", ".model-*.removed", ".averages-*.tmp"):
             # of processes that were killed while they wrote or removed
-            with contextlib.suppress(OSError):
-                _delete(leftover)
+            for leftover in self.folder.glob(pattern):
+                with contextlib.suppress(OSError):
+                    _delete(leftover)
         set_aside(self.folder, step)
 
     def keep_folder(self) -> None:

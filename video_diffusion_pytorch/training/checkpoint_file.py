@@ -31,6 +31,8 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "ema": dict,
     "emas": dict,
     "ema_decays": (list, tuple),
+    "ema_posthoc": bool,
+    "ema_time": int,
     "optimizer": dict,
     "optimizer_settings": dict,
     "frozen": (list, tuple),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.arguments import as_value_range, shown, whole
-from video_diffusion_pytorch.conditions import VALUES
+from video_diffusion_pytorch.conditions import VALUES, check_cond_scale
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
@@ -32,6 +32,7 @@ _LEAST = {
     "keep_last": 1,
     "validate_every": 1,
     "evaluate_every": 1,
+    "snapshot_every": 1,
     "train_num_steps": 0,
     "warmup_steps": 0,
     "step_start_ema": 0,
@@ -43,9 +44,10 @@ _LEAST = {
 # Those of them that may be floats, such as 1e5, as in the reference
 _OF_STEPS = {"train_num_steps", "warmup_steps", "step_start_ema", "update_ema_every", "log_every"}
 _OF_STEPS |= {"save_and_sample_every", "save_every", "validate_every", "evaluate_every"}
+_OF_STEPS |= {"snapshot_every"}
 # Those that may be None
 _OPTIONAL = {"save_every", "keep_last", "validate_every", "evaluate_every"}
-_OPTIONAL |= {"num_workers", "held_out"}
+_OPTIONAL |= {"num_workers", "held_out", "snapshot_every"}
 
 
 def check_model(diffusion: object) -> None:
@@ -237,9 +239,25 @@ def check_units(diffusion: GaussianDiffusion, videos: Tensor, where: str) -> Non
         )
 
 
+def sampling_conditions(diffusion: GaussianDiffusion) -> list[str]:
+    """Keywords of the conditions that samples of the model need, if its network names them."""
+    return [*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames)]
+
+
+def check_scale_of_samples(argument: str, cond_scale: Any, diffusion: GaussianDiffusion) -> None:
+    """Raises a ValueError for guidance scales by condition that do not fit the model.
+
+    Args:
+        argument: The call and its argument, for the error.
+        cond_scale: A number, which is not checked, or a mapping.
+        diffusion: The model.
+    """
+    check_cond_scale(argument, cond_scale, sampling_conditions(diffusion) or VALUES)
+
+
 def check_sample_conditions(diffusion: GaussianDiffusion, given: Mapping[str, Any]) -> None:
     """Raises a ValueError for `sample_conditions` that do not fit the model."""
-    names = [*diffusion.condition_names, *["first_frames"] * bool(diffusion.given_frames)]
+    names = sampling_conditions(diffusion)
     allowed = [*names, *["cond_mask"] * diffusion.takes_text_states]
     is_mapping = isinstance(given, Mapping)
     wrong = {

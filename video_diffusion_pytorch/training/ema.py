@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 WARMUPS = ("copy", "power", "inverse_gamma")
+
+POSTHOC = "posthoc"
+STDS = (0.1, 0.05)
+"""Widths of the averages of `ema_decay="posthoc"` (Karras et al. 2024, section 3.2)."""
+# The width of the mean of the whole training
+_LARGEST_STD = 12**-0.5
 
 # Exponent of the power function whose width is a tenth of the training time (Karras et al. 2024,
 # eq. 123: the width is sqrt((gamma + 1) / ((gamma + 2)² (gamma + 3))))
@@ -55,6 +64,33 @@ class EMA:
         return new if old is None else old * self.beta + (1 - self.beta) * new
 
 
+@functools.cache
+def gamma_of(std: float) -> float:
+    """The exponent of the power function of a width (Karras et al. 2024, eq. 123 and 126).
+
+    Args:
+        std: Standard deviation of the power function on [0, 1], in (0, 0.2886].
+
+    Returns:
+        The exponent, at least 0.
+
+    Raises:
+        ValueError: If `std` is out of range.
+
+    Example:
+        >>> round(gamma_of(0.1), 2)
+        6.94
+    """
+    if not 0 < std <= _LARGEST_STD:
+        raise ValueError(
+            f"averages: the width std must be in (0, 0.2886], got {std}; 0.1 averages over about "
+            "the last tenth of the training"
+        )
+    # std² = (gamma + 1) / ((gamma + 2)² (gamma + 3))
+    roots = np.roots([1, 7, 16 - std**-2, 12 - std**-2])
+    return max(0.0, float(roots.real.max()))
+
+
 def decay_at(warmup: str, decay: float, update: int) -> float:
     """The decay of an update, which with a warm-up grows from 0 at the first one to `decay`.
 
@@ -64,22 +100,29 @@ def decay_at(warmup: str, decay: float, update: int) -> float:
         warmup: `"copy"` for `decay` at all updates; `"power"` for `(1 - 1/n) ** 7.94` at the n-th
             update, which averages over about the last tenth of the training done so far (Karras et
             al. 2024, arXiv 2312.02696, eq. 127); `"inverse_gamma"` for `1 - n ** (-2/3)`, whose
-            memory grows more slowly than the training.
-        decay: The largest decay, in [0, 1).
+            memory grows more slowly than the training; `"posthoc"` for the power function of the
+            width `decay`.
+        decay: The largest decay, in [0, 1); with `"posthoc"` the width, as of `gamma_of`.
         update: Number of the update, from 1.
 
     Returns:
-        The share of the old average in the new one, in [0, `decay`].
+        The share of the old average in the new one, in [0, `decay`]; with `"posthoc"` in [0, 1).
 
     Example:
         >>> [round(decay_at("power", 0.999, n), 3) for n in (1, 10, 1000, 100_000)]
         [0.0, 0.433, 0.992, 0.999]
     """
+    if warmup == POSTHOC:
+        return _power_decay(gamma_of(decay), update)
     if warmup == "power":
-        return min(decay, (1 - 1 / update) ** (_GAMMA + 1))
+        return min(decay, _power_decay(_GAMMA, update))
     if warmup == "inverse_gamma":
         return min(decay, 1 - update ** (-2 / 3))
     return decay
+
+
+def _power_decay(gamma: float, update: int) -> float:
+    return (1 - 1 / update) ** (gamma + 1)
 
 
 class Averages:
@@ -88,9 +131,11 @@ class Averages:
     Args:
         model: The model to average; the averages start as copies of it. To shard a model, shard
             it and each average afterwards, in the same way.
-        decays: Share of the old average in the new one, in [0, 1): one number or several.
+        decays: Share of the old average in the new one, in [0, 1): one number or several; or
+            `"posthoc"` for power functions of the widths `STDS`, which then stand for decays.
         warmup: How the averages start: `"copy"` for copies of the weights before step `start`,
-            `"power"` and `"inverse_gamma"` for a decay that grows as in `decay_at`.
+            `"power"` and `"inverse_gamma"` for a decay that grows as in `decay_at`. Ignored with
+            `"posthoc"`.
         start: Step before which `"copy"` copies; ignored otherwise.
         every: Steps between updates.
 
@@ -101,17 +146,25 @@ class Averages:
     Attributes:
         models: The averaged models by decay, in the order given; in evaluation mode, without
             gradients.
+        is_posthoc: Whether they are power functions, by width.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        decays: float | Sequence[float],
+        decays: float | Sequence[float] | str,
         *,
         warmup: str = "copy",
         start: int = 2000,
         every: int = 10,
     ) -> None:
+        self.is_posthoc = isinstance(decays, str)
+        if self.is_posthoc and decays != POSTHOC:
+            raise ValueError(
+                f"averages: ema_decay must be numbers in [0, 1) or {POSTHOC!r}, got {decays!r}; "
+                "0.995 averages about 200 updates"
+            )
+        decays = STDS if self.is_posthoc else decays
         wanted = [float(d) for d in (decays if isinstance(decays, Sequence) else [decays])]
         for decay in wanted:
             EMA(decay)
@@ -123,6 +176,8 @@ class Averages:
                 "'copy' is the reference's"
             )
         self.warmup, self.start, self.every = warmup, start, every
+        if self.is_posthoc:
+            self.warmup = POSTHOC
         self.models: dict[float, nn.Module] = {
             decay: copy.deepcopy(model).requires_grad_(False).eval() for decay in wanted
         }
@@ -155,6 +210,13 @@ class Averages:
         for decay, average in self.models.items():
             now = decay_at(self.warmup, decay, step // self.every + 1)
             EMA(now).update_model_average(average, model)
+
+    def time_at(self, step: int) -> int:
+        """The time up to which the averages reach after `step` steps, in steps.
+
+        It is later than `step` between updates, as each update stands for `every` steps.
+        """
+        return math.ceil(step / self.every) * self.every
 
     def named(self) -> dict[str, nn.Module]:
         """The averaged models by their decay as text, such as `"0.999"`."""

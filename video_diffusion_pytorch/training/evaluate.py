@@ -30,7 +30,11 @@ from video_diffusion_pytorch.training.batches import (
     iterate,
     unpack_batch,
 )
-from video_diffusion_pytorch.training.checks import check_first_clip, take_value_range
+from video_diffusion_pytorch.training.checks import (
+    check_first_clip,
+    check_scale_of_samples,
+    take_value_range,
+)
 from video_diffusion_pytorch.training.metrics import StepMetrics
 from video_diffusion_pytorch.training.splits import clips_behind, name_of
 from video_diffusion_pytorch.version import __version__
@@ -371,6 +375,7 @@ def sampling_options(diffusion: GaussianDiffusion, evaluation: Evaluation) -> di
         steps = min(sampler.default_steps or most, most)
     options = {"sampler": evaluation.sampler, "steps": steps}
     if diffusion.condition_names:
+        check_scale_of_samples("Evaluation: cond_scale", evaluation.cond_scale, diffusion)
         options["cond_scale"] = evaluation.cond_scale
     return options
 

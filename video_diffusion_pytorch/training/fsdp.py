@@ -250,6 +250,21 @@ def sharded_like(state: Mapping[str, Any], model: nn.Module, optimizer: Any) -> 
     return _map_tensors(state, shard_of)
 
 
+def whole_tensors(state: Mapping[str, Any], *, is_kept: bool) -> dict[str, Any]:
+    """A state with whole tensors on the CPU; every process calls it.
+
+    Args:
+        state: Has sharded tensors.
+        is_kept: Whether this process keeps them; otherwise they are None.
+    """
+
+    def gathered(place: Place, tensor: Any) -> Any:
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        return whole.detach().cpu() if is_kept else None
+
+    return _map_tensors(state, gathered)
+
+
 def gather_checkpoint(folder: Path, file: Path | None = None) -> Path:
     """Writes a sharded checkpoint as one file.
 

@@ -139,6 +139,13 @@ def _load_averages(averages: Averages, path: Path, state: Mapping[str, Any], **k
     theirs, ours = {**state.get("emas", {})}, averages.named()
     for decay in state.get("ema_decays", ())[:1]:
         theirs[repr(float(decay))] = state["ema"]
+    if state.get("ema_posthoc", False) != averages.is_posthoc:
+        logger.warning(
+            "%s holds averages by %s: those of this run, by %s, start from the first of them",
+            path,
+            *(("decay", "width") if averages.is_posthoc else ("width", "decay")),
+        )
+        theirs = dict.fromkeys(ours, state["ema"])
     first = next(iter(ours))
     for name, average in ours.items():
         if name not in theirs and name != first:

@@ -26,7 +26,7 @@ def draw_samples(
     max_batch: int,
     conditions: Mapping[str, Any],
     seed: int,
-    cond_scale: float = 1.0,
+    cond_scale: float | Mapping[str, float] = 1.0,
     share: tuple[int, int] = (0, 1),
     advance: Callable[[int, int], Any] | None = None,
 ) -> Tensor:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -29,13 +29,20 @@ from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusi
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation, Evaluator
 from video_diffusion_pytorch.evaluation.results import write_result
 from video_diffusion_pytorch.host_memory import keep_freed_memory
-from video_diffusion_pytorch.training.batches import ClipDraws, Endless, collate, unpack_batch
+from video_diffusion_pytorch.training.batches import (
+    ClipDraws,
+    Endless,
+    EndlessShuffle,
+    collate,
+    unpack_batch,
+)
 from video_diffusion_pytorch.training.checkpoint import Checkpoints, check_folder
 from video_diffusion_pytorch.training.checkpoint_file import FORMAT
 from video_diffusion_pytorch.training.checks import (
     check_arguments,
     check_model,
     check_sample_conditions,
+    check_scale_of_samples,
     whole_steps,
 )
 from video_diffusion_pytorch.training.cpu_threads import CPUThreads
@@ -166,7 +173,8 @@ class Trainer:
             with `dataset` or `dataloader`.
         ema_decay: Decay of the exponential moving average of the weights, in [0, 1): the share of
             the old average in each update. A sequence keeps one average per decay; the first draws
-            the samples.
+            the samples. `"posthoc"` keeps two averages of relative widths 0.1 and 0.05 and writes
+            snapshots of them, from which `posthoc_average` makes averages of other widths.
         num_frames: Ignored: a clip has `diffusion_model.num_frames` frames.
         train_batch_size: Clips per micro-batch, on each process.
         train_lr: Learning rate, at least 0.
@@ -196,7 +204,8 @@ class Trainer:
             samples, but at most 5 % of the files, if the clips have conditions; 0 for none.
         sample_conditions: Conditions of the samples, as keywords of `diffusion.sample`, such as
             `{"cond": ["a whale"]}`, repeated to the number of samples; None for those of clips.
-        sample_cond_scale: Guidance scale of the samples; 1 disables guidance.
+        sample_cond_scale: Guidance scale of the samples; 1 disables guidance. Or one by condition,
+            as in `GaussianDiffusion.sample`.
         image_frames: Independent images appended to each clip (Ho et al. 2022, section 4.3.1):
             random frames of other clips, with the conditions of those frames; 0 for none.
         image_folder: Folder from which these images are drawn: pictures of any size and clips,
@@ -217,7 +226,7 @@ class Trainer:
             function that makes a torch scheduler from the optimizer.
         warmup_steps: Steps over which the learning rate rises linearly to `train_lr`.
         ema_warmup: How averages start: `"copy"`, or, with a decay that grows, `"power"` or
-            `"inverse_gamma"`, as in `training.ema.decay_at`.
+            `"inverse_gamma"`, as in `training.ema.decay_at`; ignored with `ema_decay="posthoc"`.
         save_every: Steps between checkpoints in addition to milestones; None for no more.
         keep_last: Number of most recent checkpoints to keep; None for all.
         keep_best: Number of checkpoints with the lowest validation loss to keep in addition.
@@ -255,6 +264,8 @@ class Trainer:
             `"value_*"` keeps the `value_range` of new clips.
         freeze: Patterns, as in `fnmatch`, of names of `diffusion_model.named_parameters()` that are
             not trained, such as `"denoise_fn.downs.*"`: their `requires_grad` becomes False.
+        snapshot_every: With `ema_decay="posthoc"`, steps between snapshots `averages-STEP.pt` of
+            the averages; None for `save_and_sample_every`. The last step has one as well.
         **data_options: Further keywords of `data.dataset.Dataset`, such as `conditions`,
             `clip_start`, `value_range` and `cache`; only with `folder` (`value_range` also with
             `dataset`).
@@ -276,7 +287,7 @@ class Trainer:
         diffusion_model: GaussianDiffusion,
         folder: str | os.PathLike[str] | None = None,
         *,
-        ema_decay: float | Sequence[float] = 0.995,
+        ema_decay: float | Sequence[float] | Literal["posthoc"] = 0.995,
         num_frames: int = 16,
         train_batch_size: int = 32,
         train_lr: float = 1e-4,
@@ -295,7 +306,7 @@ class Trainer:
         dataloader: Any = None,
         held_out: int | None = None,
         sample_conditions: Mapping[str, Any] | None = None,
-        sample_cond_scale: float = 1.0,
+        sample_cond_scale: float | Mapping[str, float] = 1.0,
         image_frames: int = 0,
         image_folder: str | os.PathLike[str] | None = None,
         seed: int | None = None,
@@ -329,6 +340,7 @@ class Trainer:
         init_averaged: bool | float = True,
         init_without: Sequence[str] = (),
         freeze: Sequence[str] = (),
+        snapshot_every: int | None = None,
         **data_options: Any,
     ) -> None:
         arguments = {**locals()}
@@ -347,6 +359,7 @@ class Trainer:
         # between steps
         self.save_and_sample_every, self.save_every = save_and_sample_every, save_every
         self.validate_every = validate_every or save_and_sample_every
+        self.snapshot_every = snapshot_every or save_and_sample_every
         self.evaluate_every, self.data_options = evaluate_every, data_options
         self.evaluation = Evaluation(clips=256) if evaluation is None else evaluation
         self.log_every, self.project, self.num_sample_rows = log_every, project, num_sample_rows
@@ -378,7 +391,6 @@ class Trainer:
                 f"processes, {self.num_processes}, got {train_batch_size}; change one of them"
             )
         self.data = self._make_data(arguments)
-        self.order = self.data.order
         found = checkpoint_to_resume(resume, self.results_folder)
         initial = initial_model(arguments, self.model, self.processes, resumes=found is not None)
         self.data.open()
@@ -403,7 +415,8 @@ class Trainer:
 
         sources = {name: given[name] for name in ("folder", "dataset", "dataloader")}
         validated = ("folder", "split", "manifest", "dataset", "clips")
-        chosen = given["sample_conditions"]
+        chosen, scale = given["sample_conditions"], given["sample_cond_scale"]
+        check_scale_of_samples("Trainer: sample_cond_scale", scale, self.model)
         if chosen is not None:
             check_sample_conditions(self.model, chosen)
         # unless it is overridden, workers need no copy of the Trainer
@@ -438,7 +451,7 @@ class Trainer:
                 warn_of_other_classes(source, self.class_names)
         return freeze_parameters(self.model, freeze)
 
-    def _prepare_model(self, ema_decay: float | Sequence[float], compile: bool) -> None:
+    def _prepare_model(self, ema_decay: float | Sequence[float] | str, compile: bool) -> None:
         # before it is copied for the averages
         self.model.to(self.device).clip_info = self.data.clip_info
         self.averages = Averages(
@@ -618,34 +631,40 @@ class Trainer:
 
     def checkpoint_state(self) -> dict[str, Any]:
         """The checkpoint: tensors and plain values. Every process must call it."""
-        denoiser = getattr(unwrap(self.model.denoise_fn), "config", None)
-        first, *others = self.averages.named().items()
         losses = {**self.losses}
         if self.run.validated_step != self.step:
             # a validation loss counts only for the weights it was measured with
             losses["validation"] = None
         return {
-            "format": FORMAT,
-            "version": __version__,
-            "step": self.step,
+            **self.averages_state(),
             "model": self.model.state_dict(),
-            "ema": first[1].state_dict(),
-            "emas": {name: average.state_dict() for name, average in others},
-            "ema_decays": [*self.averages.models],
             "optimizer": self.opt.state_dict(),
             "optimizer_settings": optimizer_settings(self.opt),
             **({"frozen": self.frozen} if self.frozen else {}),
             "scheduler": {} if self.scheduler is None else self.scheduler.state_dict(),
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
-            "config": {
-                "unet": denoiser,
-                "diffusion": self.model.config,
-                "clips": self.model.clip_info.to_config(),
-            },
             "losses": losses,
             "skipped_steps": self.skipped_steps,
             "random_states": self.processes.from_all(random_states()),
             "data": self.data.state_dict(),
+        }
+
+    def averages_state(self) -> dict[str, Any]:
+        """The part of a checkpoint that the averages need. Every process must call it."""
+        first, *others = self.averages.named().items()
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            "step": self.step,
+            "ema": first[1].state_dict(),
+            "emas": {name: average.state_dict() for name, average in others},
+            "ema_decays": [*self.averages.models],
+            **({"ema_posthoc": True} if self.averages.is_posthoc else {}),
+            "config": {
+                "unet": getattr(unwrap(self.model.denoise_fn), "config", None),
+                "diffusion": self.model.config,
+                "clips": self.model.clip_info.to_config(),
+            },
         }
 
     def reset_parameters(self) -> None:
@@ -667,6 +686,11 @@ class Trainer:
     def dl(self) -> Endless:
         """The endless iterator of batches."""
         return self.data.loader
+
+    @property
+    def order(self) -> EndlessShuffle:
+        """The order of the clips."""
+        return self.data.order
 
     @property
     def num_workers(self) -> int | None:
@@ -1001,6 +1025,11 @@ class Trainer:
                 self.progress.note(val_loss=f"{self.losses['validation']:.4f}")
         if self.step % self.log_every == 0 or is_saved or self.step == self.run.first_step:
             self.write_metrics()
+        is_last = self.step == self.train_num_steps
+        if self.averages.is_posthoc and (is_last or self.step % self.snapshot_every == 0):
+            # before the checkpoint, so that a run that resumes from it lacks none
+            with self.progress.doing("saving"):
+                self._write_snapshot()
         if is_saved:
             # before sampling, which takes long and may be interrupted
             with self.progress.doing("saving"):
@@ -1091,7 +1120,8 @@ class Trainer:
             return {}
         if self.is_main:
             self.checkpoints.keep_folder()
-            about = {"step": self.step, "ema_decay": next(iter(self.averages.models))}
+            kind = "ema_std" if self.averages.is_posthoc else "ema_decay"
+            about = {"step": self.step, kind: next(iter(self.averages.models))}
             with _not_fatal("the file of the evaluation"):
                 result = evaluator.result(found, about, self.device)
                 write_result(result, self.results_folder / f"evaluation-{self.step}.json")
@@ -1189,6 +1219,12 @@ class Trainer:
     def _save_step(self) -> None:
         """Saves a checkpoint of this step; never replaces the checkpoint of another step."""
         self.save(self.checkpoints.unused_name(self.milestone, self.step))
+
+    def _write_snapshot(self) -> None:
+        """Writes a snapshot of the post-hoc averages, which loads like a checkpoint's averages."""
+        reached = self.averages.time_at(self.step)
+        state = {**self.averages_state(), "model": {}, "ema_time": reached}
+        self.checkpoints.write_snapshot(state)
 
     def _set_diverged_aside(self) -> None:
         """Saves weights that may have diverged under a name that no run resumes from by itself."""
