@@ -1,11 +1,13 @@
 """Measures samplers on videos whose optimal denoiser is known, so that all error is the sampler's.
 
-    python benchmarks/gaussian_samplers.py                   # three tables, in about a minute
-    python benchmarks/gaussian_samplers.py samplers
+    python benchmarks/gaussian_samplers.py                   # four tables, in some minutes
+    python benchmarks/gaussian_samplers.py samplers steps
     python benchmarks/gaussian_samplers.py given --draws 400
 
 samplers: Gaussian videos of 6 frames. What a sampler makes of a linear denoiser is linear in its
-noise, so the mean and the covariance of its samples are computed, not estimated.
+noise, so the mean and the covariance of its samples are computed, not estimated. The errors are the
+largest over three such data sets.
+steps: how often the network must be called for errors of the mean and the covariance of 2 %.
 given: the same, of which the first 2 frames are known: how well the others fit them.
 digits: clips of moving digits with a little noise at each pixel, which are far from Gaussian: the
 distance of samples from those that all 1000 steps make of the same noise.
@@ -14,6 +16,7 @@ distance of samples from those that all 1000 steps make of the same noise.
 from __future__ import annotations
 
 import argparse
+import bisect
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -25,19 +28,19 @@ from torch import Tensor
 
 from video_diffusion_pytorch import GaussianDiffusion
 from video_diffusion_pytorch.data.moving_digits import load_digits, moving_digit_clip
+from video_diffusion_pytorch.diffusion.continuous_schedule import (
+    ContinuousSchedule,
+    EDMSchedule,
+    FlowSchedule,
+)
 from video_diffusion_pytorch.diffusion.guidance import KnownRegion
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     ForwardProcess,
     NoiseLevel,
     cosine_beta_schedule,
 )
-from video_diffusion_pytorch.diffusion.samplers import (
-    DDIM,
-    Ancestral,
-    DPMPlusPlus,
-    Prediction,
-    Sampler,
-)
+from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral, DPMPlusPlus, Euler, Heun
+from video_diffusion_pytorch.diffusion.sampling_steps import Prediction, Sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "diffusion"))
 from gaussian_data import GaussianVideos, PerfectNetwork, moments, relative_error
@@ -56,7 +59,18 @@ SAMPLERS: list[tuple[str, Sampler, tuple[int, ...]]] = [
     ("dpm++", DPMPlusPlus(), (50, 20, 10)),
     ("dpm++sde, trailing", DPMPlusPlus(sde=True, spacing="trailing"), (50, 20, 10)),
     ("dpm++sde", DPMPlusPlus(sde=True), (50, 20, 10)),
+    ("euler", Euler(), (100, 50, 20, 10)),
+    ("heun", Heun(), (25, 10, 5)),
+    ("heun, churn 10", Heun(churn=10), (25, 10)),
+    ("heun, edm, karras", Heun(coordinates="edm", spacing="karras"), (50, 18)),
 ]
+PROCESSES: dict[str, Tensor | ContinuousSchedule] = {
+    "cosine": cosine_beta_schedule(STEPS),
+    "flow": FlowSchedule(),
+    "flow, shift 3": FlowSchedule(3.0),
+    "edm": EDMSchedule(),
+}
+GOAL = 0.02  # largest error of the table steps
 FEW = [(name, sampler) for name, sampler, steps in SAMPLERS if 10 in steps and "sde" not in name]
 KNOWN, SIDE = 2, 8  # frames that are given, and the height and width of videos with these
 
@@ -77,18 +91,72 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def compare_samplers(process: ForwardProcess) -> None:
-    """Errors of the samples' mean and covariance, exactly."""
-    videos = {name: GaussianVideos(*settings) for name, settings in DATA.items()}
-    row = table("sampler", "steps", "error of the mean", *(f"covariance ({name})" for name in DATA))
+def errors(sampler: Sampler, process: ForwardProcess, steps: int) -> tuple[float, float]:
+    """Largest error of the samples' mean and covariance over the data sets, exactly."""
+    levels = sampler.levels(process, steps)
+    found = []
+    for settings in DATA.values():
+        videos = GaussianVideos(*settings)
+        mean, covariance = moments(sampler, levels, videos)
+        found.append(
+            (relative_error(mean, videos.mean), relative_error(covariance, videos.covariance))
+        )
+    means, covariances = zip(*found, strict=True)
+    return max(means), max(covariances)
+
+
+def is_possible(sampler: Sampler, process: ForwardProcess) -> bool:
+    """Whether the sampler can begin where the process ends."""
+    starts_at_infinity = not process.noise_level(process.num_timesteps - 1).alpha
+    return not (getattr(sampler, "coordinates", None) == "edm" and starts_at_infinity)
+
+
+def compare_samplers(processes: dict[str, ForwardProcess]) -> None:
+    """Errors of the samples' covariance, and the largest of their mean."""
+    row = table("sampler", "steps", *processes, "mean")
     for name, sampler, counts in SAMPLERS:
         for steps in counts:
-            levels = sampler.levels(process, steps)
-            found = [moments(sampler, levels, one) for one in videos.values()]
-            pairs = list(zip(found, videos.values(), strict=True))
-            mean = max(relative_error(mean, one.mean) for (mean, _), one in pairs)
-            errors = [relative_error(covariance, one.covariance) for (_, covariance), one in pairs]
-            row(name, str(steps), f"{mean:.1e}", *map(percent, errors))
+            found = {
+                of: errors(sampler, process, steps)
+                for of, process in processes.items()
+                if is_possible(sampler, process)
+            }
+            cells = [percent(found[of][1]) if of in found else "" for of in processes]
+            row(name, str(steps), *cells, percent(max(mean for mean, _ in found.values())))
+
+
+def compare_steps(processes: dict[str, ForwardProcess]) -> None:
+    """How often samplers must call the network for errors that are below the goal."""
+    row = table("sampler", *processes)
+    for name, sampler, _ in SAMPLERS:
+        cells = []
+        for process in processes.values():
+            cells.append("")
+            if is_possible(sampler, process):
+                least = least_steps(sampler, process)
+                cells[-1] = "more" if least is None else str(calls(sampler, least))
+        row(name, *cells)
+
+
+def least_steps(sampler: Sampler, process: ForwardProcess) -> int | None:
+    """The least number of steps of which the errors are below the goal; None if all are too few."""
+
+    def suffices(steps: int) -> bool:
+        return max(errors(sampler, process, steps)) <= GOAL
+
+    most = 4
+    while not suffices(most):
+        if most == STEPS:
+            return None
+        most = min(2 * most, STEPS)
+    between = range(most // 2 + 1, most)
+    return between.start + bisect.bisect_left(between, True, key=suffices)
+
+
+def calls(sampler: Sampler, steps: int) -> int:
+    """How often a sampler calls the network in that number of steps."""
+    is_double = isinstance(sampler, Heun) or getattr(sampler, "langevin_delta", 0)
+    return 2 * steps - 1 if is_double else steps
 
 
 def compare_guidance(process: ForwardProcess, draws: int) -> None:
@@ -178,16 +246,19 @@ def compare_on_digits(process: ForwardProcess, count: int = 64) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="*", help="of samplers, given and digits; all by default")
+    known = ["samplers", "steps", "given", "digits"]
+    parser.add_argument("tables", nargs="*", help=f"of {', '.join(known)}; all by default")
     parser.add_argument("--draws", type=int, default=96, help="videos per row of the table given")
     arguments = parser.parse_args()
-    wanted = arguments.tables or ["samplers", "given", "digits"]
-    unknown = set(wanted) - {"samplers", "given", "digits"}
-    if unknown:
-        parser.error(f"no table {', '.join(sorted(unknown))}; choose samplers, given or digits")
-    process = ForwardProcess(cosine_beta_schedule(STEPS))
+    wanted = arguments.tables or known
+    if unknown := set(wanted).difference(known):
+        parser.error(f"no table {', '.join(sorted(unknown))}; choose among {', '.join(known)}")
+    processes = {name: ForwardProcess(one, STEPS) for name, one in PROCESSES.items()}
+    process = processes["cosine"]
     if "samplers" in wanted:
-        compare_samplers(process)
+        compare_samplers(processes)
+    if "steps" in wanted:
+        compare_steps(processes)
     if "given" in wanted:
         compare_guidance(process, arguments.draws)
     if "digits" in wanted:

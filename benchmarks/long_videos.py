@@ -24,7 +24,8 @@ from torch import Tensor
 
 from video_diffusion_pytorch import GaussianDiffusion, load_diffusion
 from video_diffusion_pytorch.data.dataset import Dataset
-from video_diffusion_pytorch.diffusion.samplers import Ancestral, Sampler, make_sampler
+from video_diffusion_pytorch.diffusion.samplers import Ancestral, make_sampler
+from video_diffusion_pytorch.diffusion.sampling_steps import Sampler
 from video_diffusion_pytorch.evaluation.video_scores import (
     frechet_distance,
     random_feature_statistics,

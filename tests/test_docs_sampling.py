@@ -12,7 +12,8 @@ from tests.docs_code import TINY_BERT, TINY_BERT_DIM, Page, checkpoints, unet
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D, read_video, text
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.diffusion.noise_schedule import ForwardProcess, cosine_beta_schedule
-from video_diffusion_pytorch.diffusion.samplers import SAMPLERS, SPACINGS, Prediction
+from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
+from video_diffusion_pytorch.diffusion.sampling_steps import SPACINGS, Prediction
 
 PAGE = Page("sampling.md")
 # the page's clips have 16 frames of 64 x 64, those of the test 4 of 16 x 16

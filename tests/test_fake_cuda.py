@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
 from video_diffusion_pytorch.diffusion.guidance import KnownFrames, KnownRegion, Measurement
 from video_diffusion_pytorch.diffusion.noise_schedule import SCHEDULES
-from video_diffusion_pytorch.diffusion.samplers import SAMPLERS, Sampler, make_sampler
+from video_diffusion_pytorch.diffusion.samplers import SAMPLERS, make_sampler
+from video_diffusion_pytorch.diffusion.sampling_steps import Sampler
 from video_diffusion_pytorch.training.ema import Averages
 from video_diffusion_pytorch.training.fsdp import clip_gradients
 from video_diffusion_pytorch.training.metrics import StepMetrics

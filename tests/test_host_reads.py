@@ -7,6 +7,7 @@ import traceback
 from functools import partial
 from itertools import pairwise
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from video_diffusion_pytorch.diffusion.diffusers_scheduler import DiffusersScheduler
 from video_diffusion_pytorch.diffusion.guidance import KnownRegion
 from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
 
@@ -32,6 +34,7 @@ class HostReads(TorchFunctionMode):
     def __init__(self):
         super().__init__()
         self.places = []
+        self.shapes = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func == Tensor.is_cpu.__get__:
@@ -39,6 +42,7 @@ class HostReads(TorchFunctionMode):
         if func in LOOKS or (func is Tensor.__getitem__ and has_mask(args[1])):
             caller = traceback.extract_stack(limit=2)[0]
             self.places.append(f"{func.__name__} in {caller.filename}:{caller.lineno}")
+            self.shapes.append(tuple(args[0].shape))
         return func(*args, **(kwargs or {}))
 
 
@@ -216,6 +220,34 @@ def test_a_sampling_step_does_not_look(sampler, guides):
     few, many = (looks_of(lambda n: sample(steps=n), steps) for steps in (2, 5))
     assert few
     assert few == many
+
+
+# what diffusers itself does with numpy
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchEulerDiscreteScheduler(),
+        diffusers.EDMDPMSolverMultistepScheduler(),
+        diffusers.UniPCMultistepScheduler(),
+        diffusers.DDIMScheduler(),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_step_of_a_scheduler_looks_at_its_own_numbers_only(scheduler):
+    """Which are on the CPU."""
+    diffusion, sampler = tiny(), DiffusersScheduler(scheduler)
+    counts = []
+    for steps in (2, 5):
+        levels = sampler.levels(diffusion, steps)
+        assert {levels.scheduler.timesteps.device.type} == {"cpu"}
+        sampler.levels = lambda *_, levels=levels: levels
+        with HostReads() as reads:
+            diffusion.sample(batch_size=2, seed=0, sampler=sampler, progress=False)
+        del sampler.levels
+        counts.append(sum(shape[:1] == SHAPE[:1] for shape in reads.shapes))
+    # the seeds of its generators are fetched once, with cpu and numpy
+    assert counts in ([0, 0], [2, 2])
 
 
 def test_a_step_of_the_chain_does_not_look():

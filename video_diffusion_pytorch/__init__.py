@@ -28,8 +28,8 @@ from video_diffusion_pytorch.diffusion.samplers import (
     DPMPlusPlus,
     Euler,
     Heun,
-    Sampler,
 )
+from video_diffusion_pytorch.diffusion.sampling_steps import Sampler
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.model.unet3d import Unet3D
 from video_diffusion_pytorch.notebook import show

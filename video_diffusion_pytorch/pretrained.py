@@ -63,7 +63,8 @@ def load_diffusion(
         TypeError: If an override is not a keyword of `GaussianDiffusion`.
         ValueError: If it is not a whole training file, if its network is not a `Unet3D`, if the
             size of the clips is unknown, if an argument is out of range, or if one contradicts the
-            weights: `objective`, `beta_schedule`, `timesteps`, and the ranges of values.
+            weights: `objective`, `beta_schedule`, `timesteps`, `time_shift`, `sigma_data`, and the
+            ranges of values.
 
     Example:
         >>> import tempfile

@@ -258,6 +258,48 @@ def test_the_settings_of_a_model_become_the_defaults(trained, given, capsys):
     assert with_preset["trainer"]["train_lr"] == 2e-4
 
 
+@pytest.mark.parametrize(
+    ("options", "settings"),
+    [
+        (
+            {"objective": "flow", "time_distribution": "logit_normal", "time_shift": "3"},
+            "objective 'flow', beta_schedule 'flow', sampling_timesteps 4, "
+            "time_distribution (0.0, 1.0), time_shift 3.0",
+        ),
+        (
+            {"objective": "edm", "time_distribution": "[-1, 1.4]", "sigma_data": "0.4"},
+            "objective 'edm', beta_schedule 'edm', sampling_timesteps 4, "
+            "time_distribution (-1.0, 1.4), sigma_data 0.4",
+        ),
+        (
+            {"objective": "flow", "frame_noise": "independent", "shared_noise_prob": "0.2"},
+            "objective 'flow', beta_schedule 'flow', sampling_timesteps 4, "
+            "frame_noise 'independent', shared_noise_prob 0.2",
+        ),
+    ],
+)
+def test_flow_matching_and_edm_on_the_command_line(
+    tmp_path, monkeypatch, capsys, options, settings
+):
+    monkeypatch.chdir(tmp_path)
+    write_moving_digits("clips", num_clips=3, image_size=24, num_frames=3)
+    network = ["--dim=8", "--dim_mults=[1]", "--unet.channels=1", "--attn_heads=1"]
+    sizes = ["--image_size=8", "--num_frames=3", "--timesteps=4", "--train_num_steps=1"]
+    given = [f"--{name}={value}" for name, value in options.items()]
+    steps = ["--save_and_sample_every=1", "--gradient_accumulate_every=1"]
+    assert main(["train", "clips", *given, *network, *sizes, *steps, *RUN]) is None
+    # a run from its weights has the same settings
+    more = ["--init_from", "results", "--results_folder", "tuned", "--train_num_steps=1"]
+    assert main(["train", "clips", *more, *steps, *RUN]) is None
+    for folder in ("results", "tuned"):
+        capsys.readouterr()
+        assert main(["info", folder]) is None
+        assert settings in capsys.readouterr().out
+    for sampler in ([], ["--sampler", "euler", "--steps", "2"], ["--sampler", "heun"]):
+        assert main(["sample", "results", "-n", "1", "-o", "a.gif", *sampler]) is None
+    assert Path("a.gif").is_file()
+
+
 @pytest.mark.usefixtures("files")
 def test_a_file_of_the_reference_has_no_size(capsys):
     settings = printed(capsys, "--init_from", str(REFERENCE), "--image_size", "16")

@@ -494,13 +494,13 @@ def test_units(tmp_path):
     options = {"channels": 2, "num_frames": 5, "exts": None}
     dataset = Dataset(tmp_path, 8, value_range="fit", **options)
     assert dataset.value_range == ((-2.0, 0.0), (0.0, 9.0))
+    assert 0 < dataset.value_deviation < 1
     # clips keep their units, and frames that are missing have the least value
     assert dataset[1].min() == -2
     assert dataset[1][:, 4, 0, 0].tolist() == [-2, 0]
-    assert Dataset(tmp_path, 8, value_range=(-5, 10), **options).value_range == (
-        (-5.0, -5.0),
-        (10.0, 10.0),
-    )
+    dataset = Dataset(tmp_path, 8, value_range=(-5, 10), **options)
+    assert dataset.value_range == ((-5.0, -5.0), (10.0, 10.0))
+    assert dataset.value_deviation is None
 
 
 def test_rounding_makes_no_range_of_a_constant_channel(tmp_path):

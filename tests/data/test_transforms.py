@@ -212,8 +212,22 @@ def read(values):
 
 def test_each_channel_has_its_range():
     parts = [[0.0, 1.0, 5.0, 6.0], None, [-2.0, 0.0, 5.5, 9.0]]
-    assert fit_value_range(parts, read) == ((-2.0, 5.0), (1.0, 9.0))
-    assert fit_value_range([[0, 1, 200, 255]], read) == ((0.0, 200.0), (1.0, 255.0))
+    assert fit_value_range(parts, read)[0] == ((-2.0, 5.0), (1.0, 9.0))
+    assert fit_value_range([[0, 1, 200, 255]], read)[0] == ((0.0, 200.0), (1.0, 255.0))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_the_deviation_is_that_of_the_scaled_values(monkeypatch, offset):
+    """Of parts of any size, also far from 0."""
+    monkeypatch.setattr("video_diffusion_pytorch.data.transforms._Moments.PART", 7)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (3, 20, 1)
+    parts = [torch.randn(2, n, 1, 5, generator=generator, dtype=torch.float64) for n in sizes]
+    parts = [part * torch.tensor([1.0, 30.0]).view(2, 1, 1, 1) + offset for part in parts]
+    (low, high), deviation = fit_value_range(parts, lambda part: part)
+    low, high = (torch.tensor(bound, dtype=torch.float64).view(2, 1, 1, 1) for bound in (low, high))
+    scaled = (torch.cat(parts, dim=1) - low) / (high - low) * 2 - 1
+    assert deviation == pytest.approx(scaled.std(correction=0).item(), rel=1e-6)
 
 
 def test_ranges_that_cannot_be_found():

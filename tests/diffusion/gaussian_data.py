@@ -5,7 +5,7 @@ from collections import deque
 import torch
 from torch import nn
 
-from video_diffusion_pytorch.diffusion.samplers import Prediction
+from video_diffusion_pytorch.diffusion.sampling_steps import Prediction
 
 
 class GaussianVideos:

@@ -14,14 +14,8 @@ from video_diffusion_pytorch.diffusion.continuous_schedule import (
     FlowSchedule,
 )
 from video_diffusion_pytorch.diffusion.noise_schedule import CONTINUOUS, ForwardProcess
-from video_diffusion_pytorch.diffusion.samplers import (
-    DDIM,
-    Ancestral,
-    DPMPlusPlus,
-    Euler,
-    Heun,
-    Prediction,
-)
+from video_diffusion_pytorch.diffusion.samplers import DDIM, Ancestral, DPMPlusPlus, Euler, Heun
+from video_diffusion_pytorch.diffusion.sampling_steps import Prediction
 
 SCHEDULES = {
     "cosine": CosineSchedule(),
@@ -217,6 +211,18 @@ def test_weights_of_another_kind_are_refused(own, theirs, message):
     state = diffusion_with(**theirs).state_dict()
     with pytest.raises(ValueError, match=f"must have the model's {message}"):
         diffusion_with(**own).load_state_dict(state)
+
+
+def test_sigma_data_can_be_set_later():
+    diffusion = diffusion_with(objective="edm")
+    diffusion.set_sigma_data(0.25)
+    assert diffusion.config["sigma_data"] == 0.25
+    other = diffusion_with(objective="edm", sigma_data=0.25)
+    other.load_state_dict(diffusion.state_dict())
+    with pytest.raises(ValueError, match="GaussianDiffusion: sigma_data must be a number above 0"):
+        diffusion.set_sigma_data(0)
+    with pytest.raises(ValueError, match="sigma_data needs objective='edm', got 'flow'; leave it"):
+        diffusion_with(objective="flow").set_sigma_data(0.25)
 
 
 # From a loss to samples

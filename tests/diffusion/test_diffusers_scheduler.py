@@ -3,6 +3,7 @@
 import copy
 import re
 from collections import deque
+from itertools import pairwise
 
 import diffusers
 import pytest
@@ -10,6 +11,9 @@ import torch
 
 from tests.diffusion.gaussian_data import GaussianVideos, PerfectNetwork, moments, relative_error
 from video_diffusion_pytorch import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.continuous_schedule import EDMSchedule, FlowSchedule
+from video_diffusion_pytorch.diffusion.diffusers_scheduler import DiffusersScheduler
+from video_diffusion_pytorch.diffusion.guidance import KnownRegion
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     CLEAN,
     ForwardProcess,
@@ -20,8 +24,9 @@ from video_diffusion_pytorch.diffusion.random_streams import make_streams
 from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     Ancestral,
-    DiffusersScheduler,
     DPMPlusPlus,
+    Euler,
+    Heun,
     make_sampler,
 )
 
@@ -45,7 +50,7 @@ def exactly(message):
 
 def result_of(sampler, levels, videos, seed=0, count=3):
     noise = make_streams(seed, None, count, "cpu")
-    x = noise(torch.empty(count, 1, videos.num_frames, 4, 4))
+    x = levels[0].scale * noise(torch.empty(count, 1, videos.num_frames, 4, 4))
     return deque(sampler.run(x, levels, videos.denoise, noise), maxlen=1).pop()
 
 
@@ -103,6 +108,130 @@ def test_intermediate_videos_have_the_noise_of_their_level(process, videos):
         torch.testing.assert_close(theirs, mine, rtol=1e-3, atol=1e-3)
 
 
+# The same on flow matching and EDM, at the scheduler's levels
+
+
+def assert_same_at_its_levels(scheduler, sampler, process, videos, steps=12):
+    wrapped = DiffusersScheduler(scheduler)
+    levels = wrapped.levels(process, steps)
+    once = [level for level, after in pairwise(levels) if level.t != after.t] + [CLEAN]
+    assert len(once) == steps + 1
+    found = result_of(wrapped, levels, videos)
+    expected = result_of(sampler, once, videos)
+    assert (found - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+FLOW_STEPS = {"use_flow_sigmas": True, "flow_shift": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [
+        (diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0), Euler()),
+        (diffusers.FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True), DDIM()),
+        (diffusers.FlowMatchHeunDiscreteScheduler(), Heun()),
+        (diffusers.DPMSolverMultistepScheduler(**FLOW_STEPS), DPMPlusPlus()),
+        (diffusers.DPMSolverMultistepScheduler(**FLOW_STEPS, solver_order=1), Euler()),
+    ],
+)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_schedulers_of_flow_matching(videos, scheduler, sampler, shift):
+    process = ForwardProcess(FlowSchedule(shift), 1000)
+    assert_same_at_its_levels(scheduler, sampler, process, videos)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampler"),
+    [
+        (diffusers.EDMEulerScheduler(), Euler()),
+        (diffusers.EDMEulerScheduler(prediction_type="v_prediction", sigma_data=1.0), DDIM()),
+        (diffusers.EDMEulerScheduler(sigma_schedule="exponential"), Euler()),
+        (diffusers.EDMDPMSolverMultistepScheduler(), DPMPlusPlus()),
+        (diffusers.EDMDPMSolverMultistepScheduler(thresholding=True), DPMPlusPlus()),
+    ],
+)
+def test_schedulers_of_edm(videos, scheduler, sampler):
+    process = ForwardProcess(EDMSchedule(), 1000)
+    assert_same_at_its_levels(scheduler, sampler, process, videos)
+
+
+def test_levels_of_edm_are_the_schedulers():
+    scheduler = diffusers.EDMEulerScheduler()
+    levels = DiffusersScheduler(scheduler).levels(ForwardProcess(EDMSchedule(), 1000), 10)
+    scheduler.set_timesteps(10)
+    found = [level.sigma for level in levels]
+    assert found == pytest.approx(scheduler.sigmas.tolist(), rel=1e-4)
+    assert {level.alpha for level in levels} == {1.0}
+
+
+PROCESSES = {
+    "cosine": (cosine_beta_schedule(1000), "pred_noise"),
+    "flow": (FlowSchedule(), "flow"),
+    "flow, shifted": (FlowSchedule(3.0), "flow"),
+    "edm": (EDMSchedule(), "edm"),
+}
+
+
+@pytest.fixture(params=PROCESSES, scope="module")
+def any_process(request):
+    return ForwardProcess(PROCESSES[request.param][0], 1000)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "error"),
+    [
+        (diffusers.FlowMatchEulerDiscreteScheduler(), 100, 0.04),
+        (diffusers.FlowMatchHeunDiscreteScheduler(), 20, 0.02),
+        (diffusers.UniPCMultistepScheduler(**FLOW_STEPS), 40, 0.02),
+        (diffusers.EDMEulerScheduler(), 200, 0.04),
+        (diffusers.EDMDPMSolverMultistepScheduler(), 40, 0.02),
+        (diffusers.DDIMScheduler(timestep_spacing="trailing"), 100, 0.06),
+        (diffusers.DPMSolverMultistepScheduler(timestep_spacing="trailing"), 40, 0.02),
+        (diffusers.EulerDiscreteScheduler(timestep_spacing="trailing"), 100, 0.06),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_every_kind_of_scheduler_fits_every_process(any_process, videos, scheduler, steps, error):
+    wrapped = DiffusersScheduler(scheduler)
+    levels = wrapped.levels(any_process, steps)
+    mean, covariance = moments(wrapped, levels, videos, dtype=torch.float32)
+    assert relative_error(mean, videos.mean) < 0.01
+    assert relative_error(covariance, videos.covariance) < error
+
+
+@pytest.mark.parametrize(("schedule", "objective"), PROCESSES.values(), ids=PROCESSES)
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=2.0),
+        diffusers.EDMDPMSolverMultistepScheduler(),
+        diffusers.UniPCMultistepScheduler(timestep_spacing="trailing"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_models_of_any_objective_take_any_scheduler(videos, scheduler, schedule, objective):
+    """And part of the videos may be known."""
+    size = {"image_size": 4, "num_frames": 6, "channels": 1, "auto_normalize": False}
+    model = GaussianDiffusion(torch.nn.Identity(), **size, objective=objective)
+    model.denoise_fn = PerfectNetwork(videos, ForwardProcess(schedule, 1000), objective)
+    options = {"batch_size": 2, "steps": 20, "seed": 0, "progress": False}
+    seen = []
+    found = model.sample(sampler=scheduler, callback=seen.append, **options)
+    expected = model.sample(sampler="heun", **{**options, "steps": 25})
+    # pure noise and the noisiest step of a chain are not quite the same
+    assert (found - expected).square().mean().sqrt() < 0.08
+    # in the model's own terms after each step
+    for step in seen[:-1]:
+        size = step.x_t.square().mean().sqrt().item()
+        assert size == pytest.approx(step.level.scale, rel=1), step.level
+    given = torch.full((2, 1, 6, 4, 4), 0.2)
+    known = KnownRegion(given, torch.tensor([True] * 2 + [False] * 4))
+    filled = model.sample(sampler=scheduler, guidance=known, **options)
+    assert torch.equal(filled[:, :, :2], given[:, :, :2])
+    mean, _ = videos.given_first(torch.full((2,), 0.2))
+    torch.testing.assert_close(filled[:, :, 2:].mean((0, 1, 3, 4)).double(), mean, atol=0.3, rtol=0)
+
+
 # Good samples
 
 
@@ -149,6 +278,8 @@ def test_schedulers_with_generators(process, videos, name):
         ("DDPMScheduler", {}),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
         ("EulerAncestralDiscreteScheduler", {}),
+        ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+        ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     ],
 )
 def test_a_video_follows_its_own_stream(process, videos, name, options):
@@ -220,22 +351,46 @@ def test_sample_takes_a_scheduler(videos):
 
 
 @pytest.mark.parametrize(
-    ("name", "lacking"),
-    [
-        ("FlowMatchEulerDiscreteScheduler", "trained_betas and prediction_type"),
-        ("EDMEulerScheduler", "trained_betas"),
-        ("CogVideoXDPMScheduler", "such a step"),
-    ],
+    "name", ["CogVideoXDPMScheduler", "MiniMaxH3Scheduler", "CMStochasticIterativeScheduler"]
 )
-def test_schedulers_of_other_processes(name, lacking):
+def test_schedulers_of_other_processes(name):
     message = (
         "sample: a diffusers scheduler must have trained_betas and prediction_type in its config, "
-        f"and a step(model_output, timestep, sample), got {name} without {lacking}; take e.g. "
-        "DPMSolverMultistepScheduler or EulerDiscreteScheduler"
+        "or be one of flow matching or EDM, and have a step(model_output, timestep, sample), got "
+        f"{name}; take e.g. DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler or "
+        "EDMEulerScheduler"
     )
-    scheduler = getattr(diffusers, name)()
     with pytest.raises(TypeError, match=exactly(message)):
+        make_sampler(getattr(diffusers, name)())
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        (
+            diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+            "use_dynamic_shifting of a diffusers scheduler must be False, got True; build it with "
+            "the shift of one length, such as shift or flow_shift",
+        ),
+        (
+            diffusers.FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+            "invert_sigmas of a diffusers scheduler must be False, got True; build it with steps "
+            "from noise to the clip",
+        ),
+    ],
+)
+def test_settings_that_a_sampler_cannot_follow(scheduler, message):
+    with pytest.raises(ValueError, match=exactly(f"sample: {message}")):
         make_sampler(scheduler)
+
+
+def test_schedulers_that_add_noise(process):
+    message = (
+        "sample: the noise levels of a diffusers scheduler must fall, got a DDIMInverseScheduler, "
+        "whose levels rise; take one that removes noise"
+    )
+    with pytest.raises(ValueError, match=exactly(message)):
+        DiffusersScheduler(diffusers.DDIMInverseScheduler()).levels(process, 10)
 
 
 @pytest.mark.parametrize("steps", [0, 1001, [999, 500]])

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.diffusion.gaussian_data import GaussianVideos, moments, relative_error
+from video_diffusion_pytorch.diffusion.diffusers_scheduler import DiffusersScheduler
 from video_diffusion_pytorch.diffusion.noise_schedule import (
     BETA_SCHEDULES,
     CLEAN,
@@ -24,16 +25,17 @@ from video_diffusion_pytorch.diffusion.samplers import (
     DDIM,
     DDPM,
     SAMPLERS,
-    SPACINGS,
-    SPREAD,
     Ancestral,
-    DiffusersScheduler,
     DPMPlusPlus,
     Euler,
     Heun,
+    make_sampler,
+)
+from video_diffusion_pytorch.diffusion.sampling_steps import (
+    SPACINGS,
+    SPREAD,
     Prediction,
     Sampler,
-    make_sampler,
     spaced_times,
 )
 

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion, text
+from video_diffusion_pytorch.cli.info import describe_checkpoint
+from video_diffusion_pytorch.data import dataset as clip_files
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.training import data_source as training_data
@@ -650,6 +652,61 @@ def test_samples_are_in_the_units_of_the_clips(train, tmp_path, value_range):
     )
     with pytest.raises(ValueError, match=r"must have the model's value_range, .*7.0.*, got .*5.0"):
         other.load(tmp_path / "results" / "model-1.pt")
+
+
+def deviation_of(folder):
+    values = np.stack([np.load(path)[:, :3] for path in sorted(folder.glob("*.npy"))])
+    low, high = values.min(), values.max()
+    return ((values - low) / (high - low) * 2 - 1).std()
+
+
+def test_sigma_data_is_fitted_with_the_range(train, tmp_path):
+    folder = fields(tmp_path / "fields")
+    options = {"value_range": "fit", "diffusion": {"objective": "edm"}}
+    trainer, _ = train(folder, **options)
+    found = trainer.model.config["sigma_data"]
+    assert found == pytest.approx(deviation_of(folder), rel=1e-3)
+    assert found != 0.5
+    for model in (trainer.model, trainer.ema_model):
+        assert model.sigma_data.item() == pytest.approx(found)
+    file = tmp_path / "results" / "model-1.pt"
+    assert load_diffusion(file).config["sigma_data"] == found
+    assert any(f", sigma_data {found}" in line for line in describe_checkpoint(file))
+    # items of a dataset, too, and a dataset that has fitted them itself
+    items = [torch.from_numpy(np.load(path)[:, :3]).float() for path in sorted(folder.glob("*"))]
+    own = clip_files.Dataset(
+        folder, 8, channels=1, num_frames=3, exts=["npy"], axes="cfhw", value_range="fit"
+    )
+    for dataset, more in ((items, options), (own, {**options, "value_range": None})):
+        more = {name: value for name, value in more.items() if value is not None}
+        other, _ = train(dataset=dataset, results_folder=tmp_path / "other", **more)
+        assert other.model.config["sigma_data"] == found
+    # more clips in the same range have another, but a run goes on with its own
+    np.save(folder / "more.npy", np.full((1, 4, 8, 8), 5.0))
+    other, _ = train(folder, results_folder=tmp_path / "larger", **options)
+    assert other.model.config["sigma_data"] != found
+    other.load(file)
+    for model in (other.model, other.ema_model):
+        assert model.sigma_data.item() == pytest.approx(found)
+        assert model.config["sigma_data"] == found
+    # new runs on its weights choose
+    message = "the model's sigma_data, .*; or keep its own with init_without=.'sigma_data"
+    more = {**options, "results_folder": tmp_path / "new", "init_from": file}
+    with pytest.raises(ValueError, match=message):
+        train(folder, **more)
+    other, _ = train(folder, init_without="sigma_data*", **more)
+    assert other.model.config["sigma_data"] != found
+
+
+def test_a_sigma_data_that_is_given_stays(train, tmp_path):
+    folder = fields(tmp_path / "fields")
+    trainer, _ = train(
+        folder, value_range=(-5, 5), diffusion={"objective": "edm", "sigma_data": 0.4}
+    )
+    assert trainer.model.config["sigma_data"] == 0.4
+    trainer, _ = train(folder, value_range="fit", results_folder=tmp_path / "other")
+    assert trainer.model.config["sigma_data"] == 0.5
+    assert trainer.model.sigma_data is None
 
 
 def test_units_of_model_and_clips_must_agree(train, tmp_path):

@@ -31,6 +31,7 @@ from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS, write_vide
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.guided_prediction import GUIDE_SCALE
+from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
 from video_diffusion_pytorch.model.conditioning import condition_width
 from video_diffusion_pytorch.presets import preset as find_preset
 from video_diffusion_pytorch.pretrained import load_diffusion
@@ -93,8 +94,8 @@ def make_parser() -> ArgumentParser:
     interval += "--guide act; HIGH may be inf. null for all."
     names = ("LOW", "HIGH")
     add("--guidance_interval", type=str, nargs=2, metavar=names, help=interval)
-    sampler = f"ddpm (all steps), ancestral, ddim, dpm++ or dpm++sde; null for {_SAMPLER}, or ddpm "
-    add("--sampler", type=str | None, help=f"{sampler}with all steps.")
+    sampler = f"{', '.join(SAMPLERS)}; null for {_SAMPLER}, or with all steps ddpm, for "
+    add("--sampler", type=str | None, help=f"{sampler}flow matching and EDM dpm++.")
     steps = "Number of steps; null for the model's sampling_timesteps, the sampler's default, or "
     add("--steps", type=int | None, help=f"{steps}without --sampler {_STEPS}.")
     add("--preset", type=str | None, help="A model of the paper, for its sampler and steps.")

@@ -95,7 +95,8 @@ _HELP = {
     "them: less memory, more time, the same numbers.",
     "diffusion.image_size": "Height and width of the clips in pixels, as 64 or [48, 64].",
     "diffusion.beta_schedule": "Noise schedule: cosine, linear, sigmoid, continuous_cosine (that "
-    "of Ho et al. 2022, with real times), or a list of as many variances as timesteps.",
+    "of Ho et al. 2022, with real times), or a list of as many variances as timesteps; not "
+    "for objective flow and edm.",
     "diffusion.sampling_timesteps": f"Steps of the samples of milestones, by default "
     f"{_SAMPLING_STEPS} or, if fewer, timesteps, or those of init_from; null for all timesteps.",
     "diffusion.given_frames": "Number of frames at the beginning of each clip that the network is "

@@ -141,6 +141,8 @@ class Dataset(data.Dataset[Any]):
         transform: Called with each decoded frame, a Pillow picture; returns its `(c, h, w)` tensor.
             May be replaced, but not with a cache.
         cast_num_frames_fn: Called with each clip to cut it or pad it with black.
+        value_deviation: With `value_range="fit"`, the standard deviation of the values once their
+            range is scaled to [-1, 1]; else None.
         class_names: Of the labels: the sorted names, those of a manifest's other splits included,
             or, if all are whole numbers below 10000, these.
 
@@ -226,8 +228,10 @@ class Dataset(data.Dataset[Any]):
         # the part of each file that is a clip, and the range of their values
         self._clips = self._cut(clips)
         self.paths = [clip.path for clip, _ in self._clips]
+        self.value_deviation: float | None = None
         if isinstance(value_range, str) and value_range == "fit":
-            value_range = transforms.fit_value_range(join_parts(self._clips), self._read_part)
+            parts = join_parts(self._clips)
+            value_range, self.value_deviation = transforms.fit_value_range(parts, self._read_part)
         self.value_range = as_value_range(value_range, channels, others="'fit' or ")
 
     def _check_options(self, num_frames: int, has_cache: bool) -> None:

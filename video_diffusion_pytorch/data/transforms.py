@@ -402,8 +402,10 @@ class View:
 _Part = TypeVar("_Part")
 
 
-def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor]) -> ValueRange:
-    """Finds the least and the largest value of each channel.
+def fit_value_range(
+    parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor]
+) -> tuple[ValueRange, float]:
+    """Finds the least and the largest value of each channel, and how far values are from the mean.
 
     Args:
         parts: Arguments of `read`.
@@ -411,17 +413,19 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
             `UnreadableVideoError` are skipped.
 
     Returns:
-        Lows and highs, one per channel each.
+        Lows and highs, one per channel each; and the standard deviation of all values, once this
+        range is scaled to [-1, 1].
 
     Raises:
         ValueError: No part is readable, or a channel is constant.
 
     Example:
-        >>> fit_value_range([1.0, 5.0], lambda top: torch.tensor([0.0, top]).view(1, 1, 1, 2))
-        ((0.0,), (5.0,))
+        >>> fit_value_range([0.0, 4.0], lambda top: torch.tensor([0.0, top]).view(1, 1, 1, 2))
+        (((0.0,), (4.0,)), 0.8660254037844386)
     """
     unread: UnreadableVideoError | None = None
     limits: list[torch.Tensor] = []
+    moments = _Moments()
     for part in tqdm(parts, desc="fitting the value range", leave=False):
         try:
             values = read(part).flatten(1)
@@ -429,6 +433,7 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
             unread = unread or error  # training reports it
         else:
             limits.append(torch.stack(values.aminmax(dim=1)).double())
+            moments.add(values)
     if not limits:
         raise ValueError(
             f"value_range='fit' must find a file that can be read, got none; repair them: {unread}"
@@ -442,4 +447,34 @@ def fit_value_range(parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor
             f"value_range='fit' must find values that differ in each channel, got "
             f"{least.tolist()} to {most.tolist()}; give the range, or leave the channel out"
         )
-    return tuple(least.tolist()), tuple(most.tolist())
+    found = tuple(least.tolist()), tuple(most.tolist())
+    return found, moments.deviation(least, most)
+
+
+class _Moments:
+    """Mean and sum of squared differences from it, of each channel, over tensors that come."""
+
+    # as many values at a time are copied to float64
+    PART = 2**20
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros((), dtype=torch.float64, device="cpu")
+
+    def add(self, values: torch.Tensor) -> None:
+        """Adds values, `(c, n)`."""
+        for part in values.split(self.PART, dim=1):
+            part = part.double()
+            n, mean = part.shape[1], part.mean(dim=1)
+            apart, whole = mean - self.mean, self.count + n
+            # without differences of large sums (Chan et al. 1979, eq. 2.1)
+            self.squares = self.squares + (part - mean[:, None]).square().sum(dim=1)
+            self.squares = self.squares + apart.square() * (self.count * n / whole)
+            self.mean, self.count = self.mean + apart * (n / whole), whole
+
+    def deviation(self, low: torch.Tensor, high: torch.Tensor) -> float:
+        """Standard deviation of all values, of which `low` to `high` is scaled to [-1, 1]."""
+        scale = 2 / (high - low)
+        mean = (self.mean - low) * scale
+        variance = self.squares / self.count * scale**2
+        return (variance.mean() + mean.var(correction=0)).sqrt().item()

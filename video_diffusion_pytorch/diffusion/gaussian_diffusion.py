@@ -75,14 +75,8 @@ from video_diffusion_pytorch.diffusion.objective import (
 )
 from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
 from video_diffusion_pytorch.diffusion.rollout import Rollout
-from video_diffusion_pytorch.diffusion.samplers import (
-    DDIM,
-    DDPM,
-    Callback,
-    Sampler,
-    follow,
-    make_sampler,
-)
+from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, make_sampler
+from video_diffusion_pytorch.diffusion.sampling_steps import Callback, Sampler, follow
 from video_diffusion_pytorch.diffusion.value_range import (
     RANGE_TOLERANCE,
     Bound,
@@ -151,7 +145,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         time_shift: Factor of `sigma / alpha` at each time, in training and sampling, for flow
             matching and `"continuous_cosine"`: above 1 for more noise, as larger or longer videos
             need (Esser et al. 2024, eq. 23; Hoogeboom et al. 2023, eq. 3).
-        sigma_data: Standard deviation of the clips in the range of the model, for EDM.
+        sigma_data: Standard deviation of the clips in the range of the model, for EDM. A `Trainer`
+            with `value_range="fit"` measures it.
         frame_noise: `"independent"` to train with a noise level of its own for each frame (Chen et
             al. 2024), so that one model predicts from any number of frames and fills gaps: the
             frames that are known have no noise. None for one level per clip.
@@ -676,6 +671,25 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             raise ValueError("GaussianDiffusion: value_range needs auto_normalize=True, got False")
         self._store_range("value", low_high, self.channels)
         self._range_is_known = False
+
+    def set_sigma_data(self, sigma_data: float) -> None:
+        """Sets `sigma_data`, where it becomes known only after the model is built.
+
+        Args:
+            sigma_data: Standard deviation of the clips in the range of the model.
+
+        Raises:
+            ValueError: If it is not a number above 0, or the objective is not EDM.
+        """
+        if self.sigma_data is None:
+            raise ValueError(
+                f"GaussianDiffusion: sigma_data needs objective='edm', got {self.objective!r}; "
+                "leave it out"
+            )
+        given = {name: self.config[name] for name in CONFIG}
+        plain = plain_config({**given, "sigma_data": sigma_data})
+        self.sigma_data.fill_(plain["sigma_data"])
+        self.config = {**self.config, "sigma_data": plain["sigma_data"]}
 
     def _store_range(self, kind: str, low_high: Any, channels: int | None) -> None:
         limits = plain_range(low_high, channels, f"GaussianDiffusion: {kind}_range")

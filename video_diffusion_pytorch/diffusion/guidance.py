@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.noise_schedule import Noise, NoiseLevel
-from video_diffusion_pytorch.diffusion.samplers import Prediction
+from video_diffusion_pytorch.diffusion.sampling_steps import Prediction
 from video_diffusion_pytorch.diffusion.value_range import check_videos
 
 if TYPE_CHECKING:

@@ -66,8 +66,8 @@ class Evaluation:
         clips: Largest number of real clips, evenly spaced.
         count: Number of videos to draw; None for the number of real clips.
         seed: Seed of the videos; video `n` is the same in any batch and number of processes.
-        sampler: `"ddpm"`, `"ancestral"`, `"ddim"`, `"dpm++"`, `"dpm++sde"` or another, as in
-            `GaussianDiffusion.sample`.
+        sampler: `"ddpm"`, `"ancestral"`, `"ddim"`, `"euler"`, `"heun"`, `"dpm++"`, `"dpm++sde"` or
+            another, as in `GaussianDiffusion.sample`.
         steps: Number of steps; None for the model's `sampling_timesteps`, or the sampler's default.
         cond_scale: Guidance scale; 1 disables guidance. Or one by condition, as in
             `GaussianDiffusion.sample`.

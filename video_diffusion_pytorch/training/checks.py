@@ -136,6 +136,20 @@ def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = No
         )
 
 
+def take_sigma_data(diffusion: GaussianDiffusion, deviation: float | None) -> bool:
+    """Sets the `sigma_data` of a model of EDM to a measured one; returns whether it did.
+
+    Args:
+        diffusion: The model.
+        deviation: Standard deviation of the clips in the model's range; None if it is unknown.
+    """
+    is_known = deviation is not None and diffusion.objective == "edm"
+    if is_known:
+        # as many digits as it is worth, and as one can copy
+        diffusion.set_sigma_data(float(f"{deviation:.4g}"))
+    return is_known
+
+
 def check_first_clip(
     diffusion: GaussianDiffusion,
     clips: Dataset | None,

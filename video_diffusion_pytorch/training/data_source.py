@@ -49,6 +49,7 @@ from video_diffusion_pytorch.training.checks import (
     check_caption_width,
     check_first_clip,
     check_units,
+    take_sigma_data,
     take_value_range,
 )
 from video_diffusion_pytorch.training.evaluate import Validation
@@ -64,6 +65,7 @@ from video_diffusion_pytorch.training.splits import (
     split_by_position,
     split_of_rows,
     split_off,
+    whole_dataset,
 )
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -149,6 +151,7 @@ class DataSource:
     images: ImageDraws | None = field(init=False, default=None)
     validation: Validation | None = field(init=False, default=None)
     waited: float = field(init=False, default=0.0)
+    sigma_data_is_fitted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.dataset = self.sources["dataset"]
@@ -171,12 +174,16 @@ class DataSource:
             ValueError: If the clips do not fit the model or each other's splits.
         """
         if self.source == "dataset" and self.options.get("value_range") is not None:
-            take_value_range(self.diffusion, None, self._range_of_items())
+            found, deviation = self._range_of_items()
+            take_value_range(self.diffusion, None, found)
+            self.sigma_data_is_fitted = take_sigma_data(self.diffusion, deviation)
         # the main process builds caches, the others find them
         with self.processes.main_first():
             if self.source == "folder":
                 self.dataset = self.make_dataset(self.sources["folder"])
             take_value_range(self.diffusion, self.dataset)
+            deviation = getattr(whole_dataset(self.dataset), "value_deviation", None)
+            self.sigma_data_is_fitted |= take_sigma_data(self.diffusion, deviation)
             kept = self._open_validation()
         if self.num_workers is None:
             self.num_workers = choose_workers(self.dataset)
@@ -561,11 +568,14 @@ class DataSource:
 
     # units
 
-    def _range_of_items(self) -> Any:
-        """The option `value_range` of a `dataset`; with "fit" it reads all items once."""
+    def _range_of_items(self) -> tuple[Any, float | None]:
+        """The option `value_range` of a `dataset`, and with "fit" the standard deviation.
+
+        With "fit" it reads all items once.
+        """
         given = self.options["value_range"]
         if not isinstance(given, str) or given != "fit":
-            return given
+            return given, None
         if not hasattr(self.dataset, "__len__"):
             raise ValueError(
                 "Trainer: value_range='fit' must go with a dataset that has a length, got a "

@@ -78,7 +78,7 @@ class SavedModel:
         try:
             model.load_state_dict(weights)
         except (ValueError, RuntimeError) as error:
-            unit = re.search(r"the model's ((cond_)?value_)range", str(error))
+            unit = re.search(r"the model's ((cond_)?value_|sigma_data)", str(error))
             hint = f"; or keep its own with init_without=('{unit[1]}*',)" if unit else ""
             raise ValueError(f"Trainer: init_from={str(self.place)!r}: {error}{hint}") from error
         finally:

@@ -88,6 +88,18 @@ def read_state(
     return read_sharded(path, model, optimizer, processes.share)
 
 
+def resume_sigma_data(models: Sequence[Any], state: Mapping[str, Any]) -> None:
+    """Sets the `sigma_data` of models to that of a checkpoint, which its run measured.
+
+    Args:
+        models: The diffusion and its averages.
+        state: Of the checkpoint.
+    """
+    config = (state.get("config") or {}).get("diffusion") or {}
+    for model in models:
+        model.set_sigma_data(config.get("sigma_data", model.config["sigma_data"]))
+
+
 def load_model(
     model: Any, averages: Averages, path: Path, state: Mapping[str, Any], **kwargs: Any
 ) -> None:

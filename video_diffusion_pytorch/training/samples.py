@@ -15,7 +15,7 @@ from video_diffusion_pytorch.data.display import ValueRange, to_pictures, video_
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.diffusion.samplers import SamplingStep
+from video_diffusion_pytorch.diffusion.sampling_steps import SamplingStep
 from video_diffusion_pytorch.files import replacing
 
 

@@ -82,6 +82,7 @@ from video_diffusion_pytorch.training.resume import (
     load_random_states,
     random_states,
     read_state,
+    resume_sigma_data,
     warn_of_decayed_rate,
 )
 from video_diffusion_pytorch.training.samples import (
@@ -1194,6 +1195,9 @@ class Trainer:
         if self.fsdp:
             state = sharded_like(state, self.model, self.opt)
         check_classes(path, state, self.data.class_names)
+        if self.data.sigma_data_is_fitted:
+            # more clips may have another, but the weights are for this one
+            resume_sigma_data([self.model, *self.averages.models.values()], state)
         load_model(self.model, self.averages, path, state, **kwargs)
         info = self.model.clip_info.completed_by(clip_info_of(state))
         for model in (self.model, *self.averages.models.values()):
