@@ -18,16 +18,13 @@ from video_diffusion_pytorch.data.write_video import write_video
 TINY_BERT = Path(__file__).parents[1] / "golden" / "tiny_bert"
 
 
-def diffusion(info=None, timesteps=2, num_frames=3, given_frames=0, value_range=None, **unet):
-    network = Unet3D(**{"dim": 4, "dim_mults": (1, 2), "channels": 1, "attn_heads": 1, **unet})
-    model = GaussianDiffusion(
-        network,
-        image_size=8,
-        num_frames=num_frames,
-        timesteps=timesteps,
-        given_frames=given_frames,
-        value_range=value_range,
-    )
+OF_DIFFUSION = ("timesteps", "num_frames", "given_frames", "value_range", "frame_noise")
+
+
+def diffusion(info=None, **options):
+    own = {name: options.pop(name) for name in OF_DIFFUSION if name in options}
+    network = Unet3D(**{"dim": 4, "dim_mults": (1, 2), "channels": 1, "attn_heads": 1, **options})
+    model = GaussianDiffusion(network, **{"image_size": 8, "num_frames": 3, "timesteps": 2, **own})
     model.clip_info = ClipInfo(**(info or {}))
     return model
 
@@ -531,6 +528,10 @@ def test_the_order_of_axes_and_formats_of_other_libraries(at, values, mistake):
         ("--mask a", "--inpaint and --mask must be given together, got --mask; correct"),
         ("--clip_frames 2", "--clip_frames must go with --continue_from, --inpaint or --clip, got"),
         ("--upsample 16 --extend_to 9", "--extend_to must go with samples or --continue_from, got"),
+        (
+            "--given_noise 0.1",
+            "--given_noise must go with known frames, got --given_noise; correct",
+        ),
         ("--continue_from a --first_frames b", "--first_frames must be left out with a clip, whi"),
         ("--continue_from a.mp4", "a.mp4"),
         ("--inpaint model --mask a.png", "expected"),
@@ -539,6 +540,20 @@ def test_the_order_of_axes_and_formats_of_other_libraries(at, values, mistake):
 def test_options_that_make_no_sense_together(at, mistake, options, line):
     at()
     assert line in mistake(*options.split())
+
+
+def test_a_model_with_a_noise_level_per_frame(at, values, mistake):
+    at(frame_noise="independent")
+    np.save("clip.npy", np.random.default_rng(0).random((4, 8, 8), dtype=np.float32))
+    options = ["--continue_from", "clip.npy", "--axes", "fhw", "-n", "1", "--extend_to", "7"]
+    drawn = [values(*options, "--given_noise", noise) for noise in ("0", "0.5")]
+    assert drawn[0].shape[2] == 7
+    assert torch.equal(drawn[0], values(*options))
+    assert not torch.equal(*drawn)
+    at()
+    assert "given_noise needs a model trained with frame_noise" in mistake(
+        *options, "--given_noise", "0.5"
+    )
 
 
 def test_conditions_of_each_frame_of_longer_videos(at, values):

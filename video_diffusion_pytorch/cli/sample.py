@@ -150,6 +150,11 @@ def _add_tasks(parser: ArgumentParser) -> None:
     more = "Draw what follows after this CLIP, to --extend_to frames in all, or by default to the "
     more += "length of a training clip; after a longer one, half of that length."
     add("--continue_from", type=str | None, metavar="CLIP", help=more)
+    given = (
+        "Noise of the known frames, sigma / alpha, for a model trained with frame_noise: a little, "
+    )
+    given += "such as 0.05, for long videos."
+    add("--given_noise", type=float, default=0.0, help=given)
     inpaint = "Draw a part of this CLIP anew, that of --mask."
     add("--inpaint", type=str | None, metavar="CLIP", help=inpaint)
     mask = "What --inpaint draws: a picture, white where to draw, or a .npy, (h, w) or "
@@ -290,6 +295,9 @@ def _task_of(options: Namespace) -> str | None:
         ),
         "--inpaint and --mask must be given together": (task == "inpaint")
         == (options.mask is not None),
+        "--given_noise must go with known frames": (
+            not options.given_noise or task not in (None, "upsample") or bool(options.extend_to)
+        ),
         "--extend_to must go with samples or --continue_from": (
             options.extend_to is None or task in (None, "continue_from")
         ),
@@ -304,6 +312,7 @@ def _task_of(options: Namespace) -> str | None:
         if not is_met:
             names = (*_TASKS, "clip", "clip_frames", "mask", "extend_to", "first_frames")
             got = [f"--{name}" for name in names if options[name] is not None]
+            got += ["--given_noise"] if options.given_noise else []
             raise ValueError(f"sample: {rule}, got {' and '.join(got)}; correct the options")
     return task
 
@@ -367,6 +376,8 @@ def _complete(
 ) -> Tensor:
     """Extends, inpaints, interpolates or upsamples videos as the options say."""
     length, window = videos.shape[2], diffusion.num_frames
+    if task != "upsample":
+        how = {**how, "given_noise": options.given_noise}
     if task == "continue_from":
         further = window if length < window else length + -(-window // 2)
         return diffusion.extend(videos, options.extend_to or further, **how)
