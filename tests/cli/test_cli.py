@@ -477,7 +477,7 @@ def test_captions_guide_the_samples(capsys, mistake):
         (["-o", "."], "or a folder without checkpoints, whose samples it could replace, got ."),
         (["--preset", "bair", "--steps", "0"], "steps must be a whole number from 1 to the"),
         (["-n", "0"], "--count must be a whole number of at least 1, got 0"),
-        (["--sampler", "euler"], "sampler must be one of ddpm, ancestral, ddim, dpm++, dpm++s"),
+        (["--sampler", "rk4"], "sampler must be one of ddpm, ancestral, ddim, euler, heun, dpm"),
         (["--sampler", "ddpm", "--steps", "1"], "DDPM: steps must be all 2 of the model, got 1"),
         (["--steps", "4"], "steps must be a whole number from 1 to the model's 2, got 4"),
         (["--extend_to", "3"], "--extend_to must be more than the model's 3 frames, got 3"),

@@ -82,11 +82,11 @@ def test_a_table_of_scores(capsys):
     evaluate = ["--evaluate", "clips", "--features", "i3d.pt", "-n", "6", "--device", "cpu"]
     assert main(["ema", "results", "--std", "0.1", "0.05", *evaluate, "--sampler", "ddim"]) is None
     head, *rows = [line.split() for line in capsys.readouterr().out.splitlines()[-3:]]
-    assert head == ["std", "fvd"]
+    assert head[:2] == ["std", "fvd"]
     assert [row[0] for row in rows] == ["0.1", "0.05"]
-    for std, score in rows:
+    for std, *scores in rows:
         result = json.loads(Path(f"results/evaluation-ema-{std}-step8.json").read_text())
-        assert f"{result['scores']['fvd']:.4g}" == score
+        assert [f"{result['scores'][name]:.4g}" for name in head[1:]] == scores
         folder = f"results/ema-{std}-step8"
         assert result["model"] == {"checkpoint": folder, "step": 8, "ema_std": float(std)}
         assert result["protocol"]["samples"]["sampler"] == "ddim, eta=0.0"

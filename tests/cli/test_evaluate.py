@@ -186,7 +186,7 @@ def test_mistakes_are_one_line(capsys):
     assert "--feature_... must go with a file of the network" in mistake("--feature_size", "9")
     assert "expected a folder at none to write a.json into" in mistake("-o", "none/a.json")
     assert "expected a TorchScript file at none.pt" in mistake("--classes", "none.pt")
-    assert "sampler must be one of" in mistake("--sampler", "euler")
+    assert "sampler must be one of" in mistake("--sampler", "rk4")
     assert "count must be at least 2, got 1" in mistake("-n", "1")
     assert "steps must be at least 1, got 0" in mistake("--steps", "0")
     assert "--output must be a file, got the folder ." in mistake("-o", ".")

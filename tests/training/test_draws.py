@@ -88,6 +88,15 @@ def test_every_batch_covers_the_noise_levels_evenly(schedule, count):
         assert apart.max() < 2.7 / count
 
 
+def test_a_run_of_an_earlier_version_keeps_independent_times(draws):
+    draws.is_even = False
+    t = draws(range(7_000_021, 7_004_021), FRAMES)["t"]
+    counts = torch.bincount(t, minlength=10)
+    # chi-squared with 9 degrees of freedom is below 33.7 but once in 10,000
+    assert 2 < ((counts - 400.0).square() / 400).sum() < 33.7
+    assert torch.equal(draws([7_000_030], FRAMES)["t"], t[9:10])
+
+
 def test_times_follow_no_other_draw(draws):
     drawn = draws(range(4000), FRAMES)
     by_time = drawn["noise"].flatten(1).mean(1).double()

@@ -72,8 +72,17 @@ def plot_run(
     files = [Path(one) if Path(one).is_file() else Path(one) / METRICS for one in given]
     usual = files[0].with_name("metrics.png") if len(files) == 1 else Path("metrics.png")
     target = usual if output is None else Path(output)
-    _draw({str(one): read_metrics(file) for one, file in zip(given, files, strict=True)}, target)
+    _draw(dict(zip(_names(given), map(read_metrics, files), strict=True)), target)
     return target
+
+
+def _names(given: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Names of runs for legends: their paths without the folder that holds all of them."""
+    names = [str(one) for one in given]
+    if len(names) < 2 or len({*names}) < len(names):
+        return names
+    top = os.path.commonpath([Path(name).absolute().parent for name in names])
+    return [os.path.relpath(Path(name).absolute(), top) for name in names]
 
 
 def _draw(runs: dict[str, Lines], target: Path) -> None:
@@ -94,7 +103,7 @@ def _draw(runs: dict[str, Lines], target: Path) -> None:
         for axes, metric in zip(others, metrics, strict=False):
             label = "_" if number else "real clips"
             _curve(axes, lines, metric + _OF_REAL_CLIPS, "grey", label)
-            _curve(axes, lines, metric, colour, name)
+            _curve(axes, lines, metric, colour, name if len(runs) > 1 else "samples")
     for axes, title in zip(
         (loss, noise, *others), ("loss", "loss by noise", *metrics), strict=False
     ):

@@ -72,8 +72,8 @@ class CosineSchedule(ContinuousSchedule):
     finite (Ho et al. 2022, section 2; Salimans and Ho 2022, appendix).
 
     Example:
-        >>> CosineSchedule().log_snr(torch.tensor([0.0, 0.5, 1.0]))
-        tensor([ 20.0000,   0.0000, -20.0000])
+        >>> CosineSchedule().log_snr(torch.tensor([0.0, 0.25, 1.0]))
+        tensor([ 20.0000,   1.7626, -20.0000])
     """
 
     is_variance_preserving = True

@@ -206,6 +206,10 @@ class ClipDraws:
     Args:
         diffusion: The model. If its class overrides `draw_times`, or has a `forward` or `p_losses`
             with an older signature, it draws itself, from the global generators.
+
+    Attributes:
+        is_even: Whether the time steps are spread evenly; False for independent ones, with which a
+            run of a version up to 0.8 goes on.
     """
 
     def __init__(self, diffusion: GaussianDiffusion) -> None:
@@ -218,6 +222,7 @@ class ClipDraws:
             and type(diffusion).draw_times is ForwardProcess.draw_times
         )
         self.diffusion = diffusion
+        self.is_even = True
         self._can_drop = "drop_mask" in network and bool(diffusion.condition_names)
         self._can_focus = "focus_present_mask" in network
 
@@ -245,7 +250,7 @@ class ClipDraws:
         generator = torch.Generator()
         for row, seed in zip(numbers, seeds, strict=True):
             row.uniform_(generator=generator.manual_seed(_mixed(seed, 0)))
-        fractions = _spread(seeds)
+        fractions = _spread(seeds) if self.is_even else numbers[:, 0]
         if has_levels:
             is_shared = numbers[:, :1] < self.diffusion.shared_noise_prob
             fractions = torch.where(is_shared, fractions[:, None], numbers[:, 3:])

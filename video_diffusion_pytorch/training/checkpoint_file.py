@@ -41,6 +41,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "config": (dict, type(None)),
     "losses": dict,
     "skipped_steps": int,
+    "even_times": bool,
     "random_states": (list, dict, type(None)),
     "data": dict,
 }

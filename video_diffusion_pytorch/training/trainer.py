@@ -645,6 +645,7 @@ class Trainer:
             "scaler": {} if self.scaler is None else self.scaler.state_dict(),
             "losses": losses,
             "skipped_steps": self.skipped_steps,
+            "even_times": self.clip_draws.is_even,
             "random_states": self.processes.from_all(random_states()),
             "data": self.data.state_dict(),
         }
@@ -1210,6 +1211,8 @@ class Trainer:
         self.losses |= state.get("losses", {})
         load_optimizer(self.opt, self.scheduler, self.scaler, path, state, self.frozen)
         self.data.load_state_dict(state.get("data", {}), path)
+        # a run of a version up to 0.8 goes on as it would have done
+        self.clip_draws.is_even = state.get("even_times", "data" not in state)
         warn_of_decayed_rate(path, state, self.scheduler, len(self.order.indices))
         # its clips may have changed
         self._evaluator = None
