@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, text
 from video_diffusion_pytorch.diffusion.diffusers_scheduler import DiffusersScheduler
 from video_diffusion_pytorch.diffusion.guidance import KnownRegion
-from video_diffusion_pytorch.diffusion.samplers import SAMPLERS
+from video_diffusion_pytorch.diffusion.samplers import SAMPLERS, Heun
 
 LOOKS = {
     *(Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__, Tensor.__format__),
@@ -264,8 +264,10 @@ def test_steps_of_a_completion_do_not_look(frame_noise):
     assert few == many
 
 
-@pytest.mark.parametrize("objective", ["flow", "edm"])
-@pytest.mark.parametrize("sampler", ["heun", "dpm++"])
+@pytest.mark.parametrize("objective", ["pred_noise", "flow", "edm"])
+@pytest.mark.parametrize(
+    "sampler", ["heun", "dpm++", Heun(churn=5)], ids=["heun", "dpm++", "churn"]
+)
 def test_steps_in_continuous_time_do_not_look(objective, sampler):
     diffusion = tiny(objective=objective, timesteps=50, min_snr_gamma=None)
     sample = partial(diffusion.sample, batch_size=2, sampler=sampler, progress=False)

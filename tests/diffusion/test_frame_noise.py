@@ -330,6 +330,12 @@ def test_conditions_of_a_rollout_are_those_of_its_frames():
     assert all(kwargs["labels"].tolist() == [1] for kwargs in seen)
 
 
+def test_a_mask_of_one_element_is_for_all_frames():
+    model, video = model_with(), torch.rand(SHAPE)
+    options = {"guidance": KnownFrames(video, torch.tensor([True])), "steps": 2, "progress": False}
+    torch.testing.assert_close(model.sample(**options), video)
+
+
 def test_known_frames_are_a_region():
     known = KnownFrames(torch.rand(SHAPE), torch.tensor([True, False, False, False]))
     assert isinstance(known, KnownRegion)

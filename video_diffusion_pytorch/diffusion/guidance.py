@@ -251,7 +251,7 @@ class KnownFrames(KnownRegion):
             )
         ready = super().prepare(diffusion, shape)
         assert isinstance(ready, KnownFrames)
-        ready._is_known = self.mask.tolist()
+        ready._is_known = self.mask.expand(shape[2]).tolist()
         ready._level = diffusion.level_of_noise(self.noise)
         return ready
 

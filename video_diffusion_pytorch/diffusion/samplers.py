@@ -239,17 +239,22 @@ class Euler(Sampler):
     def levels(self, process: ForwardProcess, steps: int | Sequence[float]) -> list[NoiseLevel]:
         """See `Sampler.levels`."""
         levels = super().levels(process, steps)
+        if not self.churn:
+            return levels
         factor = 1 + min(self.churn / (len(levels) - 1), math.sqrt(2) - 1)
         least, most = self.churn_range
+        ratios = [math.exp(-level.log_snr / 2) for level in levels[:-1]]
         # no level is noisier than the first
-        greatest = math.exp(-levels[0].log_snr / 2)
-        raised = []
-        for level in levels[:-1]:
-            ratio = math.exp(-level.log_snr / 2)
-            is_raised = self.churn and least <= ratio <= most and ratio < greatest
-            log_snr = -2 * math.log(min(factor * ratio, greatest)) if is_raised else 0.0
-            raised.append(process.noise_level(process.time_of(log_snr)) if is_raised else level)
-        return ChurnedLevels(levels, raised)
+        greatest = ratios[0]
+        raised = {
+            i: -2 * math.log(min(factor * ratio, greatest))
+            for i, ratio in enumerate(ratios)
+            if least <= ratio <= most and ratio < greatest
+        }
+        # all at once, as each look at a schedule synchronises with a GPU
+        found = process.noise_levels(process.times_of(list(raised.values())))
+        starts = {**dict(enumerate(levels[:-1])), **dict(zip(raised, found, strict=True))}
+        return ChurnedLevels(levels, list(starts.values()))
 
     def run(
         self, x: Tensor, levels: Sequence[NoiseLevel], denoise: Denoise, noise: Noise
