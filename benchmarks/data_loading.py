@@ -91,15 +91,16 @@ def waiting(scratch: Path) -> float:
     """The share of its time that the demo's training waits for clips."""
     from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
     from video_diffusion_pytorch.cli.demo import CLIP, DIFFUSION, TRAINER, UNET
-    from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+    from video_diffusion_pytorch.data.moving_digits import MANIFEST, write_moving_digits
 
     torch.set_num_threads(1)
     write_moving_digits(scratch / "demo", 200, **CLIP)
     trainer = Trainer(
         GaussianDiffusion(Unet3D(**UNET), **DIFFUSION),
         scratch / "demo",
-        **TRAINER,
-        train_num_steps=60,
+        **{**TRAINER, "train_num_steps": 60},
+        conditions="label",
+        manifest=scratch / "demo" / MANIFEST,
         results_folder=scratch / "results",
         device="cpu",
     )

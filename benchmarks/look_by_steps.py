@@ -2,7 +2,7 @@
 
     python benchmarks/look_by_steps.py --folder look --dims 8 16 32 --steps 200 400 800 1600 3200
 
-The demo's network, of several widths, learns clips of moving digits. After each of the numbers of
+A small network, of several widths, learns clips of moving digits. After each of the numbers of
 steps the averaged weights are measured: their loss on clips of digits that were not trained on, at
 fixed time steps and noise, and the Frechet distance, of fixed random features, between samples and
 such clips. Samples, the table and a picture of all are written to the folder, anew after each
@@ -29,7 +29,6 @@ from joint_training import HELD_OUT, make_clips, split_digits, write_clips
 from torch import Tensor
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
-from video_diffusion_pytorch.cli.demo import CLIP, DIFFUSION, TRAINER, UNET
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.display import video_grid
 from video_diffusion_pytorch.evaluation.video_scores import (
@@ -37,6 +36,9 @@ from video_diffusion_pytorch.evaluation.video_scores import (
     random_feature_statistics,
 )
 
+FRAMES, SIZE = 8, 16
+UNET: dict[str, Any] = {"dim_mults": (1, 2, 4), "channels": 1, "attn_heads": 2, "attn_dim_head": 16}
+TIMESTEPS, LEARNING_RATE, EMA_DECAY = 200, 2e-3, 0.995
 PARTS = ("shown", "held_out")  # folders of clips to train on, and to measure with
 SAMPLER, SAMPLING_STEPS = "dpm++sde", 20
 SHOWN, FRAMES_SHOWN = 4, (0, 2, 4, 6)  # clips and frames of a cell of the picture
@@ -87,8 +89,7 @@ class Clips:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        size = {"image_size": DIFFUSION["image_size"], "num_frames": CLIP["num_frames"]}
-        folders = [Dataset(options.folder / name, channels=1, **size) for name in PARTS]
+        folders = [Dataset(options.folder / part, SIZE, 1, FRAMES) for part in PARTS]
         self.shown, self.held_out = (
             torch.stack([clips[i] for i in range(len(clips))]) for clips in folders
         )
@@ -103,9 +104,21 @@ def train(dim: int, steps: int, real: Clips, options: argparse.Namespace) -> Non
     """Trains one model, from where it stopped before, and measures it after the last step."""
     torch.manual_seed(options.seed)
     trainer = Trainer(
-        GaussianDiffusion(Unet3D(**UNET | {"dim": dim}), **DIFFUSION),
+        GaussianDiffusion(
+            Unet3D(dim=dim, **UNET),
+            image_size=SIZE,
+            num_frames=FRAMES,
+            timesteps=TIMESTEPS,
+            loss_type="l2",
+        ),
         options.folder / "shown",
-        **TRAINER,
+        train_batch_size=4,
+        train_lr=LEARNING_RATE,
+        gradient_accumulate_every=1,
+        max_grad_norm=1.0,
+        ema_decay=EMA_DECAY,
+        step_start_ema=100,
+        update_ema_every=1,
         train_num_steps=steps,
         save_and_sample_every=steps + 1,
         keep_last=2,
@@ -140,7 +153,7 @@ def measure(
         batch_size=options.count,
         max_batch=32,
         sampler=SAMPLER,
-        steps=min(SAMPLING_STEPS, DIFFUSION["timesteps"]),
+        steps=min(SAMPLING_STEPS, TIMESTEPS),
         seed=options.seed,
         progress=False,
     )
@@ -149,7 +162,7 @@ def measure(
         "parameters": sum(p.numel() for p in trainer.model.denoise_fn.parameters()),
         "steps": trainer.step,
         "minutes": seconds * trainer.step / 60,
-        "validation_loss": trainer.validate()[f"validation_loss_ema_{TRAINER['ema_decay']}"],
+        "validation_loss": trainer.validate()[f"validation_loss_ema_{EMA_DECAY}"],
         "distance": real.distance(samples),
     }
     path = row_file(dim, trainer.step, options)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
-from video_diffusion_pytorch.presets import PRESETS
+from video_diffusion_pytorch.presets import PRESETS, Preset
 from video_diffusion_pytorch.training.memory import activation_bytes, state_bytes
 
 GIB = 2**30
@@ -39,8 +39,9 @@ SETTINGS: dict[str, Setting] = {
     )
 }
 SETTINGS |= {
-    name: (preset.unet, preset.diffusion, preset.batch, preset.image_frames)
-    for name, preset in PRESETS.items()
+    name: (paper.unet, paper.diffusion, paper.batch, paper.image_frames)
+    for name, paper in PRESETS.items()
+    if isinstance(paper, Preset)
 }
 
 

@@ -79,7 +79,7 @@ def test_the_pages_code_runs(title):
 
 
 def test_the_pages_commands_have_the_options():
-    commands = PAGE.commands("4. The paper's models by name")
+    commands = PAGE.commands("4. The models by name")
     assert len(commands) == 4
     known = {*option_names("unet"), *option_names("data"), *option_names("trainer")}
     for words in commands[:3]:
@@ -88,7 +88,7 @@ def test_the_pages_commands_have_the_options():
 
 
 def test_a_preset_trains_on_captions(workplace, capsys):
-    words = PAGE.commands("4. The paper's models by name")[2][1:]
+    words = PAGE.commands("4. The models by name")[2][1:]
     words = [str(TINY_BERT) if word == "bert-base-cased" else word for word in words]
     words = ["32" if word == "768" else word for word in words]
     small = {**{n: v for n, v in TWO_LEVELS.items() if n != "attn_heads"}, **TRAINING, **LEVELS}

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from video_diffusion_pytorch.cli import demo
 from video_diffusion_pytorch.training import evaluate as validation
 
 SMALL = ["--clips", "4", "--held-out", "4", "--count", "4"]
@@ -18,12 +17,12 @@ SMALL = ["--clips", "4", "--held-out", "4", "--count", "4"]
 def table(monkeypatch):
     """Runs the benchmark; gives the rows that it printed last, minutes left out."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
-    monkeypatch.setitem(demo.UNET, "dim_mults", (1,))
-    monkeypatch.setitem(demo.DIFFUSION, "timesteps", 4)
     # each clip with one time step instead of a dozen
     monkeypatch.setattr(validation, "_LEAST", 1)
     import look_by_steps
 
+    monkeypatch.setitem(look_by_steps.UNET, "dim_mults", (1,))
+    monkeypatch.setattr(look_by_steps, "TIMESTEPS", 4)
     monkeypatch.setattr(look_by_steps, "SAMPLING_STEPS", 2)
 
     def run(folder, dims, steps):

@@ -1,4 +1,4 @@
-"""The paper's models by name: they build, have the table's numbers, and the command knows them."""
+"""Models by name: they build, have the table's numbers, and the command knows them."""
 
 import re
 from pathlib import Path
@@ -10,10 +10,11 @@ import yaml
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.moving_digits import write_moving_digits
-from video_diffusion_pytorch.presets import PRESETS, preset
+from video_diffusion_pytorch.presets import PRESETS, Preset, preset
 
 ROOT = Path(__file__).parents[1]
-every_preset = pytest.mark.parametrize("name", PRESETS)
+PAPER = [name for name, chosen in PRESETS.items() if isinstance(chosen, Preset)]
+every_preset = pytest.mark.parametrize("name", PAPER)
 
 
 def on_meta(name):
@@ -67,8 +68,8 @@ def test_numbers_of_the_table():
 
 def test_an_unknown_name():
     message = (
-        "preset: name must be one of ucf101, bair, kinetics600, text_small, text_large, sr_9x128, "
-        "got 'ucf'"
+        "preset: name must be one of small, ucf101, bair, kinetics600, text_small, text_large, "
+        "sr_9x128, got 'ucf'"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         preset("ucf")
@@ -106,6 +107,34 @@ def test_a_preset_trains_and_samples_from_the_command_line(tmp_path, monkeypatch
     assert drawn["steps"] == 2
 
 
+@pytest.mark.parametrize("conditions", [[], ["--conditions=label", "--num_classes=2"]])
+def test_the_small_preset_guides_where_there_are_conditions(
+    conditions, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for path in write_moving_digits("written", num_clips=4, image_size=24, num_frames=2):
+        folder = Path("clips") / str(int(path.stem[:4]) % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / path.name)
+    small = [option for option in SMALL if "levels" not in option and "image_frames" not in option]
+    options = ["train", "clips", "--preset", "small", *small, "--warmup_steps=1", *conditions]
+    assert main(options) is None
+    assert load_diffusion("results/model-1.pt").objective == "flow"
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("samples: video-diffusion sample results/model-1.pt ")
+    drawn = {}
+    sample = GaussianDiffusion.sample
+    monkeypatch.setattr(
+        GaussianDiffusion, "sample", lambda self, **how: drawn.update(how) or sample(self, **how)
+    )
+    assert main([*line.split()[2:], "-n", "1", "--steps", "2"]) is None
+    assert drawn["cond_scale"] == (3.0 if conditions else 1.0)
+    assert drawn["sampler"] == "dpm++sde"
+    if conditions:
+        assert main([*line.split()[2:], "-n", "1", "--steps", "2", "--cond_scale", "1"]) is None
+        assert drawn["cond_scale"] == 1
+
+
 def test_a_preset_in_a_file_and_options_before_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("run.yaml").write_text("preset: text_small\nunet: {dropout: 0.2}\n")
@@ -123,7 +152,7 @@ def test_a_preset_in_a_file_and_options_before_it(tmp_path, monkeypatch, capsys)
 def test_an_unknown_preset_is_one_line(options, capsys):
     assert main(["train", "clips", *options]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("video-diffusion: error: preset: name must be one of ucf101, bair")
+    assert line.startswith("video-diffusion: error: preset: name must be one of small, ucf101")
 
 
 @pytest.mark.parametrize("content", ["preset: [", "- preset", "\x00"])
@@ -142,3 +171,8 @@ def test_presets_keywords_are_those_of_the_classes():
     known = {*inspect.signature(Trainer).parameters, *option_names("data")}
     for of_paper in PRESETS.values():
         assert {*of_paper.trainer} <= known
+
+
+def test_a_preset_is_the_callers_own():
+    preset("small").unet["dim"] = 8
+    assert preset("small").unet["dim"] == PRESETS["small"].unet["dim"] == 32

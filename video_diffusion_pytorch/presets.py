@@ -1,7 +1,8 @@
-"""Presets: the models of the paper by name, as keywords of this library."""
+"""Presets: the models of the paper, and a small one, as keywords of this library by name."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ class Preset:
         guidance_weight: Weight of reconstruction guidance by given frames (eq. 7) for `predict`;
             None if the paper has none.
         text_encoder: Name for `text.set_text_encoder`; None for a model without captions.
+        cond_scale: Scale of classifier-free guidance for `sample`, 1 for none.
     """
 
     size: int
@@ -62,6 +64,7 @@ class Preset:
     langevin_delta: float = 0.0
     guidance_weight: float | None = None
     text_encoder: str | None = None
+    cond_scale: float = 1.0
 
     @property
     def unet(self) -> dict[str, Any]:
@@ -132,9 +135,67 @@ class Preset:
         return Ancestral(self.gamma, self.langevin_delta)
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of a model by class, as found by `benchmarks/small_recipes.py`.
+
+    Attributes:
+        unet: Keywords of `Unet3D`; channels and conditions are those of the clips.
+        diffusion: Keywords of `GaussianDiffusion`.
+        trainer: Keywords of `Trainer`, including those of `Dataset`.
+        sampler: The `sampler` of `diffusion.sample`.
+        sampling_steps: Its `steps`.
+        cond_scale: Scale of classifier-free guidance for models with conditions.
+        guidance_weight: As in `Preset`.
+        text_encoder: As in `Preset`.
+    """
+
+    unet: dict[str, Any]
+    diffusion: dict[str, Any]
+    trainer: dict[str, Any]
+    sampler: str
+    sampling_steps: int
+    cond_scale: float
+    guidance_weight: float | None = None
+    text_encoder: str | None = None
+
+
 _BERT = "bert-large-uncased"
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, Preset | Recipe] = {
+    # what two CPU cores can learn in a few minutes
+    "small": Recipe(
+        unet={
+            "dim": 32,
+            "dim_mults": (1, 2),
+            "init_kernel_size": 3,
+            "attn_heads": 2,
+            "attn_dim_head": 16,
+        },
+        diffusion={
+            "image_size": 16,
+            "num_frames": 8,
+            "timesteps": 1000,
+            "loss_type": "l2",
+            "objective": "flow",
+        },
+        trainer={
+            "train_batch_size": 8,
+            "gradient_accumulate_every": 1,
+            "train_lr": 3e-3,
+            "betas": (0.9, 0.99),
+            "lr_schedule": "cosine",
+            "warmup_steps": 30,
+            "max_grad_norm": 1.0,
+            "train_num_steps": 1000,
+            "ema_decay": 0.995,
+            "step_start_ema": 100,
+            "update_ema_every": 1,
+        },
+        sampler="dpm++sde",
+        sampling_steps=30,
+        cond_scale=3.0,
+    ),
     "ucf101": Preset(64, 256, (1, 2, 4, 8), 60_000, dropout=0.1, gamma=0.1),
     "bair": Preset(
         64,
@@ -183,15 +244,16 @@ PRESETS: dict[str, Preset] = {
         text_encoder=_BERT,
     ),
 }
-"""The paper's models by name."""
+"""The models by name: `"small"`, and those of the paper."""
 
 
-def preset(name: str) -> Preset:
+def preset(name: str) -> Preset | Recipe:
     """Returns a preset by its name.
 
     Args:
-        name: A key of `PRESETS`: `"ucf101"`, `"bair"`, `"kinetics600"`, `"text_small"`,
-            `"text_large"` or `"sr_9x128"`.
+        name: A key of `PRESETS`: `"small"`, which learns clips of 8 frames of 16 x 16 pixels in
+            minutes on two CPU cores; or the paper's `"ucf101"`, `"bair"`, `"kinetics600"`,
+            `"text_small"`, `"text_large"` or `"sr_9x128"`.
 
     Raises:
         ValueError: If the name is unknown.
@@ -206,4 +268,5 @@ def preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         raise ValueError(f"preset: name must be one of {', '.join(PRESETS)}, got {name!r}")
-    return PRESETS[name]
+    # the caller's own, to change at will
+    return copy.deepcopy(PRESETS[name])

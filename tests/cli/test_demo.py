@@ -1,6 +1,7 @@
 """The demo, at a size that takes seconds."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ def _small(monkeypatch):
     monkeypatch.setitem(demo.UNET, "dim", 4)
     monkeypatch.setitem(demo.UNET, "dim_mults", (1,))
     monkeypatch.setitem(demo.DIFFUSION, "timesteps", 2)
+    monkeypatch.setitem(demo.TRAINER, "warmup_steps", 1)
     monkeypatch.setattr(demo, "CHECKPOINT_EVERY", 3)
 
 
@@ -89,17 +91,34 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(run, tmp_path):
         assert torch.equal(value, again["ema"][name]), name
 
 
-def test_the_learning_rate_falls_in_the_second_half(run, monkeypatch):
-    rates = []
+@pytest.fixture
+def rates(monkeypatch):
+    """Learning rates of the steps, divided by the base learning rate."""
+    found = []
     step = demo.Trainer.train_step
 
     def recorded(self, **kwargs):
-        rates.append(self.opt.param_groups[0]["lr"] / demo.TRAINER["train_lr"])
+        found.append(self.opt.param_groups[0]["lr"] / demo.TRAINER["train_lr"])
         return step(self, **kwargs)
 
     monkeypatch.setattr(demo.Trainer, "train_step", recorded)
-    run("--steps", "4")
-    assert rates == [1, 1, 1, 0.5]
+    return found
+
+
+def test_the_learning_rate_falls_over_all_steps(run, rates):
+    run("--steps", "5")
+    assert rates == pytest.approx([1, 1, 0.75, 0.5, 0.25], abs=0.15)
+
+
+def test_the_learning_rate_falls_over_the_steps_that_fit(run, rates, monkeypatch):
+    # a clock by which a step takes a second
+    monkeypatch.setattr(demo, "time", SimpleNamespace(monotonic=lambda: float(len(rates))))
+    monkeypatch.setattr(demo, "TIME_LIMIT", 6.0)
+    assert "time is up at step 6 of 1000; run again to continue" in run()
+    falling = [round(rate, 2) for rate in rates]
+    assert len(falling) == 6
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] < 0.15
 
 
 def test_a_finished_run_says_so_and_shows_samples(run, tmp_path):

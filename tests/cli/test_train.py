@@ -75,8 +75,8 @@ def printed_short(capsys, *argv):
 SHORT = """\
 # Folder of clips, also in subfolders. Required, here or in the file of options.
 folder: films
-# Model of the paper whose settings become the defaults: ucf101, bair, kinetics600, text_small,
-# text_large, sr_9x128.
+# Model whose settings become the defaults: small, ucf101, bair, kinetics600, text_small,
+# text_large, sr_9x128. All but small, which trains in minutes on a CPU, are the paper's.
 preset: bair
 
 # Network (unet)

@@ -13,43 +13,27 @@ from torch import Tensor
 
 from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.cli.plot import METRICS, plot_run
-from video_diffusion_pytorch.conditions import repeat_rows
 from video_diffusion_pytorch.data.display import text_picture, video_grid
-from video_diffusion_pytorch.data.moving_digits import write_moving_digits
+from video_diffusion_pytorch.data.moving_digits import (
+    DIGIT_NAMES,
+    MANIFEST,
+    write_moving_digits,
+)
 from video_diffusion_pytorch.data.video_file import video_tensor_to_gif
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.model.unet3d import Unet3D
+from video_diffusion_pytorch.presets import preset
 from video_diffusion_pytorch.training.checkpoint import list_checkpoints, newest
 from video_diffusion_pytorch.training.metrics import read_metrics
-from video_diffusion_pytorch.training.samples import draw_samples
 from video_diffusion_pytorch.training.trainer import Trainer
 
-# What two CPU cores can learn in three minutes. The digits were scanned at 8 x 8 pixels, which is
-# what they have again in clips of 32 x 32 that are read at 16 x 16.
+# The digits were scanned at 8 x 8 pixels, which is what they have again in clips of 32 x 32 that
+# are read at 16 x 16.
 CLIP = {"image_size": 32, "num_frames": 8}
-UNET: dict[str, Any] = {
-    "dim": 16,
-    "dim_mults": (1, 2, 4),
-    "channels": 1,
-    "attn_heads": 2,
-    "attn_dim_head": 16,
-}
-DIFFUSION: dict[str, Any] = {
-    "image_size": 16,
-    "num_frames": 8,
-    "timesteps": 200,
-    "loss_type": "l2",
-}
-TRAINER: dict[str, Any] = {
-    "train_batch_size": 8,
-    "train_lr": 2e-3,
-    "gradient_accumulate_every": 1,
-    "max_grad_norm": 1.0,
-    "ema_decay": 0.995,
-    "step_start_ema": 100,
-    "update_ema_every": 1,
-}
-DEFAULT_STEPS = 1000
+_SMALL = preset("small")
+UNET: dict[str, Any] = {**_SMALL.unet, "channels": 1, "num_classes": len(DIGIT_NAMES)}
+DIFFUSION: dict[str, Any] = _SMALL.diffusion
+TRAINER: dict[str, Any] = _SMALL.trainer
 TIME_LIMIT = 200.0  # seconds of training, where no number of steps is asked for
 CHECKPOINT_EVERY = 250
 GRID = (4, 4)
@@ -98,7 +82,7 @@ def run_demo(
         ValueError: If `steps` or `clips` is less than 1, or the folder has a checkpoint of another
             model.
     """
-    total = DEFAULT_STEPS if steps is None else as_count(steps, "demo: steps")
+    total = TRAINER["train_num_steps"] if steps is None else as_count(steps, "demo: steps")
     home = Path(folder)
     results = home / "checkpoints"
 
@@ -113,8 +97,9 @@ def run_demo(
     trainer = Trainer(
         GaussianDiffusion(Unet3D(**UNET), **DIFFUSION),
         home / "clips",
-        **TRAINER,
-        train_num_steps=total,
+        **{**TRAINER, "train_num_steps": total},
+        conditions="label",
+        manifest=home / "clips" / MANIFEST,
         # `_train` writes the checkpoints, and samples are drawn only at the end
         save_and_sample_every=total + 1,
         results_folder=results,
@@ -126,16 +111,26 @@ def run_demo(
         if trainer.step >= total:
             say(f"training is complete: to continue, pass --steps above {trainer.step}")
 
-    # training and samples
+    # training
     _train(trainer, None if steps else TIME_LIMIT)
     if trainer.step < total:
         say(f"time is up at step {trainer.step} of {total}; run again to continue")
+
+    # samples, each of the digit of the clip in the same place of the other half
     say("drawing samples ...")
-    samples = draw_samples(trainer.ema_model, GRID[0] * GRID[1], 16, {}, seed).cpu()
+    shown = [trainer.ds[i] for i in range(min(len(trainer.ds), GRID[0] * GRID[1]))]
+    samples = trainer.ema_model.sample(
+        labels=[int(clip["labels"]) for clip in shown],
+        cond_scale=_SMALL.cond_scale,
+        sampler=_SMALL.sampler,
+        steps=min(_SMALL.sampling_steps, trainer.model.num_timesteps),
+        seed=seed,
+        progress=False,
+    )
+    real = torch.stack([clip["video"] for clip in shown]) / 255
+    write_comparison(real, samples.cpu(), home / "samples.gif")
 
     # report
-    real = torch.stack([trainer.ds[i] for i in range(min(len(trainer.ds), len(samples)))]) / 255
-    write_comparison(repeat_rows(real, len(samples)), samples, home / "samples.gif")
     plot_run(results, home / "loss.png")
     losses = [line for line in read_metrics(results / METRICS) if line.get("loss") is not None]
     last = newest(results)
@@ -144,32 +139,26 @@ def run_demo(
     say(f"loss curve: {home / 'loss.png'}")
     for line in losses[:1] + losses[-1:]:
         say(f"loss at step {line['step']}: {line['loss']:.4f}")
-    say(f"more samples: video-diffusion sample {last} -n 16 -o {home / 'more.gif'}")
+    digits = " ".join(map(str, range(len(DIGIT_NAMES))))
+    more = f"-n 2 --labels {digits} --preset small -o {home / 'more.gif'}"
+    say(f"more samples: video-diffusion sample {last} {more}")
 
 
 def _train(trainer: Trainer, time_limit: float | None) -> None:
     """Trains to the last step or the time limit, with checkpoints on the way and at the end."""
-    start = time.monotonic()
-
-    def time_passed() -> float:
-        return 0.0 if time_limit is None else (time.monotonic() - start) / time_limit
-
-    def set_learning_rate(step: int) -> None:
-        """Constant for the first half, then falling to zero."""
-        left = 1 - max(time_passed(), step / trainer.train_num_steps)
-        for group in trainer.opt.param_groups:
-            group["lr"] = TRAINER["train_lr"] * min(1.0, max(0.0, 2 * left))
+    first, total, start = trainer.step, trainer.train_num_steps, time.monotonic()
 
     def after_step(log: dict[str, Any]) -> None:
-        set_learning_rate(log["step"])
-        if time_passed() >= 1:
-            trainer.train_num_steps = log["step"]
-        if log["step"] % CHECKPOINT_EVERY == 0 or log["step"] == trainer.train_num_steps:
+        step = log["step"]
+        if time_limit is not None:
+            # the steps that fit, by those until now; the learning rate falls over as many
+            fitting = (step - first) * time_limit / (time.monotonic() - start)
+            trainer.train_num_steps = min(total, max(step, first + round(fitting)))
+        if step % CHECKPOINT_EVERY == 0 or step == trainer.train_num_steps:
             # named by step rather than milestone, in order also after a longer run
-            trainer.save(log["step"])
+            trainer.save(step)
 
-    if trainer.step < trainer.train_num_steps:
-        set_learning_rate(trainer.step)
+    if first < total:
         trainer.train(log_fn=after_step)
 
 
@@ -177,7 +166,7 @@ def write_comparison(real: Tensor, samples: Tensor, path: Path) -> None:
     """Writes a gif with real clips on the left and samples on the right, each with a title.
 
     Args:
-        real: Grey clips, `(b, 1, f, h, w)` in [0, 1], one for each place of `GRID`.
+        real: Grey clips, `(b, 1, f, h, w)` in [0, 1], at most one for each place of `GRID`.
         samples: Likewise.
         path: The gif.
     """

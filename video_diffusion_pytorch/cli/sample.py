@@ -98,7 +98,8 @@ def make_parser() -> ArgumentParser:
     add("--sampler", type=str | None, help=f"{sampler}flow matching and EDM dpm++.")
     steps = "Number of steps; null for the model's sampling_timesteps, the sampler's default, or "
     add("--steps", type=int | None, help=f"{steps}without --sampler {_STEPS}.")
-    add("--preset", type=str | None, help="A model of the paper, for its sampler and steps.")
+    chosen = "Name of a preset, for its sampler, steps and guidance scale."
+    add("--preset", type=str | None, help=chosen)
     add("--max_batch", type=int, default=16, help="Largest number of videos per batch.")
     return parser
 
@@ -132,10 +133,11 @@ def _add_conditions(parser: ArgumentParser) -> None:
     add("--cond_video", type=str | None, help=fields)
     first = "A clip to continue, or a folder of clips, for a model with given_frames."
     add("--first_frames", type=str | None, help=first)
-    scale = "Guidance scale; 1 disables guidance, larger ones follow the conditions more closely. "
+    scale = "Guidance scale; 1 disables guidance, larger ones follow the conditions more closely; "
+    scale += "null for that of --preset, or else 1. "
     scale += "Of several conditions also one each, in the order in which they are added, as "
     scale += "{cond: 3, labels: 1.5}; --text is cond."
-    add("--cond_scale", type=float | dict[str, float], default=1.0, help=scale)
+    add("--cond_scale", type=float | dict[str, float] | None, help=scale)
     negative = "Captions to guide away from: one for all, or one for each condition."
     add("--negative_text", type=str, nargs="+", help=f"{negative} Needs a --cond_scale above 1.")
     rescale = "Restores the contrast that guidance increases, from 0 (off) to 1."
@@ -206,7 +208,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     _check_sizes(options, diffusion, clips)
     given = {name: options[name] for name in ("text", *OPTIONS) if options[name] is not None}
     conditions = read_conditions(diffusion, given, has_clips=clips is not None, axes=options.axes)
-    if options.cond_scale != 1 and not conditions:
+    if options.cond_scale not in (None, 1) and not conditions:
         raise ValueError(
             "sample: --cond_scale must be 1 for a model without conditions, got "
             f"{options.cond_scale}; leave it out"
@@ -215,7 +217,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         say(note)
 
     kinds = max(map(len, [*conditions.values(), *([] if clips is None else [clips])]), default=1)
-    how = _sampling_options(options, diffusion, say)
+    how = _sampling_options(options, diffusion, bool({*conditions} - {"first_frames"}), say)
     if options.negative_text is not None:
         how["negative_cond"] = repeat(options.negative_text, count, kinds)
     rows = {name: repeat(values, count, kinds) for name, values in conditions.items()}
@@ -238,16 +240,22 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
 
 
 def _sampling_options(
-    options: Namespace, diffusion: GaussianDiffusion, say: Callable[[str], None]
+    options: Namespace,
+    diffusion: GaussianDiffusion,
+    has_conditions: bool,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
     """Keywords of `diffusion.sample` that are no conditions."""
     sampler, steps, most = options.sampler, options.steps, diffusion.num_timesteps
+    cond_scale = 1.0 if options.cond_scale is None else options.cond_scale
     if options.preset is not None:
-        paper = find_preset(options.preset)
-        sampler = sampler or paper.sampler
-        steps = paper.sampling_steps if steps is None else steps
+        chosen = find_preset(options.preset)
+        sampler = sampler or chosen.sampler
+        steps = min(chosen.sampling_steps, most) if steps is None else steps
+        if options.cond_scale is None and has_conditions:
+            cond_scale = chosen.cond_scale
         encoder, *others = (
-            paper.text_encoder,
+            chosen.text_encoder,
             options.text_encoder,
             diffusion.clip_info.text_encoder,
         )
@@ -262,7 +270,11 @@ def _sampling_options(
             say(f"samples in {steps} steps of {_SAMPLER}, {quality} add --sampler ddpm")
     if sampler is None and steps is not None and steps < most:
         sampler = _SAMPLER
-    how = {"sampler": sampler, "steps": steps, "cond_scale": options.cond_scale}
+    how = {
+        "sampler": sampler,
+        "steps": steps,
+        "cond_scale": cond_scale,
+    }
     if options.guidance_rescale:
         how["guidance_rescale"] = options.guidance_rescale
     if options.guidance_interval is not None:

@@ -214,7 +214,8 @@ def make_parser(base: Base = NO_BASE) -> ArgumentParser:
     printed = "Print a YAML file of the main options and those that differ from their defaults, "
     printed += "with full of all options, and exit."
     add("--print_config", type=str | None, metavar="[full]", help=printed)
-    models = f"Model of the paper whose settings become the defaults: {', '.join(PRESETS)}."
+    models = f"Model whose settings become the defaults: {', '.join(PRESETS)}. All but small, "
+    models += "which trains in minutes on a CPU, are the paper's."
     add("--preset", metavar="NAME", type=str | None, help=models)
     init = "Fine-tune: start from the weights of this checkpoint, results folder, shared folder or "
     init += "Hugging Face name, whose settings become the defaults."

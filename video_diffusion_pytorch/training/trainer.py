@@ -805,6 +805,9 @@ class Trainer:
         return sums[0] / self.num_processes, sums[1] / self.num_processes
 
     def _step_schedule(self, was_skipped: bool) -> None:
+        if isinstance(self.scheduler, Schedule):
+            # train_num_steps may have been changed meanwhile
+            self.scheduler.total_steps = self.train_num_steps
         if self.scheduler is None:
             return
         with warnings.catch_warnings():
@@ -905,9 +908,6 @@ class Trainer:
         self.run.should_stop, self.run.first_step = False, self.step + 1
         self.run.logged_step = self.step
         race = self.processes.new_race()
-        if isinstance(self.scheduler, Schedule):
-            # train_num_steps may have been raised meanwhile
-            self.scheduler.total_steps = self.train_num_steps
         if self.checkpoints.saved_step < 0:
             # the initial weights need no checkpoint
             self.checkpoints.saved_step = self.step
