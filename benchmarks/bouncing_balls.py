@@ -15,6 +15,7 @@ in those of two balls.
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.arguments import as_count
+from video_diffusion_pytorch.data.moving_digits import MANIFEST
 from video_diffusion_pytorch.data.write_video import write_video
 
 # of the side of a frame, the speed per frame
@@ -49,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     videos, counts = make_clips(
         options.clips, options.balls, options.frames, options.size, options.seed
     )
-    options.path.mkdir(parents=True, exist_ok=True)
-    for i, (video, count) in enumerate(zip(videos, counts.tolist(), strict=True)):
-        write_video(video, options.path / f"{i:04d}_{count}_balls.gif")
+    write_clips(options.path, videos, counts)
     print(f"wrote {len(videos)} clips to {options.path}")
 
 
@@ -188,6 +188,23 @@ def make_clips(
             path.append(places)
         videos.append(draw_balls(np.stack(path), size, radius))
     return torch.stack(videos), torch.tensor(drawn)
+
+
+def write_clips(folder: Path, videos: Tensor, counts: Tensor) -> None:
+    """Writes clips as gifs, and `manifest.csv` with labels such as "2 balls".
+
+    Args:
+        folder: Made if missing.
+        videos: As from `make_clips`.
+        counts: Likewise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows: list[tuple[str, object]] = [("path", "label")]
+    for i, (video, count) in enumerate(zip(videos, counts.tolist(), strict=True)):
+        rows.append((f"{i:04d}_{count}_balls.gif", f"{count} balls"))
+        write_video(video, folder / rows[-1][0])
+    with (folder / MANIFEST).open("w", newline="", encoding="utf-8") as table:
+        csv.writer(table).writerows(rows)
 
 
 def draw_balls(path: np.ndarray, size: int, radius: float) -> Tensor:

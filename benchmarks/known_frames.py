@@ -9,8 +9,10 @@ follows the gradient of the error there (Ho et al. 2022, section 3.1), and a mod
 (`roll_out`).
 
 Without models: Gaussian videos with the perfect denoiser, from 2 of 6 frames to 6 and then, in
-windows, to 18. With models: each clip is continued from its first frames. A model trained with
-`frame_noise` is measured in all four ways, another one in the first two.
+windows, to 18. With models: each clip is continued from its first frames, to its own length and to
+three times as many. A model trained with `frame_noise` is measured in all four ways, another one in
+the first two. Models with classes get those of the manifest of the clips, without guidance by them,
+and a classifier of frames says how many of the frames drawn show the class of the clip.
 """
 
 from __future__ import annotations
@@ -26,6 +28,12 @@ from torch import Tensor
 
 from video_diffusion_pytorch import GaussianDiffusion, load_diffusion
 from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.data.moving_digits import MANIFEST
+from video_diffusion_pytorch.evaluation.frame_classifier import (
+    ClassScores,
+    LabelledClips,
+    train_frame_classifier,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "diffusion"))
 from gaussian_data import GaussianVideos, PerfectNetwork, relative_error
@@ -61,15 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def continued(
-    model: GaussianDiffusion, way: dict[str, float] | None, video: Tensor, frames: int, steps: int
+    model: GaussianDiffusion,
+    way: dict[str, float] | None,
+    video: Tensor,
+    frames: int,
+    steps: int,
+    **conditions: Tensor,
 ) -> tuple[Tensor, float]:
     """Videos continued in one of `WAYS`, and the seconds that it took."""
     begin = time.perf_counter()
     if way is None:
-        found = model.roll_out(video, frames, steps=steps, seed=0, progress=False)
+        found = model.roll_out(video, frames, steps=steps, seed=0, progress=False, **conditions)
     else:
         options = {"sampler": "dpm++", "steps": steps, "seed": 0, "progress": False, **way}
-        found = model.extend(video, frames, **options)
+        found = model.extend(video, frames, **options, **conditions)
     return found, time.perf_counter() - begin
 
 
@@ -143,22 +156,45 @@ def compare_on_clips(path: Path, folder: Path, count: int, steps: int, known: in
     """Errors against the frames that really follow, and changes at the seams of long videos."""
     model = load_diffusion(path)
     c, f, *size = model.clip_shape
-    dataset = Dataset(folder, tuple(size), channels=c, num_frames=f, exts=None)
-    real = torch.stack([dataset[i] for i in range(min(count, len(dataset)))])
+    has_labels = "labels" in model.condition_names
+    table_of_labels = {"conditions": "label", "manifest": folder / MANIFEST} if has_labels else {}
+    dataset = Dataset(folder, tuple(size), channels=c, num_frames=f, exts=None, **table_of_labels)
+    items = [dataset[i] for i in range(len(dataset))]
+    every = torch.stack([item["video"] if has_labels else item for item in items])
+    every = every / 255 if every.dtype == torch.uint8 else every
+    real, conditions, classifier = every[:count], {}, None
+    if has_labels:
+        labels = torch.tensor([item["labels"] for item in items])
+        clips = LabelledClips(len(every))
+        clips.add(every, labels, range(len(every)))
+        conditions, classifier = {"labels": labels[:count]}, train_frame_classifier(clips)
+
+    def keeps_class(frames: Tensor) -> str:
+        """Share of the frames that show the class of their clip."""
+        if classifier is None:
+            return ""
+        scores = ClassScores()
+        scores.add(classifier, frames, conditions["labels"])
+        return f"{scores.compute()['label_frames']:.0%}"
+
     print(f"\n{path}")
-    row = table("known frames by", "rms error", "change at seams / inside", "s")
+    row = table(
+        "known frames by", "rms error", "frames of the class", "change at seams / inside", "s"
+    )
     still = real[:, :, known - 1 : known].expand_as(real[:, :, known:])
-    row("repeating the last", f"{(still - real[:, :, known:]).square().mean().sqrt():.4f}", "", "")
+    error = (still - real[:, :, known:]).square().mean().sqrt()
+    row("repeating the last", f"{error:.4f}", keeps_class(still), "", "")
     for name, way in WAYS.items():
         if model.frame_noise is None and not (way or {}).get("weight", -1.0) >= 0:
             continue
-        drawn, _ = continued(model, way, real[:, :, :known], f, steps)
+        drawn, _ = continued(model, way, real[:, :, :known], f, steps, **conditions)
         error = (drawn - real)[:, :, known:].square().mean().sqrt()
-        longer, seconds = continued(model, way, real, 3 * f, steps)
+        longer, seconds = continued(model, way, real, 3 * f, steps, **conditions)
         change = longer.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))[f - 1 :]
         at_seam = torch.arange(len(change)) % (f // 2) == 0
         ratio = change[at_seam].mean() / change[~at_seam].mean()
-        row(name, f"{error:.4f}", f"{ratio:.3f}", f"{seconds:.1f}")
+        kept = f"{keeps_class(drawn[:, :, known:])}, {keeps_class(longer[:, :, f:])}".strip(", ")
+        row(name, f"{error:.4f}", kept, f"{ratio:.3f}", f"{seconds:.1f}")
 
 
 if __name__ == "__main__":
