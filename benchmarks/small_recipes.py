@@ -66,6 +66,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "small, deeper network": {"unet": OLD_NETWORK},
     "small, no labels": {"labels": False},
     "small, no guidance": {"cond_scale": 1.0},
+    "small, guidance 1.5": {"cond_scale": 1.5},
     "before: deeper network, noise, no labels": {
         "unet": OLD_NETWORK,
         "diffusion": {"objective": "pred_noise", "timesteps": 200},

@@ -83,6 +83,8 @@ def run_demo(
             model.
     """
     total = TRAINER["train_num_steps"] if steps is None else as_count(steps, "demo: steps")
+    # a short run has no time for a long one
+    warmup = min(TRAINER["warmup_steps"], total // 10)
     home = Path(folder)
     results = home / "checkpoints"
 
@@ -97,7 +99,7 @@ def run_demo(
     trainer = Trainer(
         GaussianDiffusion(Unet3D(**UNET), **DIFFUSION),
         home / "clips",
-        **{**TRAINER, "train_num_steps": total},
+        **{**TRAINER, "train_num_steps": total, "warmup_steps": warmup},
         conditions="label",
         manifest=home / "clips" / MANIFEST,
         # `_train` writes the checkpoints, and samples are drawn only at the end
