@@ -118,19 +118,9 @@ def run_demo(
     if trainer.step < total:
         say(f"time is up at step {trainer.step} of {total}; run again to continue")
 
-    # samples, each of the digit of the clip in the same place of the other half
+    # samples
     say("drawing samples ...")
-    shown = [trainer.ds[i] for i in range(min(len(trainer.ds), GRID[0] * GRID[1]))]
-    samples = trainer.ema_model.sample(
-        labels=[int(clip["labels"]) for clip in shown],
-        cond_scale=_SMALL.cond_scale,
-        sampler=_SMALL.sampler,
-        steps=min(_SMALL.sampling_steps, trainer.model.num_timesteps),
-        seed=seed,
-        progress=False,
-    )
-    real = torch.stack([clip["video"] for clip in shown]) / 255
-    write_comparison(real, samples.cpu(), home / "samples.gif")
+    _show_samples(trainer, seed, home / "samples.gif")
 
     # report
     plot_run(results, home / "loss.png")
@@ -162,6 +152,21 @@ def _train(trainer: Trainer, time_limit: float | None) -> None:
 
     if first < total:
         trainer.train(log_fn=after_step)
+
+
+def _show_samples(trainer: Trainer, seed: int, path: Path) -> None:
+    """Writes clips, and samples each of the digit of the clip in the same place."""
+    shown = [trainer.ds[i] for i in range(min(len(trainer.ds), GRID[0] * GRID[1]))]
+    samples = trainer.ema_model.sample(
+        labels=[int(clip["labels"]) for clip in shown],
+        cond_scale=_SMALL.cond_scale,
+        sampler=_SMALL.sampler,
+        steps=min(_SMALL.sampling_steps, trainer.model.num_timesteps),
+        seed=seed,
+        progress=False,
+    )
+    real = torch.stack([clip["video"] for clip in shown]) / 255
+    write_comparison(real, samples.cpu(), path)
 
 
 def write_comparison(real: Tensor, samples: Tensor, path: Path) -> None:
