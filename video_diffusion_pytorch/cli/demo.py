@@ -121,19 +121,7 @@ def run_demo(
     # samples
     say("drawing samples ...")
     _show_samples(trainer, seed, home / "samples.gif")
-
-    # report
-    plot_run(results, home / "loss.png")
-    losses = [line for line in read_metrics(results / METRICS) if line.get("loss") is not None]
-    last = newest(results)
-    say(f"training clips and samples: {home / 'samples.gif'}")
-    say(f"checkpoint: {last}")
-    say(f"loss curve: {home / 'loss.png'}")
-    for line in losses[:1] + losses[-1:]:
-        say(f"loss at step {line['step']}: {line['loss']:.4f}")
-    digits = " ".join(map(str, range(len(DIGIT_NAMES))))
-    more = f"-n 2 --labels {digits} --preset small -o {home / 'more.gif'}"
-    say(f"more samples: video-diffusion sample {last} {more}")
+    _report(home, say)
 
 
 def _train(trainer: Trainer, time_limit: float | None) -> None:
@@ -167,6 +155,22 @@ def _show_samples(trainer: Trainer, seed: int, path: Path) -> None:
     )
     real = torch.stack([clip["video"] for clip in shown]) / 255
     write_comparison(real, samples.cpu(), path)
+
+
+def _report(home: Path, say: Callable[[str], None]) -> None:
+    """Plots the losses, and says where everything is."""
+    results = home / "checkpoints"
+    plot_run(results, home / "loss.png")
+    losses = [line for line in read_metrics(results / METRICS) if line.get("loss") is not None]
+    last = newest(results)
+    say(f"training clips and samples: {home / 'samples.gif'}")
+    say(f"checkpoint: {last}")
+    say(f"loss curve: {home / 'loss.png'}")
+    for line in losses[:1] + losses[-1:]:
+        say(f"loss at step {line['step']}: {line['loss']:.4f}")
+    digits = " ".join(map(str, range(len(DIGIT_NAMES))))
+    more = f"-n 2 --labels {digits} --preset small -o {home / 'more.gif'}"
+    say(f"more samples: video-diffusion sample {last} {more}")
 
 
 def write_comparison(real: Tensor, samples: Tensor, path: Path) -> None:

@@ -270,11 +270,7 @@ def _sampling_options(
             say(f"samples in {steps} steps of {_SAMPLER}, {quality} add --sampler ddpm")
     if sampler is None and steps is not None and steps < most:
         sampler = _SAMPLER
-    how = {
-        "sampler": sampler,
-        "steps": steps,
-        "cond_scale": cond_scale,
-    }
+    how = {"sampler": sampler, "steps": steps, "cond_scale": cond_scale}
     if options.guidance_rescale:
         how["guidance_rescale"] = options.guidance_rescale
     if options.guidance_interval is not None:
