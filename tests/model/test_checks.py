@@ -48,12 +48,12 @@ def exactly(message):
         (
             torch.randn(2, 3, 4, 9, 8),
             "Unet3D: height and width must be multiples of 2 for 2 resolutions, got 9 x 8; "
-            "resize or pad, or use fewer dim_mults",
+            "resize, use fewer dim_mults, or pass pad_to_multiple=True",
         ),
         (
             torch.randn(2, 3, 4, 8, 7),
             "Unet3D: height and width must be multiples of 2 for 2 resolutions, got 8 x 7; "
-            "resize or pad, or use fewer dim_mults",
+            "resize, use fewer dim_mults, or pass pad_to_multiple=True",
         ),
         (
             torch.randn(5, 3, 4, 8, 8),

@@ -8,7 +8,9 @@ from rotary_embedding_torch import RotaryEmbedding
 from torch import Tensor, nn
 
 from video_diffusion_pytorch.model.blocks import (
+    ZEROS,
     LayerNorm,
+    Padding,
     frames_as_rows,
     pixels_as_rows,
     rows_as_frames,
@@ -383,6 +385,7 @@ class SpatialAttention(nn.Module):
         token_dim: As in `TemporalAttention`; without effect if `linear`.
         shift: Whether channels are first shifted between pixels.
         linear: Whether the attention has linear cost, as `SpatialLinearAttention`, not softmax.
+        mode: How frames continue beyond their edges, for the shift.
     """
 
     def __init__(
@@ -393,6 +396,7 @@ class SpatialAttention(nn.Module):
         token_dim: int | None = None,
         shift: bool = False,
         linear: bool = False,
+        mode: Padding = ZEROS,
     ) -> None:
         super().__init__()
         self.norm = LayerNorm(dim)
@@ -400,13 +404,13 @@ class SpatialAttention(nn.Module):
             self.attn: nn.Module = SpatialLinearAttention(dim, heads, dim_head)
         else:
             self.attn = Attention(dim, heads, dim_head, token_dim=token_dim)
-        self.shift, self.linear = shift, linear
+        self.shift, self.linear, self.mode = shift, linear, mode
 
     def forward(self, x: Tensor, text: TextTokens | None = None) -> Tensor:
         """Maps `(b, c, f, h, w)` to the same; `text` holds the tokens that frames see."""
         inner = self.norm(x)
         if self.shift:
-            inner = shift_in_space(inner)
+            inner = shift_in_space(inner, self.mode)
         if self.linear:
             return x + self.attn(inner)
         if text is not None:
@@ -443,13 +447,12 @@ def shift_in_time(
     return torch.cat((moved, kept), dim=-1)
 
 
-def shift_in_space(x: Tensor) -> Tensor:
+def shift_in_space(x: Tensor, mode: Padding = ZEROS) -> Tensor:
     """Takes an eighth of the channels each from the pixel above, below, on the left and right.
-
-    At the edges of a frame, where there is no such pixel, they are zero.
 
     Args:
         x: `(b, c, f, h, w)`.
+        mode: What the pixels beyond the edges of a frame are, in height and in width.
 
     Example:
         >>> x = torch.arange(1.0, 5).view(1, 1, 1, 2, 2).expand(1, 8, 1, 2, 2)
@@ -459,8 +462,19 @@ def shift_in_space(x: Tensor) -> Tensor:
     eighth = x.shape[1] // 8
     parts = x.movedim(1, -1).split((*[eighth] * 4, x.shape[1] - 4 * eighth), dim=-1)
     above, below, left, right, kept = parts
-    above = F.pad(above[:, :, :-1], (0, 0, 0, 0, 1, 0))
-    below = F.pad(below[:, :, 1:], (0, 0, 0, 0, 0, 1))
-    left = F.pad(left[..., :-1, :], (0, 0, 1, 0))
-    right = F.pad(right[..., 1:, :], (0, 0, 0, 1))
+    tall, wide = mode
+    above, below = _moved(above, 2, 1, tall), _moved(below, 2, -1, tall)
+    left, right = _moved(left, 3, 1, wide), _moved(right, 3, -1, wide)
     return torch.cat((above, below, left, right, kept), dim=-1).movedim(-1, 1)
+
+
+def _moved(x: Tensor, axis: int, step: int, mode: str) -> Tensor:
+    """Moves pixels by one along an axis, to its end if `step` is 1, to its beginning if -1."""
+    n = x.shape[axis]
+    # the pixel beyond the first one; that beyond the last is its mirror image
+    place = {"zeros": 0, "circular": n - 1, "replicate": 0, "reflect": 1}[mode]
+    edge = x.narrow(axis, place if step > 0 else n - 1 - place, 1)
+    if mode == "zeros":
+        edge = torch.zeros_like(edge)
+    kept = x.narrow(axis, 0 if step > 0 else 1, n - 1)
+    return torch.cat((edge, kept) if step > 0 else (kept, edge), dim=axis)

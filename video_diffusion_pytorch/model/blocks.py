@@ -13,42 +13,116 @@ ScaleShift = tuple[Tensor, Tensor]
 _RMS_EPS = 1e-24
 
 
+# How frames continue beyond their edges: in height and in width, each one of `PADDING_MODES`
+Padding = tuple[str, str]
+PADDING_MODES = ("zeros", "circular", "replicate", "reflect")
+ZEROS: Padding = ("zeros", "zeros")
+
+
 class FramewiseConv(nn.Conv3d):
     """A 1×k×k convolution with the parameters of `nn.Conv3d`, run as a 2-D one over the frames.
+
+    Args:
+        in_channels: As in `nn.Conv3d`, and so those up to `padding`.
+        out_channels: Likewise.
+        kernel_size: Likewise.
+        stride: Likewise.
+        padding: Likewise; in height and width it is what `mode` says.
+        mode: How frames continue beyond their edges.
 
     Differs from the reference: it calls Conv3d itself, which is slower on every device and
     gave wrong results in bf16 in some cuDNN releases (pytorch/pytorch#163539).
     """
 
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] = 0,
+        mode: Padding = ZEROS,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        self.mode = mode
+
     def forward(self, input: Tensor) -> Tensor:
         """Maps `(b, c, f, h, w)` to `(b, out, f, h', w')`."""
-        weight = self.weight.squeeze(2)
-        y = F.conv2d(frames_as_images(input), weight, self.bias, self.stride[1:], self.padding[1:])
+        assert not isinstance(self.padding, str)
+        (_, tall, wide), (_, *stride) = self.padding, self.stride
+        images = frames_as_images(input)
+        # zeros are cheaper inside of the convolution
+        inside = [
+            n if mode == "zeros" else 0 for n, mode in zip((tall, wide), self.mode, strict=True)
+        ]
+        tall, wide = tall - inside[0], wide - inside[1]
+        images = pad_images(images, tall, tall, wide, wide, self.mode)
+        y = F.conv2d(images, self.weight.squeeze(2), self.bias, stride, inside)
         return images_as_frames(y, input.shape[0])
 
 
 class FramewiseConvTranspose(nn.ConvTranspose3d):
-    """The transposed counterpart of `FramewiseConv`."""
+    """The transposed counterpart of `FramewiseConv`, with the same arguments."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int, int],
+        stride: int | tuple[int, int, int] = 1,
+        padding: int | tuple[int, int, int] = 0,
+        mode: Padding = ZEROS,
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding)
+        self.mode = mode
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Maps `(b, c, f, h, w)` to `(b, out, f, h', w')`; `output_size` must be None."""
         assert output_size is None
-        weight = self.weight.squeeze(2)
         assert not isinstance(self.padding, str)
-        y = F.conv_transpose2d(
-            frames_as_images(input), weight, self.bias, self.stride[1:], self.padding[1:]
-        )
+        (_, *padding), (_, *stride) = self.padding, self.stride
+        # one more pixel contributes to the output's edges; what it adds to their outside is cropped
+        tall, wide = (int(mode != "zeros") for mode in self.mode)
+        images = pad_images(frames_as_images(input), tall, tall, wide, wide, self.mode)
+        cropped = [padding[0] + tall * stride[0], padding[1] + wide * stride[1]]
+        y = F.conv_transpose2d(images, self.weight.squeeze(2), self.bias, stride, cropped)
         return images_as_frames(y, input.shape[0])
 
 
-def Downsample(dim: int) -> nn.Module:
+def pad_images(
+    images: Tensor, above: int, below: int, left: int, right: int, mode: Padding
+) -> Tensor:
+    """Continues images beyond their edges.
+
+    Args:
+        images: `(n, c, h, w)`.
+        above: Pixels to add there; likewise `below`, `left` and `right`.
+        below: Likewise.
+        left: Likewise.
+        right: Likewise.
+        mode: How images continue, above and below by the first, left and right by the second.
+
+    Example:
+        >>> row = torch.arange(1.0, 4).view(1, 1, 1, 3)
+        >>> pad_images(row, 0, 0, 1, 2, ("zeros", "circular")).tolist()
+        [[[[3.0, 1.0, 2.0, 3.0, 1.0, 2.0]]]]
+    """
+    tall, wide = ("constant" if one == "zeros" else one for one in mode)
+    if above or below:
+        images = F.pad(images, (0, 0, above, below), tall)
+    if left or right:
+        images = F.pad(images, (left, right, 0, 0), wide)
+    return images
+
+
+def Downsample(dim: int, mode: Padding = ZEROS) -> nn.Module:
     """A layer that halves height and width: `(b, dim, f, h, w)` to `(b, dim, f, h/2, w/2)`."""
-    return FramewiseConv(dim, dim, (1, 4, 4), (1, 2, 2), (0, 1, 1))
+    return FramewiseConv(dim, dim, (1, 4, 4), (1, 2, 2), (0, 1, 1), mode)
 
 
-def Upsample(dim: int) -> nn.Module:
+def Upsample(dim: int, mode: Padding = ZEROS) -> nn.Module:
     """A layer that doubles height and width: `(b, dim, f, h, w)` to `(b, dim, f, 2h, 2w)`."""
-    return FramewiseConvTranspose(dim, dim, (1, 4, 4), (1, 2, 2), (0, 1, 1))
+    return FramewiseConvTranspose(dim, dim, (1, 4, 4), (1, 2, 2), (0, 1, 1), mode)
 
 
 def keep_kernels_channels_last(module: nn.Module) -> None:
@@ -118,11 +192,14 @@ class Block(nn.Module):
         dim_out: Channels that go out.
         groups: None for RMSNorm; a number of groups for GroupNorm, as in versions 0.6.x. A group's
             statistics are those of the whole video, so GroupNorm lets frames see each other.
+        mode: How frames continue beyond their edges.
     """
 
-    def __init__(self, dim: int, dim_out: int, groups: int | None = None) -> None:
+    def __init__(
+        self, dim: int, dim_out: int, groups: int | None = None, mode: Padding = ZEROS
+    ) -> None:
         super().__init__()
-        self.proj = FramewiseConv(dim, dim_out, (1, 3, 3), padding=(0, 1, 1))
+        self.proj = FramewiseConv(dim, dim_out, (1, 3, 3), padding=(0, 1, 1), mode=mode)
         self.norm = RMSNorm(dim_out) if groups is None else nn.GroupNorm(groups, dim_out)
         self.act = nn.SiLU()
 
@@ -150,6 +227,7 @@ class ResnetBlock(nn.Module):
         time_emb_dim: Width of the embedding of time and conditions; None for a block without.
         groups: As in `Block`.
         dropout: Share of the features between the two `Block`s that is set to zero in training.
+        mode: As in `Block`.
     """
 
     def __init__(
@@ -160,14 +238,15 @@ class ResnetBlock(nn.Module):
         time_emb_dim: int | None = None,
         groups: int | None = None,
         dropout: float = 0.0,
+        mode: Padding = ZEROS,
     ) -> None:
         super().__init__()
         self.mlp = None
         if time_emb_dim is not None:
             self.mlp = nn.Sequential(nn.SiLU(), nn.Linear(time_emb_dim, dim_out * 2))
-        self.block1 = Block(dim, dim_out, groups=groups)
+        self.block1 = Block(dim, dim_out, groups, mode)
         self.dropout = nn.Dropout(dropout)
-        self.block2 = Block(dim_out, dim_out, groups=groups)
+        self.block2 = Block(dim_out, dim_out, groups, mode)
         self.res_conv = FramewiseConv(dim, dim_out, 1) if dim != dim_out else nn.Identity()
 
     def forward(self, x: Tensor, time_emb: Tensor | None = None) -> Tensor:

@@ -26,12 +26,17 @@ from video_diffusion_pytorch.hub import Shareable
 from video_diffusion_pytorch.model import conditioning
 from video_diffusion_pytorch.model.attention import SpatialAttention, TemporalAttention
 from video_diffusion_pytorch.model.blocks import (
+    PADDING_MODES,
     Downsample,
     FramewiseConv,
+    Padding,
     ResnetBlock,
     Upsample,
+    frames_as_images,
+    images_as_frames,
     join_channels,
     keep_kernels_channels_last,
+    pad_images,
 )
 from video_diffusion_pytorch.model.embeddings import (
     RelativePositionBias,
@@ -55,7 +60,7 @@ class Unet3D(Shareable, part="unet"):
 
     Convolutions and spatial attention work within a frame, temporal attention within a pixel.
     The network takes any number of frames, and frames whose height and width can be halved
-    `len(dim_mults) - 1` times.
+    `len(dim_mults) - 1` times, or with `pad_to_multiple` any.
 
     Args:
         dim: Channels at full resolution; even. The time embedding has four times as many.
@@ -99,6 +104,12 @@ class Unet3D(Shareable, part="unet"):
         emb_dim: Width of the time embedding; None for `4 * dim`.
         emb_layers: Linear layers of the time embedding.
         time_input: Meaning of `time`: the `"step"`, or, as in the paper, the `"log_snr"`.
+        padding_mode: How frames continue beyond their edges, for all convolutions, resampling and
+            `token_shift`: `"zeros"`, `"circular"` for a periodic domain, `"replicate"` or
+            `"reflect"`; or one in height and one in width, as `("replicate", "circular")` for
+            latitude and longitude. It changes no weights.
+        pad_to_multiple: Whether frames are enlarged inside, by `padding_mode` on both sides, to a
+            height and width that can be halved `len(dim_mults) - 1` times, and cropped at the end.
         gradient_checkpointing: Whether the features within a layer are recomputed in the backward
             pass instead of being stored: less memory, more time, the same numbers. The attribute
             of this name may be set at any time.
@@ -165,6 +176,8 @@ class Unet3D(Shareable, part="unet"):
         emb_layers: int = 2,
         time_input: str = "step",
         gradient_checkpointing: bool = False,
+        padding_mode: tuple[str, str] | str = "zeros",
+        pad_to_multiple: bool = False,
     ) -> None:
         config = {k: plain(v) for k, v in locals().items() if k not in _NOT_IN_CONFIG}
         super().__init__()
@@ -177,6 +190,8 @@ class Unet3D(Shareable, part="unet"):
         names = [name for name in VALUES if conditioning.condition_width(name, config)]
         self.condition_names, self.has_cond = tuple(names), bool(names)
         self.cond_channels = cond_channels
+        self.padding_mode = as_padding(config["padding_mode"])
+        self.multiple = 2 ** (len(config["dim_mults"]) - 1) if pad_to_multiple else 1
         self.takes_text_states = conditioning.takes_text_states(config)
         self._make_layers(config, time_dim)
         # settings that no shape shows
@@ -330,6 +345,8 @@ class Unet3D(Shareable, part="unet"):
             emb = conditioning.embed_conditions(self, emb, of_pass)
             text = conditioning.tokens_of_captions(self, of_pass)
             x = conditioning.join_cond_video(self, x, of_pass)
+        *_, height, width = x.shape
+        x, top, left = pad_frames(x, self.multiple, self.padding_mode)
         bias = self.time_rel_pos_bias(frames, device=x.device)
         rotary = rotary_tables(self.rotary_emb.freqs, frames)
         temporal = (bias, rotary, focus, image_frames, text)
@@ -358,7 +375,8 @@ class Unet3D(Shareable, part="unet"):
         # decoder
         for level in self.ups:
             _, x = level(join_channels(x, skips.pop()), emb, text, temporal, run)
-        return run(self.final_conv, join_channels(x, full_resolution))
+        x = run(self.final_conv, join_channels(x, full_resolution))
+        return x[..., top : top + height, left : left + width]
 
     def _embed_time(self, time: Tensor) -> Tensor:
         """The time embedding `(..., time_dim)` of time steps or log-SNRs `(...)`."""
@@ -497,8 +515,13 @@ class Unet3D(Shareable, part="unet"):
 
         # full resolution
         size, half = config["init_kernel_size"], config["init_kernel_size"] // 2
+        mode = as_padding(config["padding_mode"])
         self.init_conv = FramewiseConv(
-            channels + config["cond_channels"], first, (1, size, size), padding=(0, half, half)
+            channels + config["cond_channels"],
+            first,
+            (1, size, size),
+            padding=(0, half, half),
+            mode=mode,
         )
         self.init_temporal_attn = make.temporal_at(first, 0)
 
@@ -506,11 +529,11 @@ class Unet3D(Shareable, part="unet"):
         levels = list(enumerate(itertools.pairwise(dims)))
         last = len(levels) - 1
         self.downs = nn.ModuleList(
-            make.level(dim_in, dim_out, Downsample(dim_out) if i < last else None, i)
+            make.level(dim_in, dim_out, Downsample(dim_out, mode) if i < last else None, i)
             for i, (dim_in, dim_out) in levels
         )
         self.ups = nn.ModuleList(
-            make.level(dim_out * 2, dim_in, Upsample(dim_in) if i else None, i)
+            make.level(dim_out * 2, dim_in, Upsample(dim_in, mode) if i else None, i)
             for i, (dim_in, dim_out) in reversed(levels)
         )
 
@@ -526,6 +549,26 @@ class Unet3D(Shareable, part="unet"):
             FramewiseConv(dim, config["out_dim"] or channels, 1),
         )
         keep_kernels_channels_last(self)
+
+
+def pad_frames(x: Tensor, multiple: int, mode: Padding) -> tuple[Tensor, int, int]:
+    """Enlarges frames to a multiple in height and width, nearly evenly on both sides.
+
+    Args:
+        x: `(b, c, f, h, w)`.
+        multiple: Of what height and width become multiples.
+        mode: How frames continue beyond their edges.
+
+    Returns:
+        The enlarged frames, and the numbers of rows above and of columns on the left that were
+        added.
+    """
+    tall, wide = (-n % multiple for n in x.shape[-2:])
+    top, left = tall // 2, wide // 2
+    if not (tall or wide):
+        return x, 0, 0
+    images = pad_images(frames_as_images(x), top, tall - top, left, wide - left, mode)
+    return images_as_frames(images, x.shape[0]), top, left
 
 
 def _call(layer: nn.Module, *args: Any) -> Any:
@@ -601,11 +644,13 @@ class _Layers:
 
     def __init__(self, config: Mapping[str, Any], time_dim: int) -> None:
         self.config = config
+        self.padding = as_padding(config["padding_mode"])
         self.block = partial(
             ResnetBlock,
             time_emb_dim=time_dim + (conditioning.condition_width("cond", config) or 0),
             groups=config["resnet_groups"],
             dropout=config["dropout"],
+            mode=self.padding,
         )
         self.token_dim = time_dim if config["num_text_tokens"] else None
         self.shifts_time = config["token_shift"] in ("time", "both")
@@ -627,7 +672,7 @@ class _Layers:
         dim_head = self.config["spatial_attn_dim_head"]
         heads = self.heads(width, dim_head)
         shift = self.shifts_space
-        return SpatialAttention(width, heads, dim_head, self.token_dim, shift, linear)
+        return SpatialAttention(width, heads, dim_head, self.token_dim, shift, linear, self.padding)
 
     def spatial_at(self, width: int, level: int) -> SpatialAttention | None:
         if level in self.config["full_attn_levels"]:
@@ -682,7 +727,13 @@ def _call_uncompiled(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return layer._call_impl(*args, **kwargs)
 
 
-# Checks
+# Arguments
+
+
+def as_padding(mode: Any) -> Padding:
+    """The modes of height and width of a `padding_mode`."""
+    tall, wide = (mode, mode) if isinstance(mode, str) else mode
+    return tall, wide
 
 
 def plain(value: Any) -> Any:
@@ -690,6 +741,12 @@ def plain(value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value
     is_several = isinstance(value, Sequence) and not isinstance(value, str)
     return tuple(map(plain, value)) if is_several else value
+
+
+def _padding_is_known(mode: Any) -> bool:
+    """Whether a `padding_mode` is one of `PADDING_MODES` or two of them."""
+    modes = (mode,) * 2 if isinstance(mode, str) else mode
+    return isinstance(modes, tuple) and len(modes) == 2 and {*modes} <= {*PADDING_MODES}
 
 
 def _check_arguments(config: Mapping[str, Any]) -> None:
@@ -727,6 +784,10 @@ def _check_arguments(config: Mapping[str, Any]) -> None:
         "full_attn_levels": (set(config["full_attn_levels"]) <= levels, numbers),
         "temporal_attn_levels": (set(config["temporal_attn_levels"] or ()) <= levels, numbers),
         "dropout": (0 <= config["dropout"] < 1, "from 0 to below 1"),
+        "padding_mode": (
+            _padding_is_known(config["padding_mode"]),
+            f"one of {', '.join(PADDING_MODES)}, or two of them for height and width",
+        ),
     }
     for name, (holds, expected) in rules.items():
         if not holds:
@@ -746,12 +807,21 @@ def _check_input(x: Tensor, time: Tensor, config: Mapping[str, Any]) -> None:
             f"Unet3D: x must have the shape (b, {channels}, f, h, w), got {tuple(x.shape)}; move "
             "the axes, or build the network with other channels"
         )
-    multiple = 2 ** (levels - 1)
-    if x.shape[3] % multiple or x.shape[4] % multiple:
+    multiple, (height, width) = 2 ** (levels - 1), x.shape[3:]
+    if (height % multiple or width % multiple) and not config["pad_to_multiple"]:
         raise ValueError(
             f"Unet3D: height and width must be multiples of {multiple} for {levels} resolutions, "
-            f"got {x.shape[3]} x {x.shape[4]}; resize or pad, or use fewer dim_mults"
+            f"got {height} x {width}; resize, use fewer dim_mults, or pass pad_to_multiple=True"
         )
+    for axis, size, mode in zip(
+        ("height", "width"), (height, width), as_padding(config["padding_mode"]), strict=True
+    ):
+        least = _least_size(size, mode, config)
+        if size < least:
+            raise ValueError(
+                f"Unet3D: with padding_mode {mode!r} the {axis} must be at least {least} pixels, "
+                f"got {size}; take larger frames, fewer dim_mults or padding_mode='replicate'"
+            )
     if not torch.is_tensor(time) or time.shape not in (x.shape[:1], (x.shape[0], x.shape[2])):
         got = tuple(time.shape) if torch.is_tensor(time) else type(time).__name__
         raise ValueError(
@@ -763,6 +833,19 @@ def _check_input(x: Tensor, time: Tensor, config: Mapping[str, Any]) -> None:
             "Unet3D: time must be a log-SNR, a real number, as the network was built with "
             f"time_input='log_snr', got {time.dtype}; pass diffusion.log_snr(t)"
         )
+
+
+def _least_size(size: int, mode: str, config: Mapping[str, Any]) -> int:
+    """The least height or width that every layer can pad by a mode."""
+    if mode not in ("circular", "reflect"):
+        return 1
+    # pixels added at one end: by the first convolution, and to a multiple; of the coarsest one
+    multiple = 2 ** (len(config["dim_mults"]) - 1)
+    added = max(config["init_kernel_size"] // 2, -(-(-size % multiple) // 2))
+    coarsest = 1
+    if mode == "reflect":
+        added, coarsest = added + 1, 2
+    return max(added, coarsest * multiple - (multiple - 1) * config["pad_to_multiple"])
 
 
 def _check_images(

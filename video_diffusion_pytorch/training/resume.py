@@ -31,8 +31,13 @@ from video_diffusion_pytorch.training.processes import Processes
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
-# Settings of a network that its weights don't determine; None in checkpoints that lack them
-_WITHOUT_WEIGHTS = ("token_shift", "resnet_groups")
+# Settings of a network that its weights don't determine, as checkpoints that lack them have them
+_WITHOUT_WEIGHTS = {
+    "token_shift": None,
+    "resnet_groups": None,
+    "padding_mode": "zeros",
+    "pad_to_multiple": False,
+}
 # Settings of a network that its weights don't depend on
 _NOT_IN_WEIGHTS = ("dropout", "gradient_checkpointing")
 # Those of a diffusion that weights depend on
@@ -333,7 +338,7 @@ def hidden_changes(config: Mapping[str, Any] | None, model: Any) -> list[str]:
     """
     unet = (config or {}).get("unet") or {}
     ours = getattr(unwrap(model.denoise_fn), "config", None) or {}
-    theirs = {name: unet.get(name) for name in _WITHOUT_WEIGHTS}
+    theirs = {name: unet.get(name, usual) for name, usual in _WITHOUT_WEIGHTS.items()}
     return changed_settings(theirs, ours) if unet else []
 
 
