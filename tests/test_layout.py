@@ -20,7 +20,7 @@ every_module = pytest.mark.parametrize("module", SOURCES)
 
 # Rooms that know nothing of ours outside themselves, but for these
 CLOSED_ROOMS = {
-    "data": {f"{NAME}.{m}" for m in ("conditions", "arguments", "files")},
+    "data": {f"{NAME}.{m}" for m in ("conditions", "arguments", "files", "value_scale")},
     "evaluation": {f"{NAME}.{m}" for m in ("conditions", "arguments", "files")},
     # hub: what a diffusion and its network share, to become files
     "model": {f"{NAME}.{m}" for m in ("reference.state_dict", "host_memory", "hub", "conditions")},

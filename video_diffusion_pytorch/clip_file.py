@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.arguments import as_count, as_image_size, per_channel
+from video_diffusion_pytorch.arguments import as_count, as_image_size
 from video_diffusion_pytorch.data.dataset import ClipReader
 from video_diffusion_pytorch.data.errors import missing_file
 from video_diffusion_pytorch.data.formats.arrays import ReadFn
 from video_diffusion_pytorch.data.manifest import Clip
 from video_diffusion_pytorch.data.transforms import FrameSize, Timeline, stretched
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.value_scale import padding_values
 
 
 def prepare_clip(
@@ -92,7 +93,7 @@ def prepare_clip(
         )
     units, black = diffusion.config["value_range"], None
     if units is not None:
-        black = torch.tensor(per_channel(units, diffusion.channels)[0], device="cpu")
+        black = torch.tensor(padding_values(units, diffusion.channels), device="cpu")
     elif video.dtype == torch.uint8:
         video = video / 255
     return reader.size.finish_array(video.float(), black=black)[None]

@@ -22,6 +22,7 @@ from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.posthoc_ema import list_snapshots
 from video_diffusion_pytorch.training.resume import clip_info_of
+from video_diffusion_pytorch.value_scale import Standardization, parse_scale
 
 
 def make_parser() -> ArgumentParser:
@@ -129,7 +130,15 @@ def _settings(constructor: type, config: Mapping[str, Any]) -> list[str]:
     defaults = {n: p.default for n, p in inspect.signature(constructor).parameters.items()}
     # JSON has lists for tuples
     plain = {n: tuple(v) if isinstance(v, list) else v for n, v in config.items()}
-    return [f"{n} {shown(value)}" for n, value in plain.items() if value != defaults.get(n)]
+    changed = {n: value for n, value in plain.items() if value != defaults.get(n)}
+    scale = changed.pop("value_range", None)
+    words = [f"{n} {shown(value)}" for n, value in changed.items()]
+    if scale is not None:
+        channels = config.get("channels") or 1
+        parsed = parse_scale(scale, channels)
+        is_range = not isinstance(parsed, Standardization)
+        words.append(f"value_range {shown(scale) if is_range else f'({parsed.in_words()})'}")
+    return words
 
 
 def _describe_data(data: Mapping[str, Any]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import torch
 from torch.utils import data
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.arguments import as_count, as_image_size, as_value_range
+from video_diffusion_pytorch.arguments import as_count, as_image_size
 from video_diffusion_pytorch.data import transforms
 from video_diffusion_pytorch.data.cache import ClipCache
 from video_diffusion_pytorch.data.condition_files import ClipConditions, Conditions
@@ -37,6 +37,7 @@ from video_diffusion_pytorch.data.formats.readers import (
 from video_diffusion_pytorch.data.manifest import Clip, Manifest, find_clips
 from video_diffusion_pytorch.data.transforms import FrameSize, Timeline, View, cast_num_frames
 from video_diffusion_pytorch.data.video_file import VIDEO_EXTS, open_video
+from video_diffusion_pytorch.value_scale import padding_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -99,9 +100,15 @@ class Dataset(data.Dataset[Any]):
             for all frames of a clip.
         vertical_flip: Flip each clip upside down with probability 1/2.
         value_range: `(low, high)`, each a number or one per channel, in the files' own units, or
-            `"fit"` for the minimum and maximum of the clips, at their size and before padding.
-            Clips keep their units: a `GaussianDiffusion` with this `value_range` scales them. The
-            attribute of this name holds lows and highs, one per channel each.
+            `"fit"` for the minimum and maximum of the clips, at their size and before padding; or,
+            for samples that are not clamped, a mapping of `mean` and `std`, or `"standardize"` for
+            those of the clips, by channel. Clips keep their units: a `GaussianDiffusion` with this
+            `value_range` scales them. The attribute of this name holds lows and highs, one per
+            channel each, or a `Standardization`.
+        value_transform: With `"standardize"`, what is applied to values first: `"log"`, `"log1p"`,
+            `"sqrt"` or `"asinh"`, for all channels, or one or None for each; None for nothing.
+        fit_clips: Largest number of clips that `"fit"` and `"standardize"` look at, evenly spaced;
+            None for all.
         conditions: The conditions of a clip; one or several of `"caption"` (the text in `clip.txt`
             or in the manifest), `"label"` (by sub-folder, or in the manifest), `"vector"`,
             `"frame_vectors"` or `"field"` (an array in `clip.npy` or `clip.pt`: `(d,)`, `(f, d)`,
@@ -141,8 +148,8 @@ class Dataset(data.Dataset[Any]):
         transform: Called with each decoded frame, a Pillow picture; returns its `(c, h, w)` tensor.
             May be replaced, but not with a cache.
         cast_num_frames_fn: Called with each clip to cut it or pad it with black.
-        value_deviation: With `value_range="fit"`, the standard deviation of the values once their
-            range is scaled to [-1, 1]; else None.
+        value_deviation: With `value_range="fit"` or `"standardize"`, the standard deviation of the
+            values in the range of the network; else None.
         class_names: Of the labels: the sorted names, those of a manifest's other splits included,
             or, if all are whole numbers below 10000, these.
 
@@ -181,6 +188,8 @@ class Dataset(data.Dataset[Any]):
         crop: str = "center",
         vertical_flip: bool = False,
         value_range: Any = None,
+        value_transform: Any = None,
+        fit_clips: int | None = None,
         conditions: Conditions | None = None,
         missing_captions: str = "error",
         manifest: str | os.PathLike[str] | None = None,
@@ -228,11 +237,10 @@ class Dataset(data.Dataset[Any]):
         # the part of each file that is a clip, and the range of their values
         self._clips = self._cut(clips)
         self.paths = [clip.path for clip, _ in self._clips]
-        self.value_deviation: float | None = None
-        if isinstance(value_range, str) and value_range == "fit":
-            parts = join_parts(self._clips)
-            value_range, self.value_deviation = transforms.fit_value_range(parts, self._read_part)
-        self.value_range = as_value_range(value_range, channels, others="'fit' or ")
+        parts = join_parts(self._clips) if isinstance(value_range, str) else []
+        self.value_range, self.value_deviation = transforms.fit_scale(
+            value_range, channels, parts, self._read_part, value_transform, fit_clips
+        )
 
     def _check_options(self, num_frames: int, has_cache: bool) -> None:
         for name, known in _CHOICES.items():
@@ -368,7 +376,7 @@ class Dataset(data.Dataset[Any]):
         view = View.draw(size.crop == "random", flips, generator)
         black = None
         if self.value_range is not None:
-            black = torch.tensor(self.value_range[0], device="cpu")
+            black = torch.tensor(padding_values(self.value_range, self.channels), device="cpu")
             video = video.float()  # uint8 cannot hold a low below 0
         # a transform of the user's own may give frames of any size
         video = view.of(video, size if transform is None else None, black)

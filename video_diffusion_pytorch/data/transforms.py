@@ -7,17 +7,24 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.arguments import ValueRange, as_count
+from video_diffusion_pytorch.arguments import ValueRange, as_count, shown
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, unreadable
 from video_diffusion_pytorch.data.formats.pictures import ToTensor
 from video_diffusion_pytorch.data.formats.readers import VideoReader
+from video_diffusion_pytorch.value_scale import (
+    Standardization,
+    as_transforms,
+    check_domain,
+    parse_scale,
+    transformed,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -451,6 +458,94 @@ def fit_value_range(
     return found, moments.deviation(least, most)
 
 
+def fit_scale(
+    scale: Any,
+    channels: int,
+    parts: Sequence[_Part],
+    read: Callable[[_Part], torch.Tensor],
+    transform: Any = None,
+    most: int | None = None,
+) -> tuple[ValueRange | Standardization | None, float | None]:
+    """Finds or parses a `value_range`, as of `Dataset`.
+
+    Args:
+        scale: The argument.
+        channels: Number of channels.
+        parts: Clips, as in `fit_value_range`.
+        read: Likewise.
+        transform: The argument `value_transform`.
+        most: The argument `fit_clips`.
+
+    Returns:
+        The scale; None for None. And where it is found, the standard deviation of the values in the
+        range of the network; else None.
+
+    Raises:
+        ValueError: As `fit_value_range`, `fit_standardization` and `parse_scale`; or an argument
+            belongs to another `value_range`.
+    """
+    fits = isinstance(scale, str) and scale in ("fit", "standardize")
+    if transform is not None and not (fits and scale == "standardize"):
+        raise ValueError(
+            f"value_transform must go with value_range='standardize', got {shown(scale)}; leave "
+            "it out, or give the mean and std of transformed values with their transform"
+        )
+    if not fits:
+        return parse_scale(scale, channels, others="'fit', 'standardize' or "), None
+    if most is not None:
+        count = min(as_count(most, "fit_clips"), len(parts))
+        parts = [parts[i * len(parts) // count] for i in range(count)]
+    if scale == "fit":
+        return fit_value_range(parts, read)
+    names = as_transforms(transform, channels, "value_transform")
+    return fit_standardization(parts, read, names), 1.0
+
+
+def fit_standardization(
+    parts: Sequence[_Part],
+    read: Callable[[_Part], torch.Tensor],
+    transform: Sequence[str | None],
+) -> Standardization:
+    """Finds the mean and the standard deviation of each channel, in float64.
+
+    Args:
+        parts: Arguments of `read`.
+        read: As in `fit_value_range`.
+        transform: Names of `TRANSFORMS` to apply first, one per channel; None for none.
+
+    Raises:
+        ValueError: No part is readable, a channel is constant, or values are outside of what its
+            transform takes.
+
+    Example:
+        >>> fit_standardization([1.0, 3.0], lambda v: torch.tensor([v]).view(1, 1, 1, 1), (None,))
+        Standardization(mean=(2.0,), std=(1.0,), transform=(None,))
+    """
+    unread: UnreadableVideoError | None = None
+    moments = _Moments()
+    for part in tqdm(parts, desc="fitting the standardization", leave=False):
+        try:
+            values = read(part).flatten(1)
+        except UnreadableVideoError as error:
+            unread = unread or error  # training reports it
+        else:
+            check_domain(values, transform, f"value_range='standardize': values of {part}", axis=0)
+            moments.add(values, transform)
+    if not moments.count:
+        raise ValueError(
+            "value_range='standardize' must find a file that can be read, got none; repair them: "
+            f"{unread}"
+        ) from unread
+    mean, std = moments.mean, (moments.squares / moments.count).sqrt()
+    # scaling the frames rounds the values of a constant channel
+    if (std <= 8 * torch.finfo(torch.float32).eps * mean.abs()).any():
+        raise ValueError(
+            "value_range='standardize' must find values that differ in each channel, got standard "
+            f"deviations {std.tolist()}; leave out channels that are constant"
+        )
+    return Standardization(tuple(mean.tolist()), tuple(std.tolist()), tuple(transform))
+
+
 class _Moments:
     """Mean and sum of squared differences from it, of each channel, over tensors that come."""
 
@@ -461,10 +556,10 @@ class _Moments:
         self.count = 0
         self.mean = self.squares = torch.zeros((), dtype=torch.float64, device="cpu")
 
-    def add(self, values: torch.Tensor) -> None:
-        """Adds values, `(c, n)`."""
+    def add(self, values: torch.Tensor, transform: Sequence[str | None] = ()) -> None:
+        """Adds values, `(c, n)`, after a transform by channel."""
         for part in values.split(self.PART, dim=1):
-            part = part.double()
+            part = transformed(part.double(), transform, axis=0)
             n, mean = part.shape[1], part.mean(dim=1)
             apart, whole = mean - self.mean, self.count + n
             # without differences of large sums (Chan et al. 1979, eq. 2.1)

@@ -15,6 +15,7 @@ from video_diffusion_pytorch.arguments import as_image_size, shown
 from video_diffusion_pytorch.diffusion.noise_schedule import BETA_SCHEDULES, CONTINUOUS, make_betas
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
 from video_diffusion_pytorch.reference.state_dict import unwrap_names
+from video_diffusion_pytorch.value_scale import TRANSFORM_CODES, Standardization
 
 _FLAGS = ("text_use_bert_cls", "use_dynamic_thres", "auto_normalize")
 _COUNTS = ("num_frames", "channels", "timesteps")
@@ -277,10 +278,18 @@ def _are_alike(ours: Tensor, theirs: Tensor) -> bool:
     return torch.allclose(ours.double(), theirs.double(), rtol=max(1e-5, coarseness), atol=1e-6)
 
 
-def _range_of(state_dict: Mapping[str, Any], prefix: str, name: str) -> tuple[Any, ...] | None:
+def _range_of(state_dict: Mapping[str, Any], prefix: str, name: str) -> Any:
     """A value range in the buffers of a state dict, as the constructor takes it."""
+    if name == "value_range" and state_dict.get(f"{prefix}value_mean") is not None:
+        mean, std = (_decimals(state_dict[f"{prefix}value_{part}"]) for part in ("mean", "std"))
+        codes = state_dict[f"{prefix}value_transform"].tolist()
+        return Standardization(mean, std, tuple(TRANSFORM_CODES[code] for code in codes)).plain()
     keys = (prefix + name.replace("range", end) for end in ("low", "high"))
     bounds = [state_dict[key] for key in keys if state_dict.get(key) is not None]
-    # the shortest decimal that identifies the float32
-    plain = [tuple(float(str(value)) for value in bound.float().cpu().numpy()) for bound in bounds]
+    plain = map(_decimals, bounds)
     return tuple(one[0] if len(set(one)) == 1 else one for one in plain) or None
+
+
+def _decimals(values: Tensor) -> tuple[float, ...]:
+    """The shortest decimals that identify float32 values."""
+    return tuple(float(str(value)) for value in values.float().cpu().numpy())

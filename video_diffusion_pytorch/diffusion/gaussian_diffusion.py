@@ -88,6 +88,16 @@ from video_diffusion_pytorch.diffusion.value_range import (
 )
 from video_diffusion_pytorch.hub import NETWORK_PREFIX, Shareable
 from video_diffusion_pytorch.text import use_encoder
+from video_diffusion_pytorch.value_scale import (
+    TRANSFORM_CODES,
+    Standardization,
+    check_domain,
+    parse_scale,
+    transformed,
+)
+
+# Of the range of the clips, which weights remember: a low and a high, or else the others
+VALUE_BUFFERS = ("value_low", "value_high", "value_mean", "value_std", "value_transform")
 
 
 class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
@@ -115,8 +125,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             (latents, physical fields), best with mean 0 and variance 1, and samples are
             neither clamped nor rescaled.
         value_range: `(low, high)`, the range of the clips in units of their own, each a number or
-            one per channel. Clips, uint8 ones too, and samples are then in these units. None for
-            [0, 1]. It is stored with the weights.
+            one per channel. Clips, uint8 ones too, and samples are then in these units, and samples
+            are clamped to it. Or a mapping of `mean` and `std`, each likewise, to standardise clips
+            without clamping samples, and `transform`, one of `"log"`, `"log1p"`, `"sqrt"` and
+            `"asinh"`, for all channels, or one or None for each, to apply before it; mean and std
+            are those of transformed values. None for [0, 1]. It is stored with the weights.
         cond_value_range: The same for `cond_video`; None for uint8, or for a field in the range
             that the network takes, best [-1, 1].
         given_frames: Number of frames at the beginning of each clip that the network is conditioned
@@ -211,6 +224,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     # the ranges of values, which weights remember
     value_low: Tensor | None
     value_high: Tensor | None
+    value_mean: Tensor | None
+    value_std: Tensor | None
+    value_transform: Tensor | None
     cond_value_low: Tensor | None
     cond_value_high: Tensor | None
 
@@ -228,7 +244,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         dynamic_thres_percentile: float = 0.9,
         cond_drop_prob: float = 0.1,
         auto_normalize: bool = True,
-        value_range: tuple[Bound, Bound] | None = None,
+        value_range: tuple[Bound, Bound] | Mapping[str, Any] | None = None,
         cond_value_range: tuple[Bound, Bound] | None = None,
         given_frames: int = 0,
         objective: str = "pred_noise",
@@ -264,7 +280,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 f"cond_channels, those of a frame and one, got {needed + free}; build it with "
                 f"cond_channels={needed}, and more for a cond_video of your own"
             )
-        for name in ("value_low", "value_high", "cond_value_low", "cond_value_high"):
+        for name in (*VALUE_BUFFERS, "cond_value_low", "cond_value_high"):
             self.register_buffer(name, None)
         self.config |= {"value_range": None, "cond_value_range": None}
         self._range_is_known = False
@@ -658,19 +674,36 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     # the range of the data
 
-    def set_value_range(self, low_high: tuple[Bound, Bound]) -> None:
+    def set_value_range(self, value_range: Any) -> None:
         """Sets `value_range`, where it becomes known only after the model is built.
 
         Args:
-            low_high: As `value_range` of the constructor.
+            value_range: As that of the constructor.
 
         Raises:
             ValueError: If it is not a range, or `auto_normalize` is False.
         """
         if not self.auto_normalize:
             raise ValueError("GaussianDiffusion: value_range needs auto_normalize=True, got False")
-        self._store_range("value", low_high, self.channels)
+        for name in VALUE_BUFFERS:
+            self.register_buffer(name, None)
+        name = "GaussianDiffusion: value_range"
+        if isinstance(value_range, (Mapping, Standardization)):
+            scale = parse_scale(value_range, self.channels, name)
+            assert isinstance(scale, Standardization)
+            self.register_buffer("value_mean", self.betas.new_tensor(scale.mean))
+            self.register_buffer("value_std", self.betas.new_tensor(scale.std))
+            codes = [TRANSFORM_CODES.index(each) for each in scale.transform]
+            self.register_buffer("value_transform", self.betas.new_tensor(codes, dtype=torch.uint8))
+            self.config = {**self.config, "value_range": scale.plain()}
+        else:
+            self._store_range("value", value_range, self.channels)
         self._range_is_known = False
+
+    @property
+    def clamps(self) -> bool:
+        """Whether predicted clips are clamped: those that have a range."""
+        return self.auto_normalize and self.value_mean is None
 
     def set_sigma_data(self, sigma_data: float) -> None:
         """Sets `sigma_data`, where it becomes known only after the model is built.
@@ -708,6 +741,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             self._check_range(x)
         if self.value_low is not None and self.value_high is not None:
             return to_unit_range(x, self.value_low, self.value_high)
+        if self.value_mean is not None and self.value_std is not None:
+            mean, std = (part.view(1, -1, 1, 1, 1) for part in (self.value_mean, self.value_std))
+            # a float64 clip far from 0 keeps its digits until it is in range
+            x = x.to(torch.promote_types(x.dtype, mean.dtype))
+            return ((transformed(x, self._transforms()) - mean) / std).to(mean.dtype)
         x = x.to(self.betas.dtype)
         return normalize_img(x) if self.auto_normalize else x
 
@@ -716,7 +754,15 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if self.value_low is not None and self.value_high is not None:
             low, high = (bound.view(1, -1, 1, 1, 1) for bound in (self.value_low, self.value_high))
             return low + (x + 1) * 0.5 * (high - low)
+        if self.value_mean is not None and self.value_std is not None:
+            mean, std = (part.view(1, -1, 1, 1, 1) for part in (self.value_mean, self.value_std))
+            return transformed(x * std + mean, self._transforms(), inverse=True)
         return unnormalize_img(x) if self.auto_normalize else x
+
+    def _transforms(self) -> tuple[str | None, ...]:
+        """The transforms of standardised channels."""
+        names: tuple[str | None, ...] = self.config["value_range"]["transform"]
+        return names
 
     def _field_to_model_range(self, field: Tensor) -> Tensor:
         """Maps a `cond_video` to the range of the network."""
@@ -735,6 +781,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     def _check_range(self, x: Tensor) -> None:
         """Warns once about clips outside their range; on a GPU it checks the first batch only."""
         if self._range_is_known:
+            return
+        if self.value_mean is not None:
+            check_domain(x.detach(), self._transforms(), "GaussianDiffusion: clips")
+            self._range_is_known = not x.is_cpu
             return
         low, high = 0.0, 1.0
         unit = x.detach()
@@ -925,7 +975,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             for i in times:
                 t = torch.full(x.shape[:1], i, device=x.device, dtype=torch.long)
                 x = self.p_sample(
-                    x, t, cond_scale=cond_scale, clip_denoised=self.auto_normalize, **conditions
+                    x, t, cond_scale=cond_scale, clip_denoised=self.clamps, **conditions
                 )
                 yield x
 
@@ -1075,7 +1125,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 clamp = partial(self.clamp, percentile=dynamic_thres_percentile)
                 denoise = Denoiser(
                     guiding.predictor(self, x, own, rows),
-                    clamp if self.auto_normalize else None,
+                    clamp if self.clamps else None,
                     [one.rows(rows) for one in known],
                     draw,
                     guiding.networks(self),
@@ -1087,7 +1137,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     def _check_percentile(self, percentile: float | None) -> None:
         """Raises a ValueError for a `dynamic_thres_percentile` of `sample` that can't be used."""
-        if percentile is not None and not self.auto_normalize:
+        if percentile is not None and not self.clamps:
             raise ValueError(
                 "sample: dynamic_thres_percentile needs a model that clamps, got one with "
                 "auto_normalize=False, whose clips have no range; leave it out"

@@ -121,7 +121,7 @@ class Rollout:
             noisy, level = self._seen(x[:, :, frames], tick, levels, given, draw)
             predict = guiding.predictor(diffusion, noisy, cut, slice(0, len(x)))
             found = predict(noisy, level)
-            found = diffusion.clamp(found) if diffusion.auto_normalize else found
+            found = diffusion.clamp(found) if diffusion.clamps else found
             x[:, :, frames] = _moved(x[:, :, frames], found, x_start[:, :, frames], tick, levels)
             x_start[:, :, frames] = found
         result = diffusion.to_data_range(x)

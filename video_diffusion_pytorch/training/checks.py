@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.arguments import as_value_range, shown, whole
+from video_diffusion_pytorch.arguments import shown, whole
 from video_diffusion_pytorch.conditions import VALUES, check_cond_scale
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import RANGE_TOLERANCE
 from video_diffusion_pytorch.training.splits import whole_dataset
+from video_diffusion_pytorch.value_scale import parse_scale
 
 # Numbers of Trainer, and their least values
 _LEAST = {
@@ -123,13 +124,14 @@ def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = No
         ValueError: If the model has another range.
     """
     given = getattr(whole_dataset(dataset), "value_range", None) if given is None else given
-    found = as_value_range(given, diffusion.channels, others="'fit' or ")
+    others = "'fit', 'standardize' or "
+    found = parse_scale(given, diffusion.channels, others=others)
     if found is None:
         return
     own = diffusion.config["value_range"]
     if own is None:
         diffusion.set_value_range(found)
-    elif as_value_range(own, diffusion.channels, others="'fit' or ") != found:
+    elif parse_scale(own, diffusion.channels, others=others) != found:
         raise ValueError(
             f"Trainer: the clips must be in the model's value_range, {own}, got {found}; give "
             "one of them only"

@@ -20,7 +20,7 @@ from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.conditions import to_device
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.report import report_clips
-from video_diffusion_pytorch.data.transforms import fit_value_range
+from video_diffusion_pytorch.data.transforms import fit_scale
 from video_diffusion_pytorch.diffusion.conditioning import unwrap
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.value_range import check_videos
@@ -473,6 +473,7 @@ class DataSource:
         units = self.diffusion.config["value_range"]
         if units is not None:
             options["value_range"] = units
+            options.pop("value_transform", None)
         return self.make_dataset(folder, options)
 
     def _never_validated(self) -> list[int] | None:
@@ -574,17 +575,24 @@ class DataSource:
         With "fit" it reads all items once.
         """
         given = self.options["value_range"]
-        if not isinstance(given, str) or given != "fit":
+        if not isinstance(given, str):
             return given, None
         if not hasattr(self.dataset, "__len__"):
             raise ValueError(
-                "Trainer: value_range='fit' must go with a dataset that has a length, got a "
+                f"Trainer: value_range={given!r} must go with a dataset that has a length, got a "
                 f"{type(self.dataset).__name__}; give the range, as (low, high)"
             )
         found: Any = None
         with self.processes.main_first():
             if self.processes.is_main:
-                found = fit_value_range(range(len(self.dataset)), self._values_of)
+                found = fit_scale(
+                    given,
+                    self.diffusion.channels,
+                    range(len(self.dataset)),
+                    self._values_of,
+                    self.options.get("value_transform"),
+                    self.options.get("fit_clips"),
+                )
         return self.processes.from_main(found)
 
     def _values_of(self, index: int) -> Tensor:
@@ -640,7 +648,8 @@ def check_source(
             f"{' and '.join(sources) or 'none'}; choose where the clips come from"
         )
     [source] = sources
-    alone = [name for name in options if (name, source) != ("value_range", "dataset")]
+    of_items = {"value_range", "value_transform", "fit_clips"} if source == "dataset" else set()
+    alone = [name for name in options if name not in of_items]
     if alone and source != "folder":
         raise TypeError(
             f"Trainer: {', '.join(alone)} must go with a folder of clips, got a {source}; leave "

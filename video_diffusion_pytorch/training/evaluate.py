@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from video_diffusion_pytorch.arguments import as_value_range
 from video_diffusion_pytorch.data.condition_files import split_conditions
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
@@ -38,6 +37,7 @@ from video_diffusion_pytorch.training.checks import (
 )
 from video_diffusion_pytorch.training.metrics import StepMetrics
 from video_diffusion_pytorch.training.splits import clips_behind, condition_key, name_of
+from video_diffusion_pytorch.value_scale import shown_limits
 from video_diffusion_pytorch.version import __version__
 
 # Keywords of a batch that validation ignores
@@ -478,7 +478,7 @@ def _unit_limits(diffusion: GaussianDiffusion, evaluation: Evaluation) -> Any:
             "Evaluation: the feature networks need a value_range of the clips, got none, and a "
             "model without auto_normalize; pass value_range=(low, high)"
         )
-    return as_value_range(given, diffusion.channels, others="'fit' or ")
+    return shown_limits(given, diffusion.channels)
 
 
 def _protocol_of_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:

@@ -92,6 +92,7 @@ from video_diffusion_pytorch.training.samples import (
     write_samples,
 )
 from video_diffusion_pytorch.training.signals import StopSignals, TrainingInterrupted
+from video_diffusion_pytorch.value_scale import shown_limits
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -617,7 +618,7 @@ class Trainer:
             self.results_folder,
             str(milestone),
             rows=self.num_sample_rows,
-            value_range=self.model.config["value_range"],
+            value_range=shown_limits(self.model.config["value_range"], self.model.channels),
             in_unit_range=self.model.auto_normalize,
             captions=describe(
                 self.data.sample_conditions or {},
