@@ -136,8 +136,8 @@ def _settings(constructor: type, config: Mapping[str, Any]) -> list[str]:
     if scale is not None:
         channels = config.get("channels") or 1
         parsed = parse_scale(scale, channels)
-        is_range = not isinstance(parsed, Standardization)
-        words.append(f"value_range {shown(scale) if is_range else f'({parsed.in_words()})'}")
+        in_words = f"({parsed.in_words()})" if isinstance(parsed, Standardization) else shown(scale)
+        words.append(f"value_range {in_words}")
     return words
 
 
