@@ -420,7 +420,7 @@ class Completion:
         return self._in_units(video)
 
     def _in_units(self, video: Tensor) -> Tensor:
-        is_bytes = video.dtype == torch.uint8 and self.diffusion.value_low is None
+        is_bytes = video.dtype == torch.uint8 and not self.diffusion.has_units
         video = video.detach().to(self.diffusion.betas)
         return video / 255 if is_bytes else video
 

@@ -41,6 +41,7 @@ from video_diffusion_pytorch.diffusion.config import (
     plain_config,
     remember_training,
 )
+from video_diffusion_pytorch.diffusion.forecast import Forecaster
 from video_diffusion_pytorch.diffusion.guidance import (
     Denoiser,
     Guidance,
@@ -701,6 +702,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         self._range_is_known = False
 
     @property
+    def has_units(self) -> bool:
+        """Whether clips have a `value_range`, so that bytes are values in its units."""
+        return self.config["value_range"] is not None
+
+    @property
     def clamps(self) -> bool:
         """Whether predicted clips are clamped: those that have a range."""
         return self.auto_normalize and self.value_mean is None
@@ -734,7 +740,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     def to_model_range(self, x: Tensor) -> Tensor:
         """Maps clips from the range of the data to that of the model."""
-        if self.value_low is None and x.dtype == torch.uint8:
+        if not self.has_units and x.dtype == torch.uint8:
             x = x.float() / 255
         # while torch or JAX traces a graph, there are no values to look at
         elif self.auto_normalize and not (torch.compiler.is_compiling() or x.device.type == "jax"):
@@ -1355,6 +1361,66 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         return Completion(self, "extend", weight, sampling, overlap, given_noise).extend(
             video, num_frames, low_resolution=low_resolution, frame_factor=frame_factor
         )
+
+    def forecast(
+        self,
+        initial_frames: Tensor,
+        num_frames: int,
+        *,
+        members: int = 8,
+        seed: int = 0,
+        stride: int | None = None,
+        weight: float | None = None,
+        given_noise: float = 0.0,
+        max_batch: int | None = None,
+        progress: bool = True,
+        **sampling: Any,
+    ) -> Tensor:
+        """Draws ensembles of continuations, window by window.
+
+        Each window is drawn given the last frames before it, in the way that the model was trained:
+        as its `given_frames`, as frames without noise in a model with `frame_noise`, or else by
+        reconstruction guidance. A member whose values become NaN or infinite stops: its remaining
+        frames are NaN, and a warning says so.
+
+        Args:
+            initial_frames: The known beginning, `(b, c, k, h, w)`, in the range of the clips or
+                uint8.
+            num_frames: Number of frames to draw.
+            members: Number of continuations of each.
+            seed: Member `j` of forecast `i` depends on the seed, `i` and `j` alone, whatever the
+                number of members and `max_batch`.
+            stride: New frames per window; None for all that the model can draw given
+                `given_frames`, or half of a window.
+            weight: As in `extend`.
+            given_noise: As in `extend`.
+            max_batch: Largest number of continuations drawn at once; None for all.
+            progress: Whether to show a progress bar.
+            **sampling: As in `extend`, without `generator` and `guidance`. Conditions have a row
+                per forecast; `frame_cond` and `cond_video` have all `k + num_frames` frames, so
+                that what is known of the future, such as forcings, is given for it.
+
+        Returns:
+            `(b, members, c, num_frames, h, w)` in the range of `sample`, without initial frames.
+
+        Raises:
+            TypeError: If a keyword is unknown.
+            ValueError: If an argument is out of range, or as `extend`.
+
+        Warns:
+            UserWarning: If members have diverged.
+
+        Example:
+            >>> from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+            >>> unet = Unet3D(dim=8, dim_mults=(1, 2), attn_heads=2)
+            >>> diffusion = GaussianDiffusion(unet, image_size=16, num_frames=4, timesteps=3)
+            >>> start = torch.rand(1, 3, 2, 16, 16)
+            >>> diffusion.forecast(start, num_frames=5, members=2, progress=False).shape
+            torch.Size([1, 2, 3, 5, 16, 16])
+        """
+        given_options = {"weight": weight, "given_noise": given_noise, **sampling}
+        forecaster = Forecaster(self, members, seed, stride, max_batch, given_options)
+        return forecaster.run(initial_frames, num_frames, progress)
 
     def interpolate_frames(
         self,

@@ -168,7 +168,7 @@ class KnownRegion(Guidance):
         device = diffusion.betas.device
         video, mask = self.video.to(device), self.mask.to(device, copy=True)
         mask = expand_mask("KnownRegion: mask", mask, shape)
-        if diffusion.value_low is not None or video.is_floating_point():
+        if diffusion.has_units or video.is_floating_point():
             # unknown values become the middle of the range, so that no warning is due to them
             middle = diffusion.to_data_range(diffusion.betas.new_zeros(1, shape[1], 1, 1, 1))
             video = torch.where(mask, video, middle)
