@@ -10,6 +10,8 @@ from PIL import Image
 
 from video_diffusion_pytorch.data import video_file
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
+from video_diffusion_pytorch.data.formats.fields import FIELD_EXTS
+from video_diffusion_pytorch.data.formats.readers import FAMILY_OF_ENDING
 from video_diffusion_pytorch.data.video_file import (
     FRAME_EXTS,
     VIDEO_EXTS,
@@ -64,7 +66,8 @@ def shades(video):
 
 
 def test_every_ending_is_tried_here():
-    assert set(VIDEO_EXTS) == {*PICTURES, *MOVIES, *ARRAYS}
+    # those of fields have tests of their own
+    assert set(VIDEO_EXTS) == {*PICTURES, *MOVIES, *ARRAYS, *FIELD_EXTS}
     assert "png" in FRAME_EXTS
 
 
@@ -161,12 +164,14 @@ def test_missing_file(tmp_path, ending):
 
 def test_unknown_ending(tmp_path):
     (tmp_path / "notes.txt").write_text("text")
-    text = "ending must be one of gif, webp, .*, pt, got .*notes.txt; give the dataset a read_fn"
+    text = (
+        "ending must be one of gif, webp, .*, nii.gz, got .*notes.txt; give the dataset a read_fn"
+    )
     with pytest.raises(ValueError, match=text):
         open_video(tmp_path / "notes.txt")
 
 
-@pytest.mark.parametrize("ending", VIDEO_EXTS)
+@pytest.mark.parametrize("ending", FAMILY_OF_ENDING)
 def test_empty_and_mislabelled(tmp_path, write_ten, ending):
     path = tmp_path / f"clip.{ending}"
     path.write_bytes(b"")

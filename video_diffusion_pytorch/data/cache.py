@@ -28,6 +28,10 @@ _PATIENCE = 5.0
 _HEADER_BYTES = 128
 
 
+Source = str | os.PathLike[str] | tuple[Path, int | None]
+"""A file or a folder of frames, or a file and the number of one of its simulations, or None."""
+
+
 class CachedClip(NamedTuple):
     """A decoded clip on the disk.
 
@@ -96,31 +100,32 @@ class ClipCache:
     def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
         self.root = Path(folder)
         self.folder = self.root / _hash(json.dumps(settings, sort_keys=True))
-        # by the source's path; the message of a source that could not be decoded
-        self._clips: dict[str, CachedClip | str] = {}
+        # the message of a source that could not be decoded
+        self._clips: dict[tuple[str, int | None], CachedClip | str] = {}
 
     @property
     def failures(self) -> dict[str, str]:
-        """Source -> message, for sources that the last build could not decode."""
-        return {path: clip for path, clip in self._clips.items() if isinstance(clip, str)}
+        """Path -> message, for sources that the last build could not decode."""
+        clips = self._clips.items()
+        return {path: clip for (path, _), clip in clips if isinstance(clip, str)}
 
-    def __getitem__(self, source: str | os.PathLike[str]) -> CachedClip:
+    def __getitem__(self, source: Source) -> CachedClip:
         """Returns the clip of a source.
 
         Raises:
             KeyError: The source was not part of a build.
             UnreadableVideoError: It could not be decoded.
         """
-        clip = self._clips[os.path.abspath(source)]
+        clip = self._clips[_named(source)]
         if isinstance(clip, str):
             raise UnreadableVideoError(clip)
         return clip
 
-    def build(self, sources: Sequence[Path], decode: Callable[[Path], np.ndarray]) -> None:
+    def build(self, sources: Sequence[Source], decode: Callable[[Any], np.ndarray]) -> None:
         """Decodes the sources whose clips are missing; of several processes one at a time.
 
         Args:
-            sources: Files, or folders of frames.
+            sources: Files, folders of frames, or simulations in files.
             decode: Makes an array `(f, ...)` of a source. For a source that raises an
                 `UnreadableVideoError`, a warning is logged, and the next build tries again.
 
@@ -154,12 +159,12 @@ class ClipCache:
                 raise
         return lock
 
-    def _missing(self, sources: Sequence[Path]) -> list[Path]:
+    def _missing(self, sources: Sequence[Source]) -> list[Source]:
         """Finds the clips of sources; returns the sources without."""
         missing = []
         for source in sources:
             try:
-                with file_errors(source):
+                with file_errors(Path(_named(source)[0])):
                     file = self._file(source)
             except UnreadableVideoError as error:
                 self._refuse(source, error)
@@ -170,20 +175,21 @@ class ClipCache:
                 missing.append(source)
             else:
                 clip = CachedClip(file, array.shape, array.dtype)
-                self._clips[os.path.abspath(source)] = clip
+                self._clips[_named(source)] = clip
         return missing
 
     def _add(
-        self, source: Path, decode: Callable[[Path], np.ndarray], old: Mapping[str, str]
+        self, source: Source, decode: Callable[[Any], np.ndarray], old: Mapping[str, str]
     ) -> None:
         """Writes the clip of a source, and removes that of an earlier state of it."""
         try:
-            with file_errors(source):
+            path = Path(_named(source)[0])
+            with file_errors(path):
                 file = self._file(source)
                 array = np.ascontiguousarray(decode(source))
                 if self._file(source) != file:
                     got, advice = "one that changed meanwhile", "build again"
-                    raise unreadable(source, "a file that stays as it is", got, advice)
+                    raise unreadable(path, "a file that stays as it is", got, advice)
         except UnreadableVideoError as error:
             self._refuse(source, error)
             return
@@ -193,15 +199,22 @@ class ClipCache:
         replaced = old.get(file.name.partition("-")[0], file.name)
         if replaced != file.name:
             (self.folder / replaced).unlink(missing_ok=True)
-        self._clips[os.path.abspath(source)] = CachedClip(file, array.shape, array.dtype)
+        self._clips[_named(source)] = CachedClip(file, array.shape, array.dtype)
 
-    def _file(self, source: Path) -> Path:
-        path = os.path.abspath(source)
-        return self.folder / f"{_hash(path)}-{_hash(source_state(path))}.npy"
+    def _file(self, source: Source) -> Path:
+        path, item = _named(source)
+        name = path if item is None else f"{path} {item}"
+        return self.folder / f"{_hash(name)}-{_hash(source_state(path))}.npy"
 
-    def _refuse(self, source: Path, error: UnreadableVideoError) -> None:
+    def _refuse(self, source: Source, error: UnreadableVideoError) -> None:
         logger.warning("left out of the cache: %s", error)
-        self._clips[os.path.abspath(source)] = str(error)
+        self._clips[_named(source)] = str(error)
+
+
+def _named(source: Source) -> tuple[str, int | None]:
+    """The absolute path of a source, and the number of its simulation."""
+    path, item = source if isinstance(source, tuple) else (source, None)
+    return os.path.abspath(path), item
 
 
 def source_state(source: str | os.PathLike[str]) -> str:

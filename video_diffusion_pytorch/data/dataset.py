@@ -6,7 +6,7 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,18 @@ from video_diffusion_pytorch.data.errors import (
     finite,
     unreadable,
 )
-from video_diffusion_pytorch.data.formats.arrays import ArrayReader, ReadFn, call_reader
+from video_diffusion_pytorch.data.formats.arrays import (
+    ArrayReader,
+    ReadFn,
+    call_reader,
+    count_arrays,
+)
+from video_diffusion_pytorch.data.formats.fields import (
+    Layout,
+    count_items,
+    kind_of_fields,
+    open_fields,
+)
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
 from video_diffusion_pytorch.data.formats.pictures import PictureReader
 from video_diffusion_pytorch.data.formats.readers import (
@@ -124,6 +135,12 @@ class Dataset(data.Dataset[Any]):
             extension. Other usual names of columns, as in `data.manifest.COLUMNS`, are accepted,
             and cells such as `nan` count as missing.
         split: Use the manifest's clips of this split, in upper or lower case; None for all.
+        variables: Of NetCDF, HDF5 and Zarr files: the variables that become channels, in this
+            order; None if there is only one choice.
+        dims: What the dimensions of such files, and of NIfTI files, are, by name, in the letters
+            n, c, f, h, w: `{"member": "n", "lev": "c"}`; or, for axes without names, the letters of
+            all of them in order, as `"nfhwc"`. Each entry of `n` is a clip of its own. None for
+            what names and attributes tell.
         read_fn: Reads a file instead of `read_video`: called with its path, it returns an array
             `(c, f, h, w)`, or that and the frames per second.
         axes: Order of the axes in array files, such as `"fhwc"`; None to infer it.
@@ -203,6 +220,8 @@ class Dataset(data.Dataset[Any]):
         pad_position: str = "end",
         fit_frames: str | None = None,
         square_pixels: bool = True,
+        variables: str | Sequence[str] | None = None,
+        dims: Mapping[str, str] | str | None = None,
     ) -> None:
         super().__init__()
         self.folder, self.image_size = folder, image_size
@@ -214,7 +233,9 @@ class Dataset(data.Dataset[Any]):
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
         self.as_uint8, self.missing_captions = as_uint8, missing_captions
         size, timeline = FrameSize(as_image_size(image_size), fit, crop), Timeline(frame_skip, fps)
-        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels)
+        names = (variables,) if isinstance(variables, str) else variables
+        layout = Layout(None if names is None else tuple(names), dims or axes)
+        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels, layout)
         self._check_options(num_frames, cache is not None)
         self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
@@ -228,11 +249,11 @@ class Dataset(data.Dataset[Any]):
         clips = self._find(manifest, manifest_columns, split, search)
         self.class_names = self._conditions.class_names
         self._check_channels(clips)
+        clips = self._reader.items_of(clips)
         if cache is not None:
             are_whole = all(clip.is_whole for clip in clips)
             is_cut = clip_start == "first" and fit_frames != "all" and are_whole
-            paths = [clip.path for clip in clips]
-            self._reader.fill_cache(cache, paths, self.num_frames if is_cut else None)
+            self._reader.fill_cache(cache, clips, self.num_frames if is_cut else None)
 
         # the part of each file that is a clip, and the range of their values
         self._clips = self._cut(clips)
@@ -270,7 +291,7 @@ class Dataset(data.Dataset[Any]):
         if self.channels in CHANNELS_TO_MODE or self._reader.read_fn is not None:
             return
         for clip in clips:
-            if family_of_name(clip.path) not in ("npy", "zip"):
+            if family_of_name(clip.path) not in ("npy", "zip") and not kind_of_fields(clip.path):
                 raise ValueError(
                     f"channels must be 1 (grey), 3 (colour) or 4 (colour and opacity), got "
                     f"{self.channels} for {clip.path}; only arrays have other numbers: choose them "
@@ -573,6 +594,7 @@ class ClipReader:
         axes: Order of the axes in array files, as in `read_video`.
         read_fn: Reads files instead of `open_video`; None for none.
         square_pixels: As in `read_video`.
+        layout: What of files of fields is read.
         cache: Decoded files; None for none. `fill_cache` sets it.
     """
 
@@ -582,6 +604,7 @@ class ClipReader:
     axes: str | None = None
     read_fn: ReadFn | None = None
     square_pixels: bool = True
+    layout: Layout = field(default_factory=Layout)
     cache: ClipCache | None = None
 
     @property
@@ -590,13 +613,50 @@ class ClipReader:
         size, timeline = self.size, self.timeline
         chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
         scaling = {"size": list(size.size), "fit": size.fit, "crop": size.crop}
-        found = {"channels": self.channels, **chosen, **scaling, "filter": "bilinear, antialiased"}
-        # only where it is used, so that settings of older versions compare equal
-        return found if self.square_pixels else {**found, "square_pixels": False}
+        found: dict[str, Any] = {"channels": self.channels, **chosen, **scaling}
+        found["filter"] = "bilinear, antialiased"
+        # only where they are used, so that settings of older versions compare equal
+        if not self.square_pixels:
+            found["square_pixels"] = False
+        if self.layout.variables is not None:
+            found["variables"] = list(self.layout.variables)
+        if self.layout.dims not in (None, self.axes):
+            found["dims"] = self.layout.dims
+        return found
+
+    def items_of(self, clips: Sequence[Clip]) -> list[Clip]:
+        """A clip for each simulation of those files that have several.
+
+        Raises:
+            ImportError: If the library that reads a file is not installed.
+        """
+        found = []
+        for clip in clips:
+            count = 1
+            # training reports files that cannot be read
+            with suppress(UnreadableVideoError), file_errors(clip.path):
+                count = self._count_items(clip.path)
+            several = [replace(clip, item=item) for item in range(count)]
+            found += several if count > 1 else [clip]
+        return found
+
+    def _count_items(self, path: Path) -> int:
+        if self.read_fn is not None:
+            return 1
+        if kind_of_fields(path) is not None:
+            return count_items(path, self.channels, self.layout)
+        order = self.layout.dims
+        if isinstance(order, str) and "n" in order and family_of_name(path) in ("npy", "zip"):
+            return count_arrays(path, order)
+        return 1
 
     @contextmanager
-    def open(self, path: Path) -> Iterator[VideoReader]:
+    def open(self, path: Path, item: int | None = None) -> Iterator[VideoReader]:
         """Opens a file or a folder of frames in a `with` statement.
+
+        Args:
+            path: The file or folder.
+            item: Number of the simulation in a file of several; None for a file of one.
 
         Raises:
             UnreadableVideoError: It is damaged or must not be read; also if that shows only within
@@ -606,11 +666,14 @@ class ClipReader:
         with file_errors(path):
             if self.read_fn is not None:
                 file: VideoReader = call_reader(path, self.read_fn, self.channels)
+            elif kind_of_fields(path) is not None:
+                file = open_fields(path, self.channels, self.layout, item)
             elif is_still:
                 file = PictureReader(path, self.channels, _STILL_FORMATS)
             else:
-                options: dict[str, Any] = {"axes": self.axes, "square_pixels": self.square_pixels}
-                file = open_video(path, channels=self.channels, **options)
+                order = self.layout.dims if isinstance(self.layout.dims, str) else self.axes
+                options: dict[str, Any] = {"axes": order, "square_pixels": self.square_pixels}
+                file = open_video(path, channels=self.channels, item=item, **options)
             with file:
                 yield file
 
@@ -621,8 +684,8 @@ class ClipReader:
             UnreadableVideoError: The file is damaged, or has no frame there.
         """
         if self.cache is not None and clip.is_whole:
-            return range(self.cache[clip.path].num_frames)
-        with self.open(clip.path) as file:
+            return range(self.cache[clip.path, clip.item].num_frames)
+        with self.open(clip.path, clip.item) as file:
             return self.timeline.between(file, clip.start, clip.end)
 
     def frame_numbers(self, path: Path, positions: Sequence[int]) -> list[int]:
@@ -656,7 +719,7 @@ class ClipReader:
             ValueError: Both a transform and a cache are used.
         """
         if self.cache is None:
-            with self.open(clip.path) as file:
+            with self.open(clip.path, clip.item) as file:
                 if span is None:
                     span = self.timeline.between(file, clip.start, clip.end)
                 positions = choose(span)
@@ -668,7 +731,7 @@ class ClipReader:
                 "of cache and transform out"
             )
         positions = choose(self.span(clip) if span is None else span)
-        pixels = torch.from_numpy(self.cache[clip.path].frames(positions))
+        pixels = torch.from_numpy(self.cache[clip.path, clip.item].frames(positions))
         return pixels.permute(3, 0, 1, 2), positions[: len(pixels)]
 
     def decode(
@@ -717,25 +780,25 @@ class ClipReader:
         return self.size.read_array(numbers)[:, 0].movedim(0, -1).numpy()
 
     def fill_cache(
-        self, folder: str | os.PathLike[str], paths: Sequence[Path], limit: int | None
+        self, folder: str | os.PathLike[str], clips: Sequence[Clip], limit: int | None
     ) -> None:
         """Decodes all files that the cache lacks.
 
         Args:
             folder: The cache; made if missing.
-            paths: The files.
+            clips: Of these files.
             limit: Number of positions to cache of each file; None for all.
         """
         settings = {**self.settings, "decoder": _DECODER, "axes": self.axes, "limit": limit}
 
-        def decode(path: Path) -> np.ndarray:
-            with self.open(path) as file:
+        def decode(source: tuple[Path, int | None]) -> np.ndarray:
+            with self.open(*source) as file:
                 length = self.timeline.length(file) if limit is None else limit
                 video = self.decode(file, self.timeline.frames(file, range(length)))
             return video.permute(1, 2, 3, 0).numpy()
 
         self.cache = ClipCache(folder, settings)
-        self.cache.build(list(dict.fromkeys(paths)), decode)
+        self.cache.build(list(dict.fromkeys((clip.path, clip.item) for clip in clips)), decode)
 
 
 def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:

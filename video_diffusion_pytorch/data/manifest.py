@@ -57,6 +57,8 @@ _SHARDED = re.compile(r"model-\d+(\.\d+)?\.sharded")
 
 Exts = str | Sequence[str] | None
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+# Ending of a Zarr store
+_STORE = ".zarr"
 # The argument that names the column of a role
 _NAMED_IN = {"cond": "conditions"}
 _NAMED_IN |= dict.fromkeys(("caption", "label"), "conditions or manifest_columns")
@@ -75,6 +77,7 @@ class Clip:
         start: First second; None for the file's beginning.
         end: Second before which the clip ends; None for the file's end.
         numbers: Values of the requested columns.
+        item: Number of the simulation in a file of several; None for a file of one.
     """
 
     path: Path
@@ -83,6 +86,7 @@ class Clip:
     start: float | None = None
     end: float | None = None
     numbers: tuple[float, ...] = ()
+    item: int | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -210,6 +214,9 @@ def _scan(folder: Path, exclude: Paths, *, joins_frames: bool) -> tuple[list[Pat
             folders.clear()
             continue
         names = [name for name in names if name not in results]
+        # a store is a folder, but one clip
+        names += [name for name in folders if name.lower().endswith(_STORE)]
+        folders[:] = [name for name in folders if not name.lower().endswith(_STORE)]
         folders[:] = [name for name in folders if name not in results]
         folders[:] = [name for name in folders if (here / name).resolve() not in closed]
         if joins_frames and is_frame_folder(here, [*names, *folders]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ import torch
 from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
 from video_diffusion_pytorch.data.formats.arrays import MAX_BYTES, check_axes, open_array
+from video_diffusion_pytorch.data.formats.fields import (
+    FIELD_EXTS,
+    Layout,
+    kind_of_fields,
+    open_fields,
+)
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS, FrameFolderReader
 from video_diffusion_pytorch.data.formats.movies import MovieReader
 from video_diffusion_pytorch.data.formats.pictures import (
@@ -46,7 +53,7 @@ __all__ = [
     "video_tensor_to_gif",
 ]
 
-VIDEO_EXTS = tuple(FAMILY_OF_ENDING)
+VIDEO_EXTS = (*FAMILY_OF_ENDING, *FIELD_EXTS)
 """Extensions of files that are clips; `open_video` also reads `tif` and `tiff`."""
 
 
@@ -57,12 +64,15 @@ def open_video(
     axes: str | None = None,
     square_pixels: bool = True,
     max_bytes: int = MAX_BYTES,
+    variables: Sequence[str] | None = None,
+    dims: Mapping[str, str] | str | None = None,
+    item: int | None = None,
 ) -> VideoReader:
     """Opens a video of any format, to decode only the frames that are needed.
 
     Args:
-        path: A file whose name ends in one of `VIDEO_EXTS`, a tif, whose pages are the frames, or a
-            folder of numbered stills.
+        path: A file whose name ends in one of `VIDEO_EXTS`, a tif, whose pages are the frames, a
+            folder of numbered stills, or a Zarr store.
         channels: Of pictures and movies: 1 (grey), 3 (colour), 4 (colour and opacity), to which
             frames are converted; without opacity transparent pixels are black. None is what the
             file stores: 4 only if each pixel has its own opacity, unlike the transparent colour of
@@ -74,6 +84,13 @@ def open_video(
             keeps frames as they are stored.
         max_bytes: Limit for the size of an array in an npz file, or of one in a pt file that
             repeats its numbers.
+        variables: Of NetCDF, HDF5 and Zarr files: the variables that become channels, in this
+            order; None if there is only one choice.
+        dims: Of these and of NIfTI files: what their dimensions are, by name, in the letters n
+            (simulations, each a clip of its own), c, f, h, w, such as `{"lev": "c"}`; or, for axes
+            without names, the letters of all of them in order. None for what names and attributes
+            tell.
+        item: Of a file of several simulations: the number of the one to open.
 
     Returns:
         A reader, to be closed after use, as by `with`.
@@ -94,6 +111,9 @@ def open_video(
     """
     path = Path(path)
     check_axes(axes)
+    if kind_of_fields(path) is not None:
+        layout = Layout(None if variables is None else tuple(variables), dims or axes)
+        return open_fields(path, channels, layout, item)
     if path.is_dir():
         return FrameFolderReader(path, channels)
     ending, family = path.suffix.lower().lstrip("."), family_of_name(path)
@@ -107,7 +127,8 @@ def open_video(
             "dataset a read_fn for this format, or convert the file, for example with ffmpeg"
         )
     if family in ("npy", "zip"):
-        return open_array(path, channels, axes, max_bytes)
+        order = dims if isinstance(dims, str) else axes
+        return open_array(path, channels, order, max_bytes, item)
     check_signature(path)
     if family in ("gif", "webp", "png"):
         return PictureReader(path, channels)

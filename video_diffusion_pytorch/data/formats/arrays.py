@@ -40,7 +40,7 @@ def check_axes(axes: str | None) -> None:
     """Rejects an order of axes that no array can have.
 
     Raises:
-        ValueError: `axes` does not consist of `h`, `w` and perhaps `c`, `f`, each once.
+        ValueError: `axes` does not consist of `h`, `w` and perhaps `n`, `c`, `f`, each once.
 
     Example:
         >>> check_axes("fhwc"), check_axes("hw"), check_axes(None)
@@ -48,13 +48,14 @@ def check_axes(axes: str | None) -> None:
     """
     if axes is not None and not _is_order(axes):
         raise ValueError(
-            "axes must name the stored order in the letters c (channels), f (frames), h, w, each "
-            f"at most once and h and w always, got {axes!r}; pass for example 'fhwc' or 'fhw'"
+            "axes must name the stored order in the letters n (simulations), c (channels), f "
+            f"(frames), h, w, each at most once and h and w always, got {axes!r}; pass for example "
+            "'fhwc' or 'fhw'"
         )
 
 
 def _is_order(axes: str) -> bool:
-    return {"h", "w"} <= set(axes) <= set("cfhw") and len(set(axes)) == len(axes)
+    return {"h", "w"} <= set(axes) <= set("ncfhw") and len(set(axes)) == len(axes)
 
 
 def resolve_axes(
@@ -115,7 +116,30 @@ _GAP = 1 << 15
 _BLOCK = 1 << 20
 
 
-class FileArray:
+class LazyArray:
+    """An array of which parts are read on demand.
+
+    Attributes:
+        shape: Its shape.
+    """
+
+    shape: tuple[int, ...]
+
+    def read(self, axis: int | None = None, wanted: Sequence[int] = ()) -> Any:
+        """Reads the array, or the requested entries of one axis, as an array or a tensor.
+
+        Args:
+            axis: The axis; None for the whole array.
+            wanted: Indices along it, increasing.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Closes its file; harmless when repeated."""
+        raise NotImplementedError
+
+
+class FileArray(LazyArray):
     """An array in an open file, of which only the requested entries are read.
 
     It is not memory-mapped: if another program truncates a mapped file, the process is killed.
@@ -138,7 +162,7 @@ class FileArray:
         shape: Sequence[int],
         order: Sequence[int],
     ) -> None:
-        self.shape, self.close = tuple(shape), file.close
+        self.shape = tuple(shape)
         self._file, self._state, self._offset, self._dtype = file, state, offset, dtype
         self._order = list(order)
 
@@ -167,6 +191,21 @@ class FileArray:
         if isinstance(self._dtype, torch.dtype):
             return torch.from_numpy(pixels).view(-1).view(self._dtype).view(lengths).permute(back)
         return pixels.reshape(-1).view(self._dtype).reshape(lengths).transpose(back)
+
+    def close(self) -> None:
+        """Closes the file; harmless when repeated."""
+        self._file.close()
+
+    def entry(self, axis: int, number: int) -> LazyArray | Any:
+        """Returns an entry of an axis: as an array in the file where it is in one piece there."""
+        shape = (*self.shape[:axis], *self.shape[axis + 1 :])
+        if self._order[0] != axis:
+            found = self.read(axis, [number])
+            self.close()
+            return found.reshape(shape)
+        offset = self._offset + number * math.prod(shape) * self._dtype.itemsize
+        order = [i - (i > axis) for i in self._order[1:]]
+        return FileArray(self._file, self._state, offset, self._dtype, shape, order)
 
     def _entries(self, outer: int, total: int, size: int, wanted: Sequence[int]) -> np.ndarray:
         """In each of `outer` rows of `total` entries of `size` bytes, the wanted entries."""
@@ -235,12 +274,12 @@ class StoredArray(NamedTuple):
     """An array and its description.
 
     Attributes:
-        data: A `FileArray`, to be closed after use, or an array in memory.
+        data: A `LazyArray`, to be closed after use, or an array in memory.
         axes: The order of its axes, if known.
         fps: Frames per second, if known.
     """
 
-    data: np.ndarray | torch.Tensor | FileArray
+    data: np.ndarray | torch.Tensor | LazyArray
     axes: str | None = None
     fps: float | None = None
 
@@ -499,12 +538,16 @@ class ArrayReader(VideoReader):
     def close(self) -> None:
         """Closes the file; harmless when repeated."""
         super().close()
-        if isinstance(self._data, FileArray):
+        if isinstance(self._data, LazyArray):
             self._data.close()
 
 
 def open_array(
-    path: Path, channels: int | None, axes: str | None, max_bytes: int = MAX_BYTES
+    path: Path,
+    channels: int | None,
+    axes: str | None,
+    max_bytes: int = MAX_BYTES,
+    item: int | None = None,
 ) -> ArrayReader:
     """Opens an array file.
 
@@ -514,6 +557,7 @@ def open_array(
         axes: The stored order, as for `read_video`; None for what the file states, or else what
             its shape allows.
         max_bytes: Limit for the size of an array in an npz file.
+        item: Number of the simulation, of an array of several; None for the only one.
 
     Raises:
         FileNotFoundError: The file is missing.
@@ -525,7 +569,37 @@ def open_array(
     stored = _load(path, max_bytes)
     if axes is not None:
         stored = stored._replace(axes=axes)
-    return ArrayReader(path, stored, channels)
+    return ArrayReader(path, _one_of(path, stored, item), channels)
+
+
+def count_arrays(path: Path, axes: str) -> int:
+    """Number of simulations in an array file with this order of axes."""
+    data = _load(path, MAX_BYTES).data
+    try:
+        return dict(zip(axes, data.shape, strict=False)).get("n", 1)
+    finally:
+        if isinstance(data, LazyArray):
+            data.close()
+
+
+def _one_of(path: Path, stored: StoredArray, item: int | None) -> StoredArray:
+    """An array without the axis of simulations."""
+    axes, data = stored.axes, stored.data
+    if axes is None or "n" not in axes or len(axes) != len(data.shape):
+        return stored  # an order that does not fit is refused later
+    axis = axes.index("n")
+    if item is None and data.shape[axis] > 1:
+        if isinstance(data, LazyArray):
+            data.close()
+        advice = "open it as a dataset, or choose one"
+        raise unreadable(path, "one simulation", f"{data.shape[axis]} of them", advice)
+    number = item or 0
+    one: Any = data
+    if isinstance(data, FileArray):
+        one = data.entry(axis, number)
+    else:
+        one = one[(slice(None),) * axis + (number,)]
+    return stored._replace(data=one, axes=axes.replace("n", ""))
 
 
 ReadFn = Callable[[Path], Any]
@@ -603,7 +677,7 @@ def read_array(path: Path) -> torch.Tensor:
     try:
         return _to_tensor(data)
     finally:
-        if isinstance(data, FileArray):
+        if isinstance(data, LazyArray):
             data.close()
 
 
@@ -615,10 +689,10 @@ def _load(path: Path, max_bytes: int) -> StoredArray:
 
 
 def _to_tensor(
-    data: np.ndarray | torch.Tensor | FileArray, axis: int | None = None, wanted: Sequence[int] = ()
+    data: np.ndarray | torch.Tensor | LazyArray, axis: int | None = None, wanted: Sequence[int] = ()
 ) -> torch.Tensor:
     """A copy of the array, or of the requested entries of one axis."""
-    if isinstance(data, FileArray):
+    if isinstance(data, LazyArray):
         part = data.read(axis, wanted)
     else:
         part = data if axis is None else data[(slice(None),) * axis + (wanted,)]

@@ -1,0 +1,611 @@
+"""Fields and volumes: NetCDF, HDF5, Zarr and NIfTI files, of which only what is needed is read."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from video_diffusion_pytorch.data.errors import missing_file, regular_file, unreadable
+from video_diffusion_pytorch.data.formats.arrays import ArrayReader, LazyArray, StoredArray
+from video_diffusion_pytorch.data.formats.readers import decoding
+
+FIELD_EXTS = {
+    "nc": "netcdf",
+    "nc4": "netcdf",
+    "h5": "hdf5",
+    "hdf5": "hdf5",
+    "zarr": "zarr",
+    "zarr.zip": "zarr",
+    "nii": "nifti",
+    "nii.gz": "nifti",
+}
+"""Ending of a file's name -> the kind of file."""
+
+ROLES = {
+    "n": "simulation, member or trajectory, each a clip of its own",
+    "f": "frames",
+    "c": "channels",
+    "h": "height",
+    "w": "width",
+}
+"""Letter of an axis -> what it is."""
+
+# What a dimension is, by its name and by the attributes of its coordinate (CF conventions)
+_NAMES = {
+    "f": ("time", "t", "step", "frame", "frames", "lead_time", "leadtime", "prediction_timedelta"),
+    "h": ("y", "lat", "latitude", "rlat", "nlat", "grid_latitude", "south_north", "nj", "yc"),
+    "w": ("x", "lon", "longitude", "rlon", "nlon", "grid_longitude", "west_east", "ni", "xc"),
+    "z": ("z", "depth", "lev", "level", "plev", "height", "altitude", "pressure_level", "nz"),
+    "n": ("member", "number", "ensemble", "realization", "sample", "simulation", "trajectory"),
+    "c": ("channel", "channels", "component", "components", "variable", "band"),
+}
+_AXES = {"T": "f", "Y": "h", "X": "w", "Z": "z"}
+_STANDARD_NAMES = {
+    "time": "f",
+    "latitude": "h",
+    "grid_latitude": "h",
+    "projection_y_coordinate": "h",
+    "longitude": "w",
+    "grid_longitude": "w",
+    "projection_x_coordinate": "w",
+    "realization": "n",
+}
+_UNITS = {"degrees_north": "h", "degrees_east": "w"}
+# Attributes of The Well's datasets (Ohana et al. 2024): whether the leading axes are there
+_WELL_AXES = (("sample_varying", "sample"), ("time_varying", "time"))
+_EXPECTED, _ADVICE = "fields of numbers", "repair or replace the file"
+_EXTRA = 'pip install "video-diffusion-pytorch[fields]"'
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What of a file is read, and what its dimensions are.
+
+    Attributes:
+        variables: Names of the variables that become channels, in this order; None if there is
+            only one choice.
+        dims: Letters of `ROLES` by name of dimension, or, for arrays without such names, the
+            letters of all axes in order; None for what names and attributes tell.
+    """
+
+    variables: tuple[str, ...] | None = None
+    dims: Mapping[str, str] | str | None = None
+
+
+class Variable(NamedTuple):
+    """A variable of a file.
+
+    Attributes:
+        name: Its name, with its groups.
+        shape: Sizes of its axes.
+        dims: Names of its dimensions; empty for axes without one.
+        roles: What names and attributes tell of each axis: a letter of `ROLES`, `"z"` for a level
+            or depth, or None.
+        read: Reads a part, given an index of each axis: a number, a slice, or of at most one axis
+            increasing numbers. Missing values are NaN.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    roles: tuple[str | None, ...]
+    read: Callable[[tuple[Any, ...]], np.ndarray]
+
+
+@dataclass
+class FieldFile:
+    """An opened file.
+
+    Attributes:
+        path: Its path.
+        variables: Those of numbers, by name.
+        close: Closes it.
+    """
+
+    path: Path
+    variables: dict[str, Variable]
+    close: Callable[[], Any] = field(default=lambda: None)
+
+
+def kind_of_fields(path: Path) -> str | None:
+    """The kind of file by its name, one of the values of `FIELD_EXTS`, or None.
+
+    Example:
+        >>> kind_of_fields(Path("scan.nii.gz")), kind_of_fields(Path("film.mp4"))
+        ('nifti', None)
+    """
+    endings = path.name.lower().split(".")[1:]
+    for count in (2, 1):
+        kind = FIELD_EXTS.get(".".join(endings[-count:]))
+        if kind is not None:
+            return kind
+    return None
+
+
+def open_fields(
+    path: Path, channels: int | None, layout: Layout, item: int | None = None
+) -> ArrayReader:
+    """Opens a file of fields, whose frames are read on demand.
+
+    Args:
+        path: The file, or the folder of a Zarr store.
+        channels: Required number of channels; None for any.
+        layout: What of it is read.
+        item: Number of the simulation; None for the only one.
+
+    Returns:
+        A reader, to be closed after use.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        ImportError: The library that reads it is not installed.
+        UnreadableVideoError: It is damaged, or does not have what `layout` says.
+    """
+    file = _open(path)
+    try:
+        grid = Grid.of(file, layout, channels)
+        items = grid.sizes.get("n", 1)
+        if item is None and items > 1:
+            got = f"{items} along {grid.name_of('n')}"
+            raise unreadable(path, "one simulation", got, "open it as a dataset, or choose one")
+        return ArrayReader(path, StoredArray(FieldArray(file, grid, item or 0), "cfhw"), channels)
+    except BaseException:
+        file.close()
+        raise
+
+
+def count_items(path: Path, channels: int | None, layout: Layout) -> int:
+    """Number of simulations in a file; the arguments are those of `open_fields`."""
+    file = _open(path)
+    try:
+        return Grid.of(file, layout, channels).sizes.get("n", 1)
+    finally:
+        file.close()
+
+
+def _open(path: Path) -> FieldFile:
+    """Opens a file of any kind.
+
+    Raises:
+        FileNotFoundError: If it is missing.
+        ImportError: If the library that reads it is not installed.
+        UnreadableVideoError: If it is damaged.
+    """
+    kind = kind_of_fields(path)
+    assert kind is not None
+    if not path.exists():
+        raise missing_file(path)
+    if not path.is_dir() and not regular_file(path).stat().st_size:
+        raise unreadable(path, f"a {kind} file", "an empty file")
+    module, opener = _OPENERS[kind]
+    try:
+        library = importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"to read {path.name} the package {module} must be installed, got {error}; {_EXTRA}"
+        ) from error
+    with decoding(path, f"a {kind} file", _ADVICE, damage=()):
+        return opener(path, library)
+
+
+# What is read of a file
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The variables that become channels, and the letters of their axes.
+
+    Attributes:
+        parts: The variables, each with the letters of its axes; empty for one of a single entry
+            that is left out.
+        sizes: Size by letter; `c` counts all channels.
+    """
+
+    parts: tuple[tuple[Variable, tuple[str, ...]], ...]
+    sizes: dict[str, int]
+
+    @classmethod
+    def of(cls, file: FieldFile, layout: Layout, channels: int | None) -> Grid:
+        """Chooses variables, and finds what their axes are.
+
+        Raises:
+            UnreadableVideoError: A variable is missing, an axis is not known, or variables differ
+                in their grid.
+        """
+        parts = []
+        for variable in _chosen(file, layout, channels):
+            parts.append((variable, _letters(file.path, variable, layout)))
+        sizes: dict[str, int] = {}
+        count = 0
+        for variable, letters in parts:
+            own = {a: n for a, n in zip(letters, variable.shape, strict=True) if a}
+            count += own.pop("c", 1)
+            for letter, size in own.items():
+                if sizes.setdefault(letter, size) != size:
+                    names = ", ".join(f"{v.name} {v.shape}" for v, _ in parts)
+                    raise unreadable(
+                        file.path,
+                        "variables on one grid",
+                        f"{ROLES[letter]} of {sizes[letter]} and {size} in {names}",
+                        "choose variables of one grid, or resample them first",
+                    )
+        return cls(tuple(parts), {**sizes, "c": count})
+
+    def name_of(self, letter: str) -> str:
+        """Name of the dimension of a letter."""
+        for variable, letters in self.parts:
+            if letter in letters:
+                return variable.dims[letters.index(letter)] or f"axis {letters.index(letter)}"
+        return letter
+
+
+def _chosen(file: FieldFile, layout: Layout, channels: int | None) -> list[Variable]:
+    """The variables that become channels."""
+    named = file.variables
+    if layout.variables is not None:
+        missing = [name for name in layout.variables if name not in named]
+        if missing:
+            found = ", ".join(f"{v.name} {v.shape}" for v in named.values()) or "none"
+            raise unreadable(file.path, f"the variable {missing[0]!r}", found, "correct variables")
+        return [named[name] for name in layout.variables]
+    # coordinates and scalars are no fields
+    fields = [v for v in named.values() if sum(n > 1 for n in v.shape) > 1]
+    if len(fields) == 1 or (fields and len(fields) == channels):
+        return fields
+    found = ", ".join(f"{v.name} {v.shape}" for v in fields) or "none of two axes or more"
+    some = ", ".join(repr(v.name) for v in fields[: channels or 2])
+    raise unreadable(
+        file.path,
+        f"one variable, or {'as many as' if channels is None else channels} channels",
+        found,
+        f"choose them, as variables=[{some}]",
+    )
+
+
+def _letters(path: Path, variable: Variable, layout: Layout) -> tuple[str, ...]:
+    """The letter of each axis of a variable; empty for axes of one entry that are left out."""
+    what = f"{variable.name} with the axes {_shown_axes(variable)}"
+    if isinstance(layout.dims, str):
+        if len(layout.dims) != len(variable.shape):
+            advice = "give a letter for each axis"
+            raise unreadable(path, f"axes {layout.dims!r}", what, advice)
+        letters = list(layout.dims)
+    else:
+        given = layout.dims or {}
+        known = zip(variable.dims, variable.roles, strict=True)
+        letters = [given.get(dim) or role or "?" for dim, role in known]
+        if "z" in letters and "f" not in letters:
+            # a volume: depth becomes frames
+            letters[letters.index("z")] = "f"
+    letters = [
+        "" if n == 1 and letter not in ROLES else letter
+        for n, letter in zip(variable.shape, letters, strict=True)
+    ]
+    for place, letter in enumerate(letters):
+        if letter and letter not in ROLES:
+            name = variable.dims[place]
+            roles = ", ".join(f"{short} ({long})" for short, long in ROLES.items())
+            cure = f"dims={{{name!r}: ...}}" if name else "dims='...', a letter for each axis,"
+            raise unreadable(path, "axes whose meaning is known", what, f"say by {cure} of {roles}")
+    for letter in ROLES:
+        if letters.count(letter) > 1 or (letter in "hw" and letter not in letters):
+            count = "one axis" if letter in "hw" else "at most one axis"
+            expected = f"{count} of {ROLES[letter]} ({letter})"
+            raise unreadable(path, expected, what, "say by dims what each axis is")
+    return tuple(letters)
+
+
+def _shown_axes(variable: Variable) -> str:
+    names = [name or "?" for name in variable.dims]
+    return ", ".join(f"{name}: {n}" for name, n in zip(names, variable.shape, strict=True))
+
+
+class FieldArray(LazyArray):
+    """The channels of one simulation, `(c, f, h, w)`, read on demand.
+
+    Args:
+        file: The file; closed by `close`.
+        grid: What of it is read.
+        item: Number of the simulation.
+    """
+
+    def __init__(self, file: FieldFile, grid: Grid, item: int) -> None:
+        sizes = grid.sizes
+        self.shape = (sizes["c"], sizes.get("f", 1), sizes["h"], sizes["w"])
+        self._file, self._grid, self._item = file, grid, item
+
+    def read(self, axis: int | None = None, wanted: Sequence[int] = ()) -> np.ndarray:
+        """Reads the requested frames, float32; `axis` is that of frames, or None for all."""
+        assert axis in (None, 1)
+        frames = range(self.shape[1]) if axis is None else wanted
+        with decoding(self._file.path, _EXPECTED, _ADVICE, damage=()):
+            return np.concatenate([self._read(*part, frames) for part in self._grid.parts])
+
+    def _read(
+        self, variable: Variable, letters: Sequence[str], frames: Sequence[int]
+    ) -> np.ndarray:
+        """The frames of a variable, `(c, f, h, w)`."""
+        if not len(frames):
+            count = dict(zip(letters, variable.shape, strict=True)).get("c", 1)
+            return np.empty((count, 0, *self.shape[2:]), np.float32)
+        chosen = {"n": self._item, "f": _as_index(frames), "": 0}
+        values = variable.read(tuple(chosen.get(letter, slice(None)) for letter in letters))
+        kept = [letter for letter in letters if letter not in ("n", "")]
+        for letter in "cf":
+            if letter not in kept:
+                kept, values = [letter, *kept], values[None]
+        values = values.transpose([kept.index(letter) for letter in "cfhw"])
+        if "f" not in letters:
+            # a static field is the same in all frames
+            values = np.repeat(values, len(frames), axis=1)
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite
+            return np.asarray(values, np.float32)
+
+    def close(self) -> None:
+        """Closes the file; harmless when repeated."""
+        self._file.close()
+
+
+def _as_index(numbers: Sequence[int]) -> Any:
+    """Increasing numbers as a slice where they are evenly spaced, else as a list."""
+    steps = set(np.diff(numbers).tolist())
+    if len(steps) <= 1:
+        return slice(numbers[0], numbers[-1] + 1, steps.pop() if steps else 1)
+    return list(numbers)
+
+
+def role_of(name: str, attributes: Mapping[str, Any]) -> str | None:
+    """What a dimension is by the attributes of its coordinate, or else by its name.
+
+    Args:
+        name: Of the dimension.
+        attributes: Of the coordinate variable; empty without one.
+
+    Returns:
+        A letter of `ROLES`, `"z"` for a level or depth, or None.
+
+    Example:
+        >>> role_of("ncells_y", {"units": "degrees_north"}), role_of("time", {}), role_of("foo", {})
+        ('h', 'f', None)
+    """
+    for table, key in ((_AXES, "axis"), (_STANDARD_NAMES, "standard_name"), (_UNITS, "units")):
+        found = table.get(str(attributes.get(key, "")))
+        if found is not None:
+            return found
+    if " since " in str(attributes.get("units", "")):
+        return "f"
+    short = name.lower().rpartition("/")[2]
+    return next((letter for letter, names in _NAMES.items() if short in names), None)
+
+
+def unpacked(values: Any, attributes: Mapping[str, Any]) -> np.ndarray:
+    """Values in physical units, with NaN where they are missing (CF conventions, section 8.1).
+
+    Args:
+        values: As they are stored.
+        attributes: `scale_factor`, `add_offset`, `_FillValue` and `missing_value` count.
+    """
+    raw = np.asarray(values)
+    is_missing = np.zeros(raw.shape, bool)
+    for name in ("_FillValue", "missing_value"):
+        if name in attributes:
+            for fill in np.ravel(attributes[name]):
+                is_missing |= raw == fill
+    scale, offset = (
+        float(np.ravel(attributes.get(name, usual))[0])
+        for name, usual in (("scale_factor", 1.0), ("add_offset", 0.0))
+    )
+    if (scale, offset) == (1.0, 0.0) and not is_missing.any():
+        return raw
+    found = raw.astype(np.float64) * scale + offset
+    found[is_missing] = math.nan
+    return found
+
+
+# Files
+
+
+def _open_netcdf(path: Path, netCDF4: Any) -> FieldFile:
+    file = netCDF4.Dataset(path)
+    # by hand, as for other files
+    file.set_auto_maskandscale(False)
+    variables: dict[str, Variable] = {}
+
+    def visit(group: Any, prefix: str) -> None:
+        for name, variable in group.variables.items():
+            if variable.dtype is str or variable.dtype.kind not in "biuf" or not variable.shape:
+                continue
+            if name in variable.dimensions:
+                continue  # a coordinate
+            coordinates = [_coordinate(group, dim) for dim in variable.dimensions]
+            roles = [role_of(d, a) for d, a in zip(variable.dimensions, coordinates, strict=True)]
+            attributes = {key: variable.getncattr(key) for key in variable.ncattrs()}
+            variables[prefix + name] = Variable(
+                prefix + name,
+                tuple(variable.shape),
+                tuple(variable.dimensions),
+                tuple(roles),
+                _reader(variable.__getitem__, attributes),
+            )
+        for name, inner in group.groups.items():
+            visit(inner, f"{prefix}{name}/")
+
+    visit(file, "")
+    return FieldFile(path, variables, _closing(file.close, file.isopen))
+
+
+def _coordinate(group: Any, dim: str) -> dict[str, Any]:
+    """Attributes of the coordinate variable of a dimension, of a group or those around it."""
+    while group is not None:
+        if dim in group.variables:
+            variable = group.variables[dim]
+            return {key: variable.getncattr(key) for key in variable.ncattrs()}
+        group = group.parent
+    return {}
+
+
+def _closing(close: Callable[[], Any], is_open: Callable[[], bool]) -> Callable[[], None]:
+    def close_once() -> None:
+        if is_open():
+            close()
+
+    return close_once
+
+
+def _reader(
+    read: Callable[[tuple[Any, ...]], Any], attributes: Mapping[str, Any]
+) -> Callable[[tuple[Any, ...]], np.ndarray]:
+    return lambda index: unpacked(read(index), attributes)
+
+
+def _open_hdf5(path: Path, h5py: Any) -> FieldFile:
+    file = h5py.File(path, "r")
+    variables: dict[str, Variable] = {}
+
+    def visit(name: str, found: Any) -> None:
+        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "biuf":
+            return
+        if not found.shape or found.is_scale:
+            return
+        dims, coordinates = _hdf5_dims(file, name, found)
+        roles = [role_of(d, a) for d, a in zip(dims, coordinates, strict=True)]
+        variables[name] = Variable(
+            name, tuple(found.shape), dims, tuple(roles), _reader(found.__getitem__, found.attrs)
+        )
+
+    file.visititems(visit)
+    return FieldFile(path, variables, file.close)
+
+
+def _hdf5_dims(file: Any, name: str, found: Any) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
+    """Names of the axes of a dataset, and the attributes of their scales."""
+    group, _, _ = name.rpartition("/")
+    if group in ("t0_fields", "t1_fields", "t2_fields") and "n_spatial_dims" in file.attrs:
+        leading = [dim for key, dim in _WELL_AXES if found.attrs.get(key, True)]
+        spatial = list(map(_text, file["dimensions"].attrs["spatial_dims"]))
+        trailing = ["component"] * int(group[1])
+        dims = (*leading, *spatial, *trailing)
+        if len(dims) == found.ndim:
+            return dims, [{}] * len(dims)
+    names, attributes = [], []
+    for axis in found.dims:
+        scale = axis[0] if len(axis) else None
+        names.append(axis.label or ("" if scale is None else scale.name.rpartition("/")[2]))
+        attributes.append({} if scale is None else {k: _text(v) for k, v in scale.attrs.items()})
+    return tuple(names), attributes
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _open_zarr(path: Path, zarr: Any) -> FieldFile:
+    archive = zarr.storage.ZipStore(path, mode="r") if path.is_file() else None
+    root = zarr.open(path if archive is None else archive, mode="r")
+    arrays = [("", root)] if isinstance(root, zarr.Array) else _zarr_arrays(root, zarr)
+    coordinates = {name: dict(array.attrs) for name, array in arrays}
+    variables: dict[str, Variable] = {}
+    for name, array in arrays:
+        if array.dtype.kind not in "biuf" or not array.shape:
+            continue
+        attributes = dict(array.attrs)
+        dims = getattr(array.metadata, "dimension_names", None)
+        dims = dims or attributes.get("_ARRAY_DIMENSIONS") or [""] * array.ndim
+        dims = tuple(dim or "" for dim in dims)
+        if name and name.rpartition("/")[2] in dims:
+            continue  # a coordinate
+        group = name.rpartition("/")[0]
+        of_dims = [coordinates.get(f"{group}/{dim}".lstrip("/"), {}) for dim in dims]
+        roles = tuple(role_of(d, a) for d, a in zip(dims, of_dims, strict=True))
+        key = name or path.name.partition(".")[0]
+        variables[key] = Variable(
+            key, tuple(array.shape), dims, roles, _zarr_reader(path, zarr, array, attributes)
+        )
+    return (
+        FieldFile(path, variables) if archive is None else FieldFile(path, variables, archive.close)
+    )
+
+
+def _zarr_arrays(group: Any, zarr: Any) -> list[tuple[str, Any]]:
+    """All arrays of a group, sorted by their names."""
+    members = group.members(max_depth=None)
+    return sorted((name, one) for name, one in members if isinstance(one, zarr.Array))
+
+
+def _zarr_reader(
+    path: Path, zarr: Any, array: Any, attributes: Mapping[str, Any]
+) -> Callable[[tuple[Any, ...]], np.ndarray]:
+    """Reads a part of an array, but no chunk that is missing.
+
+    Chunks that hold only the fill value may be left out of a store, and damaged stores lack chunks,
+    too. If the fill value is NaN, they count as missing values; otherwise nothing tells them apart.
+    """
+    fill = array.fill_value
+    is_safe = fill is not None and np.issubdtype(array.dtype, np.floating) and np.isnan(fill)
+    if not is_safe and array.nchunks_initialized < array.nchunks:
+        count = f"{array.nchunks_initialized} of its {array.nchunks} chunks in {array.name}"
+        raise unreadable(
+            path,
+            "all chunks of an array",
+            count,
+            f"the others would be read as {fill}: write them, with array.write_empty_chunks, or "
+            "set the fill value to NaN",
+        )
+    return _reader(lambda index: array.oindex[index], attributes)
+
+
+def _open_nifti(path: Path, nibabel: Any) -> FieldFile:
+    """A NIfTI volume, whose axes are turned to run from left, posterior and inferior."""
+    image = nibabel.load(path)
+    turn = nibabel.io_orientation(image.affine).astype(int)
+    # where each axis of the result is stored, and whether it runs backwards
+    places = [int(np.flatnonzero(turn[:, 0] == axis)[0]) for axis in range(3)]
+    flips = [turn[place, 1] < 0 for place in places]
+    stored = image.shape
+    places += range(3, len(stored))
+    flips += [False] * (len(stored) - 3)
+    shape = tuple(stored[place] for place in places)
+
+    def read(index: tuple[Any, ...]) -> np.ndarray:
+        """Reads a part as it is stored, then turns it."""
+        of_stored: list[Any] = [slice(None)] * len(shape)
+        for axis, one in enumerate(index):
+            of_stored[places[axis]] = _mirrored(one, shape[axis]) if flips[axis] else one
+        # nibabel reads no lists
+        lists = [i for i, one in enumerate(of_stored) if isinstance(one, list)]
+        parts = [of_stored]
+        for at in lists:
+            before, after = of_stored[:at], of_stored[at + 1 :]
+            parts = [[*before, slice(n, n + 1), *after] for n in of_stored[at]]
+        values = [np.asarray(image.dataobj[tuple(part)]) for part in parts]
+        joined = np.concatenate(values, axis=lists[0]) if lists else values[0]
+        kept = [axis for axis, one in enumerate(index) if not isinstance(one, int)]
+        order = sorted(kept, key=lambda axis: places[axis])
+        turned = joined.transpose([order.index(axis) for axis in kept])
+        return np.flip(turned, tuple(i for i, axis in enumerate(kept) if flips[axis]))
+
+    dims = ("x", "y", "z", "t", "component")[: len(shape)]
+    roles: tuple[str | None, ...] = ("w", "h", "z", "f", "c")[: len(shape)]
+    return FieldFile(path, {"volume": Variable("volume", shape, dims, roles, read)})
+
+
+def _mirrored(index: Any, size: int) -> Any:
+    """The index of the same entries along an axis that runs backwards, in increasing order."""
+    if isinstance(index, int):
+        return size - 1 - index
+    numbers = index if isinstance(index, list) else list(range(size)[index])
+    return _as_index([size - 1 - n for n in reversed(numbers)])
+
+
+_OPENERS: dict[str, tuple[str, Callable[[Path, Any], FieldFile]]] = {
+    "netcdf": ("netCDF4", _open_netcdf),
+    "hdf5": ("h5py", _open_hdf5),
+    "zarr": ("zarr", _open_zarr),
+    "nifti": ("nibabel", _open_nifti),
+}
