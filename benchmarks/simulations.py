@@ -13,6 +13,7 @@ seed and its number only; files that exist are kept.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+
+from video_diffusion_pytorch.files import replacing
 
 BATCH = 50  # trajectories that are computed together
 
@@ -170,13 +173,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     simulation = SIMULATIONS[options.simulation](size=options.size)
     options.folder.mkdir(parents=True, exist_ok=True)
+    about = {"simulation": options.simulation, **simulation._asdict()}
+    about |= {"frames": options.frames, "seed": options.seed}
+    settings = options.folder / "settings.json"
+    if settings.exists() and json.loads(settings.read_text()) != json.loads(json.dumps(about)):
+        parser.error(f"{options.folder} has trajectories of other settings; choose another folder")
+    settings.write_text(json.dumps(about))
     paths = [options.folder / f"{number:05d}.npy" for number in range(options.count)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     for first in range(0, len(missing), BATCH):
         numbers = missing[first : first + BATCH]
         found = trajectories(simulation, options.seed, numbers, options.frames)
         for number, trajectory in zip(numbers, found, strict=True):
-            np.save(paths[number], trajectory.float().numpy())
+            # renamed when it is whole
+            with replacing(paths[number]) as unfinished, unfinished.open("wb") as file:
+                np.save(file, trajectory.float().numpy())
     print(f"{len(missing)} trajectories written to {options.folder}, {len(paths)} in all")
 
 

@@ -140,6 +140,9 @@ def test_files_are_written_once(simulations, tmp_path, monkeypatch, capsys):
     simulations.main([*words, "--count", "4"])
     assert "1 trajectories written" in capsys.readouterr().out
     assert (tmp_path / "00001.npy").stat().st_mtime_ns == stamp
+    with pytest.raises(SystemExit):
+        simulations.main([*words, "--count", "4", "--seed", "1"])
+    assert "has trajectories of other settings; choose another folder" in capsys.readouterr().err
     values = np.load(tmp_path / "00003.npy")
     assert values.shape == (2, 2, 16, 16)
     assert values.dtype == np.float32

@@ -17,7 +17,6 @@ from video_diffusion_pytorch.value_scale import (
     Standardization,
     padding_values,
     parse_scale,
-    shown_limits,
 )
 
 PLAIN = {"mean": (280.0, 101325.0), "std": (10.0, 5.0), "transform": (None, None)}
@@ -67,18 +66,28 @@ def test_each_channel_has_its_own():
     scale = Standardization((0.0, 1.0, 0.0), (1.0, 2.0, 1.0), (None, "log", "sqrt"))
     x = torch.tensor([[4.0, 4.0, 4.0]])
     assert scale.forward(x).tolist() == [pytest.approx([4.0, (math.log(4) - 1) / 2, 2.0])]
-    assert scale.forward(x.T, axis=0).flatten().tolist() == scale.forward(x).flatten().tolist()
     assert scale.inverse(scale.forward(x)).tolist() == [pytest.approx([4.0, 4.0, 4.0])]
 
 
 def test_what_pictures_and_padding_get():
-    assert shown_limits(PLAIN, 2) == ((250.0, 101310.0), (310.0, 101340.0))
+    ends = torch.tensor([[250.0, 101310.0], [280.0, 101325.0], [310.0, 101340.0]])
+    assert parse_scale(PLAIN, 2).to_unit_range(ends).tolist() == [[0, 0], [0.5, 0.5], [1, 1]]
     assert padding_values(PLAIN, 2) == (280.0, 101325.0)
     assert padding_values((1, 3), 2) == (1.0, 1.0)
     rain = {"mean": 1.0, "std": 0.5, "transform": "log1p"}
     assert padding_values(rain, 1) == pytest.approx((math.e - 1,))
-    assert shown_limits(rain, 1)[1] == pytest.approx((math.expm1(2.5),))
-    assert shown_limits(None, 1) is padding_values(None, 1) is None
+    assert padding_values(None, 1) is None
+    shown = parse_scale(rain, 1).to_unit_range(torch.tensor([[math.expm1(2.5)]]))
+    assert shown.item() == pytest.approx(1)
+
+
+def test_what_a_transform_does_not_give_becomes_the_nearest_of_its_values():
+    """A square root is never below 0: its inverse must not turn small samples into large ones."""
+    scale = Standardization((0.4,), (0.7,), ("sqrt",))
+    z = torch.linspace(-3, 3, 25)[:, None]
+    found = scale.inverse(z).flatten()
+    assert (found.diff() >= 0).all()
+    assert found[0] == 0
 
 
 # Found from clips
@@ -166,8 +175,8 @@ def test_a_folder_trains_evaluates_and_samples_by_arguments(rain, tmp_path, monk
     diffusion = load_diffusion("results")
     assert diffusion.config["value_range"]["transform"] == (None, "log1p")
     wanted = np.log1p(values[:, 1]).mean()
-    # of the clips that it trains on
-    assert diffusion.config["value_range"]["mean"][1] == pytest.approx(wanted, rel=0.1)
+    # of all clips of the folder, those to validate on included
+    assert diffusion.config["value_range"]["mean"][1] == pytest.approx(wanted, rel=1e-4)
     capsys.readouterr()
     assert main(["info", "results"]) is None
     assert re.search(
@@ -221,6 +230,10 @@ def test_items_of_a_dataset_are_standardised(tmp_path):
             "must have one finite mean and std, or 2, one per channel, got (0, 1, 2); correct it",
         ),
         ({"mean": math.nan, "std": 1}, "must have one finite mean and std, or 2"),
+        ({"mean": "a", "std": 1}, "must have one finite mean and std, or 2"),
+        ({"mean": None, "std": 1}, "must have one finite mean and std, or 2"),
+        ({"mean": 0, "std": 1e-50}, "must have standard deviations above 0, got 1e-50"),
+        ({"mean": 0, "std": 1, "transform": 3}, "for each of 2 channels, got 3; correct it"),
         (
             {"mean": 0, "std": 1, "transform": "exp"},
             "value_range must be one of log, log1p, sqrt, asinh, or one or None for each of 2 "
@@ -252,8 +265,56 @@ def test_values_that_a_transform_does_not_take(rain, tmp_path):
         diffusion(torch.zeros(1, 2, 2, 8, 8))
 
 
+def test_a_range_that_is_refused_leaves_the_model_as_it_was():
+    diffusion = model((0, 50))
+    for wrong in ((5, 1), {"mean": 0, "std": 0}):
+        with pytest.raises(ValueError, match="GaussianDiffusion: value_range must"):
+            diffusion.set_value_range(wrong)
+    assert diffusion.to_data_range(torch.zeros(1, 2, 1, 1, 1)).unique().item() == 25
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.0])
+def test_clips_in_other_units_are_noticed(value):
+    clips = torch.full((1, 2, 2, 8, 8), value)
+    message = "the mean of clips must be near that of value_range, got one .* deviations away; give"
+    with pytest.warns(UserWarning, match=message):
+        model(PLAIN)(clips)
+
+
+def test_more_clips_do_not_keep_a_run_from_going_on(rain, tmp_path):
+    folder, _ = rain
+
+    def trainer():
+        return Trainer(
+            model(None, num_frames=3),
+            folder,
+            value_range="standardize",
+            train_batch_size=2,
+            train_num_steps=1,
+            results_folder=tmp_path / "results",
+            num_workers=0,
+            device="cpu",
+            resume="auto",
+        )
+
+    first = trainer()
+    first.save(1)
+    np.save(folder / "more.npy", 300 + np.random.default_rng(1).random((2, 3, 8, 8)))
+    again = trainer()
+    assert again.model.config["value_range"] == first.model.config["value_range"]
+    assert torch.equal(again.model.value_mean, first.model.value_mean)
+    assert torch.equal(again.ema_model.value_mean, first.model.value_mean)
+
+
 def test_other_mistakes(rain, tmp_path):
     folder, _ = rain
+    message = "fit_clips must go with value_range='fit' or 'standardize', got (0, 1); leave it out"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Dataset(folder, 8, 2, 3, exts=None, value_range=(0, 1), fit_clips=2)
+    clips = [torch.zeros(2, 2, 8, 8)] * 2
+    for options in ({"value_transform": "log"}, {"value_transform": "log", "value_range": (0, 1)}):
+        with pytest.raises(ValueError, match="value_transform must go with value_range='standard"):
+            Trainer(model(None), dataset=clips, results_folder=tmp_path, device="cpu", **options)
     message = "value_transform must go with value_range='standardize', got 'fit'; leave it out"
     with pytest.raises(ValueError, match=message):
         Dataset(folder, 8, 2, 3, exts=None, value_range="fit", value_transform="log")

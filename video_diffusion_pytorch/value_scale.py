@@ -4,31 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from video_diffusion_pytorch.arguments import (
-    ValueRange,
-    as_value_range,
-    shown,
-)
+from video_diffusion_pytorch.arguments import ValueRange, as_value_range, shown
 
-# by name: the transform, its inverse, and the least value that it takes
-_Function = Callable[[Tensor], Tensor]
-TRANSFORMS: dict[str, tuple[_Function, _Function, float]] = {
-    "log": (torch.log, torch.exp, 0.0),
-    "log1p": (torch.log1p, torch.expm1, -1.0),
-    "sqrt": (torch.sqrt, torch.square, 0.0),
-    "asinh": (torch.asinh, torch.sinh, -float("inf")),
+
+class Transform(NamedTuple):
+    """An increasing function of values, for those that are heavy-tailed.
+
+    Attributes:
+        forward: The function.
+        inverse: Its inverse, for any number: of those that `forward` does not give, the nearest.
+        least: The end of the values that `forward` takes.
+        is_open: Whether it does not take `least` itself.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    least: float
+    is_open: bool
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "log": Transform(torch.log, torch.exp, 0.0, True),
+    "log1p": Transform(torch.log1p, torch.expm1, -1.0, True),
+    "sqrt": Transform(torch.sqrt, lambda y: y.clamp(min=0).square(), 0.0, False),
+    "asinh": Transform(torch.asinh, torch.sinh, -float("inf"), False),
 }
-"""Transforms of heavy-tailed values, such as rain and energy."""
+"""Transforms by name; new ones at the end, as state dicts hold their place."""
 
-TRANSFORM_CODES: tuple[str | None, ...] = (None, "log", "log1p", "sqrt", "asinh")
-"""Transforms by the number that stands for them in a state dict."""
+TRANSFORM_CODES: tuple[str | None, ...] = (None, *TRANSFORMS)
+"""Names by the number that stands for them in a state dict."""
 
-# Deviations from the mean that pictures and feature networks get as black and white
+# Standard deviations from the mean that pictures and feature networks get as black and white
 _SHOWN = 3.0
 
 
@@ -63,43 +74,54 @@ class Standardization:
             >>> Standardization((280.12345, 1.0), (10.0, 0.5), (None, "log1p")).in_words()
             'mean 280.1, 1; std 10, 0.5; transform none, log1p'
         """
-        parts = {"mean": self.mean, "std": self.std}
-        words = [
-            f"{part} {', '.join(f'{n:.4g}' for n in values)}" for part, values in parts.items()
-        ]
+        numbers = {"mean": self.mean, "std": self.std}
+        words = [f"{name} {', '.join(f'{n:.4g}' for n in each)}" for name, each in numbers.items()]
         if any(self.transform):
             words.append(f"transform {', '.join(name or 'none' for name in self.transform)}")
         return "; ".join(words)
 
-    def forward(self, x: Tensor, axis: int = 1) -> Tensor:
-        """Maps values in their own units to standardised ones.
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps values `(b, c, ...)` in their own units to standardised ones."""
+        return standardized(x, *self._tensors(x), self.transform)
 
-        Args:
-            x: Values; of type float64 they keep their digits until they are near 0.
-            axis: Axis of the channels.
-        """
-        mean, std = self._bounds(x, axis)
-        return (transformed(x, self.transform, axis) - mean) / std
-
-    def inverse(self, x: Tensor, axis: int = 1) -> Tensor:
+    def inverse(self, x: Tensor) -> Tensor:
         """Maps standardised values to their own units; the inverse of `forward`."""
-        mean, std = self._bounds(x, axis)
-        return transformed(x * std + mean, self.transform, axis, inverse=True)
+        return unstandardized(x, *self._tensors(x), self.transform)
 
-    def _bounds(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        shape = [1] * x.ndim
-        shape[axis] = -1
+    def _tensors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
         mean, std = (
-            torch.tensor(values, dtype=x.dtype, device=x.device).view(shape)
-            for values in (self.mean, self.std)
+            torch.tensor(values, dtype=dtype, device=x.device) for values in (self.mean, self.std)
         )
         return mean, std
 
-    def limits(self) -> ValueRange:
-        """Values three standard deviations below and above the mean, in their own units."""
-        ends = torch.tensor([[-_SHOWN], [_SHOWN]], dtype=torch.float64, device="cpu")
-        low, high = self.inverse(ends.expand(2, len(self.mean))).tolist()
-        return tuple(low), tuple(high)
+    def to_unit_range(self, x: Tensor) -> Tensor:
+        """Maps values in their own units to [0, 1], for pictures and feature networks.
+
+        0 and 1 are three standard deviations below and above the mean, of transformed values where
+        these have a transform, so that heavy tails do not darken the rest.
+        """
+        return (self.forward(x) + _SHOWN) / (2 * _SHOWN)
+
+
+def standardized(x: Tensor, mean: Tensor, std: Tensor, transform: Sequence[str | None]) -> Tensor:
+    """Standardises values.
+
+    Args:
+        x: `(b, c, ...)`. Those of float64 keep their digits until they are near 0.
+        mean: Of transformed values, `(c,)`; its type is that of the result.
+        std: Likewise.
+        transform: Names of `TRANSFORMS` by channel; None for none.
+    """
+    x = x.to(torch.promote_types(x.dtype, mean.dtype))
+    mean, std = (part.view(1, -1, *[1] * (x.ndim - 2)) for part in (mean, std))
+    return ((transformed(x, transform) - mean) / std).to(mean.dtype)
+
+
+def unstandardized(x: Tensor, mean: Tensor, std: Tensor, transform: Sequence[str | None]) -> Tensor:
+    """The inverse of `standardized`."""
+    mean, std = (part.view(1, -1, *[1] * (x.ndim - 2)) for part in (mean, std))
+    return transformed(x * std + mean, transform, inverse=True)
 
 
 def transformed(
@@ -117,22 +139,35 @@ def transformed(
         return x
     if len({*names}) == 1:
         return _function(names[0], inverse)(x)
-    parts = [
-        _function(name, inverse)(part)
-        for name, part in zip(names, x.split(1, dim=axis), strict=True)
-    ]
-    return torch.cat(parts, dim=axis)
+    parts = zip(names, x.split(1, dim=axis), strict=True)
+    return torch.cat([_function(name, inverse)(part) for name, part in parts], dim=axis)
 
 
-def _function(name: str | None, inverse: bool) -> _Function:
+def _function(name: str | None, inverse: bool) -> Callable[[Tensor], Tensor]:
     if name is None:
         return lambda x: x
-    there, back, _ = TRANSFORMS[name]
-    return back if inverse else there
+    return TRANSFORMS[name].inverse if inverse else TRANSFORMS[name].forward
+
+
+def in_domain(x: Tensor, names: Sequence[str | None], axis: int = 1) -> Tensor:
+    """Whether values are finite and taken by the transform of their channel; of the shape of `x`.
+
+    Args:
+        x: Values.
+        names: Names of `TRANSFORMS`, one per channel; None for none.
+        axis: Axis of the channels.
+    """
+    found = x.isfinite()
+    for channel, name in enumerate(names):
+        if name is not None:
+            values, kind = x.select(axis, channel), TRANSFORMS[name]
+            is_taken = values > kind.least if kind.is_open else values >= kind.least
+            found.select(axis, channel).logical_and_(is_taken)
+    return found
 
 
 def check_domain(x: Tensor, names: Sequence[str | None], name: str, axis: int = 1) -> None:
-    """Raises a ValueError for values that their channel's transform does not take.
+    """Raises a ValueError for values that their channel's transform does not take, NaN included.
 
     Args:
         x: Values.
@@ -140,19 +175,16 @@ def check_domain(x: Tensor, names: Sequence[str | None], name: str, axis: int = 
         name: What the values are, for the error.
         axis: Axis of the channels.
     """
+    taken = in_domain(x, names, axis)
     for channel, transform in enumerate(names):
-        if transform is None:
+        if transform is None or bool(taken.select(axis, channel).all()):
             continue
-        values = x.select(axis, channel)
-        least = TRANSFORMS[transform][2]
-        is_open = transform in ("log", "log1p")
-        lowest = values.min().item()
-        if lowest < least or (is_open and lowest == least):
-            raise ValueError(
-                f"{name} must be {'above' if is_open else 'at least'} {least:g} in channel "
-                f"{channel}, for its transform {transform!r}, got values from {lowest:g}; correct "
-                "them, or choose asinh"
-            )
+        kind, lowest = TRANSFORMS[transform], x.select(axis, channel).min().item()
+        raise ValueError(
+            f"{name} must be {'above' if kind.is_open else 'at least'} {kind.least:g} in channel "
+            f"{channel}, for its transform {transform!r}, got values from {lowest:g}; correct "
+            "them, or choose asinh"
+        )
 
 
 def as_transforms(transform: Any, channels: int, name: str) -> tuple[str | None, ...]:
@@ -165,13 +197,9 @@ def as_transforms(transform: Any, channels: int, name: str) -> tuple[str | None,
         >>> as_transforms("log1p", 2, "value_transform")
         ('log1p', 'log1p')
     """
-    several = (
-        (transform,) * channels
-        if transform is None or isinstance(transform, str)
-        else tuple(transform)
-    )
-    known = (None, *TRANSFORMS)
-    if len(several) != channels or not all(one in known for one in several):
+    is_list = isinstance(transform, Sequence) and not isinstance(transform, str)
+    several = tuple(transform) if is_list else (transform,) * channels
+    if len(several) != channels or not all(one in TRANSFORM_CODES for one in several):
         raise ValueError(
             f"{name} must be one of {', '.join(TRANSFORMS)}, or one or None for each of {channels} "
             f"channels, got {shown(transform)}; correct it"
@@ -202,14 +230,14 @@ def parse_scale(
         value = value.plain()
     if not isinstance(value, Mapping):
         return as_value_range(value, channels, name, others)
-    known = {"mean", "std", "transform"}
-    if not {"mean", "std"} <= {*value} <= known:
+    if not {"mean", "std"} <= {*value} <= {"mean", "std", "transform"}:
         raise ValueError(
             f"{name} must be (low, high), or a mapping of mean, std and transform, got one of "
             f"{', '.join(map(str, value))}; give mean and std"
         )
     mean, std = _numbers(value["mean"], channels, name), _numbers(value["std"], channels, name)
-    if not all(number > 0 for number in std):
+    # as the buffers of a model hold them
+    if not bool((torch.tensor(std, dtype=torch.float32, device="cpu") > 0).all()):
         raise ValueError(
             f"{name} must have standard deviations above 0, got {shown(value['std'])}; leave out "
             "channels that are constant"
@@ -219,27 +247,17 @@ def parse_scale(
 
 def _numbers(values: Any, channels: int, name: str) -> tuple[float, ...]:
     """One finite number per channel."""
-    array = torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()
-    if len(array) not in (1, channels) or not bool(array.isfinite().all()):
+    try:
+        array = torch.as_tensor(values, dtype=torch.float64, device="cpu").flatten()
+        is_right = len(array) in (1, channels) and bool(array.isfinite().all())
+    except (TypeError, ValueError, RuntimeError):
+        is_right = False
+    if not is_right:
         raise ValueError(
             f"{name} must have one finite mean and std, or {channels}, one per channel, got "
             f"{shown(values)}; correct it"
         )
     return tuple(array.expand(channels).tolist())
-
-
-def shown_limits(scale: Any, channels: int) -> ValueRange | None:
-    """The values that pictures show as black and white, one per channel each.
-
-    Args:
-        scale: A `value_range`, in any of its forms; None for none.
-        channels: Number of channels.
-
-    Returns:
-        The range itself, or three standard deviations around the mean; None for None.
-    """
-    parsed = parse_scale(scale, channels)
-    return parsed.limits() if isinstance(parsed, Standardization) else parsed
 
 
 def padding_values(scale: Any, channels: int) -> tuple[float, ...] | None:

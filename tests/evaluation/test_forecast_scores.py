@@ -170,7 +170,9 @@ def test_masked_values_do_not_count():
     whole = scored(members[..., :8], truth[..., :8], climatology=torch.zeros(2, 12, 8))
     broken = truth.clone()
     broken[..., 8:] = math.nan
-    found = scored(members, broken, mask, climatology=torch.zeros(2, 12, 16))
+    normal = torch.zeros(2, 12, 16)
+    normal[..., 8:] = math.nan
+    found = scored(members, broken, mask, climatology=normal)
     assert {*whole} - {*found} == {
         "members_spectrum",
         "truth_spectrum",
@@ -178,6 +180,26 @@ def test_masked_values_do_not_count():
     }
     for name, values in found.items():
         torch.testing.assert_close(values, whole[name])
+
+
+def test_points_of_no_weight_do_not_count():
+    members, truth = gaussian(b=3, m=4)
+    weights = torch.ones(12, 16)
+    weights[:, 8:] = 0
+    whole = scored(members[..., :8], truth[..., :8])
+    found = scored(members, truth, weights=weights)
+    for name in ("rmse", "vrmse", "crps", "spread_skill", "rank_histogram", "coverage"):
+        torch.testing.assert_close(found[name], whole[name])
+
+
+def test_processes_with_and_without_a_mask_have_the_same_sums():
+    members, truth = gaussian(b=3, m=4)
+    mask = torch.ones(12, 16, dtype=torch.bool)
+    mask[0] = False
+    sides = [ForecastScores(velocity=(0, 1)) for _ in range(2)]
+    sides[0].add(members, truth)
+    sides[1].add(members, truth, mask)
+    assert [*sides[0]._sums] == [*sides[1]._sums]
 
 
 def test_batches_and_processes_add_up():
@@ -314,6 +336,13 @@ def test_batches_of_other_sizes():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         scores.add(*gaussian(b=1, m=5))
+
+
+@pytest.mark.parametrize("shape", [(16,), (16, 1), (12, 16, 1)])
+def test_weights_of_another_shape(shape):
+    message = "weights must be (12, 16), (12, 1) or (1, 16), got " + str(shape)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        scored(*gaussian(b=1, m=2), weights=torch.ones(shape))
 
 
 def test_other_mistakes():

@@ -190,17 +190,25 @@ def test_frames_that_are_too_small(options, size, axis, least):
 @pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("mults", [(1,), (1, 2), (1, 2, 4)])
 @pytest.mark.parametrize("fits", [False, True])
-def test_the_least_size_is_enough(mode, mults, fits):
-    unet = network(padding_mode=mode, pad_to_multiple=fits, dim_mults=mults)
-    passed = []
+def test_the_least_size_is_enough_and_needed(mode, mults, fits):
+    """Each size that a layer could not pad gives our own error, and no other size does."""
+    unet, multiple = (
+        network(padding_mode=mode, pad_to_multiple=fits, dim_mults=mults),
+        2 ** (len(mults) - 1),
+    )
     for size in range(1, 17):
-        try:
-            unet(torch.randn(1, 3, 1, size, size).double(), torch.tensor([1]))
-            passed.append(size)
-        except ValueError:
-            # only our own errors, never one of a layer
-            assert size < 8 or size % 2 ** (len(mults) - 1)
-    assert passed[-1] == 16
+        x = torch.randn(1, 3, 1, size, size).double()
+        added = -size % multiple if fits else 0
+        # of the first convolution, and of the one of 3 x 3 at the coarsest resolution
+        whole, coarsest = size + added, (size + added) // multiple
+        fitted = {"circular": whole >= 3, "reflect": whole > 3 and coarsest > 1}.get(mode, True)
+        inside = {"circular": size >= (added + 1) // 2, "reflect": size > (added + 1) // 2}
+        is_right = fitted and inside.get(mode, True) and (fits or not size % multiple)
+        if is_right:
+            assert unet(x, torch.tensor([1])).shape == x.shape
+        else:
+            with pytest.raises(ValueError, match="Unet3D: "):
+                unet(x, torch.tensor([1]))
 
 
 def test_sizes_that_cannot_be_halved():

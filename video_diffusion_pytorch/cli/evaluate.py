@@ -37,6 +37,8 @@ _NOT_OF_DATA: set[str | int] = {
     "horizontal_flip",
     "vertical_flip",
     "value_range",
+    "value_transform",
+    "fit_clips",
     "read_fn",
     "exclude",
     "as_uint8",

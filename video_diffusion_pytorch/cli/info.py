@@ -22,7 +22,7 @@ from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.posthoc_ema import list_snapshots
 from video_diffusion_pytorch.training.resume import clip_info_of
-from video_diffusion_pytorch.value_scale import Standardization, parse_scale
+from video_diffusion_pytorch.value_scale import Standardization
 
 
 def make_parser() -> ArgumentParser:
@@ -131,13 +131,12 @@ def _settings(constructor: type, config: Mapping[str, Any]) -> list[str]:
     # JSON has lists for tuples
     plain = {n: tuple(v) if isinstance(v, list) else v for n, v in config.items()}
     changed = {n: value for n, value in plain.items() if value != defaults.get(n)}
-    scale = changed.pop("value_range", None)
+    scale: Any = changed.pop("value_range", None)
     words = [f"{n} {shown(value)}" for n, value in changed.items()]
-    if scale is not None:
-        channels = config.get("channels") or 1
-        parsed = parse_scale(scale, channels)
-        in_words = f"({parsed.in_words()})" if isinstance(parsed, Standardization) else shown(scale)
-        words.append(f"value_range {in_words}")
+    if isinstance(scale, Mapping):
+        words.append(f"value_range ({Standardization(**scale).in_words()})")
+    elif scale is not None:
+        words.append(f"value_range {shown(scale)}")
     return words
 
 

@@ -42,7 +42,6 @@ from video_diffusion_pytorch.training.samples import (
     pictures_of_samples,
     write_sample_grid,
 )
-from video_diffusion_pytorch.value_scale import shown_limits
 
 OPTIONS = {
     "cond": "--text",
@@ -506,8 +505,7 @@ def _write(
     say: Callable[[str], None],
 ) -> str:
     """Writes videos, and returns where to, in words."""
-    units = shown_limits(diffusion.config["value_range"], diffusion.channels)
-    in_unit_range = diffusion.auto_normalize
+    units, in_unit_range = diffusion.config["value_range"], diffusion.auto_normalize
     is_film = units is None and in_unit_range and videos.shape[1] in (1, 3)
     ending = options.format or ("mp4" if is_film else "npy")
     if not _is_folder(options):

@@ -111,7 +111,8 @@ _HELP = {
     "manifest), label (subfolder or manifest), vector, frame_vectors, field (clip.npy or clip.pt); "
     'or columns of the manifest, as `{"cond": ["EF", "ESV"]}` or `{"labels": "Class"}`.',
     "data.value_range": "Range of the clips in units of their own, as [low, high], each a number "
-    "or a list of one per channel; fit for the minimum and maximum of the clips; null for pixels.",
+    "or a list of one per channel; fit for the minimum and maximum of the clips; standardize for "
+    "their mean and standard deviation, or {mean: ..., std: ...}; null for pixels.",
     "data.pad": "How to pad a file that is too short: black frames; repeat its last frame; mask, "
     "which repeats it and excludes it from the loss; or error.",
     "data.manifest": "Table of the clips: .csv, .tsv, .txt or .jsonl with the columns path, and if "

@@ -118,8 +118,8 @@ class Dataset(data.Dataset[Any]):
             channel each, or a `Standardization`.
         value_transform: With `"standardize"`, what is applied to values first: `"log"`, `"log1p"`,
             `"sqrt"` or `"asinh"`, for all channels, or one or None for each; None for nothing.
-        fit_clips: Largest number of clips that `"fit"` and `"standardize"` look at, evenly spaced;
-            None for all.
+        fit_clips: Largest number of files that `"fit"` and `"standardize"` look at, evenly spaced;
+            None for all. With `"fit"` samples are clamped to the range of these.
         conditions: The conditions of a clip; one or several of `"caption"` (the text in `clip.txt`
             or in the manifest), `"label"` (by sub-folder, or in the manifest), `"vector"`,
             `"frame_vectors"` or `"field"` (an array in `clip.npy` or `clip.pt`: `(d,)`, `(f, d)`,

@@ -485,13 +485,19 @@ def fit_scale(
             belongs to another `value_range`.
     """
     fits = isinstance(scale, str) and scale in ("fit", "standardize")
+    if most is not None and not fits:
+        raise ValueError(
+            f"fit_clips must go with value_range='fit' or 'standardize', got {shown(scale)}; leave "
+            "it out"
+        )
     if transform is not None and not (fits and scale == "standardize"):
         raise ValueError(
             f"value_transform must go with value_range='standardize', got {shown(scale)}; leave "
             "it out, or give the mean and std of transformed values with their transform"
         )
     if not fits:
-        return parse_scale(scale, channels, others="'fit', 'standardize' or "), None
+        parsed = parse_scale(scale, channels, others="'fit', 'standardize' or ")
+        return parsed, 1.0 if isinstance(parsed, Standardization) else None
     if most is not None:
         count = min(as_count(most, "fit_clips"), len(parts))
         parts = [parts[i * len(parts) // count] for i in range(count)]

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from video_diffusion_pytorch.arguments import as_count
+from video_diffusion_pytorch.arguments import as_count, shown
 from video_diffusion_pytorch.conditions import CONDITIONS, frames_of
 from video_diffusion_pytorch.diffusion.completion import Window, windows
 from video_diffusion_pytorch.diffusion.guided_prediction import open_guide
-from video_diffusion_pytorch.diffusion.random_streams import RandomStreams, make_streams
+from video_diffusion_pytorch.diffusion.random_streams import stream_seed
 from video_diffusion_pytorch.diffusion.value_range import check_videos, level_of_user
 
 if TYPE_CHECKING:
     from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 
 # Keywords of `extend` that a forecast has no use for
-_NOT_TAKEN = ("generator", "guidance", "overlap", "low_resolution", "frame_factor", "num_frames")
+_NOT_TAKEN: tuple[str, ...] = (
+    *("generator", "guidance", "negative_cond", "overlap", "low_resolution"),
+    *("frame_factor", "num_frames"),
+)
 
 
 @dataclass(frozen=True)
@@ -51,24 +54,27 @@ class Forecaster:
     def run(self, initial_frames: Any, num_frames: int, progress: bool) -> Tensor:
         """Draws the forecasts, `(b, members, c, num_frames, h, w)`."""
         start, options, conditions = self._prepare(initial_frames)
-        members = as_count(self.members, "forecast: members")
+        members, seed = as_count(self.members, "forecast: members"), self._checked_seed()
         total = start.shape[2] + as_count(num_frames, "forecast: num_frames")
         self._check_conditions(conditions, len(start), total)
         plan = self._plan(start.shape[2], total)
         rows = [(i, j) for i in range(len(start)) for j in range(members)]
-        most = as_count(self.max_batch or len(rows), "forecast: max_batch")
+        most = len(rows)
+        if self.max_batch is not None:
+            most = as_count(self.max_batch, "forecast: max_batch")
         batches = [rows[first : first + most] for first in range(0, len(rows), most)]
         parts = []
         with tqdm(total=len(batches) * len(plan), desc="forecast", disable=not progress) as bar:
             for batch in batches:
                 of_row = torch.tensor([i for i, _ in batch], device=start.device)
-                streams = make_streams(self._seeds(batch), None, len(batch), start.device)
-                assert isinstance(streams, RandomStreams)
+                seeds = [stream_seed(stream_seed(seed, i), j) for i, j in batch]
+                generators = [torch.Generator(start.device).manual_seed(one) for one in seeds]
                 own = {name: value[of_row] for name, value in conditions.items()}
                 later = (0, 0, 0, 0, 0, total - start.shape[2])
                 video = F.pad(start[of_row], later, value=torch.nan)
+                alive = torch.ones(len(batch), dtype=torch.bool, device=start.device)
                 for window in plan:
-                    self._draw(video, window, streams, own, options)
+                    self._draw(video, window, alive, generators, own, options)
                     bar.update()
                 parts.append(video[:, :, start.shape[2] :])
         found = torch.cat(parts).unflatten(0, (len(start), members))
@@ -79,30 +85,32 @@ class Forecaster:
         self,
         video: Tensor,
         window: Window,
-        streams: RandomStreams,
+        alive: Tensor,
+        generators: Sequence[torch.Generator],
         conditions: Mapping[str, Tensor],
         options: Mapping[str, Any],
     ) -> None:
-        """Draws a window of those continuations that are finite, in place."""
-        known = slice(window.start, window.start + window.ready)
-        is_finite = video[:, :, known].isfinite().flatten(1).all(dim=1)
-        alive = is_finite.nonzero().flatten()
-        if not len(alive):
+        """Draws a window of those continuations that are `alive`, and notes which diverge."""
+        rows = alive.nonzero().flatten()
+        if not len(rows):
             return
-        frames = slice(window.start, window.stop)
+        known, frames = window.start + window.ready, slice(window.start, window.stop)
         of_window: dict[str, Any] = {
-            name: frames_of(name, value[alive], frames) for name, value in conditions.items()
+            name: frames_of(name, value[rows], frames) for name, value in conditions.items()
         }
-        generators = [streams.generators[row] for row in alive.tolist()]
+        if self.diffusion.given_frames == window.ready and options.get("weight") is None:
+            # the network sees the known frames; guidance by them would only cost gradients
+            of_window["weight"] = 0.0
         drawn = self.diffusion.extend(
-            video[alive][:, :, known],
+            video[rows][:, :, window.start : known],
             window.stop - window.start,
-            generator=generators,
+            generator=[generators[row] for row in rows.tolist()],
             progress=False,
-            **of_window,
-            **options,
-        )
-        video[alive, :, known.stop : window.stop] = drawn[:, :, window.ready :]
+            **{**options, **of_window},
+        )[:, :, window.ready :]
+        video[rows, :, known : window.stop] = drawn
+        # also of finite values that have no place in the model's range, as expm1 of a large one
+        alive[rows] = self.diffusion.takes(drawn).flatten(1).all(dim=1)
 
     def _prepare(self, initial_frames: Any) -> tuple[Tensor, dict[str, Any], dict[str, Tensor]]:
         """The initial frames in the units of the result; options; and conditions as tensors."""
@@ -163,11 +171,11 @@ class Forecaster:
         is_known = [frame < known for frame in range(total)]
         return windows(is_known, is_known, length, length - stride)
 
-    def _seeds(self, rows: list[tuple[int, int]]) -> list[int]:
-        """A seed for each continuation, by the numbers of its video and member."""
-        return [
-            int(np.random.SeedSequence([self.seed, i, j]).generate_state(1)[0]) for i, j in rows
-        ]
+    def _checked_seed(self) -> int:
+        """The seed, at least 0."""
+        if not isinstance(self.seed, Integral) or self.seed < 0:
+            raise ValueError(f"forecast: seed must be 0 or greater, got {shown(self.seed)}")
+        return int(self.seed)
 
 
 def _warn_of_diverged(found: Tensor) -> None:

@@ -79,6 +79,7 @@ from video_diffusion_pytorch.diffusion.rollout import Rollout
 from video_diffusion_pytorch.diffusion.samplers import DDIM, DDPM, make_sampler
 from video_diffusion_pytorch.diffusion.sampling_steps import Callback, Sampler, follow
 from video_diffusion_pytorch.diffusion.value_range import (
+    FAR_FROM_MEAN,
     RANGE_TOLERANCE,
     Bound,
     check_videos,
@@ -93,8 +94,10 @@ from video_diffusion_pytorch.value_scale import (
     TRANSFORM_CODES,
     Standardization,
     check_domain,
+    in_domain,
     parse_scale,
-    transformed,
+    standardized,
+    unstandardized,
 )
 
 # Of the range of the clips, which weights remember: a low and a high, or else the others
@@ -131,8 +134,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             without clamping samples, and `transform`, one of `"log"`, `"log1p"`, `"sqrt"` and
             `"asinh"`, for all channels, or one or None for each, to apply before it; mean and std
             are those of transformed values. None for [0, 1]. It is stored with the weights.
-        cond_value_range: The same for `cond_video`; None for uint8, or for a field in the range
-            that the network takes, best [-1, 1].
+        cond_value_range: `(low, high)` of `cond_video`, likewise; None for uint8, or for a field
+            in the range that the network takes, best [-1, 1].
         given_frames: Number of frames at the beginning of each clip that the network is conditioned
             on, to learn to predict the rest; 0 for none. They are appended to the channels of
             `cond_video`: those of a frame, and a mask that is 1 where frames are known.
@@ -160,7 +163,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             matching and `"continuous_cosine"`: above 1 for more noise, as larger or longer videos
             need (Esser et al. 2024, eq. 23; Hoogeboom et al. 2023, eq. 3).
         sigma_data: Standard deviation of the clips in the range of the model, for EDM. A `Trainer`
-            with `value_range="fit"` measures it.
+            with `value_range="fit"` measures it; of standardised clips it is 1.
         frame_noise: `"independent"` to train with a noise level of its own for each frame (Chen et
             al. 2024), so that one model predicts from any number of frames and fills gaps: the
             frames that are known have no noise. None for one level per clip.
@@ -675,36 +678,45 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
     # the range of the data
 
-    def set_value_range(self, value_range: Any) -> None:
+    def set_value_range(self, low_high: Any) -> None:
         """Sets `value_range`, where it becomes known only after the model is built.
 
         Args:
-            value_range: As that of the constructor.
+            low_high: As `value_range` of the constructor.
 
         Raises:
             ValueError: If it is not a range, or `auto_normalize` is False.
         """
         if not self.auto_normalize:
             raise ValueError("GaussianDiffusion: value_range needs auto_normalize=True, got False")
-        for name in VALUE_BUFFERS:
-            self.register_buffer(name, None)
-        name = "GaussianDiffusion: value_range"
-        if isinstance(value_range, (Mapping, Standardization)):
-            scale = parse_scale(value_range, self.channels, name)
+        name, channels = "GaussianDiffusion: value_range", self.channels
+        own: dict[str, Tensor] = {}
+        if isinstance(low_high, (Mapping, Standardization)):
+            scale = parse_scale(low_high, channels, name)
             assert isinstance(scale, Standardization)
-            self.register_buffer("value_mean", self.betas.new_tensor(scale.mean))
-            self.register_buffer("value_std", self.betas.new_tensor(scale.std))
             codes = [TRANSFORM_CODES.index(each) for each in scale.transform]
-            self.register_buffer("value_transform", self.betas.new_tensor(codes, dtype=torch.uint8))
-            self.config = {**self.config, "value_range": scale.plain()}
+            own["value_mean"] = self.betas.new_tensor(scale.mean)
+            own["value_std"] = self.betas.new_tensor(scale.std)
+            own["value_transform"] = self.betas.new_tensor(codes, dtype=torch.uint8)
+            plain: Any = scale.plain()
         else:
-            self._store_range("value", value_range, self.channels)
+            plain = plain_range(low_high, channels, name)
+            low, high = map(self.betas.new_tensor, per_channel(plain, channels))
+            own |= {"value_low": low, "value_high": high}
+        for buffer in VALUE_BUFFERS:
+            self.register_buffer(buffer, own.get(buffer))
+        self.config = {**self.config, "value_range": plain}
         self._range_is_known = False
 
     @property
     def has_units(self) -> bool:
         """Whether clips have a `value_range`, so that bytes are values in its units."""
         return self.config["value_range"] is not None
+
+    def takes(self, x: Tensor) -> Tensor:
+        """Whether values of clips are finite and in the domain of their transform; as `x`."""
+        names = () if self.value_mean is None else self._transforms()
+        return in_domain(x, names)
 
     @property
     def clamps(self) -> bool:
@@ -748,10 +760,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if self.value_low is not None and self.value_high is not None:
             return to_unit_range(x, self.value_low, self.value_high)
         if self.value_mean is not None and self.value_std is not None:
-            mean, std = (part.view(1, -1, 1, 1, 1) for part in (self.value_mean, self.value_std))
-            # a float64 clip far from 0 keeps its digits until it is in range
-            x = x.to(torch.promote_types(x.dtype, mean.dtype))
-            return ((transformed(x, self._transforms()) - mean) / std).to(mean.dtype)
+            return standardized(x, self.value_mean, self.value_std, self._transforms())
         x = x.to(self.betas.dtype)
         return normalize_img(x) if self.auto_normalize else x
 
@@ -761,8 +770,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             low, high = (bound.view(1, -1, 1, 1, 1) for bound in (self.value_low, self.value_high))
             return low + (x + 1) * 0.5 * (high - low)
         if self.value_mean is not None and self.value_std is not None:
-            mean, std = (part.view(1, -1, 1, 1, 1) for part in (self.value_mean, self.value_std))
-            return transformed(x * std + mean, self._transforms(), inverse=True)
+            return unstandardized(x, self.value_mean, self.value_std, self._transforms())
         return unnormalize_img(x) if self.auto_normalize else x
 
     def _transforms(self) -> tuple[str | None, ...]:
@@ -789,8 +797,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if self._range_is_known:
             return
         if self.value_mean is not None:
-            check_domain(x.detach(), self._transforms(), "GaussianDiffusion: clips")
-            self._range_is_known = not x.is_cpu
+            self._check_standard(x.detach())
             return
         low, high = 0.0, 1.0
         unit = x.detach()
@@ -814,6 +821,23 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             warnings.warn(
                 f"GaussianDiffusion: clips must be in [{low:g}, {high:g}], got values from "
                 f"{found}; {cure}",
+                stacklevel=level_of_user(),
+            )
+
+    def _check_standard(self, x: Tensor) -> None:
+        """As `_check_range`, for clips that are standardised."""
+        assert self.value_mean is not None
+        assert self.value_std is not None
+        check_domain(x, self._transforms(), "GaussianDiffusion: clips")
+        found = standardized(x, self.value_mean, self.value_std, self._transforms())
+        middle = found.mean(dim=(0, 2, 3, 4)).abs().max().item()
+        # NaN is outside as well
+        outside = not middle <= FAR_FROM_MEAN
+        self._range_is_known = outside or not x.is_cpu
+        if outside:
+            warnings.warn(
+                "GaussianDiffusion: the mean of clips must be near that of value_range, got one "
+                f"{middle:.3g} standard deviations away; give clips in the units of the training",
                 stacklevel=level_of_user(),
             )
 
@@ -1145,8 +1169,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         """Raises a ValueError for a `dynamic_thres_percentile` of `sample` that can't be used."""
         if percentile is not None and not self.clamps:
             raise ValueError(
-                "sample: dynamic_thres_percentile needs a model that clamps, got one with "
-                "auto_normalize=False, whose clips have no range; leave it out"
+                "sample: dynamic_thres_percentile needs a model that clamps, got one whose clips "
+                "have no range (auto_normalize=False, or standardised); leave it out"
             )
         if not 0 <= (percentile or 0) <= 1:
             raise ValueError(
@@ -1380,8 +1404,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
         Each window is drawn given the last frames before it, in the way that the model was trained:
         as its `given_frames`, as frames without noise in a model with `frame_noise`, or else by
-        reconstruction guidance. A member whose values become NaN or infinite stops: its remaining
-        frames are NaN, and a warning says so.
+        reconstruction guidance. A member whose values become NaN or infinite stops: the frames
+        after that window are NaN, and a warning says so.
 
         Args:
             initial_frames: The known beginning, `(b, c, k, h, w)`, in the range of the clips or
@@ -1396,9 +1420,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             given_noise: As in `extend`.
             max_batch: Largest number of continuations drawn at once; None for all.
             progress: Whether to show a progress bar.
-            **sampling: As in `extend`, without `generator` and `guidance`. Conditions have a row
-                per forecast; `frame_cond` and `cond_video` have all `k + num_frames` frames, so
-                that what is known of the future, such as forcings, is given for it.
+            **sampling: As in `extend`, without `generator`, `guidance` and `negative_cond`.
+                Conditions have a row per forecast; `frame_cond` and `cond_video` have all
+                `k + num_frames` frames, so that what is known of the future, such as forcings, is
+                given for it.
 
         Returns:
             `(b, members, c, num_frames, h, w)` in the range of `sample`, without initial frames.

@@ -13,6 +13,8 @@ from torch import Tensor
 
 # how far outside its range a clip's values may be before it looks like a mistake
 RANGE_TOLERANCE = 0.05
+# how many standard deviations from theirs the mean of a batch may be before it looks like one
+FAR_FROM_MEAN = 10.0
 
 # folders whose lines are not a user's
 _LIBRARIES = tuple(

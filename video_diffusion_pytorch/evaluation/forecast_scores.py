@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The Well divides by a variance of at least this (Ohana et al. 2024)
-_LEAST_VARIANCE = 1e-7
+# What The Well adds to the variance that it divides by (Ohana et al. 2024)
+_ADDED = 1e-7
 _BANDS = ("low", "middle", "high")
 
 
@@ -44,7 +44,7 @@ class ForecastScores:
         spacing: tuple[float, float] = (1.0, 1.0),
         periodic: tuple[bool, bool] = (False, False),
     ) -> None:
-        if weights is not None and (bool((weights < 0).any()) or not bool(weights.any())):
+        if weights is not None and not (bool((weights >= 0).all()) and bool(weights.any())):
             raise ValueError(
                 "ForecastScores: weights must be at least 0, and not all 0, got from "
                 f"{float(weights.min()):g} to {float(weights.max()):g}; pass areas, such as those "
@@ -88,17 +88,18 @@ class ForecastScores:
                 "ForecastScores: members and truth must be finite where the mask is true, got NaN "
                 "or infinite values; mask missing values, or leave out forecasts that diverged"
             )
-        area = seen.double()
-        if self.weights is not None:
-            area = area * self.weights.double().cpu()
+        area = seen.double() * self._checked_weights(truth)
         self._members = members.shape[1]
-        terms = _point_scores(members, truth, area) | _rank_scores(members, truth, seen)
+        terms = _point_scores(members, truth, area) | _rank_scores(members, truth, area)
         if self.climatology is not None:
-            terms |= _anomaly_terms(members.mean(dim=1), truth, area, self._normal(truth))
-        if bool(seen.all()) and min(truth.shape[-2:]) > 1:
-            terms |= _spectral_terms(members, truth, self.spacing)
-            if self.velocity is not None:
-                terms |= self._flow_terms(members, truth)
+            normal = self._normal(truth).expand(truth.shape[1:]).where(seen, 0.0)
+            terms |= _anomaly_terms(members.mean(dim=1), truth, area, normal)
+        of_whole = _spectral_terms(members, truth, self.spacing)
+        if self.velocity is not None:
+            of_whole |= self._flow_terms(members, truth)
+        # those of a part of the frame would say nothing; each process has the same names
+        is_whole = float(bool(seen.all()))
+        terms |= {name: term * is_whole for name, term in of_whole.items()}
         for name, term in terms.items():
             self._sums[name] = self._sums[name] + term if name in self._sums else term
 
@@ -118,6 +119,19 @@ class ForecastScores:
                 f"ForecastScores: batches must have {before} members, channels and frames, as the "
                 f"first one, got {(members.shape[1], *truth.shape[1:3])}; score them apart"
             )
+
+    def _checked_weights(self, truth: Tensor) -> Tensor | float:
+        """Weights that fit frames of the truth."""
+        if self.weights is None:
+            return 1.0
+        h, w = truth.shape[-2:]
+        shape = self.weights.shape
+        if len(shape) != 2 or shape[0] not in (1, h) or shape[1] not in (1, w):
+            raise ValueError(
+                f"ForecastScores: weights must be ({h}, {w}), ({h}, 1) or (1, {w}), got "
+                f"{tuple(shape)}; give one for each grid point, row or column"
+            )
+        return self.weights.double().cpu()
 
     def _normal(self, truth: Tensor) -> Tensor:
         """The climatology, `(c, f or 1, h, w)`."""
@@ -168,8 +182,8 @@ class ForecastScores:
             - `spread`: root of the mean variance of the members.
             - `spread_skill`: `sqrt((m + 1) / m) spread / rmse`, 1 for members that are exchangeable
               with the truth (Fortin et al. 2014).
-            - `rank_histogram` `(c, f, m + 1)`: share of values with as many members below them;
-              flat for such members. Ties are spread evenly.
+            - `rank_histogram` `(c, f, m + 1)`: share of the area with as many members below the
+              truth; flat for such members. Ties are spread evenly.
             - `coverage` `(c, f, k)`: share of values within the interval between the members of
               rank `j` and `m + 1 - j`, for `j` from 1; `nominal_coverage` `(k,)` is what it should
               be, `(m + 1 - 2 j) / (m + 1)`.
@@ -211,11 +225,11 @@ class ForecastScores:
             }
         if "anomalies" in sums:
             found["acc"] = sums["anomalies"] / sums["frames"]
-        if "truth_spectrum" in sums:
+        if sums["spectra"]:
             found |= _spectra(sums)
         for name in ("divergence", "enstrophy"):
             for whose in ("members", "truth"):
-                if f"{whose}_{name}" in sums:
+                if f"{whose}_{name}" in sums and sums["spectra"]:
                     mean = sums[f"{whose}_{name}"] / sums["spectra"]
                     found[f"{whose}_{name}"] = mean.sqrt() if name == "divergence" else mean
         return found
@@ -243,8 +257,8 @@ def _point_scores(members: Tensor, truth: Tensor, area: Tensor) -> dict[str, Ten
     centre = (share * truth).sum(dim=(3, 4))
     variance = (share * (truth - centre[..., None, None]).square()).sum(dim=(3, 4))
     # unbiased, for equal weights the usual factor n / (n - 1)
-    variance = variance / (1 - share.square().sum(dim=(3, 4))).clamp(min=_LEAST_VARIANCE)
-    frame_error = (share * squared).sum(dim=(3, 4)) / (variance + _LEAST_VARIANCE)
+    variance = variance / (1 - share.square().sum(dim=(3, 4))).clamp(min=_ADDED)
+    frame_error = (share * squared).sum(dim=(3, 4)) / (variance + _ADDED)
     return terms | {
         "crps": (area * error).sum(dim=points),
         "vrmse": frame_error.sqrt().sum(dim=0),
@@ -252,14 +266,14 @@ def _point_scores(members: Tensor, truth: Tensor, area: Tensor) -> dict[str, Ten
     }
 
 
-def _rank_scores(members: Tensor, truth: Tensor, seen: Tensor) -> dict[str, Tensor]:
-    """Numbers of values by the number of members below them, `(c, f, m + 1)`."""
+def _rank_scores(members: Tensor, truth: Tensor, area: Tensor) -> dict[str, Tensor]:
+    """Area of the values by the number of members below them, `(c, f, m + 1)`."""
     m = members.shape[1]
     if m == 1:
         return {}
     below = (members < truth[:, None]).sum(dim=1)
     equal = (members == truth[:, None]).sum(dim=1)
-    weight = seen.double() / (equal + 1)
+    weight = area / (equal + 1)
     ranks = [
         (weight * ((below <= rank) & (rank <= below + equal))).sum(dim=(0, 3, 4))
         for rank in range(m + 1)

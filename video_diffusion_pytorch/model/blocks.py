@@ -107,12 +107,34 @@ def pad_images(
         >>> pad_images(row, 0, 0, 1, 2, ("zeros", "circular")).tolist()
         [[[[3.0, 1.0, 2.0, 3.0, 1.0, 2.0]]]]
     """
-    tall, wide = ("constant" if one == "zeros" else one for one in mode)
-    if above or below:
-        images = F.pad(images, (0, 0, above, below), tall)
-    if left or right:
-        images = F.pad(images, (left, right, 0, 0), wide)
-    return images
+    images = _continued(images, 2, above, below, mode[0])
+    return _continued(images, 3, left, right, mode[1])
+
+
+def _continued(x: Tensor, axis: int, before: int, after: int, mode: str) -> Tensor:
+    """Continues `(b, c, h, w)` along an axis.
+
+    In parts that are joined: those of `F.pad` lose the memory format, and some of its gradients on
+    a GPU are not deterministic.
+    """
+    n = x.shape[axis]
+    if not (before or after):
+        return x
+    if mode == "zeros":
+        sizes = (0, 0, before, after) if axis == 2 else (before, after, 0, 0)
+        return F.pad(x, sizes)
+    if mode == "circular":
+        start, end = x.narrow(axis, n - before, before), x.narrow(axis, 0, after)
+    elif mode == "replicate":
+        start, end = (
+            x.narrow(axis, place, 1).repeat_interleave(count, axis)
+            for place, count in ((0, before), (n - 1, after))
+        )
+    else:
+        # without the edge itself
+        start = x.narrow(axis, 1, before).flip(axis)
+        end = x.narrow(axis, n - 1 - after, after).flip(axis)
+    return torch.cat((start, x, end), dim=axis)
 
 
 def Downsample(dim: int, mode: Padding = ZEROS) -> nn.Module:

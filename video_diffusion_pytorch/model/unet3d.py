@@ -110,6 +110,8 @@ class Unet3D(Shareable, part="unet"):
             latitude and longitude. It changes no weights.
         pad_to_multiple: Whether frames are enlarged inside, by `padding_mode` on both sides, to a
             height and width that can be halved `len(dim_mults) - 1` times, and cropped at the end.
+            Of a periodic axis the repeated columns lie between its ends: choose a multiple where
+            the network shall be exactly periodic.
         gradient_checkpointing: Whether the features within a layer are recomputed in the backward
             pass instead of being stored: less memory, more time, the same numbers. The attribute
             of this name may be set at any time.
@@ -210,7 +212,7 @@ class Unet3D(Shareable, part="unet"):
                 training file (of which the averaged weights are taken), written by this
                 library or by a reference version from 0.6.0 on.
             **overrides: Keywords of `Unet3D` that tensors don't determine, such as `resnet_groups`
-                where it is not 8, `token_shift` and `dropout`.
+                where it is not 8, `token_shift`, `padding_mode`, `pad_to_multiple` and `dropout`.
 
         Raises:
             TypeError: If it is not a dict, but the name of a file, say.
@@ -816,8 +818,8 @@ def _check_input(x: Tensor, time: Tensor, config: Mapping[str, Any]) -> None:
     for axis, size, mode in zip(
         ("height", "width"), (height, width), as_padding(config["padding_mode"]), strict=True
     ):
-        least = _least_size(size, mode, config)
-        if size < least:
+        if not _can_be_padded(size, mode, config):
+            least = next(n for n in itertools.count(size) if _can_be_padded(n, mode, config))
             raise ValueError(
                 f"Unet3D: with padding_mode {mode!r} the {axis} must be at least {least} pixels, "
                 f"got {size}; take larger frames, fewer dim_mults or padding_mode='replicate'"
@@ -835,17 +837,18 @@ def _check_input(x: Tensor, time: Tensor, config: Mapping[str, Any]) -> None:
         )
 
 
-def _least_size(size: int, mode: str, config: Mapping[str, Any]) -> int:
-    """The least height or width that every layer can pad by a mode."""
+def _can_be_padded(size: int, mode: str, config: Mapping[str, Any]) -> bool:
+    """Whether every layer can pad a height or width of this size by a mode."""
     if mode not in ("circular", "reflect"):
-        return 1
-    # pixels added at one end: by the first convolution, and to a multiple; of the coarsest one
+        return True
+    # a mirror image lacks the edge itself
+    most = size - (mode == "reflect")
     multiple = 2 ** (len(config["dim_mults"]) - 1)
-    added = max(config["init_kernel_size"] // 2, -(-(-size % multiple) // 2))
-    coarsest = 1
-    if mode == "reflect":
-        added, coarsest = added + 1, 2
-    return max(added, coarsest * multiple - (multiple - 1) * config["pad_to_multiple"])
+    added = -size % multiple if config["pad_to_multiple"] else 0
+    # the frame itself, then by the first convolution, and by those of the coarsest resolution
+    coarsest = (size + added) // multiple - (mode == "reflect")
+    of_first = config["init_kernel_size"] // 2
+    return -(-added // 2) <= most and of_first <= most + added and coarsest >= 1
 
 
 def _check_images(

@@ -74,6 +74,8 @@ logger = logging.getLogger("video_diffusion_pytorch")
 _FOR_SAMPLES = ("cond", "cond_mask", "labels", "frame_cond", "cond_video")
 
 # Arguments of Dataset that Trainer sets itself
+# Options that also go with a dataset
+_OF_ITEMS = ("value_range", "value_transform", "fit_clips")
 _OWN = {"folder", "image_size", "channels", "num_frames", "exclude", "as_uint8"}
 
 
@@ -152,6 +154,7 @@ class DataSource:
     validation: Validation | None = field(init=False, default=None)
     waited: float = field(init=False, default=0.0)
     sigma_data_is_fitted: bool = field(init=False, default=False)
+    range_is_fitted: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         self.dataset = self.sources["dataset"]
@@ -173,7 +176,9 @@ class DataSource:
         Raises:
             ValueError: If the clips do not fit the model or each other's splits.
         """
-        if self.source == "dataset" and self.options.get("value_range") is not None:
+        # more clips may have another range, but the weights of a checkpoint are for its own
+        self.range_is_fitted = isinstance(self.options.get("value_range"), str)
+        if self.source == "dataset" and not {*_OF_ITEMS}.isdisjoint(self.options):
             found, deviation = self._range_of_items()
             take_value_range(self.diffusion, None, found)
             self.sigma_data_is_fitted = take_sigma_data(self.diffusion, deviation)
@@ -473,7 +478,8 @@ class DataSource:
         units = self.diffusion.config["value_range"]
         if units is not None:
             options["value_range"] = units
-            options.pop("value_transform", None)
+            for name in ("value_transform", "fit_clips"):
+                options.pop(name, None)
         return self.make_dataset(folder, options)
 
     def _never_validated(self) -> list[int] | None:
@@ -570,13 +576,14 @@ class DataSource:
     # units
 
     def _range_of_items(self) -> tuple[Any, float | None]:
-        """The option `value_range` of a `dataset`, and with "fit" the standard deviation.
+        """The option `value_range` of a `dataset`, and the standard deviation in it if known.
 
-        With "fit" it reads all items once.
+        With "fit" and "standardize" it reads items once.
         """
-        given = self.options["value_range"]
+        given, *how = (self.options.get(name) for name in _OF_ITEMS)
+        channels = self.diffusion.channels
         if not isinstance(given, str):
-            return given, None
+            return fit_scale(given, channels, (), self._values_of, *how)
         if not hasattr(self.dataset, "__len__"):
             raise ValueError(
                 f"Trainer: value_range={given!r} must go with a dataset that has a length, got a "
@@ -585,14 +592,8 @@ class DataSource:
         found: Any = None
         with self.processes.main_first():
             if self.processes.is_main:
-                found = fit_scale(
-                    given,
-                    self.diffusion.channels,
-                    range(len(self.dataset)),
-                    self._values_of,
-                    self.options.get("value_transform"),
-                    self.options.get("fit_clips"),
-                )
+                items = range(len(self.dataset))
+                found = fit_scale(given, channels, items, self._values_of, *how)
         return self.processes.from_main(found)
 
     def _values_of(self, index: int) -> Tensor:
@@ -648,8 +649,7 @@ def check_source(
             f"{' and '.join(sources) or 'none'}; choose where the clips come from"
         )
     [source] = sources
-    of_items = {"value_range", "value_transform", "fit_clips"} if source == "dataset" else set()
-    alone = [name for name in options if name not in of_items]
+    alone = [name for name in options if source != "dataset" or name not in _OF_ITEMS]
     if alone and source != "folder":
         raise TypeError(
             f"Trainer: {', '.join(alone)} must go with a folder of clips, got a {source}; leave "

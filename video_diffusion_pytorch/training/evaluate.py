@@ -37,7 +37,7 @@ from video_diffusion_pytorch.training.checks import (
 )
 from video_diffusion_pytorch.training.metrics import StepMetrics
 from video_diffusion_pytorch.training.splits import clips_behind, condition_key, name_of
-from video_diffusion_pytorch.value_scale import shown_limits
+from video_diffusion_pytorch.value_scale import Standardization, parse_scale
 from video_diffusion_pytorch.version import __version__
 
 # Keywords of a batch that validation ignores
@@ -450,6 +450,9 @@ class EvaluationClips(Validation):
         """Converts videos from the clips' units to float32 in [0, 1], for feature networks."""
         if self._limits is None:
             return videos.float() / 255 if videos.dtype == torch.uint8 else videos.float()
+        scale = parse_scale(self._limits, videos.shape[1])
+        if isinstance(scale, Standardization):
+            return scale.to_unit_range(videos).float()
         low, high = (torch.tensor(bound, device=videos.device) for bound in self._limits)
         return unnormalize_img(to_unit_range(videos, low, high)).float()
 
@@ -478,7 +481,9 @@ def _unit_limits(diffusion: GaussianDiffusion, evaluation: Evaluation) -> Any:
             "Evaluation: the feature networks need a value_range of the clips, got none, and a "
             "model without auto_normalize; pass value_range=(low, high)"
         )
-    return shown_limits(given, diffusion.channels)
+    scale = parse_scale(given, diffusion.channels)
+    # in plain values, as a part of the protocol
+    return scale.plain() if isinstance(scale, Standardization) else scale
 
 
 def _protocol_of_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:

@@ -36,7 +36,6 @@ _WITHOUT_WEIGHTS = {
     "token_shift": None,
     "resnet_groups": None,
     "padding_mode": "zeros",
-    "pad_to_multiple": False,
 }
 # Settings of a network that its weights don't depend on
 _NOT_IN_WEIGHTS = ("dropout", "gradient_checkpointing")
@@ -103,6 +102,19 @@ def resume_sigma_data(models: Sequence[Any], state: Mapping[str, Any]) -> None:
     config = (state.get("config") or {}).get("diffusion") or {}
     for model in models:
         model.set_sigma_data(config.get("sigma_data", model.config["sigma_data"]))
+
+
+def resume_value_range(models: Sequence[Any], state: Mapping[str, Any]) -> None:
+    """Sets the `value_range` of models to that of a checkpoint, whose run measured it.
+
+    Args:
+        models: The diffusion and its averages.
+        state: Of the checkpoint.
+    """
+    config = (state.get("config") or {}).get("diffusion") or {}
+    for model in models:
+        if config.get("value_range") is not None:
+            model.set_value_range(config["value_range"])
 
 
 def load_model(

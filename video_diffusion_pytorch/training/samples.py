@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from video_diffusion_pytorch.conditions import repeat_rows
-from video_diffusion_pytorch.data.display import ValueRange, to_pictures, video_grid
+from video_diffusion_pytorch.data.display import to_pictures, video_grid
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.write_video import write_video
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.sampling_steps import SamplingStep
 from video_diffusion_pytorch.files import replacing
+from video_diffusion_pytorch.value_scale import Standardization, parse_scale
 
 
 @torch.no_grad()
@@ -92,7 +93,7 @@ def write_samples(
     name: str,
     *,
     rows: int,
-    value_range: ValueRange | None,
+    value_range: Any,
     in_unit_range: bool,
     captions: Sequence[str] | None,
     fps: float = 8.0,
@@ -153,7 +154,7 @@ def write_sample_grid(
     rows: int,
     in_unit_range: bool = True,
     *,
-    value_range: ValueRange | None = None,
+    value_range: Any = None,
     fps: float = 8.0,
 ) -> None:
     """Writes a grid of `rows` rows of videos that play at once, with a black border around each.
@@ -163,7 +164,8 @@ def write_sample_grid(
         path: The file, of a format that `write_video` knows.
         rows: Number of rows.
         in_unit_range: Whether values are in [0, 1], where `value_range` is None.
-        value_range: Low and high end of the videos' units, each a number or one per channel; None
+        value_range: That of the model, see `parse_scale`: of a range the low is black and the high
+            white, of a standardisation three standard deviations below and above the mean. None
             for [0, 1], or, unless `in_unit_range`, the minimum and maximum of each channel.
         fps: Frames per second.
     """
@@ -171,9 +173,7 @@ def write_sample_grid(
     write_video(video_grid(pictures, len(pictures) // rows), path, fps=fps)
 
 
-def pictures_of_samples(
-    videos: Tensor, in_unit_range: bool, value_range: ValueRange | None
-) -> Tensor:
+def pictures_of_samples(videos: Tensor, in_unit_range: bool, value_range: Any) -> Tensor:
     """Converts videos to pictures that `write_video` takes.
 
     Videos of one channel are grey, and those of 3 or 4 in [0, 1] stay as they are; others get the
@@ -189,6 +189,9 @@ def pictures_of_samples(
     """
     is_grey = videos.shape[1] == 1
     if value_range is not None:
+        scale = parse_scale(value_range, videos.shape[1])
+        if isinstance(scale, Standardization):
+            videos, value_range = scale.to_unit_range(videos), (0.0, 1.0)
         return to_pictures(videos, value_range, keep_pictures=is_grey)
     if not in_unit_range:
         return to_pictures(videos, "fit", keep_pictures=is_grey)

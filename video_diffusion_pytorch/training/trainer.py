@@ -83,6 +83,7 @@ from video_diffusion_pytorch.training.resume import (
     random_states,
     read_state,
     resume_sigma_data,
+    resume_value_range,
     warn_of_decayed_rate,
 )
 from video_diffusion_pytorch.training.samples import (
@@ -92,7 +93,6 @@ from video_diffusion_pytorch.training.samples import (
     write_samples,
 )
 from video_diffusion_pytorch.training.signals import StopSignals, TrainingInterrupted
-from video_diffusion_pytorch.value_scale import shown_limits
 from video_diffusion_pytorch.version import __version__
 
 logger = logging.getLogger("video_diffusion_pytorch")
@@ -618,7 +618,7 @@ class Trainer:
             self.results_folder,
             str(milestone),
             rows=self.num_sample_rows,
-            value_range=shown_limits(self.model.config["value_range"], self.model.channels),
+            value_range=self.model.config["value_range"],
             in_unit_range=self.model.auto_normalize,
             captions=describe(
                 self.data.sample_conditions or {},
@@ -1200,6 +1200,8 @@ class Trainer:
         if self.data.sigma_data_is_fitted:
             # more clips may have another, but the weights are for this one
             resume_sigma_data([self.model, *self.averages.models.values()], state)
+        if self.data.range_is_fitted:
+            resume_value_range([self.model, *self.averages.models.values()], state)
         load_model(self.model, self.averages, path, state, **kwargs)
         info = self.model.clip_info.completed_by(clip_info_of(state))
         for model in (self.model, *self.averages.models.values()):
