@@ -25,6 +25,7 @@ _KEYS = {
     "vector": "cond",
     "frame_vectors": "frame_cond",
     "field": "cond_video",
+    "mask": "cond_video",
 }
 KINDS = tuple(_KEYS)
 """Names of the conditions that files and manifests hold."""
@@ -57,6 +58,7 @@ class ClipConditions:
         numbers: The columns of numbers.
         array_kind: The one of the names that is an array; None without.
         may_use_arrays: Whether arrays beside the clips are conditions; a function may read them.
+        has_mask: Whether the mask of values that are there is one.
         class_names: Names of the classes, sorted; a class's label is its index. Names that are all
             whole numbers below 10000 are the labels themselves.
 
@@ -71,7 +73,10 @@ class ClipConditions:
         has_texts = isinstance(cond, str)
         self.numbers: tuple[str, ...] = () if has_texts else tuple(cond)
         self.kinds = [*names, *["caption"] * has_texts, *["label"] * ("labels" in self.columns)]
-        keys = [_KEYS[kind] for kind in self.kinds] + ["cond"] * bool(self.numbers)
+        # the mask is joined to a field of the clip
+        self.has_mask = "mask" in self.kinds
+        keys = [_KEYS[kind] for kind in self.kinds if kind != "mask"]
+        keys += ["cond"] * bool(self.numbers)
         arrays = [kind for kind in self.kinds if kind in _SHAPES]
         if len(set(keys)) < len(keys) or len(arrays) > 1:
             raise ValueError(

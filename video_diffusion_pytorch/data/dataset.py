@@ -31,6 +31,7 @@ from video_diffusion_pytorch.data.formats.arrays import (
     ReadFn,
     call_reader,
     count_arrays,
+    read_array,
 )
 from video_diffusion_pytorch.data.formats.fields import (
     Layout,
@@ -70,12 +71,15 @@ _RECORDED = (
 FrameTransform = Callable[["Image"], torch.Tensor]
 
 _DEFAULT_EXTS = ["gif"]
+# Share of missing values in a scaled one from which on it is missing
+_LEAST_SHARE = 1e-3
 _CHOICES = {
     "clip_start": ("first", "random", "all"),
     "pad": ("black", "repeat", "mask", "error"),
     "pad_position": ("end", "center"),
     "fit_frames": (None, "short", "all"),
     "missing_captions": ("error", "null"),
+    "missing": ("error", "mask"),
 }
 
 
@@ -135,6 +139,12 @@ class Dataset(data.Dataset[Any]):
             extension. Other usual names of columns, as in `data.manifest.COLUMNS`, are accepted,
             and cells such as `nan` count as missing.
         split: Use the manifest's clips of this split, in upper or lower case; None for all.
+        missing: What to do with a file that has missing values, NaN or fill values: `"error"`, or
+            `"mask"` to leave them NaN in clips, for a `GaussianDiffusion(missing="mask")`. Values
+            that scaling would make of missing ones are missing, too.
+        static_field: A file of one frame on the grid of the clips, such as topography or a mask of
+            land, which becomes the field of every clip, its `cond_video` `(c, h, w)`, in front of
+            the mask; None for none.
         variables: Of NetCDF, HDF5 and Zarr files: the variables that become channels, in this
             order; None if there is only one choice.
         dims: What the dimensions of such files, and of NIfTI files, are, by name, in the letters
@@ -222,6 +232,8 @@ class Dataset(data.Dataset[Any]):
         square_pixels: bool = True,
         variables: str | Sequence[str] | None = None,
         dims: Mapping[str, str] | str | None = None,
+        missing: str = "error",
+        static_field: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self.folder, self.image_size = folder, image_size
@@ -235,8 +247,12 @@ class Dataset(data.Dataset[Any]):
         size, timeline = FrameSize(as_image_size(image_size), fit, crop), Timeline(frame_skip, fps)
         names = (variables,) if isinstance(variables, str) else variables
         layout = Layout(None if names is None else tuple(names), dims or axes)
-        self._reader = ClipReader(size, timeline, channels, axes, read_fn, square_pixels, layout)
+        self._reader = ClipReader(
+            size, timeline, channels, axes, read_fn, square_pixels, layout, missing == "mask"
+        )
+        self.missing = missing
         self._check_options(num_frames, cache is not None)
+        self._static_field = None if static_field is None else self._reader.static(static_field)
         self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
         self.cast_num_frames_fn = cast if force_num_frames else torch.nn.Identity()
@@ -408,7 +424,8 @@ class Dataset(data.Dataset[Any]):
             item["frame_mask"] = transforms.real_frames(count, length, self.pad_position)
         if self._has_conditions:
             item.update(self._read_conditions(clip, positions, view))
-        return item if self._has_conditions or self.pad == "mask" else item["video"]
+        self._add_fields(item, view)
+        return item if len(item) > 1 else item["video"]
 
     def _find(
         self,
@@ -489,6 +506,16 @@ class Dataset(data.Dataset[Any]):
         # may be replaced; by default pads with zeros at the end
         video = self.cast_num_frames_fn(video)
         return video if video.dtype != torch.uint8 or self.as_uint8 else video.float() / 255
+
+    def _add_fields(self, item: dict[str, Any], view: View) -> None:
+        """Joins the fields that all clips have, or that follow from them, to that of an item."""
+        fields = [item["cond_video"]] if "cond_video" in item else []
+        if self._static_field is not None:
+            fields.append(view.of(self._static_field, self._reader.size)[:, 0])
+        if self._conditions.has_mask:
+            fields.append(item["video"].isfinite().all(dim=0, keepdim=True).float())
+        if fields:
+            item["cond_video"] = join_fields(fields)
 
     def _read_conditions(self, clip: Clip, positions: Sequence[int], view: View) -> dict[str, Any]:
         kind, size = self._conditions.array_kind, self._reader.size
@@ -595,6 +622,7 @@ class ClipReader:
         read_fn: Reads files instead of `open_video`; None for none.
         square_pixels: As in `read_video`.
         layout: What of files of fields is read.
+        keeps_missing: Whether missing values stay NaN, or else are an error.
         cache: Decoded files; None for none. `fill_cache` sets it.
     """
 
@@ -605,6 +633,7 @@ class ClipReader:
     read_fn: ReadFn | None = None
     square_pixels: bool = True
     layout: Layout = field(default_factory=Layout)
+    keeps_missing: bool = False
     cache: ClipCache | None = None
 
     @property
@@ -622,6 +651,8 @@ class ClipReader:
             found["variables"] = list(self.layout.variables)
         if self.layout.dims not in (None, self.axes):
             found["dims"] = self.layout.dims
+        if self.keeps_missing:
+            found["missing"] = "mask"
         return found
 
     def items_of(self, clips: Sequence[Clip]) -> list[Clip]:
@@ -754,7 +785,7 @@ class ClipReader:
         """
         once = sorted(set(frames))
         if isinstance(file, ArrayReader):
-            video = self.size.read_array(finite(file.array(once), file.path))
+            video = self._scaled(file.array(once), file.path)
         elif file.is_array:
             # frame by frame, as they may differ in size
             there = [frame for frame in once if frame < file.num_frames]
@@ -773,6 +804,39 @@ class ClipReader:
             places = {frame: place for place, frame in enumerate(once[: video.shape[1]])}
             video = video[:, [places[frame] for frame in frames if frame in places]]
         return video
+
+    def _scaled(self, video: torch.Tensor, path: Path) -> torch.Tensor:
+        """Scales an array `(c, f, h, w)`, of which values may be missing."""
+        if not self.keeps_missing or not video.is_floating_point():
+            return self.size.read_array(finite(video, path))
+        is_missing = video.isnan()
+        scaled = self.size.read_array(finite(video.nan_to_num(0.0, torch.inf, -torch.inf), path))
+        if not is_missing.any():
+            return scaled
+        # also those to which a missing one contributes
+        share = self.size.read_array(is_missing.float())
+        return scaled.masked_fill(share > _LEAST_SHARE, torch.nan)
+
+    def static(self, path: str | os.PathLike[str]) -> torch.Tensor:
+        """Reads a file of one frame at the size of the clips, `(c, 1, h, w)`.
+
+        Raises:
+            FileNotFoundError: It is missing.
+            UnreadableVideoError: It is damaged, has several frames, or values that are missing.
+        """
+        found, expected = Path(path), "an array (h, w) or (c, h, w), or a file of one frame"
+        with file_errors(found):
+            if kind_of_fields(found) is None:
+                values = read_array(found).float()
+                if values.ndim not in (2, 3):
+                    raise unreadable(found, expected, f"the shape {tuple(values.shape)}")
+                values = values.view(-1, 1, *values.shape[-2:])
+            else:
+                with open_fields(found, None, Layout(dims=self.layout.dims)) as file:
+                    if file.num_frames != 1:
+                        raise unreadable(found, expected, f"{file.num_frames} frames")
+                    values = file.array([0])
+        return self.size.read_array(finite(values, found))
 
     def _read_frame(self, file: VideoReader, frame: int) -> np.ndarray:
         """Reads and scales one frame of numbers, `(h, w, c)`."""
@@ -799,6 +863,15 @@ class ClipReader:
 
         self.cache = ClipCache(folder, settings)
         self.cache.build(list(dict.fromkeys((clip.path, clip.item) for clip in clips)), decode)
+
+
+def join_fields(fields: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Joins the channels of fields, `(c, h, w)` or `(c, f, h, w)`; of frames if one has them."""
+    frames = max((one.shape[1] for one in fields if one.ndim == 4), default=0)
+    if not frames:
+        return torch.cat([*fields])
+    whole = [one if one.ndim == 4 else one[:, None].expand(-1, frames, -1, -1) for one in fields]
+    return torch.cat(whole)
 
 
 def _stack(arrays: list[np.ndarray], path: Path) -> torch.Tensor:

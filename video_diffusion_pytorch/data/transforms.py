@@ -416,8 +416,8 @@ def fit_value_range(
 
     Args:
         parts: Arguments of `read`.
-        read: Gives the finite values of a part, `(c, f, h, w)`; parts for which it raises an
-            `UnreadableVideoError` are skipped.
+        read: Gives the values of a part, `(c, f, h, w)`, finite or NaN where they are missing;
+            parts for which it raises an `UnreadableVideoError` are skipped.
 
     Returns:
         Lows and highs, one per channel each; and the standard deviation of all values, once this
@@ -439,7 +439,12 @@ def fit_value_range(
         except UnreadableVideoError as error:
             unread = unread or error  # training reports it
         else:
-            limits.append(torch.stack(values.aminmax(dim=1)).double())
+            is_there = ~values.isnan()
+            ends = (
+                values.where(is_there, torch.inf).amin(dim=1),
+                values.where(is_there, -torch.inf).amax(dim=1),
+            )
+            limits.append(torch.stack(ends).double())
             moments.add(values)
     if not limits:
         raise ValueError(
@@ -535,9 +540,14 @@ def fit_standardization(
         except UnreadableVideoError as error:
             unread = unread or error  # training reports it
         else:
-            check_domain(values, transform, f"value_range='standardize': values of {part}", axis=0)
+            check_domain(
+                values.nan_to_num(1.0),
+                transform,
+                f"value_range='standardize': values of {part}",
+                axis=0,
+            )
             moments.add(values, transform)
-    if not moments.count:
+    if not bool((moments.count > 0).all()):
         raise ValueError(
             "value_range='standardize' must find a file that can be read, got none; repair them: "
             f"{unread}"
@@ -559,19 +569,22 @@ class _Moments:
     PART = 2**20
 
     def __init__(self) -> None:
-        self.count = 0
-        self.mean = self.squares = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.count = self.mean = self.squares = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def add(self, values: torch.Tensor, transform: Sequence[str | None] = ()) -> None:
-        """Adds values, `(c, n)`, after a transform by channel."""
+        """Adds values, `(c, n)`, after a transform by channel; NaN are left out."""
         for part in values.split(self.PART, dim=1):
             part = transformed(part.double(), transform, axis=0)
-            n, mean = part.shape[1], part.mean(dim=1)
+            is_there = ~part.isnan()
+            n = is_there.sum(dim=1).double()
+            some = n.clamp(min=1)
+            mean = part.where(is_there, 0.0).sum(dim=1) / some
             apart, whole = mean - self.mean, self.count + n
             # without differences of large sums (Chan et al. 1979, eq. 2.1)
-            self.squares = self.squares + (part - mean[:, None]).square().sum(dim=1)
-            self.squares = self.squares + apart.square() * (self.count * n / whole)
-            self.mean, self.count = self.mean + apart * (n / whole), whole
+            own = (part - mean[:, None]).square().where(is_there, 0.0).sum(dim=1)
+            share = n / whole.clamp(min=1)
+            self.squares = self.squares + own + apart.square() * self.count * share
+            self.mean, self.count = self.mean + apart * share, whole
 
     def deviation(self, low: torch.Tensor, high: torch.Tensor) -> float:
         """Standard deviation of all values, of which `low` to `high` is scaled to [-1, 1]."""

@@ -25,7 +25,11 @@ _FRACTIONS = (
     "dynamic_thres_percentile",
     "ddim_sampling_eta",
 )
-_CHOICES = {"loss_type": tuple(LOSSES), "objective": OBJECTIVES}
+_CHOICES = {
+    "loss_type": tuple(LOSSES),
+    "objective": OBJECTIVES,
+    "missing": ("error", "mask"),
+}
 
 CONFIG = (
     "image_size",

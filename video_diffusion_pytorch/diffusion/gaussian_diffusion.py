@@ -168,6 +168,9 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             al. 2024), so that one model predicts from any number of frames and fills gaps: the
             frames that are known have no noise. None for one level per clip.
         shared_noise_prob: With `frame_noise`, probability that all frames of a clip have one level.
+        missing: `"error"`, or `"mask"` for clips with missing values, which are NaN: the network
+            sees them as the middle of the range (of standardised clips the mean) with noise, and
+            the loss leaves them out.
         noise_correlation: Correlation of the noise of each two frames of a clip, in training and
             sampling, in [0, 1): some of it suits clips whose frames are alike (Ge et al. 2023).
 
@@ -223,6 +226,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     frame_noise: str | None
     shared_noise_prob: float
     noise_correlation: float
+    missing: str
     # of EDM, which weights remember
     sigma_data: Tensor | None
     # the ranges of values, which weights remember
@@ -262,6 +266,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         frame_noise: str | None = None,
         shared_noise_prob: float = 0.1,
         noise_correlation: float = 0.0,
+        missing: str = "error",
     ) -> None:
         if channels is None:
             channels = getattr(unwrap(denoise_fn), "channels", 3)
@@ -380,16 +385,29 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if reduction != "mean":
             # p_losses of a subclass written for the reference does not take it
             kwargs["reduction"] = reduction
-        x_start = self.to_model_range(x)
+        x_start, is_there = self._filled(x)
         if images is not None:
             c, _, h, w = self.clip_shape
             check_videos("GaussianDiffusion: images", images, (len(x), c, "k", h, w))
-            x_start = torch.cat((x_start, self.to_model_range(images)), dim=2)
+            of_images, are_there = self._filled(images)
+            x_start = torch.cat((x_start, of_images), dim=2)
+            if is_there is not None and are_there is not None:
+                is_there = torch.cat((is_there, are_there), dim=2)
             kwargs |= {"image_frames": images.shape[2], "image_conditions": image_conditions}
         elif image_conditions:
             raise ValueError("GaussianDiffusion: image_conditions must go with images, got none")
+        if is_there is not None:
+            kwargs["value_mask"] = is_there
         t = self._draw_levels(x_start) if t is None else self._checked_times(t, x_start)
         return self.p_losses(x_start, t, *args, **kwargs)
+
+    def _filled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Clips in the range of the model, missing values as its middle, and where values are."""
+        if self.missing == "error" or not x.is_floating_point():
+            return self.to_model_range(x), None
+        is_there = ~x.isnan()
+        middle = self.to_data_range(self.betas.new_zeros(1, x.shape[1], 1, 1, 1))
+        return self.to_model_range(torch.where(is_there, x, middle.to(x))), is_there
 
     def p_losses(
         self,
@@ -403,6 +421,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         drop_mask: Tensor | None = None,
         reduction: str = "mean",
         frame_mask: Any = None,
+        value_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """The loss of the prediction at given steps (Ho et al. 2020, eq. 14).
@@ -417,6 +436,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             drop_mask: As in `forward`.
             reduction: As in `forward`.
             frame_mask: As in `forward`.
+            value_mask: Boolean, broadcast against `x_start`, false where a value is missing, which
+                the loss leaves out, too; None if all are there.
             **kwargs: Further conditions, as in `forward`, and further arguments of the denoiser,
                 such as `null_cond_prob` and `prob_focus_present` of `Unet3D`.
 
@@ -434,8 +455,10 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         check_videos("GaussianDiffusion: noise", noise, x_start.shape)
         if frame_mask is not None:
             frame_mask = self.check_frame_mask(frame_mask, x_start[:, :, :frames])
-            # images are never padding
             frame_mask = F.pad(frame_mask, (0, image_frames), value=True)
+            # images are never padding
+            by_frame = frame_mask[:, None, :, None, None].expand(-1, 1, -1, *x_start.shape[3:])
+            value_mask = by_frame if value_mask is None else by_frame & value_mask
         x_t = self.q_sample(x_start=x_start, t=t, noise=noise)
         named = {name: kwargs.pop(name) for name in CONDITION_NAMES if name in kwargs}
         conditions = self.network_conditions(x_t[:, :, :frames], {"cond": cond, **named}, x_start)
@@ -454,7 +477,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         weight = None
         if self.min_snr_gamma is not None:
             weight = min_snr_weight(self.objective, self.log_snr(t), self.min_snr_gamma)
-        return distance(self.loss_type, output, target, weight, reduction, frame_mask)
+        return distance(self.loss_type, output, target, weight, reduction, value_mask)
 
     def correlated(self, noise: Tensor, frames: int | None = None) -> Tensor:
         """Noise with the model's `noise_correlation`, from independent noise.

@@ -118,7 +118,7 @@ def distance(
     target: Tensor,
     weight: Tensor | None = None,
     reduction: str = "mean",
-    frame_mask: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """The distance of predictions from their targets.
 
@@ -128,19 +128,20 @@ def distance(
         target: Of the same shape.
         weight: Of each video, `(b,)`, or of each frame of videos, `(b, f)`; None for 1.
         reduction: `"mean"` or `"none"`.
-        frame_mask: Of videos `(b, c, f, h, w)`, boolean `(b, f)`: the loss of each is the mean over
-            the frames where it is true, 0 without any; None for all.
+        mask: Boolean, broadcast against videos `(b, c, f, h, w)`: the loss of each is the mean over
+            the values where it is true, 0 without any; None for all.
 
     Returns:
         The mean loss, a scalar, or, for `"none"`, the loss of each video, `(b,)`, whose mean it is.
     """
-    if weight is None and reduction == "mean" and frame_mask is None:
+    if weight is None and reduction == "mean" and mask is None:
         return LOSSES[loss_type](output, target)
     each = LOSSES[loss_type](output, target, reduction="none")
-    if frame_mask is not None:
-        # the mean over all frames of this is that over the real ones
-        share = frame_mask.sum(dim=1, keepdim=True).clamp(min=1) / frame_mask.shape[1]
-        each = each * (frame_mask / share)[:, None, :, None, None]
+    if mask is not None:
+        # the mean over all values of this is that over the real ones
+        counts = mask.flatten(1).sum(dim=1).clamp(min=1)
+        share = counts / mask[0].numel()
+        each = each * mask / share.view(-1, 1, 1, 1, 1)
     if weight is not None and weight.ndim == 2:
         each, weight = each * weight[:, None, :, None, None], None
     if weight is None and reduction == "mean":

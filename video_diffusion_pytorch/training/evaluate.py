@@ -425,6 +425,7 @@ class EvaluationClips(Validation):
                 f"{clips.value_range}, which the model has not; leave it out"
             )
         self._limits = _unit_limits(diffusion, evaluation)
+        self._has_gaps = diffusion.missing == "mask"
         sizes = {"at_least": 2, "at_most": evaluation.clips, "batch_size": evaluation.max_batch}
         super().__init__(dataset, indices, share=share, **sizes)
         takes_labels = "labels" in diffusion.condition_names or not evaluation.labels
@@ -447,7 +448,15 @@ class EvaluationClips(Validation):
         return self._ready(self.with_trained_labels(conditions))
 
     def to_unit_range(self, videos: Tensor) -> Tensor:
-        """Converts videos from the clips' units to float32 in [0, 1], for feature networks."""
+        """Converts videos from the clips' units to float32 in [0, 1], for feature networks.
+
+        Values that are missing become the middle.
+        """
+        if self._has_gaps and videos.is_floating_point():
+            return self._to_unit_range(videos.nan_to_num(0.0)).masked_fill(videos.isnan(), 0.5)
+        return self._to_unit_range(videos)
+
+    def _to_unit_range(self, videos: Tensor) -> Tensor:
         if self._limits is None:
             return videos.float() / 255 if videos.dtype == torch.uint8 else videos.float()
         scale = parse_scale(self._limits, videos.shape[1])
@@ -521,6 +530,7 @@ def _read_folder(
     wanted = AS_IN_TRAINING - excluded
     trained = {name: value for name, value in settings.items() if name in wanted}
     own: dict[str, Any] = {"value_range": units} if units is not None else {"as_uint8": True}
+    own["missing"] = diffusion.missing
     c, f, h, w = diffusion.clip_shape
     sizes: dict[str, Any] = {"image_size": (h, w), "num_frames": f, "channels": c}
     try:

@@ -495,7 +495,7 @@ class Trainer:
             exclude=[p for p in apart if p is not None],
             # a quarter of the bytes to copy; the device converts to float faster
             as_uint8=True,
-            **{"exts": None, **self.data_options},
+            **{"exts": None, "missing": diffusion.missing, **self.data_options},
         )
 
     def make_image_dataset(
