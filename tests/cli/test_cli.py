@@ -348,10 +348,10 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
         (["train", "clips", "--conditions", "mood"], "conditions must be among caption, label"),
         (
             ["train", "scans"],
-            "in scans and its subfolders, got 1 × .nii.gz; pass other exts, and a read_fn for "
-            "other formats. A read_fn is a function and needs Python: read = lambda path: nib",
+            "in scans and its subfolders, got 1 × .nrrd; pass other exts, and a read_fn for "
+            "other formats. A read_fn is a function and needs Python: read = lambda path: nrrd",
         ),
-        (["train", "scans", "--exts", "nii.gz"], "T[None]  # (c, f, h, w); Trainer(diffusion, F"),
+        (["train", "scans", "--exts", "nrrd"], "T[None]  # (c, f, h, w); Trainer(diffusion, F"),
         (["train", "clips", "--fit", "fill"], "fit must be one of cover, contain, stretch, got"),
         (["train", "clips", "--trainer.device", "abacus"], "device must be 'cpu' or"),
         (
@@ -370,7 +370,7 @@ def test_an_interrupt_elsewhere_is_one_line(monkeypatch, capsys):
 def test_mistakes_in_training_are_one_line(argv, line, mistake):
     Path("empty").mkdir()
     Path("scans").mkdir()
-    Path("scans/scan.nii.gz").write_bytes(b"scan")
+    Path("scans/scan.nrrd").write_bytes(b"scan")
     Path("bad.yaml").write_text("unet: [1")
     Path("unknown.yaml").write_text("unet: {dimm: 3}")
     assert line in mistake(*argv)

@@ -511,9 +511,9 @@ def test_the_order_of_axes_and_formats_of_other_libraries(at, values, mistake):
     torch.testing.assert_close(videos[:, :, :2], ramp(2)[None])
     line = mistake("--continue_from", "clip.npy")
     assert "state the order, for example --axes fhw for frames" in line
-    Path("scan.nii.gz").write_bytes(b"")
-    line = mistake("--continue_from", "scan.nii.gz")
-    assert "needs Python: read = lambda path: nibabel.load(path)" in line
+    Path("scan.nrrd").write_bytes(b"")
+    line = mistake("--continue_from", "scan.nrrd")
+    assert "needs Python: read = lambda path: nrrd.read(path)" in line
     assert line.endswith(
         "prepare_clip(path, diffusion, read_fn=read); or save the array as .npy and give that file"
     )

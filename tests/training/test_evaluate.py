@@ -444,7 +444,8 @@ def test_the_protocol_says_the_steps_that_are_taken(options, steps, name):
     model = diffusion(timesteps=30)
     found = samples(model, **options)
     assert (found["steps"], found["sampler"]) == (steps, name)
-    sampling = sampling_options(model, Evaluation(**options))
+    chosen = Evaluation(**options)
+    sampling = sampling_options(model, chosen.sampler, chosen.steps, chosen.cond_scale)
     assert sampling["steps"] == steps
     model.sample(**sampling, batch_size=1, progress=False)
 

@@ -130,7 +130,7 @@ def test_others_datasets_may_say_their_units_and_no_more():
     take_value_range(diffusion, others)
     assert diffusion.config["value_range"] == ((-3.0,), (3.0,))
     others.value_range = (3, -3)
-    with pytest.raises(ValueError, match="value_range must be 'fit' or"):
+    with pytest.raises(ValueError, match="value_range must be 'fit', 'standardize' or"):
         take_value_range(diffusion, others)
 
 

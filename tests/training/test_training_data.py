@@ -647,11 +647,24 @@ def test_samples_are_in_the_units_of_the_clips(train, tmp_path, value_range):
     assert samples.max() <= 5
     assert samples.max() > 1
     # another scale is refused
-    other, _ = train(
-        fields(tmp_path / "larger", 7.0), value_range="fit", results_folder=tmp_path / "other"
-    )
+    options = {"value_range": (-7, 7), "results_folder": tmp_path / "other"}
+    other, _ = train(fields(tmp_path / "larger", 7.0), **options)
     with pytest.raises(ValueError, match=r"must have the model's value_range, .*7.0.*, got .*5.0"):
         other.load(tmp_path / "results" / "model-1.pt")
+
+
+def test_a_range_that_was_fitted_stays_that_of_the_weights(train, tmp_path):
+    train(fields(tmp_path / "fields"), value_range="fit")
+    # more clips have another one
+    folder = fields(tmp_path / "larger", 7.0)
+    other, _ = train(folder, value_range="fit", results_folder=tmp_path / "other")
+    other.load(tmp_path / "results" / "model-1.pt")
+    assert other.model.config["value_range"] == ((-5.0,), (5.0,))
+    assert other.ema_model.config["value_range"] == ((-5.0,), (5.0,))
+    # limits are no standard deviations
+    third, _ = train(folder, value_range="standardize", results_folder=tmp_path / "third")
+    with pytest.raises(ValueError, match=r"must have the model's value_range, .*got .*5.0"):
+        third.load(tmp_path / "results" / "model-1.pt")
 
 
 def deviation_of(folder):

@@ -23,12 +23,12 @@ from video_diffusion_pytorch.version import __version__
 
 PROG = "video-diffusion"
 # Formats of other libraries, which Python reads in two lines
-_FOREIGN = re.compile(r"\.(nii|gz|h5|hdf5|nc|zarr|dcm|mha|nrrd|mat)\b")
+_FOREIGN = re.compile(r"\.(dcm|mha|mhd|nrrd|mat|grib2?|grb2?|fits)\b")
 _IN_PYTHON = (
     ". A read_fn is a function and needs Python: "
-    "read = lambda path: nibabel.load(path).get_fdata().T[None]  # (c, f, h, w); "
+    "read = lambda path: nrrd.read(path)[0].T[None]  # (c, f, h, w); "
 )
-_TRAIN = "Trainer(diffusion, FOLDER, exts='nii.gz', read_fn=read).train()"
+_TRAIN = "Trainer(diffusion, FOLDER, exts='nrrd', read_fn=read).train()"
 _PREPARE = (
     "prepare_clip(path, diffusion, read_fn=read); or save the array as .npy and give that file"
 )

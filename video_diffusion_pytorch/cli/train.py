@@ -44,7 +44,12 @@ _NOT_OF_TRAINER: set[str | int] = {
     "validation_dataset",
 }
 _DATA = dataset_options(Trainer)
-_NOT_OF_DATA = {"read_fn", *(inspect.signature(Dataset).parameters.keys() - _DATA.keys())}
+# missing is as in the model
+_NOT_OF_DATA = {
+    "read_fn",
+    "missing",
+    *(inspect.signature(Dataset).parameters.keys() - _DATA.keys()),
+}
 
 # Option groups of `train`: the class, keywords that are no options, and defaults that differ
 GROUPS: dict[str, tuple[type, set[str | int], dict[str, Any]]] = {
@@ -105,6 +110,8 @@ _HELP = {
     "the mean state.",
     "diffusion.cond_drop_prob": "Probability that the conditions of a clip are dropped in "
     "training, as guided sampling needs.",
+    "diffusion.missing": "What to do with clips that have missing values, NaN or fill values: error; "
+    "or mask, to leave them out of the loss.",
     "diffusion.cond_value_range": "Range of cond_video, as value_range; null for uint8, or for a "
     "field in [-1, 1].",
     "data.conditions": "What the model is conditioned on, one or a list of: caption (clip.txt or "
@@ -427,7 +434,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     unet, diffusion, data, trainer = (options[group].as_dict() for group in GROUPS)
     if text_encoder is not None:
         text.set_text_encoder(text_encoder)
-    _follow_clips(unet, diffusion, data["conditions"])
+    _follow_clips(unet, diffusion, data["conditions"], data["static_field"])
     torch.manual_seed(options.seed)
     model = GaussianDiffusion(Unet3D(**unet), **diffusion)
     if options.init_from is not None:
@@ -451,7 +458,12 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     tell(f"samples: video-diffusion sample {quote(str(last))} {_sample_options(loop, options)}")
 
 
-def _follow_clips(unet: dict[str, Any], diffusion: Mapping[str, Any], conditions: Any) -> None:
+def _follow_clips(
+    unet: dict[str, Any],
+    diffusion: Mapping[str, Any],
+    conditions: Any,
+    static_field: Any,
+) -> None:
     """Sets the widths of the network that are left out, by the conditions of the clips."""
     kinds, _, columns = split_conditions(conditions)
     cond = columns.get("cond")
@@ -464,9 +476,10 @@ def _follow_clips(unet: dict[str, Any], diffusion: Mapping[str, Any], conditions
         unet["use_bert_text_cond"] = True
     elif has_captions and is_open and (width := text.encoder_width()):
         unet |= {"use_bert_text_cond": False, "cond_dim": width}
-    if diffusion["given_frames"] and "field" not in kinds:
-        # those of a frame, and one that marks the given ones
-        unet["cond_channels"] = unet["cond_channels"] or unet["channels"] + 1
+    if "field" not in kinds and static_field is None:
+        # those of a frame, and one that marks the given ones; and one where values are
+        given = (unet["channels"] + 1) * bool(diffusion["given_frames"])
+        unet["cond_channels"] = unet["cond_channels"] or given + ("mask" in kinds)
 
 
 def _sample_options(loop: Trainer, options: Namespace) -> str:

@@ -894,7 +894,7 @@ def join_parts(clips: Sequence[tuple[Clip, range | None]]) -> list[tuple[Clip, r
     Example:
         >>> from pathlib import Path
         >>> join_parts([(Clip(Path("a"), "a cat"), range(4)), (Clip(Path("a")), range(4, 8))])
-        [(Clip(path=...('a'), ..., start=None, end=None, numbers=()), range(0, 8))]
+        [(Clip(path=...('a'), ..., start=None, end=None, numbers=(), item=None), range(0, 8))]
     """
     parts: dict[Clip, range | None] = {}
     for clip, span in clips:

@@ -37,7 +37,7 @@ class Forecaster:
     Attributes:
         diffusion: The model.
         members: Continuations of each video.
-        seed: Of all of them.
+        seed: Of all of them, or one per video.
         stride: New frames per window; None for the default.
         max_batch: Largest number of continuations drawn at once; None for all.
         options: Keywords of `extend`, conditions among them.
@@ -45,7 +45,7 @@ class Forecaster:
 
     diffusion: GaussianDiffusion
     members: int
-    seed: int
+    seed: int | Sequence[int]
     stride: int | None
     max_batch: int | None
     options: Mapping[str, Any]
@@ -54,7 +54,8 @@ class Forecaster:
     def run(self, initial_frames: Any, num_frames: int, progress: bool) -> Tensor:
         """Draws the forecasts, `(b, members, c, num_frames, h, w)`."""
         start, options, conditions = self._prepare(initial_frames)
-        members, seed = as_count(self.members, "forecast: members"), self._checked_seed()
+        members = as_count(self.members, "forecast: members")
+        seeds = self._seeds(len(start))
         total = start.shape[2] + as_count(num_frames, "forecast: num_frames")
         self._check_conditions(conditions, len(start), total)
         plan = self._plan(start.shape[2], total)
@@ -67,8 +68,10 @@ class Forecaster:
         with tqdm(total=len(batches) * len(plan), desc="forecast", disable=not progress) as bar:
             for batch in batches:
                 of_row = torch.tensor([i for i, _ in batch], device=start.device)
-                seeds = [stream_seed(stream_seed(seed, i), j) for i, j in batch]
-                generators = [torch.Generator(start.device).manual_seed(one) for one in seeds]
+                generators = [
+                    torch.Generator(start.device).manual_seed(stream_seed(seeds[i], j))
+                    for i, j in batch
+                ]
                 own = {name: value[of_row] for name, value in conditions.items()}
                 later = (0, 0, 0, 0, 0, total - start.shape[2])
                 video = F.pad(start[of_row], later, value=torch.nan)
@@ -125,7 +128,7 @@ class Forecaster:
         shape = ("b", diffusion.channels, "f", *size)
         check_videos("forecast: initial_frames", initial_frames, shape)
         is_bytes = initial_frames.dtype == torch.uint8 and not diffusion.has_units
-        start = initial_frames.detach().to(diffusion.betas)
+        start, _ = diffusion.fill_missing(initial_frames.detach().to(diffusion.betas))
         start = start / 255 if is_bytes else start
         if not start.isfinite().all():
             raise ValueError(
@@ -171,11 +174,19 @@ class Forecaster:
         is_known = [frame < known for frame in range(total)]
         return windows(is_known, is_known, length, length - stride)
 
-    def _checked_seed(self) -> int:
-        """The seed, at least 0."""
-        if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise ValueError(f"forecast: seed must be 0 or greater, got {shown(self.seed)}")
-        return int(self.seed)
+    def _seeds(self, count: int) -> list[int]:
+        """The seed of each video."""
+        is_one = not isinstance(self.seed, (list, tuple))
+        seeds: Any = [self.seed] if is_one else self.seed
+        are_numbers = all(isinstance(seed, Integral) and int(seed) >= 0 for seed in seeds)
+        if not are_numbers or len(seeds) != (1 if is_one else count):
+            raise ValueError(
+                "forecast: seed must be a number of 0 or greater, or a list of one for each of the "
+                f"{count} forecasts, got {shown(self.seed)}; correct it"
+            )
+        if is_one:
+            return [stream_seed(int(seeds[0]), i) for i in range(count)]
+        return [int(seed) for seed in seeds]
 
 
 def _warn_of_diverged(found: Tensor) -> None:

@@ -385,12 +385,13 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         if reduction != "mean":
             # p_losses of a subclass written for the reference does not take it
             kwargs["reduction"] = reduction
-        x_start, is_there = self._filled(x)
+        filled, is_there = self.fill_missing(x)
+        x_start = self.to_model_range(filled)
         if images is not None:
             c, _, h, w = self.clip_shape
             check_videos("GaussianDiffusion: images", images, (len(x), c, "k", h, w))
-            of_images, are_there = self._filled(images)
-            x_start = torch.cat((x_start, of_images), dim=2)
+            filled, are_there = self.fill_missing(images)
+            x_start = torch.cat((x_start, self.to_model_range(filled)), dim=2)
             if is_there is not None and are_there is not None:
                 is_there = torch.cat((is_there, are_there), dim=2)
             kwargs |= {"image_frames": images.shape[2], "image_conditions": image_conditions}
@@ -401,13 +402,21 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         t = self._draw_levels(x_start) if t is None else self._checked_times(t, x_start)
         return self.p_losses(x_start, t, *args, **kwargs)
 
-    def _filled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Clips in the range of the model, missing values as its middle, and where values are."""
+    def fill_missing(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Fills the missing values of clips, for a model with `missing="mask"`.
+
+        Args:
+            x: Clips in their own range, NaN where values are missing.
+
+        Returns:
+            The clips with the middle of the range there, of standardised clips the mean; and
+            where values are, boolean of the shape of `x`, or None for everywhere.
+        """
         if self.missing == "error" or not x.is_floating_point():
-            return self.to_model_range(x), None
+            return x, None
         is_there = ~x.isnan()
         middle = self.to_data_range(self.betas.new_zeros(1, x.shape[1], 1, 1, 1))
-        return self.to_model_range(torch.where(is_there, x, middle.to(x))), is_there
+        return torch.where(is_there, x, middle.to(x)), is_there
 
     def p_losses(
         self,
@@ -1415,7 +1424,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         num_frames: int,
         *,
         members: int = 8,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         stride: int | None = None,
         weight: float | None = None,
         given_noise: float = 0.0,
@@ -1432,11 +1441,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
 
         Args:
             initial_frames: The known beginning, `(b, c, k, h, w)`, in the range of the clips or
-                uint8.
+                uint8; of a model with `missing="mask"` NaN where values are missing.
             num_frames: Number of frames to draw.
             members: Number of continuations of each.
             seed: Member `j` of forecast `i` depends on the seed, `i` and `j` alone, whatever the
-                number of members and `max_batch`.
+                number of members and `max_batch`; or one per forecast, on which and `j` it depends.
             stride: New frames per window; None for all that the model can draw given
                 `given_frames`, or half of a window.
             weight: As in `extend`.

@@ -246,7 +246,7 @@ class Evaluator:
             "task": f"{kind} by guidance" if k and not diffusion.given_frames else kind,
             "given_frames": k,
             "seed": self.evaluation.seed,
-            "sampler": _describe(self.evaluation.sampler, diffusion),
+            "sampler": sampler_in_words(self.evaluation.sampler, diffusion),
             "steps": self.sampling["steps"],
             # as pairs, whose order counts
             "cond_scale": [*scale.items()] if isinstance(scale, Mapping) else scale,
@@ -453,7 +453,7 @@ def _labels(batch: ClipBatch) -> Tensor:
     return torch.as_tensor(batch.conditions["labels"], device="cpu")
 
 
-def _describe(sampler: Any, diffusion: GaussianDiffusion) -> str:
+def sampler_in_words(sampler: Any, diffusion: GaussianDiffusion) -> str:
     """The name of a sampler with its settings."""
     if sampler == "ddim":
         return f"ddim, eta={diffusion.ddim_sampling_eta}"

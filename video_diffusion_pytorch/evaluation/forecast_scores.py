@@ -153,9 +153,12 @@ class ForecastScores:
         for name, fields in (("members", members.flatten(0, 1)), ("truth", truth)):
             u, v = (fields[:, channel] for channel in self.velocity)
             divergence, vorticity = flow_derivatives(u, v, self.spacing, self.periodic)
-            of_frame = (0, 2, 3)
-            found[f"{name}_divergence"] = divergence.square().mean(dim=of_frame) * len(truth)
-            found[f"{name}_enstrophy"] = vorticity.square().mean(dim=of_frame) / 2 * len(truth)
+            count = members.shape[1] if name == "members" else 1
+            squares = [
+                field.square().mean(dim=(2, 3)).sum(dim=0) for field in (divergence, vorticity)
+            ]
+            found[f"{name}_divergence"] = squares[0] / count
+            found[f"{name}_enstrophy"] = squares[1] / 2 / count
         return found
 
     def over_processes(self, total: Callable[[Tensor], Tensor]) -> ForecastScores:

@@ -139,6 +139,18 @@ class Validation:
         take_value_range(diffusion, self.dataset)
         first = collate([SeededItems(self.dataset)[Draw(self.indices[0], 0)]])
         check_first_clip(diffusion, clips, *unpack(first))
+        self.number_labels(trained)
+
+    def number_labels(self, trained: Sequence[str]) -> None:
+        """Notes the numbers that the classes of the clips had in training.
+
+        Args:
+            trained: Names of the classes that are trained on, if known.
+
+        Raises:
+            ValueError: If the folder has a class that is not trained on.
+        """
+        clips = clips_behind(self.dataset)
         own = () if clips is None else clips.class_names
         unknown = [name for name in own if trained and name not in trained]
         if unknown:
@@ -303,7 +315,7 @@ def evaluate_diffusion(
     start = time.time()
     evaluation = Evaluation() if evaluation is None else evaluation
     if isinstance(data, (str, os.PathLike)):
-        data = _read_folder(data, diffusion, data_options, with_labels=evaluation.labels)
+        data = read_folder(data, diffusion, data_options, with_labels=evaluation.labels)
     elif data_options:
         raise TypeError(
             f"evaluate_diffusion: {', '.join(data_options)} must go with a folder of clips, got a "
@@ -360,7 +372,7 @@ def make_evaluator(
         diffusion,
         EvaluationClips(diffusion, dataset, evaluation, share=share, **clip_options),
         evaluation,
-        sampling_options(diffusion, evaluation),
+        sampling_options(diffusion, evaluation.sampler, evaluation.steps, evaluation.cond_scale),
         version=__version__,
         share=share,
         total=total,
@@ -368,16 +380,28 @@ def make_evaluator(
     )
 
 
-def sampling_options(diffusion: GaussianDiffusion, evaluation: Evaluation) -> dict[str, Any]:
-    """Keywords of `diffusion.sample` that are the same for all videos of an evaluation."""
-    sampler, most = make_sampler(evaluation.sampler), diffusion.num_timesteps
-    steps: Any = evaluation.steps or diffusion.sampling_timesteps
-    if evaluation.sampler == "ddpm" or steps is None:
-        steps = min(sampler.default_steps or most, most)
-    options = {"sampler": evaluation.sampler, "steps": steps}
+def sampling_options(
+    diffusion: GaussianDiffusion,
+    sampler: Any,
+    steps: int | None,
+    cond_scale: float | Mapping[str, float],
+) -> dict[str, Any]:
+    """Keywords of `diffusion.sample` that are the same for all videos of an evaluation.
+
+    Args:
+        diffusion: The model.
+        sampler: As in `GaussianDiffusion.sample`.
+        steps: Number of steps; None for the model's `sampling_timesteps`, or the sampler's default.
+        cond_scale: As in `GaussianDiffusion.sample`; for a model with conditions.
+    """
+    default, most = make_sampler(sampler).default_steps, diffusion.num_timesteps
+    chosen: Any = steps or diffusion.sampling_timesteps
+    if sampler == "ddpm" or chosen is None:
+        chosen = min(default or most, most)
+    options = {"sampler": sampler, "steps": chosen}
     if diffusion.condition_names:
-        check_scale_of_samples("Evaluation: cond_scale", evaluation.cond_scale, diffusion)
-        options["cond_scale"] = evaluation.cond_scale
+        check_scale_of_samples("Evaluation: cond_scale", cond_scale, diffusion)
+        options["cond_scale"] = cond_scale
     return options
 
 
@@ -432,7 +456,7 @@ class EvaluationClips(Validation):
         self.check(diffusion, unpack if takes_labels else _without_labels(unpack), class_names)
         self._unpack, self._ready, self._num_workers = unpack, ready, num_workers
         self.number = len(self.indices)
-        settings = _protocol_of_clips(dataset, self.indices)
+        settings = describe_clips(dataset, self.indices)
         self.protocol = {**settings, "value_range": self._limits}
         if evaluation.labels:
             keys = [condition_key(dataset, index) for index in self.indices]
@@ -495,7 +519,7 @@ def _unit_limits(diffusion: GaussianDiffusion, evaluation: Evaluation) -> Any:
     return scale.plain() if isinstance(scale, Standardization) else scale
 
 
-def _protocol_of_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
+def describe_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
     """Settings of a `Dataset` and a hash of its files' names and sizes; else the class name."""
     clips = clips_behind(dataset)
     if clips is None:
@@ -508,14 +532,27 @@ def _protocol_of_clips(dataset: Any, indices: Sequence[int]) -> dict[str, Any]:
     return {**clips.settings, "files": found.hexdigest()[:16]}
 
 
-def _read_folder(
+def read_folder(
     folder: str | os.PathLike[str],
     diffusion: GaussianDiffusion,
     options: dict[str, Any],
     *,
-    with_labels: bool,
+    with_labels: bool = False,
 ) -> Dataset:
-    """Opens the clips of a folder in the shape, units and conditions of the model."""
+    """Opens the clips of a folder in the shape, units and conditions of the model.
+
+    Args:
+        folder: The folder.
+        diffusion: The model.
+        options: Keywords of `Dataset`, which precede those of the model.
+        with_labels: Whether clips must have labels, even if the model takes none.
+
+    Raises:
+        FileNotFoundError: If the folder, a clip or a condition is missing.
+        TypeError: If a keyword is unknown.
+        ValueError: If one is out of range.
+    """
+    options = dict(options)
     names, units = diffusion.condition_names, diffusion.config["value_range"]
     is_default = options.get("conditions") is None
     settings = diffusion.clip_info.settings

@@ -107,14 +107,20 @@ def resume_sigma_data(models: Sequence[Any], state: Mapping[str, Any]) -> None:
 def resume_value_range(models: Sequence[Any], state: Mapping[str, Any]) -> None:
     """Sets the `value_range` of models to that of a checkpoint, whose run measured it.
 
+    One of another kind, limits instead of a mean and standard deviation, is left to `load_model`.
+
     Args:
         models: The diffusion and its averages.
         state: Of the checkpoint.
     """
     config = (state.get("config") or {}).get("diffusion") or {}
+    found = config.get("value_range")
     for model in models:
-        if config.get("value_range") is not None:
-            model.set_value_range(config["value_range"])
+        is_same_kind = isinstance(found, Mapping) == isinstance(
+            model.config["value_range"], Mapping
+        )
+        if found is not None and is_same_kind:
+            model.set_value_range(found)
 
 
 def load_model(
