@@ -110,8 +110,8 @@ _HELP = {
     "the mean state.",
     "diffusion.cond_drop_prob": "Probability that the conditions of a clip are dropped in "
     "training, as guided sampling needs.",
-    "diffusion.missing": "What to do with clips that have missing values, NaN or fill values: error; "
-    "or mask, to leave them out of the loss.",
+    "diffusion.missing": "What to do with clips that have missing values, NaN or fill values: "
+    "error; or mask, to leave them out of the loss.",
     "diffusion.cond_value_range": "Range of cond_video, as value_range; null for uint8, or for a "
     "field in [-1, 1].",
     "data.conditions": "What the model is conditioned on, one or a list of: caption (clip.txt or "

@@ -37,6 +37,7 @@ from video_diffusion_pytorch.data.formats.fields import (
     Layout,
     count_items,
     kind_of_fields,
+    layout_of,
     open_fields,
 )
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
@@ -245,8 +246,7 @@ class Dataset(data.Dataset[Any]):
         self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
         self.as_uint8, self.missing_captions = as_uint8, missing_captions
         size, timeline = FrameSize(as_image_size(image_size), fit, crop), Timeline(frame_skip, fps)
-        names = (variables,) if isinstance(variables, str) else variables
-        layout = Layout(None if names is None else tuple(names), dims or axes)
+        layout = layout_of(variables, dims or axes)
         self._reader = ClipReader(
             size, timeline, channels, axes, read_fn, square_pixels, layout, missing == "mask"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from video_diffusion_pytorch.data.formats.fields import Layout, kind_of_fields, layout_of
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
+from video_diffusion_pytorch.data.formats.write_fields import write_fields
 from video_diffusion_pytorch.files import replacing
 
 if TYPE_CHECKING:
@@ -32,6 +35,12 @@ def write_video(
     fps: float | Fraction = 8.0,
     crf: float | None = None,
     columns: int | None = None,
+    like: str | os.PathLike[str] | None = None,
+    variables: str | Sequence[str] | None = None,
+    dims: Mapping[str, str] | str | None = None,
+    fit: str = "cover",
+    first_frame: int = 0,
+    frame_skip: float = 1,
 ) -> None:
     """Writes a clip in the format of the file's extension; it appears complete or not at all.
 
@@ -42,18 +51,30 @@ def write_video(
       transparent pixels become black.
     - `.png`: all frames side by side in one picture, lossless.
     - `.npy`: the unchanged values, `(c, f, h, w)`, for NumPy.
+    - `.nc`, `.h5`, `.zarr`, `.zarr.zip`, `.nii`, `.nii.gz`: the unchanged values, float32, with the
+      names, units and coordinates of another file of this kind.
 
     Args:
-        video: `(c, f, h, w)` with 1, 3 or 4 channels, any number for `.npy`: floats, clamped to
-            [0, 1] and rounded to the nearest of 256 levels, or uint8.
+        video: `(c, f, h, w)` with 1, 3 or 4 channels, any number for `.npy` and fields: floats,
+            clamped to [0, 1] and rounded to the nearest of 256 levels, or uint8. For NetCDF, HDF5
+            and Zarr also several, `(n, c, f, h, w)`, along a dimension `sample`.
         path: The file to write or replace.
         fps: Frames per second, 0.01 to 1000, up to 50 for `.gif`. Floats close to a fraction such
             as 30000/1001 are stored as this fraction. `.png` and `.npy` have no clock.
         crf: Compression of `.mp4`, 0 to 51: 0 is almost lossless, 23 a small file; None for 18.
         columns: Frames in a row of a `.png`; None for a nearly square picture.
+        like: For fields: the other file. Coordinates of height and width are those of the places of
+            the pixels, also if frames were scaled; those of frames go on after its end.
+        variables: The variables of `like` that the channels are, as in `Dataset`.
+        dims: What the dimensions of `like` are, as in `Dataset`.
+        fit: How frames of `like` were scaled, as in `Dataset`.
+        first_frame: The number of the first frame on the timeline of `like`, in frames of the
+            video: for a forecast, the number of frames that were known.
+        frame_skip: How many frames of `like` there are from one to the next frame of the video.
 
     Raises:
-        FileNotFoundError: The folder is missing.
+        FileNotFoundError: The folder or `like` is missing.
+        ImportError: The library that writes the file is not installed.
         ValueError: The clip, the name or an option is invalid.
 
     Example:
@@ -65,7 +86,15 @@ def write_video(
     """
     target = Path(path)
     ending = target.suffix.lower()
+    if kind_of_fields(target) is not None:
+        layout = layout_of(variables, dims)
+        _write_like(video, target, like, layout, fit, first_frame, frame_skip)
+        return
     _check_target(target, (*PICTURE_ENDINGS, ".npy"))
+    if like is not None:
+        raise ValueError(
+            f"like must go with a file of fields, such as .nc, got {target.name}; leave it out"
+        )
     _check_options(ending, fps, crf, columns)
     if ending == ".npy":
         _write_npy(video, target)
@@ -140,6 +169,32 @@ def _write_npy(video: torch.Tensor, target: Path) -> None:
         values = values.float()  # NumPy has no such type; float32 holds all its values
     with replacing(target) as unfinished, unfinished.open("wb") as file:
         np.save(file, values.numpy())
+
+
+def _write_like(
+    video: torch.Tensor,
+    target: Path,
+    like: str | os.PathLike[str] | None,
+    layout: Layout,
+    fit: str,
+    first_frame: int,
+    frame_skip: float,
+) -> None:
+    if video.ndim not in (4, 5) or like is None:
+        raise ValueError(
+            f"a {target.suffix} must be written from (channels, frames, height, width), or several "
+            f"of these, and like a file of its kind, got {tuple(video.shape)} and like={like}; "
+            "pass like=, the file of a training clip"
+        )
+    write_fields(
+        video.detach().cpu().float().numpy(),
+        target,
+        Path(like),
+        layout=layout,
+        fit=fit,
+        first_frame=first_frame,
+        frame_skip=frame_skip,
+    )
 
 
 def _write_mp4(pixels: np.ndarray, path: Path, fps: float | Fraction, crf: float) -> None:

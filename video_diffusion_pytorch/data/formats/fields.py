@@ -6,6 +6,7 @@ import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,6 +79,28 @@ class Layout:
     dims: Mapping[str, str] | str | None = None
 
 
+def layout_of(
+    variables: str | Sequence[str] | None, dims: Mapping[str, str] | str | None
+) -> Layout:
+    """The layout of keywords of `Dataset`: `variables` may be a single name."""
+    names = (variables,) if isinstance(variables, str) else variables
+    return Layout(None if names is None else tuple(names), dims)
+
+
+class Coordinate(NamedTuple):
+    """The values along an axis.
+
+    Attributes:
+        name: Of the variable that holds them.
+        attributes: Of this variable.
+        read: Reads them, one per entry of the axis.
+    """
+
+    name: str
+    attributes: Mapping[str, Any]
+    read: Callable[[], np.ndarray]
+
+
 class Variable(NamedTuple):
     """A variable of a file.
 
@@ -89,6 +112,8 @@ class Variable(NamedTuple):
             or depth, or None.
         read: Reads a part, given an index of each axis: a number, a slice, or of at most one axis
             increasing numbers. Missing values are NaN.
+        attributes: As they are stored.
+        coordinates: The values along each axis; None for an axis without.
     """
 
     name: str
@@ -96,6 +121,8 @@ class Variable(NamedTuple):
     dims: tuple[str, ...]
     roles: tuple[str | None, ...]
     read: Callable[[tuple[Any, ...]], np.ndarray]
+    attributes: Mapping[str, Any]
+    coordinates: tuple[Coordinate | None, ...]
 
 
 @dataclass
@@ -147,7 +174,7 @@ def open_fields(
         ImportError: The library that reads it is not installed.
         UnreadableVideoError: It is damaged, or does not have what `layout` says.
     """
-    file = _open(path)
+    file = open_file(path)
     try:
         grid = Grid.of(file, layout, channels)
         items = grid.sizes.get("n", 1)
@@ -162,15 +189,15 @@ def open_fields(
 
 def count_items(path: Path, channels: int | None, layout: Layout) -> int:
     """Number of simulations in a file; the arguments are those of `open_fields`."""
-    file = _open(path)
+    file = open_file(path)
     try:
         return Grid.of(file, layout, channels).sizes.get("n", 1)
     finally:
         file.close()
 
 
-def _open(path: Path) -> FieldFile:
-    """Opens a file of any kind.
+def open_file(path: Path) -> FieldFile:
+    """Opens a file of any kind, to be closed after use.
 
     Raises:
         FileNotFoundError: If it is missing.
@@ -424,14 +451,15 @@ def _open_netcdf(path: Path, netCDF4: Any) -> FieldFile:
             if name in variable.dimensions:
                 continue  # a coordinate
             coordinates = [_coordinate(group, dim) for dim in variable.dimensions]
-            roles = [role_of(d, a) for d, a in zip(variable.dimensions, coordinates, strict=True)]
             attributes = {key: variable.getncattr(key) for key in variable.ncattrs()}
             variables[prefix + name] = Variable(
                 prefix + name,
                 tuple(variable.shape),
                 tuple(variable.dimensions),
-                tuple(roles),
+                _roles(variable.dimensions, coordinates),
                 _reader(variable.__getitem__, attributes),
+                attributes,
+                tuple(coordinates),
             )
         for name, inner in group.groups.items():
             visit(inner, f"{prefix}{name}/")
@@ -440,14 +468,21 @@ def _open_netcdf(path: Path, netCDF4: Any) -> FieldFile:
     return FieldFile(path, variables, _closing(file.close, file.isopen))
 
 
-def _coordinate(group: Any, dim: str) -> dict[str, Any]:
-    """Attributes of the coordinate variable of a dimension, of a group or those around it."""
+def _coordinate(group: Any, dim: str) -> Coordinate | None:
+    """The coordinate variable of a dimension, of a group or those around it."""
     while group is not None:
         if dim in group.variables:
             variable = group.variables[dim]
-            return {key: variable.getncattr(key) for key in variable.ncattrs()}
+            attributes = {key: variable.getncattr(key) for key in variable.ncattrs()}
+            return Coordinate(dim, attributes, partial(variable.__getitem__, slice(None)))
         group = group.parent
-    return {}
+    return None
+
+
+def _roles(dims: Sequence[str], coordinates: Sequence[Coordinate | None]) -> tuple[str | None, ...]:
+    """What dimensions are, by their names and coordinates."""
+    pairs = zip(dims, coordinates, strict=True)
+    return tuple(role_of(dim, {} if one is None else one.attributes) for dim, one in pairs)
 
 
 def _closing(close: Callable[[], Any], is_open: Callable[[], bool]) -> Callable[[], None]:
@@ -474,17 +509,23 @@ def _open_hdf5(path: Path, h5py: Any) -> FieldFile:
         if not found.shape or found.is_scale:
             return
         dims, coordinates = _hdf5_dims(file, name, found)
-        roles = [role_of(d, a) for d, a in zip(dims, coordinates, strict=True)]
+        attributes = {key: _text(value) for key, value in found.attrs.items()}
         variables[name] = Variable(
-            name, tuple(found.shape), dims, tuple(roles), _reader(found.__getitem__, found.attrs)
+            name,
+            tuple(found.shape),
+            dims,
+            _roles(dims, coordinates),
+            _reader(found.__getitem__, attributes),
+            attributes,
+            tuple(coordinates),
         )
 
     file.visititems(visit)
     return FieldFile(path, variables, file.close)
 
 
-def _hdf5_dims(file: Any, name: str, found: Any) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
-    """Names of the axes of a dataset, and the attributes of their scales."""
+def _hdf5_dims(file: Any, name: str, found: Any) -> tuple[tuple[str, ...], list[Coordinate | None]]:
+    """Names of the axes of a dataset, and the values along them."""
     group, _, _ = name.rpartition("/")
     if group in ("t0_fields", "t1_fields", "t2_fields") and "n_spatial_dims" in file.attrs:
         leading = [dim for key, dim in _WELL_AXES if found.attrs.get(key, True)]
@@ -492,13 +533,23 @@ def _hdf5_dims(file: Any, name: str, found: Any) -> tuple[tuple[str, ...], list[
         trailing = ["component"] * int(group[1])
         dims = (*leading, *spatial, *trailing)
         if len(dims) == found.ndim:
-            return dims, [{}] * len(dims)
-    names, attributes = [], []
+            along = [file["dimensions"].get(dim) for dim in dims]
+            fits = [one is not None and one.ndim == 1 for one in along]
+            pairs = zip(dims, along, fits, strict=True)
+            return dims, [
+                _scale(f"dimensions/{dim}", one) if fit else None for dim, one, fit in pairs
+            ]
+    names, scales = [], []
     for axis in found.dims:
         scale = axis[0] if len(axis) else None
         names.append(axis.label or ("" if scale is None else scale.name.rpartition("/")[2]))
-        attributes.append({} if scale is None else {k: _text(v) for k, v in scale.attrs.items()})
-    return tuple(names), attributes
+        scales.append(None if scale is None else _scale(scale.name.lstrip("/"), scale))
+    return tuple(names), scales
+
+
+def _scale(name: str, dataset: Any) -> Coordinate:
+    attributes = {key: _text(value) for key, value in dataset.attrs.items()}
+    return Coordinate(name, attributes, lambda: dataset[:])
 
 
 def _text(value: Any) -> Any:
@@ -506,10 +557,9 @@ def _text(value: Any) -> Any:
 
 
 def _open_zarr(path: Path, zarr: Any) -> FieldFile:
-    archive = zarr.storage.ZipStore(path, mode="r") if path.is_file() else None
-    root = zarr.open(path if archive is None else archive, mode="r")
+    root = open_zarr(path, zarr)
     arrays = [("", root)] if isinstance(root, zarr.Array) else _zarr_arrays(root, zarr)
-    coordinates = {name: dict(array.attrs) for name, array in arrays}
+    along = {name: array for name, array in arrays if array.ndim == 1}
     variables: dict[str, Variable] = {}
     for name, array in arrays:
         if array.dtype.kind not in "biuf" or not array.shape:
@@ -521,15 +571,29 @@ def _open_zarr(path: Path, zarr: Any) -> FieldFile:
         if name and name.rpartition("/")[2] in dims:
             continue  # a coordinate
         group = name.rpartition("/")[0]
-        of_dims = [coordinates.get(f"{group}/{dim}".lstrip("/"), {}) for dim in dims]
-        roles = tuple(role_of(d, a) for d, a in zip(dims, of_dims, strict=True))
+        names = [f"{group}/{dim}".lstrip("/") for dim in dims]
+        coordinates = [_zarr_coordinate(name, along.get(name)) for name in names]
         key = name or path.name.partition(".")[0]
         variables[key] = Variable(
-            key, tuple(array.shape), dims, roles, _zarr_reader(path, zarr, array, attributes)
+            key,
+            tuple(array.shape),
+            dims,
+            _roles(dims, coordinates),
+            _zarr_reader(path, zarr, array, attributes),
+            attributes,
+            tuple(coordinates),
         )
-    return (
-        FieldFile(path, variables) if archive is None else FieldFile(path, variables, archive.close)
-    )
+    return FieldFile(path, variables, root.store.close)
+
+
+def open_zarr(path: Path, zarr: Any) -> Any:
+    """The array or group of a store, a folder or a zip file, which `store.close()` closes."""
+    kind = zarr.storage.ZipStore if path.is_file() else zarr.storage.LocalStore
+    return zarr.open(kind(path, read_only=True), mode="r")
+
+
+def _zarr_coordinate(name: str, array: Any) -> Coordinate | None:
+    return None if array is None else Coordinate(name, dict(array.attrs), lambda: array[:])
 
 
 def _zarr_arrays(group: Any, zarr: Any) -> list[tuple[str, Any]]:
@@ -546,18 +610,30 @@ def _zarr_reader(
     Chunks that hold only the fill value may be left out of a store, and damaged stores lack chunks,
     too. If the fill value is NaN, they count as missing values; otherwise nothing tells them apart.
     """
+
+    def read(index: tuple[Any, ...]) -> Any:
+        nonlocal is_whole
+        if not is_whole:
+            _check_chunks(path, array)
+            is_whole = True
+        return array.oindex[index]
+
+    is_whole = False
+    return _reader(read, attributes)
+
+
+def _check_chunks(path: Path, array: Any) -> None:
+    """Raises an error for an array of which chunks are missing, unless they count as NaN."""
     fill = array.fill_value
-    is_safe = fill is not None and np.issubdtype(array.dtype, np.floating) and np.isnan(fill)
-    if not is_safe and array.nchunks_initialized < array.nchunks:
-        count = f"{array.nchunks_initialized} of its {array.nchunks} chunks in {array.name}"
+    is_nan = fill is not None and np.issubdtype(array.dtype, np.floating) and np.isnan(fill)
+    if not is_nan and array.nchunks_initialized < array.nchunks:
         raise unreadable(
             path,
             "all chunks of an array",
-            count,
+            f"{array.nchunks_initialized} of its {array.nchunks} chunks in {array.name}",
             f"the others would be read as {fill}: write them, with array.write_empty_chunks, or "
             "set the fill value to NaN",
         )
-    return _reader(lambda index: array.oindex[index], attributes)
 
 
 def _open_nifti(path: Path, nibabel: Any) -> FieldFile:
@@ -592,7 +668,8 @@ def _open_nifti(path: Path, nibabel: Any) -> FieldFile:
 
     dims = ("x", "y", "z", "t", "component")[: len(shape)]
     roles: tuple[str | None, ...] = ("w", "h", "z", "f", "c")[: len(shape)]
-    return FieldFile(path, {"volume": Variable("volume", shape, dims, roles, read)})
+    none = (None,) * len(shape)
+    return FieldFile(path, {"volume": Variable("volume", shape, dims, roles, read, {}, none)})
 
 
 def _mirrored(index: Any, size: int) -> Any:
