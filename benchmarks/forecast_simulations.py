@@ -13,7 +13,6 @@ are in `forecast.json` beside each model.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,8 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
-from video_diffusion_pytorch.training.checkpoint import list_checkpoints
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
 
 KNOWN, WINDOW, LEAD, HELD_OUT = 2, 10, 16, 40
 

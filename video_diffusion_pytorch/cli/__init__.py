@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, Namespace
 
 from video_diffusion_pytorch.arguments import nearest_name
-from video_diffusion_pytorch.cli import demo, ema, evaluate, gather, info, plot, sample, train
+from video_diffusion_pytorch.cli import (
+    demo,
+    ema,
+    evaluate,
+    forecast,
+    gather,
+    info,
+    plot,
+    sample,
+    train,
+)
 from video_diffusion_pytorch.cli.help import HelpFormatter
 from video_diffusion_pytorch.startup import INTERRUPTED, raise_on_interrupt
 from video_diffusion_pytorch.training.checkpoint import newest
@@ -56,6 +66,7 @@ COMMANDS = {
     "demo": Command("train a small model on generated clips", demo.make_parser, demo.run),
     "train": Command("train a model on a folder of clips", train.make_parser, train.run),
     "sample": Command("sample videos from a checkpoint", sample.make_parser, sample.run),
+    "forecast": Command("continue a file as an ensemble", forecast.make_parser, forecast.run),
     "evaluate": Command("compare samples with real clips", evaluate.make_parser, evaluate.run),
     "compare": Command("compare results", evaluate.make_compare_parser, evaluate.run_compare),
     "ema": Command("average the weights of a training anew", ema.make_parser, ema.run),

@@ -17,6 +17,7 @@ from video_diffusion_pytorch.cli.sample import (
     load_checkpoint,
 )
 from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.evaluation.evaluator import Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 from video_diffusion_pytorch.evaluation.results import compare_results, read_result, write_result
@@ -26,6 +27,11 @@ from video_diffusion_pytorch.training.checkpoint import checkpoint_at
 from video_diffusion_pytorch.training.checkpoint_file import glance
 from video_diffusion_pytorch.training.evaluate import AS_IN_TRAINING, evaluate_diffusion
 from video_diffusion_pytorch.training.processes import make_accelerator
+from video_diffusion_pytorch.training.verification import (
+    Verification,
+    verify_forecasts,
+    write_example,
+)
 
 # Keywords of Dataset that the model determines, or for Python only
 _NOT_OF_DATA: set[str | int] = {
@@ -39,6 +45,7 @@ _NOT_OF_DATA: set[str | int] = {
     "value_range",
     "value_transform",
     "fit_clips",
+    "missing",
     "read_fn",
     "exclude",
     "as_uint8",
@@ -64,6 +71,8 @@ _OF_NETWORKS: dict[str, tuple[Any, Any, str]] = {
     "arguments": (dict[str, Any] | None, None, "Keywords of its call, as {name: value}"),
 }
 _NOT_OF_EVALUATION: set[str | int] = {*_NETWORKS, "lpips_name", "value_range"}
+# Settings that a verification of forecasts has, too
+_SHARED = ("clips", "seed", "sampler", "steps", "cond_scale", "max_batch")
 _OF_EVALUATION = [n for n in Evaluation.__dataclass_fields__ if n not in _NOT_OF_EVALUATION]
 
 
@@ -80,7 +89,26 @@ def make_parser() -> ArgumentParser:
     output = "A .json; null for evaluation-model-N.json next to the checkpoint."
     add("-o", "--output", type=str | None, help=output)
     add_evaluation_options(parser)
+    _add_forecast_options(parser)
     return parser
+
+
+def _add_forecast_options(parser: ArgumentParser) -> None:
+    """Adds the options of the verification of forecasts that an evaluation has not."""
+    verify = "Forecast clips from their first frames, and score the forecasts against persistence "
+    verify += "and, with --training_data, other baselines; the result is forecast-model-N.json, "
+    verify += "with a first forecast in a .npz, both for plot."
+    parser.add_argument("--forecast", action="store_true", help=verify)
+    data = "Folder of the training clips, for the climatology, anomalies and --one_step."
+    parser.add_argument("--training_data", type=str | None, help=data)
+    parser.add_class_arguments(Verification, None, skip={*_SHARED})
+
+
+def _forecast_options() -> dict[str, Any]:
+    """Defaults of the options that only a verification of forecasts has."""
+    fields = Verification.__dataclass_fields__.values()
+    own = {field.name: field.default for field in fields if field.name not in _SHARED}
+    return {"training_data": None, **own}
 
 
 def add_evaluation_options(parser: ArgumentParser) -> None:
@@ -125,23 +153,25 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         accelerator = make_accelerator(False, options.device)
         options.device = str(accelerator.device)
+    given = [n for n, usual in _forecast_options().items() if options[n] != usual]
+    if given and not options.forecast:
+        raise ValueError(f"evaluate: --{given[0]} must go with --forecast, got none; add it")
     diffusion = load_checkpoint(options)
-    evaluation = evaluation_of(options)
-    target = result_of(file) if options.output is None else Path(options.output)
+    kind = "forecast" if options.forecast else "evaluation"
+    target = result_of(file, kind) if options.output is None else Path(options.output)
     # before minutes of sampling
     check_output(target, "evaluate")
-    result = evaluate_diffusion(
-        diffusion,
-        options.data,
-        evaluation,
-        about={
-            "checkpoint": str(file),
-            "step": None if is_model else glance(file)["step"],
-            "ema_decay": options.ema_decay,
-        },
-        accelerator=accelerator,
-        **data_options_of(options),
-    )
+    about = {
+        "checkpoint": str(file),
+        "step": None if is_model else glance(file)["step"],
+        "ema_decay": options.ema_decay,
+    }
+    how = {"about": about, "accelerator": accelerator, **data_options_of(options)}
+    if options.forecast:
+        _verify(diffusion, options, target, how, say)
+        return
+    evaluation = evaluation_of(options)
+    result = evaluate_diffusion(diffusion, options.data, evaluation, **how)
     if accelerator is not None and not accelerator.is_main_process:
         return
     write_result(result, target)
@@ -154,6 +184,46 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
         f"with {samples['steps']} steps, {result['seconds']:.0f} s"
     )
     say(f"wrote {target}: the scores and their protocol")
+
+
+def _verify(
+    diffusion: GaussianDiffusion,
+    options: Namespace,
+    target: Path,
+    how: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Verifies forecasts, writes the result and the first forecast, and prints a table."""
+    names = Verification.__dataclass_fields__
+    settings = Verification(**{name: options[name] for name in names})
+    training = options.training_data
+    found = verify_forecasts(diffusion, options.data, settings, training_data=training, **how)
+    accelerator = how["accelerator"]
+    if accelerator is not None and not accelerator.is_main_process:
+        return
+    result, example = found
+    write_result(result, target)
+    write_example(example, target.with_suffix(".npz"))
+    print_table(forecast_table(result), say)
+    forecasts, clips = result["protocol"]["forecasts"], result["protocol"]["clips"]
+    say(
+        f"{clips['number']} forecasts of {forecasts['frames']} frames from "
+        f"{forecasts['initial_frames']}, {forecasts['members']} members, {forecasts['sampler']} "
+        f"with {forecasts['steps']} steps, {result['seconds']:.0f} s"
+    )
+    if result["scores"]["diverged_forecasts"]:
+        say(f"left out {result['scores']['diverged_forecasts']:.0f} forecasts that diverged")
+    say(
+        f"wrote {target}: all scores by lead time and their protocol; video-diffusion plot {target}"
+    )
+
+
+def forecast_table(result: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The scores of a verification as cells of `print_table`: a row for each forecast."""
+    rows = {"model": result["scores"], **result["baselines"]}
+    names = [name for name in result["scores"] if name != "diverged_forecasts"]
+    cells = {n: [f"{row[n]:.4g}" if n in row else "-" for row in rows.values()] for n in names}
+    return {"forecast": [*rows], **cells}
 
 
 def evaluation_of(options: Namespace) -> Evaluation:
@@ -185,13 +255,13 @@ def _network(network: str, options: Namespace) -> FeatureNetwork | None:
     return None
 
 
-def result_of(checkpoint: Path) -> Path:
+def result_of(checkpoint: Path, kind: str = "evaluation") -> Path:
     """`evaluation-model-3.json`, or with `-2`, `-3` and so on if that exists."""
     # the name of a shared model may have a dot
     name = checkpoint.stem if checkpoint.suffix in (".pt", ".sharded") else checkpoint.name
     # the name of a shared model on the Hub is no path
     folder = checkpoint.parent if checkpoint.exists() else Path()
-    first = folder / f"evaluation-{name}.json"
+    first = folder / f"{kind}-{name}.json"
     return free_name(first, 2) if first.exists() else first
 
 

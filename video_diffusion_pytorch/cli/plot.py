@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jsonargparse import ArgumentParser, Namespace
 
+from video_diffusion_pytorch.cli.plot_forecast import plot_forecast
 from video_diffusion_pytorch.training.metrics import read_metrics
 
 Lines = list[dict[str, Any]]
@@ -34,17 +35,24 @@ def make_parser() -> ArgumentParser:
     """Makes the parser of the options of `plot`."""
     parser = ArgumentParser(
         usage="video-diffusion plot FOLDER [FOLDER ...] [-o OUTPUT]",
-        description="Plots losses, learning rate, gradient norm, speed and scores of runs.",
+        description="Plots losses, learning rate, gradient norm, speed and scores of runs, or the "
+        "scores of forecasts.",
     )
     add = parser.add_argument
-    add("folders", type=str, nargs="+", help="Results folders, each with a metrics.jsonl.")
+    folders = "Results folders, each with a metrics.jsonl; or the .json of evaluate --forecast."
+    add("folders", type=str, nargs="+", help=folders)
     output = "A .png, .svg or .pdf; null for metrics.png, for one run in its results folder."
     add("-o", "--output", type=str | None, help=output)
     return parser
 
 
 def run(options: Namespace, say: Callable[[str], None]) -> None:
-    """Plots the metrics of runs."""
+    """Plots the metrics of runs, or the scores of forecasts."""
+    if len(options.folders) == 1 and options.folders[0].endswith(".json"):
+        output = None if options.output is None else Path(options.output)
+        written = plot_forecast(Path(options.folders[0]), output)
+        say(f"wrote {' and '.join(map(str, written))}")
+        return
     say(f"wrote {plot_run(options.folders, options.output)}")
 
 

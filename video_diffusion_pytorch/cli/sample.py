@@ -21,9 +21,11 @@ from video_diffusion_pytorch.clip_file import (
     frame_numbers,
     frame_size,
     prepare_clip,
+    write_like,
 )
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.conditions import frames_of
+from video_diffusion_pytorch.data.formats.fields import FIELD_EXTS, kind_of_fields
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
 from video_diffusion_pytorch.data.manifest import find_clips, parse_number, read_text
 from video_diffusion_pytorch.data.transforms import FrameSize
@@ -52,12 +54,13 @@ OPTIONS = {
 }
 """The option that gives each condition of a model."""
 
-FORMATS = ("mp4", "gif", "webp", "npy", "png")
+FORMATS = ("mp4", "gif", "webp", "npy", "png", *FIELD_EXTS)
 """Formats of single files."""
 
 # A sampler that is as good in so few steps as ddpm in all: docs/sampling.md, section 10
 _SAMPLER, _STEPS = "dpm++sde", 50
 _GIF_FPS = 50.0
+_FIELDS = tuple(f".{ending}" for ending in FIELD_EXTS)
 # Options that start from known videos
 _TASKS = ("continue_from", "inpaint", "interpolate", "upsample")
 
@@ -71,18 +74,23 @@ def make_parser() -> ArgumentParser:
     add_checkpoint_options(parser)
     add = parser.add_argument
     add("-n", "--count", type=int, default=4, help="Number of videos for each condition or clip.")
-    output = "A .gif, .webp, .mp4 or .png with all videos in a grid; a .npy, (b, c, f, h, w); or a "
-    output += "folder, existing or a name without ending, for a file of each video, a grid.gif, "
-    output += "and a conditions.txt."
+    output = "A .gif, .webp, .mp4 or .png with all videos in a grid; a .npy, (b, c, f, h, w); a "
+    output += ".nc, .h5 or .zarr with --like; or a folder, existing or a name without ending, for "
+    output += "a file of each video, a grid.gif, and a conditions.txt."
     add("-o", "--output", type=str, default="samples.gif", help=output)
     single = f"Format of the files in a folder: {', '.join(FORMATS)}; null for mp4, or for npy if "
     single += "videos have units of their own or are neither grey nor in colour."
     add("--format", type=str | None, help=single)
+    like = (
+        "A file whose names, units and coordinates those of fields get: a .nc, .h5, .zarr or, for "
+    )
+    like += "a folder with --format nii or nii.gz, a NIfTI volume. null for the CLIP."
+    add("--like", type=str | None, metavar="FILE", help=like)
     rate = "Frames per second of the files; null for those of the training clips, or else 8; with "
     rate += "--interpolate N for N times as many, or as those of the CLIP."
     add("--fps", type=float | None, help=rate)
     add("--seed", type=int, default=0, help="The same seed gives the same videos.")
-    _add_conditions(parser)
+    add_condition_options(parser)
     _add_tasks(parser)
 
     add = parser.add_argument_group("Sampling").add_argument
@@ -121,7 +129,8 @@ def add_checkpoint_options(parser: ArgumentParser) -> None:
     add("--text_encoder", type=str | None, help=encoder)
 
 
-def _add_conditions(parser: ArgumentParser) -> None:
+def add_condition_options(parser: ArgumentParser, *, of_samples: bool = True) -> None:
+    """Adds the options of conditions; `of_samples` those for samples alone, too."""
     add = parser.add_argument_group("Conditions that the model was trained with").add_argument
     add("--text", type=str, nargs="+", help="Captions, or a .txt with one in each line.")
     add("--labels", type=str, nargs="+", help="Classes, by name or number; -1 for no class.")
@@ -131,13 +140,15 @@ def _add_conditions(parser: ArgumentParser) -> None:
     add("--frame_cond", type=str | None, help="A .npy of vectors for each frame, (n, f, d).")
     fields = "A .npy of fields, (n, c, f, h, w) or (n, c, h, w)."
     add("--cond_video", type=str | None, help=fields)
-    first = "A clip to continue, or a folder of clips, for a model with given_frames."
-    add("--first_frames", type=str | None, help=first)
     scale = "Guidance scale; 1 disables guidance, larger ones follow the conditions more closely; "
-    scale += "null for that of --preset, or else 1. "
+    scale += f"null for {'that of --preset, or else ' * of_samples}1. "
     scale += "Of several conditions also one each, in the order in which they are added, as "
     scale += "{cond: 3, labels: 1.5}; --text is cond."
     add("--cond_scale", type=float | dict[str, float] | None, help=scale)
+    if not of_samples:
+        return
+    first = "A clip to continue, or a folder of clips, for a model with given_frames."
+    add("--first_frames", type=str | None, help=first)
     negative = "Captions to guide away from: one for all, or one for each condition."
     add("--negative_text", type=str, nargs="+", help=f"{negative} Needs a --cond_scale above 1.")
     rescale = "Restores the contrast that guidance increases, from 0 (off) to 1."
@@ -428,7 +439,7 @@ def _frames_of_mask(mask: Tensor, options: Namespace, diffusion: GaussianDiffusi
     """Chooses frames of a mask that has all those of the file, as they are chosen of the clip."""
     if mask.shape[2] == 1:
         return mask
-    for file in _files_of(options.inpaint):
+    for file in files_of(options.inpaint):
         frames, count = frame_numbers(file, diffusion, options.clip_frames, options.axes)
         if mask.shape[2] not in (count, len(frames)):
             raise ValueError(
@@ -438,15 +449,16 @@ def _frames_of_mask(mask: Tensor, options: Namespace, diffusion: GaussianDiffusi
     return mask if mask.shape[2] == len(frames) else mask[:, :, frames]
 
 
-def _files_of(path: str) -> list[Path]:
+def files_of(path: str) -> list[Path]:
     """The clip that a path is, or the clips of a folder."""
-    is_folder = os.path.isdir(path) and not is_frame_folder(Path(path), os.listdir(path))
+    is_folder = os.path.isdir(path) and kind_of_fields(Path(path)) is None
+    is_folder = is_folder and not is_frame_folder(Path(path), os.listdir(path))
     return find_clips(Path(path)) if is_folder else [Path(path)]
 
 
 def _read_clips(diffusion: GaussianDiffusion, path: str, option: str, **how: Any) -> Tensor:
     """One clip, or the clips of a folder, prepared as in training, `(n, c, f, h, w)`."""
-    files = _files_of(path)
+    files = files_of(path)
     clips = [prepare_clip(file, diffusion, **how) for file in files]
     shapes = {tuple(clip.shape[1:]): file for clip, file in zip(clips, files, strict=True)}
     if len(shapes) > 1:
@@ -463,11 +475,12 @@ def _read_clips(diffusion: GaussianDiffusion, path: str, option: str, **how: Any
 
 def _target_of(options: Namespace) -> Path:
     """The file or folder to write, checked before anything is drawn."""
-    target, kinds = Path(options.output), (".npy", *PICTURE_ENDINGS)
+    target, kinds = Path(options.output), (".npy", *PICTURE_ENDINGS, *_FIELDS)
+    _check_like(options, target)
     if options.fps is not None and not 0.01 <= options.fps <= 1000:
         raise ValueError(f"sample: --fps must be 0.01 to 1000 frames per second, got {options.fps}")
     if not _is_folder(options):
-        if target.suffix.lower() not in kinds:
+        if not target.name.lower().endswith(kinds):
             raise ValueError(
                 f"sample: the output must end in {' or '.join(kinds)}, or be a folder, got "
                 f"{target}; rename it, as in {target.with_suffix('.gif')}, or end a folder with /"
@@ -477,7 +490,8 @@ def _target_of(options: Namespace) -> Path:
                 "sample: --format must go with a folder, in which it is that of the files, got "
                 f"the file {target}; leave it out"
             )
-        check_output(target, "sample")
+        if kind_of_fields(target) != "zarr":
+            check_output(target, "sample")
     elif target.is_file() or list_checkpoints(target):
         raise ValueError(
             "sample: --output must be a file with an ending, or a folder without checkpoints, "
@@ -490,8 +504,34 @@ def _target_of(options: Namespace) -> Path:
     return target
 
 
+def _check_like(options: Namespace, target: Path) -> None:
+    """Raises a ValueError unless there is a file that is followed, for files of fields alone."""
+    ending = options.format or ("" if _is_folder(options) else target.name)
+    has_fields = kind_of_fields(Path(f"x.{ending}")) is not None
+    starts = (options.like, options.continue_from, options.inpaint, options.clip)
+    if has_fields and not any(starts):
+        raise ValueError(
+            f"sample: --like must be a file whose names, units and coordinates {ending} gets, got "
+            "none; give one, such as a training clip"
+        )
+    if options.like is not None and not has_fields:
+        raise ValueError(
+            f"sample: --like must go with a file of fields, got {options.output}; give a name such "
+            "as samples.nc, or --format, or leave it out"
+        )
+
+
+def _like(options: Namespace) -> Path:
+    """The file that fields get names, units and coordinates of."""
+    if options.like is not None:
+        return Path(options.like)
+    return files_of(options.continue_from or options.inpaint or options.clip)[0]
+
+
 def _is_folder(options: Namespace) -> bool:
     target = Path(options.output)
+    if kind_of_fields(target) is not None and not options.output.endswith("/"):
+        return False
     return target.is_dir() or not target.suffix or options.output.endswith("/")
 
 
@@ -510,13 +550,16 @@ def _write(
     ending = options.format or ("mp4" if is_film else "npy")
     if not _is_folder(options):
         ending = target.suffix.lower().removeprefix(".")
+        ending = "npy" if kind_of_fields(target) is not None else ending
     wanted = _frame_rate(options, diffusion)
     fps = {kind: min(max(wanted, 0.01), _GIF_FPS if kind == "gif" else 1000) for kind in FORMATS}
-    if fps[ending] != wanted and ending not in ("npy", "png"):
+    if fps[ending] != wanted and ending not in ("npy", "png", *FIELD_EXTS):
         say(f"note: a .{ending} plays {fps[ending]:g} frames per second, not {wanted:g}")
 
     if not _is_folder(options):
-        if ending == "npy":
+        if kind_of_fields(target) is not None:
+            write_like(videos, target, _like(options), diffusion)
+        elif ending == "npy":
             np.save(target, videos.numpy())
         elif len(videos) == 1 and ending != "png":
             [video] = pictures_of_samples(videos, in_unit_range, units)
@@ -527,9 +570,14 @@ def _write(
             )
         return str(target)
     target.mkdir(parents=True, exist_ok=True)
-    singles = videos if ending == "npy" else pictures_of_samples(videos, in_unit_range, units)
+    is_whole = ending == "npy" or ending in FIELD_EXTS
+    singles = videos if is_whole else pictures_of_samples(videos, in_unit_range, units)
     for number, video in enumerate(singles, 1):
-        write_video(video, target / f"{number}.{ending}", fps=fps[ending])
+        file = target / f"{number}.{ending}"
+        if ending in FIELD_EXTS:
+            write_like(video, file, _like(options), diffusion)
+        else:
+            write_video(video, file, fps=fps[ending])
     grid = target / "grid.gif"
     write_sample_grid(videos, grid, rows, in_unit_range, value_range=units, fps=fps["gif"])
     if words is not None:
@@ -548,7 +596,7 @@ def _frame_rate(options: Namespace, diffusion: GaussianDiffusion) -> float:
     rate = diffusion.clip_info.fps
     if options.interpolate is not None and options.clip is not None:
         # of which all frames were taken
-        with clip_reader(diffusion, axes=options.axes).open(_files_of(options.clip)[0]) as file:
+        with clip_reader(diffusion, axes=options.axes).open(files_of(options.clip)[0]) as file:
             rate = file.fps or rate
     return (rate or 8.0) * (options.interpolate or 1)
 

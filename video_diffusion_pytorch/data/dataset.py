@@ -39,6 +39,7 @@ from video_diffusion_pytorch.data.formats.fields import (
     kind_of_fields,
     layout_of,
     open_fields,
+    variable_names,
 )
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
 from video_diffusion_pytorch.data.formats.pictures import PictureReader
@@ -66,7 +67,7 @@ _STILL_FORMATS = ("JPEG", "BMP", "TIFF")
 # Attributes that `recorded_options` holds
 _RECORDED = (
     *("fit_frames", "pad", "pad_position", "clip_start"),
-    *("horizontal_flip", "vertical_flip", "missing_captions"),
+    *("horizontal_flip", "vertical_flip", "missing_captions", "static_field"),
 )
 
 FrameTransform = Callable[["Image"], torch.Tensor]
@@ -252,6 +253,7 @@ class Dataset(data.Dataset[Any]):
         )
         self.missing = missing
         self._check_options(num_frames, cache is not None)
+        self.static_field = None if static_field is None else os.fspath(static_field)
         self._static_field = None if static_field is None else self._reader.static(static_field)
         self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)
@@ -265,6 +267,7 @@ class Dataset(data.Dataset[Any]):
         clips = self._find(manifest, manifest_columns, split, search)
         self.class_names = self._conditions.class_names
         self._check_channels(clips)
+        self._reader.settle_variables(clips)
         clips = self._reader.items_of(clips)
         if cache is not None:
             are_whole = all(clip.is_whole for clip in clips)
@@ -337,7 +340,12 @@ class Dataset(data.Dataset[Any]):
         """Keywords of `Dataset` by which frames are chosen and scaled."""
         size, timeline, reader = self._reader.size, self._reader.timeline, self._reader
         chosen = {"frame_skip": timeline.frame_skip, "fps": timeline.fps}
-        own = {"axes": reader.axes, "square_pixels": reader.square_pixels}
+        own: dict[str, Any] = {"axes": reader.axes, "square_pixels": reader.square_pixels}
+        # only where they are used, so that those of older versions compare equal
+        if reader.layout.variables is not None:
+            own["variables"] = list(reader.layout.variables)
+        if reader.layout.dims not in (None, reader.axes):
+            own["dims"] = reader.layout.dims
         return {"fit": size.fit, "crop": size.crop, **chosen, **own}
 
     @property
@@ -654,6 +662,23 @@ class ClipReader:
         if self.keeps_missing:
             found["missing"] = "mask"
         return found
+
+    def settle_variables(self, clips: Sequence[Clip]) -> None:
+        """Takes the variables of the first file for those of all, where there are several.
+
+        Otherwise a file with other variables, or in another order, would give other channels.
+        """
+        if self.layout.variables is not None or self.read_fn is not None:
+            return
+        for clip in clips:
+            if kind_of_fields(clip.path) is None:
+                continue
+            # training reports files that cannot be read
+            with suppress(UnreadableVideoError), file_errors(clip.path):
+                names = variable_names(clip.path, self.channels, self.layout)
+                if len(names) > 1:
+                    self.layout = replace(self.layout, variables=names)
+                return
 
     def items_of(self, clips: Sequence[Clip]) -> list[Clip]:
         """A clip for each simulation of those files that have several.

@@ -17,8 +17,8 @@ from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_fi
 from video_diffusion_pytorch.data.formats.arrays import MAX_BYTES, check_axes, open_array
 from video_diffusion_pytorch.data.formats.fields import (
     FIELD_EXTS,
-    Layout,
     kind_of_fields,
+    layout_of,
     open_fields,
 )
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS, FrameFolderReader
@@ -64,7 +64,7 @@ def open_video(
     axes: str | None = None,
     square_pixels: bool = True,
     max_bytes: int = MAX_BYTES,
-    variables: Sequence[str] | None = None,
+    variables: str | Sequence[str] | None = None,
     dims: Mapping[str, str] | str | None = None,
     item: int | None = None,
 ) -> VideoReader:
@@ -112,7 +112,7 @@ def open_video(
     path = Path(path)
     check_axes(axes)
     if kind_of_fields(path) is not None:
-        layout = Layout(None if variables is None else tuple(variables), dims or axes)
+        layout = layout_of(variables, dims or axes)
         return open_fields(path, channels, layout, item)
     if path.is_dir():
         return FrameFolderReader(path, channels)

@@ -20,16 +20,24 @@ def write_result(result: Result, path: str | os.PathLike[str]) -> None:
     """Writes a result as JSON.
 
     Args:
-        result: Has `scores` and `protocol`, in plain values. NaN and infinite scores become null.
+        result: Has `scores` and `protocol`, in plain values. NaN and infinite ones become null.
         path: The file, which is replaced.
 
     Raises:
         OSError: If it cannot be written.
     """
-    finite = {n: v if math.isfinite(v) else None for n, v in result["scores"].items()}
-    text = json.dumps({"format": FORMAT, **result, "scores": finite}, indent=2, allow_nan=False)
+    text = json.dumps({"format": FORMAT, **_finite(result)}, indent=2, allow_nan=False)
     with replacing(Path(path)) as unfinished:
         unfinished.write_text(text + "\n", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """The same without NaN and infinite numbers."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:

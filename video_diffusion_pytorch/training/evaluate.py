@@ -56,7 +56,7 @@ _KINDS = {
 
 AS_IN_TRAINING = {
     *("fit", "crop", "frame_skip", "fps", "axes", "square_pixels"),
-    *("fit_frames", "pad", "pad_position"),
+    *("fit_frames", "pad", "pad_position", "variables", "dims", "static_field"),
 }
 """Keywords of `Dataset` by which frames are chosen and scaled; others are for training."""
 # Recorded ones that a given one excludes

@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.random_streams import stream_seed
-from video_diffusion_pytorch.evaluation.evaluator import sampler_in_words
+from video_diffusion_pytorch.evaluation.evaluator import SAMPLER, sampler_in_words
 from video_diffusion_pytorch.evaluation.forecast_scores import ForecastScores, latitude_weights
+from video_diffusion_pytorch.files import replacing
 from video_diffusion_pytorch.training.batches import choose_workers, unpack_batch
 from video_diffusion_pytorch.training.evaluate import (
     Validation,
@@ -74,15 +77,15 @@ class Verification:
     frames: int = 16
     initial_frames: int | None = None
     members: int = 8
-    clips: int = 256
+    clips: int = 2048
     seed: int = 0
     stride: int | None = None
     weight: float | None = None
     given_noise: float = 0.0
-    sampler: Any = "dpm++"
+    sampler: Any = SAMPLER
     steps: int | None = None
     cond_scale: float | Mapping[str, float] = 1.0
-    max_batch: int = 64
+    max_batch: int = 16
     latitudes: Sequence[float] | None = None
     velocity: tuple[int, int] | None = None
     spacing: tuple[float, float] = (1.0, 1.0)
@@ -109,6 +112,12 @@ class Example(NamedTuple):
     initial: Tensor
     truth: Tensor
     members: Tensor
+
+
+def write_example(example: Example, path: Path) -> None:
+    """Writes a forecast as the arrays `initial`, `truth` and `members` of a `.npz`."""
+    with replacing(path) as unfinished, unfinished.open("wb") as file:
+        np.savez_compressed(file, **{n: v.numpy() for n, v in example._asdict().items()})
 
 
 def verify_forecasts(

@@ -196,6 +196,15 @@ def count_items(path: Path, channels: int | None, layout: Layout) -> int:
         file.close()
 
 
+def variable_names(path: Path, channels: int | None, layout: Layout) -> tuple[str, ...]:
+    """Names of the variables that are channels; the arguments are those of `open_fields`."""
+    file = open_file(path)
+    try:
+        return tuple(variable.name for variable, _ in Grid.of(file, layout, channels).parts)
+    finally:
+        file.close()
+
+
 def open_file(path: Path) -> FieldFile:
     """Opens a file of any kind, to be closed after use.
 
@@ -210,15 +219,23 @@ def open_file(path: Path) -> FieldFile:
         raise missing_file(path)
     if not path.is_dir() and not regular_file(path).stat().st_size:
         raise unreadable(path, f"a {kind} file", "an empty file")
-    module, opener = _OPENERS[kind]
+    with decoding(path, f"a {kind} file", _ADVICE, damage=()):
+        return _OPENERS[kind](path)
+
+
+def _library(name: str, path: Path) -> Any:
+    """The library that reads a file.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
     try:
-        library = importlib.import_module(module)
+        return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
-            f"to read {path.name} the package {module} must be installed, got {error}; {_EXTRA}"
+            f"to read {path.name} the package {name.partition('.')[0]} must be installed, got "
+            f"{error}; {_EXTRA}"
         ) from error
-    with decoding(path, f"a {kind} file", _ADVICE, damage=()):
-        return opener(path, library)
 
 
 # What is read of a file
@@ -416,7 +433,8 @@ def unpacked(values: Any, attributes: Mapping[str, Any]) -> np.ndarray:
 
     Args:
         values: As they are stored.
-        attributes: `scale_factor`, `add_offset`, `_FillValue` and `missing_value` count.
+        attributes: `scale_factor`, `add_offset`, `_FillValue`, `missing_value` and `_Unsigned`
+            count.
     """
     raw = np.asarray(values)
     is_missing = np.zeros(raw.shape, bool)
@@ -424,6 +442,8 @@ def unpacked(values: Any, attributes: Mapping[str, Any]) -> np.ndarray:
         if name in attributes:
             for fill in np.ravel(attributes[name]):
                 is_missing |= raw == fill
+    if str(attributes.get("_Unsigned", "false")).lower() == "true" and raw.dtype.kind == "i":
+        raw = raw.view(raw.dtype.str.replace("i", "u"))
     scale, offset = (
         float(np.ravel(attributes.get(name, usual))[0])
         for name, usual in (("scale_factor", 1.0), ("add_offset", 0.0))
@@ -438,26 +458,48 @@ def unpacked(values: Any, attributes: Mapping[str, Any]) -> np.ndarray:
 # Files
 
 
-def _open_netcdf(path: Path, netCDF4: Any) -> FieldFile:
-    file = netCDF4.Dataset(path)
-    # by hand, as for other files
-    file.set_auto_maskandscale(False)
+# What stands for missing values in NetCDF files that do not say it, by type
+_DEFAULT_FILLS = {
+    **{"f4": 9.969209968386869e36, "f8": 9.969209968386869e36},
+    **{"i2": -32767, "u2": 65535, "i4": -2147483647, "u4": 4294967295},
+    **{"i8": -9223372036854775806, "u8": 18446744073709551614},
+}
+
+
+def _with_fill(attributes: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Attributes with the fill value that NetCDF has without one."""
+    usual = _DEFAULT_FILLS.get(dtype.newbyteorder("=").str[1:])
+    if usual is None or {"_FillValue", "missing_value"} & {*attributes}:
+        return attributes
+    return {**attributes, "_FillValue": np.array(usual, dtype)}
+
+
+def _open_netcdf(path: Path) -> FieldFile:
+    """A NetCDF-4 file, with the library that reads HDF5 files, or a classic one."""
+    with path.open("rb") as raw:
+        magic = raw.read(4)
+    if magic == b"CDF\x05":
+        got = "one of 64-bit data (CDF-5)"
+        raise unreadable(path, "a NetCDF-4 or classic NetCDF file", got, "convert it by nccopy -4")
+    if magic[:3] == b"CDF":
+        return _open_classic_netcdf(path)
+    file = _library("h5netcdf", path).File(path, "r")
     variables: dict[str, Variable] = {}
 
     def visit(group: Any, prefix: str) -> None:
         for name, variable in group.variables.items():
-            if variable.dtype is str or variable.dtype.kind not in "biuf" or not variable.shape:
+            dims = variable.dimensions
+            # text and scalars, and coordinates
+            if getattr(variable.dtype, "kind", "O") not in "biuf" or not dims or name in dims:
                 continue
-            if name in variable.dimensions:
-                continue  # a coordinate
-            coordinates = [_coordinate(group, dim) for dim in variable.dimensions]
-            attributes = {key: variable.getncattr(key) for key in variable.ncattrs()}
+            coordinates = [_coordinate(group, dim) for dim in dims]
+            attributes = dict(variable.attrs)
             variables[prefix + name] = Variable(
                 prefix + name,
                 tuple(variable.shape),
-                tuple(variable.dimensions),
-                _roles(variable.dimensions, coordinates),
-                _reader(variable.__getitem__, attributes),
+                tuple(dims),
+                _roles(dims, coordinates),
+                _reader(variable.__getitem__, _with_fill(attributes, variable.dtype)),
                 attributes,
                 tuple(coordinates),
             )
@@ -465,7 +507,42 @@ def _open_netcdf(path: Path, netCDF4: Any) -> FieldFile:
             visit(inner, f"{prefix}{name}/")
 
     visit(file, "")
-    return FieldFile(path, variables, _closing(file.close, file.isopen))
+    return FieldFile(path, variables, file.close)
+
+
+def _open_classic_netcdf(path: Path) -> FieldFile:
+    file = _library("scipy.io", path).netcdf_file(path, mmap=True)
+    # all references to the mapped file, so that it can be closed
+    arrays = {name: variable.data for name, variable in file.variables.items()}
+    known = {name: (v.dimensions, decoded(v._attributes)) for name, v in file.variables.items()}
+
+    def along(dim: str) -> Coordinate | None:
+        if dim not in known:
+            return None
+        return Coordinate(dim, known[dim][1], lambda: np.array(arrays[dim]))
+
+    def reader(name: str, attributes: dict[str, Any]) -> Callable[[Any], np.ndarray]:
+        filled = _with_fill(attributes, arrays[name].dtype)
+        return _reader(lambda index: np.array(arrays[name][index]), filled)
+
+    variables = {}
+    for name, (dims, attributes) in known.items():
+        if dims and name not in dims and arrays[name].dtype.kind in "biuf":
+            coordinates = tuple(map(along, dims))
+            shape, roles = arrays[name].shape, _roles(dims, coordinates)
+            read = reader(name, attributes)
+            variables[name] = Variable(name, shape, dims, roles, read, attributes, coordinates)
+
+    def close() -> None:
+        arrays.clear()
+        file.close()
+
+    return FieldFile(path, variables, close)
+
+
+def decoded(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Attributes with texts for bytes."""
+    return {key: _text(value) for key, value in attributes.items()}
 
 
 def _coordinate(group: Any, dim: str) -> Coordinate | None:
@@ -473,8 +550,8 @@ def _coordinate(group: Any, dim: str) -> Coordinate | None:
     while group is not None:
         if dim in group.variables:
             variable = group.variables[dim]
-            attributes = {key: variable.getncattr(key) for key in variable.ncattrs()}
-            return Coordinate(dim, attributes, partial(variable.__getitem__, slice(None)))
+            read = partial(variable.__getitem__, slice(None))
+            return Coordinate(dim, dict(variable.attrs), read)
         group = group.parent
     return None
 
@@ -485,21 +562,14 @@ def _roles(dims: Sequence[str], coordinates: Sequence[Coordinate | None]) -> tup
     return tuple(role_of(dim, {} if one is None else one.attributes) for dim, one in pairs)
 
 
-def _closing(close: Callable[[], Any], is_open: Callable[[], bool]) -> Callable[[], None]:
-    def close_once() -> None:
-        if is_open():
-            close()
-
-    return close_once
-
-
 def _reader(
     read: Callable[[tuple[Any, ...]], Any], attributes: Mapping[str, Any]
 ) -> Callable[[tuple[Any, ...]], np.ndarray]:
     return lambda index: unpacked(read(index), attributes)
 
 
-def _open_hdf5(path: Path, h5py: Any) -> FieldFile:
+def _open_hdf5(path: Path) -> FieldFile:
+    h5py = _library("h5py", path)
     file = h5py.File(path, "r")
     variables: dict[str, Variable] = {}
 
@@ -540,9 +610,11 @@ def _hdf5_dims(file: Any, name: str, found: Any) -> tuple[tuple[str, ...], list[
                 _scale(f"dimensions/{dim}", one) if fit else None for dim, one, fit in pairs
             ]
     names, scales = [], []
-    for axis in found.dims:
+    # not by axis.label: HDF5 2.0 frees memory that is not its own where some axes have no label
+    labels = list(map(_text, found.attrs.get("DIMENSION_LABELS", [""] * found.ndim)))
+    for axis, label in zip(found.dims, labels, strict=True):
         scale = axis[0] if len(axis) else None
-        names.append(axis.label or ("" if scale is None else scale.name.rpartition("/")[2]))
+        names.append(label or ("" if scale is None else scale.name.rpartition("/")[2]))
         scales.append(None if scale is None else _scale(scale.name.lstrip("/"), scale))
     return tuple(names), scales
 
@@ -556,7 +628,8 @@ def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _open_zarr(path: Path, zarr: Any) -> FieldFile:
+def _open_zarr(path: Path) -> FieldFile:
+    zarr = _library("zarr", path)
     root = open_zarr(path, zarr)
     arrays = [("", root)] if isinstance(root, zarr.Array) else _zarr_arrays(root, zarr)
     along = {name: array for name, array in arrays if array.ndim == 1}
@@ -612,13 +685,12 @@ def _zarr_reader(
     """
 
     def read(index: tuple[Any, ...]) -> Any:
-        nonlocal is_whole
-        if not is_whole:
+        if not checked:
             _check_chunks(path, array)
-            is_whole = True
+            checked.append(True)
         return array.oindex[index]
 
-    is_whole = False
+    checked: list[bool] = []
     return _reader(read, attributes)
 
 
@@ -636,8 +708,9 @@ def _check_chunks(path: Path, array: Any) -> None:
         )
 
 
-def _open_nifti(path: Path, nibabel: Any) -> FieldFile:
+def _open_nifti(path: Path) -> FieldFile:
     """A NIfTI volume, whose axes are turned to run from left, posterior and inferior."""
+    nibabel = _library("nibabel", path)
     image = nibabel.load(path)
     turn = nibabel.io_orientation(image.affine).astype(int)
     # where each axis of the result is stored, and whether it runs backwards
@@ -680,9 +753,9 @@ def _mirrored(index: Any, size: int) -> Any:
     return _as_index([size - 1 - n for n in reversed(numbers)])
 
 
-_OPENERS: dict[str, tuple[str, Callable[[Path, Any], FieldFile]]] = {
-    "netcdf": ("netCDF4", _open_netcdf),
-    "hdf5": ("h5py", _open_hdf5),
-    "zarr": ("zarr", _open_zarr),
-    "nifti": ("nibabel", _open_nifti),
+_OPENERS: dict[str, Callable[[Path], FieldFile]] = {
+    "netcdf": _open_netcdf,
+    "hdf5": _open_hdf5,
+    "zarr": _open_zarr,
+    "nifti": _open_nifti,
 }

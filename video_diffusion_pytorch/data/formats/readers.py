@@ -298,8 +298,8 @@ def decoding(
 ) -> Iterator[None]:
     """Converts any exception of a decoder to an `UnreadableVideoError`.
 
-    A full or lost disk, and a lack of memory or of handles, are raised unchanged: they would affect
-    the next file, too.
+    A full or lost disk, and a lack of memory, handles or a library, are raised unchanged: they
+    would affect the next file, too.
 
     Args:
         path: The file.
@@ -315,7 +315,7 @@ def decoding(
     except UnreadableVideoError:
         raise
     except Exception as error:
-        is_general = isinstance(error, MemoryError) or is_of_the_machine(error)
+        is_general = isinstance(error, (MemoryError, ImportError)) or is_of_the_machine(error)
         if is_general and not isinstance(error, damage):
             raise
         reason = str(error).partition("\n")[0][:500]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from video_diffusion_pytorch.data.formats.fields import (
     Grid,
     Layout,
     Variable,
+    decoded,
     kind_of_fields,
     open_file,
     open_zarr,
@@ -24,7 +26,8 @@ from video_diffusion_pytorch.files import replacing
 # Attributes of how values are stored, which are float32 here
 _PACKING = {"scale_factor", "add_offset", "_FillValue", "missing_value", "valid_range"}
 _PACKING |= {"valid_min", "valid_max", "_Unsigned", "DIMENSION_LIST", "REFERENCE_LIST", "CLASS"}
-_PACKING |= {"NAME", "_ARRAY_DIMENSIONS", "_Netcdf4Dimid", "_Netcdf4Coordinates"}
+_PACKING |= {"DIMENSION_LABELS"}
+_PACKING |= {"NAME", "_ARRAY_DIMENSIONS", "_Netcdf4Dimid", "_Netcdf4Coordinates", "_NCProperties"}
 
 
 class Axis(NamedTuple):
@@ -223,42 +226,74 @@ def plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_netcdf(path: Path, variables: Sequence[Written], like: Path) -> None:
-    netcdf = importlib.import_module("netCDF4")
-    with netcdf.Dataset(path, "w") as file, netcdf.Dataset(like) as source:
-        file.setncatts({key: source.getncattr(key) for key in source.ncattrs()})
+    """Writes a NetCDF-4 file; `like` may be a classic one."""
+    h5netcdf = importlib.import_module("h5netcdf")
+    with h5netcdf.File(path, "w") as file, _netcdf_source(like) as source:
+        file.attrs.update(source.attributes)
         for one in variables:
             group_name, _, name = one.name.rpartition("/")
-            group = file.createGroup(group_name) if group_name else file
+            group = file.require_group(group_name) if group_name else file
             for axis in one.axes:
                 if axis.name not in group.dimensions:
-                    group.createDimension(axis.name, axis.size)
+                    group.dimensions[axis.name] = axis.size
                     if axis.values is not None:
-                        along = group.createVariable(axis.name, axis.values.dtype, (axis.name,))
-                        along.setncatts(axis.attributes)
-                        along[:] = axis.values
+                        along = group.create_variable(axis.name, (axis.name,), data=axis.values)
+                        along.attrs.update(axis.attributes)
             dims = [axis.name for axis in one.axes]
-            made = group.createVariable(name, "f4", dims, fill_value=np.float32(np.nan))
-            made.setncatts(one.attributes)
-            made[:] = one.values
-            _copy_auxiliaries(group, source[group_name] if group_name else source, one)
+            made = group.create_variable(name, dims, data=one.values, fillvalue=np.float32(np.nan))
+            made.attrs.update(one.attributes)
+            _copy_auxiliaries(group, source.variables(group_name), one)
 
 
-def _copy_auxiliaries(group: Any, source: Any, one: Written) -> None:
+class _NetcdfSource(NamedTuple):
+    """Attributes of a NetCDF file, and dimensions, values and attributes of its variables."""
+
+    attributes: dict[str, Any]
+    variables: Callable[[str], dict[str, tuple[tuple[str, ...], np.ndarray, dict[str, Any]]]]
+
+
+@contextlib.contextmanager
+def _netcdf_source(path: Path) -> Iterator[_NetcdfSource]:
+    with path.open("rb") as raw:
+        is_classic = raw.read(3) == b"CDF"
+    if is_classic:
+        with importlib.import_module("scipy.io").netcdf_file(path, mmap=False) as file:
+            yield _NetcdfSource(
+                decoded(file._attributes),
+                lambda group: {
+                    name: (one.dimensions, one.data, decoded(one._attributes))
+                    for name, one in file.variables.items()
+                },
+            )
+        return
+    with importlib.import_module("h5netcdf").File(path, "r") as file:
+        yield _NetcdfSource(
+            dict(file.attrs),
+            lambda group: {
+                name: (one.dimensions, one, dict(one.attrs))
+                for name, one in (file[group] if group else file).variables.items()
+            },
+        )
+
+
+def _copy_auxiliaries(
+    group: Any,
+    source: Mapping[str, tuple[tuple[str, ...], Any, dict[str, Any]]],
+    one: Written,
+) -> None:
     """Copies what attributes name (CF conventions, sections 5.2 and 5.6) where it still fits."""
     named = f"{one.attributes.get('coordinates', '')} {one.attributes.get('grid_mapping', '')}"
     sizes = {axis.name: axis.size for axis in one.axes}
     for name in named.replace(":", " ").split():
-        found = source.variables.get(name)
-        if found is None or name in group.variables or found.dtype is str:
+        if name not in source or name in group.variables:
             continue
-        if all(sizes.get(d) == n for d, n in zip(found.dimensions, found.shape, strict=True)):
-            found.set_auto_maskandscale(False)
-            attributes = {key: found.getncattr(key) for key in found.ncattrs()}
+        dims, values, attributes = source[name]
+        is_number = getattr(values.dtype, "kind", "O") in "biuf"
+        fits = all(sizes.get(dim) == n for dim, n in zip(dims, values.shape, strict=True))
+        if is_number and fits:
             fill = attributes.pop("_FillValue", None)
-            made = group.createVariable(name, found.dtype, found.dimensions, fill_value=fill)
-            made.set_auto_maskandscale(False)
-            made.setncatts(attributes)
-            made[...] = found[...]
+            made = group.create_variable(name, dims, data=values[...], fillvalue=fill)
+            made.attrs.update(attributes)
 
 
 def _write_hdf5(path: Path, variables: Sequence[Written], like: Path) -> None:
@@ -274,6 +309,10 @@ def _write_hdf5(path: Path, variables: Sequence[Written], like: Path) -> None:
             if is_well and group:
                 _copy_attributes(file[group], source[group])
             made.attrs.update(one.attributes)
+            if not is_well:
+                # all at once: HDF5 2.0 frees memory that is not its own if axes lack a label
+                names = [axis.name for axis in one.axes]
+                made.attrs["DIMENSION_LABELS"] = np.array(names, h5py.string_dtype())
             for place, axis in enumerate(one.axes):
                 if axis.values is not None:
                     name = axis.path or axis.name
@@ -283,8 +322,6 @@ def _write_hdf5(path: Path, variables: Sequence[Written], like: Path) -> None:
                         if not file[name].is_scale:
                             file[name].make_scale(axis.name)
                         made.dims[place].attach_scale(file[name])
-                if not is_well:
-                    made.dims[place].label = axis.name
 
 
 def _copy_attributes(to: Any, source: Any) -> None:
