@@ -22,7 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D
+from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
+from video_diffusion_pytorch.evaluation.results import read_result, write_result
+from video_diffusion_pytorch.training.verification import (
+    Verification,
+    verify_forecasts,
+    write_example,
+)
 
 KNOWN, WINDOW, LEAD, HELD_OUT = 2, 10, 16, 40
 
@@ -42,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=[*ARMS])
     parser.add_argument("--steps", type=int, default=1200, help="training steps")
+    parser.add_argument("--one_step", type=int, default=1200, help="its training steps")
+    parser.add_argument("--count", type=int, default=HELD_OUT, help="trajectories to verify on")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
@@ -49,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.task == "train":
         for arm in options.arms:
             train(arm, training, options.results / arm, options.steps)
+    else:
+        for number, arm in enumerate(options.arms):
+            verify(arm, held_out, training, options, with_baselines=not number)
+        print_table(options)
 
 
 def split(data: Path, folder: Path) -> tuple[Path, Path]:
@@ -126,6 +138,49 @@ def train(arm: str, data: Path, folder: Path, steps: int) -> None:
     minutes = (time.perf_counter() - begin) / 60
     done.write_text(f"{minutes:.1f}\n")
     print(f"{arm}: {steps} steps in {minutes:.1f} minutes", flush=True)
+
+
+def verify(
+    arm: str, held_out: Path, training: Path, options: argparse.Namespace, with_baselines: bool
+) -> None:
+    """Verifies the forecasts of an arm; the one-step network is trained for the first arm only."""
+    folder = options.results / arm
+    result = folder / "forecast.json"
+    if result.exists():
+        return
+    settings = Verification(
+        frames=LEAD,
+        initial_frames=KNOWN,
+        clips=options.count,
+        sampler="dpm++",
+        steps=20,
+        max_batch=16,
+        one_step=options.one_step if with_baselines else 0,
+    )
+    found, example = verify_forecasts(
+        load_diffusion(folder),
+        held_out,
+        settings,
+        training_data=training,
+        exts="npy",
+        num_workers=0,
+        progress=False,
+    )
+    write_result(found, result)
+    write_example(example, result.with_suffix(".npz"))
+    print(f"{arm}: {found['seconds'] / 60:.1f} minutes", flush=True)
+
+
+def print_table(options: argparse.Namespace) -> None:
+    """Prints the scores of arms and baselines, means over lead times."""
+    results = {arm: read_result(options.results / arm / "forecast.json") for arm in options.arms}
+    first = results[options.arms[0]]
+    rows = {name: found["scores"] for name, found in results.items()} | first["baselines"]
+    scores = [name for name in first["scores"] if name != "diverged_forecasts"]
+    print("| |", " | ".join(scores), "|\n|---|", "---|" * len(scores), sep="")
+    for name, row in rows.items():
+        cells = (f"{row[score]:.3f}" if score in row else "" for score in scores)
+        print(f"| {name} |", " | ".join(cells), "|")
 
 
 if __name__ == "__main__":

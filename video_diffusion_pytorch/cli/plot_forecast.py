@@ -139,7 +139,9 @@ def _frame(
     from matplotlib.figure import Figure
 
     count = min(len(names), _CHANNELS)
-    figure = Figure(figsize=(2 * (len(shown) + 1), 2.2 * count + 0.3), layout="constrained")
+    height, width = spread.shape[-2:]
+    size = (2 * (len(shown) + 1), (2 * height / width + 0.35) * count + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
     rows = figure.subplots(count, len(shown) + 1, squeeze=False)
     for channel, row in enumerate(rows):
         truth = shown["truth"][channel]

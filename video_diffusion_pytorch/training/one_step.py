@@ -140,7 +140,7 @@ def train_one_step(
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, learning_rate, total_steps=steps + 1, pct_start=0.05
         )
-        chosen = torch.randint(len(dataset), (steps, batch_size)).tolist()
+        chosen = torch.randint(len(dataset), (steps, batch_size), device="cpu").tolist()
         draws = [
             [Draw(index, step * batch_size + row) for row, index in enumerate(rows)]
             for step, rows in enumerate(chosen)
