@@ -3,7 +3,6 @@
 import gc
 import inspect
 import re
-from ast import literal_eval
 from pathlib import Path
 
 import numpy as np
@@ -70,44 +69,19 @@ def flows():
     array("speeds.npy", (4, 1))
 
 
-def scans():
-    nibabel = pytest.importorskip("nibabel")
-    Path("scans").mkdir()
-    for ending in ("nii", "nii.gz"):
-        volume = np.linspace(-1000, 1000, 20 * 18 * 6, dtype=np.float32).reshape(20, 18, 6)
-        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), f"scans/{ending[-1]}.{ending}")
+def matlab_files():
+    scipy = pytest.importorskip("scipy.io")
+    Path("flows").mkdir()
+    values = np.linspace(-3, 3, 2 * 5 * 18 * 18, dtype=np.float32).reshape(2, 5, 18, 18)
+    scipy.savemat("flows/a.mat", {"velocity": values, "fps": 20.0})
 
 
 def flow_files():
     h5py = pytest.importorskip("h5py")
-    Path("flows").mkdir()
-    for name, shape in {"flows/a.h5": (2, 5, 18, 18), "all.h5": (3, 2, 4, 16, 16)}.items():
-        with h5py.File(name, "w") as file:
-            values = np.linspace(-3, 3, int(np.prod(shape)), dtype=np.float32)
-            file["velocity"] = values.reshape(shape)
-            file.attrs["fps"] = 20
-
-
-def weather():
-    netcdf = pytest.importorskip("netCDF4")
-    Path("weather").mkdir()
-    with netcdf.Dataset("weather/may.nc", "w") as file:
-        sizes = {"time": 5, "lat": 16, "lon": 24}
-        for name, size in sizes.items():
-            file.createDimension(name, size)
-        for name, low, high in (("t2m", 230, 320), ("msl", 95000, 105000)):
-            values = np.linspace(low, high, 5 * 16 * 24).reshape(5, 16, 24)
-            # at sea, for one, there is no value
-            file.createVariable(name, "f4", tuple(sizes))[:] = np.ma.masked_less(values, low + 1)
-
-
-def stores():
-    zarr = pytest.importorskip("zarr", minversion="3")
-    Path("stores").mkdir()
-    values = np.linspace(0, 1, 5 * 16 * 16, dtype=np.float32).reshape(1, 5, 16, 16)
-    zarr.create_array("stores/run1.zarr", data=values)
-    with zarr.storage.ZipStore("stores/run2.zarr.zip", mode="w") as store:
-        zarr.create_array(store, data=values)
+    with h5py.File("all.h5", "w") as file:
+        shape = (3, 2, 4, 16, 16)
+        values = np.linspace(-3, 3, int(np.prod(shape)), dtype=np.float32)
+        file["velocity"] = values.reshape(shape)
 
 
 def shards():
@@ -123,10 +97,7 @@ FILES = {
     "2. Choosing frames and sizes": films,
     "3. Fields and volumes": fields,
     "Volumes of different depths": volumes,
-    "NIfTI": scans,
-    "HDF5": flow_files,
-    "NetCDF": weather,
-    "Zarr": stores,
+    "4. Formats of other libraries": matlab_files,
     "5. A manifest": wild,
     "6. Learning from images, too": films_and_pictures,
     "7. Your own dataset or loader": flows,
@@ -196,16 +167,6 @@ def _check(title, names):
         assert names["item"].keys() == {"video", "cond", "labels"}
         assert names["item"]["labels"] == 0
         assert [path.name for path in names["test"].paths] == ["0X2.mp4"]
-    elif title == "NetCDF":
-        values = names["trainer"].ds[0]
-        assert 231 < values[0].min() < values[0].max() <= 320
-    elif title == "Zarr":
-        assert [path.name for path in names["trainer"].ds.paths] == ["run1.zarr"]
-        [zipped] = Path("stores").glob("*.zarr.zip")
-        with names["zarr"].storage.ZipStore(zipped, mode="r") as store:
-            video = names["read_store"](store)
-        options = {"channels": 1, "num_frames": 4, "read_fn": lambda path: video}
-        assert Dataset("stores", 16, exts=["zarr.zip"], **options).paths == [zipped]
     elif title.startswith("6."):
         assert names["loss"].ndim == 0
     elif title.startswith("8."):
@@ -258,13 +219,7 @@ def test_links_to_folders_are_not_followed(tmp_path):
     assert [path.name for path in Dataset("films", 16).paths] == ["whale.gif"]
 
 
-def test_the_search_does_not_find_stores_that_are_folders():
-    array("stores/run1.zarr/c/0.npy", (4,))
-    with pytest.raises(FileNotFoundError, match=r"expected files ending in .zarr in stores"):
-        Dataset("stores", 16, exts=["zarr"], read_fn=np.load)
-
-
-def test_going_on_with_another_range_names_the_one_to_give():
+def test_a_run_that_goes_on_keeps_its_range():
     def trainer(value_range):
         made = diffusion(Unet3D(channels=2, **NETWORK), image_size=16, num_frames=4)
         options = {**TRAINING, "axes": "fchw", "value_range": value_range}
@@ -274,8 +229,8 @@ def test_going_on_with_another_range_names_the_one_to_give():
     trainer("fit").save(1)
     own = load_diffusion("results/model-1.pt").config["value_range"]
     np.save("fields/c.npy", np.full((5, 2, 18, 24), 9, np.float32))
-    with pytest.raises(ValueError, match=r"must have the model's value_range, .*; build") as error:
-        trainer("fit").load(1)
-    named = literal_eval(re.search(r", got (.*); build", str(error.value))[1])
-    assert torch.allclose(torch.tensor(named), torch.tensor(own))
-    trainer(named).load(1)
+    resumed = trainer("fit")
+    resumed.load(1)
+    assert resumed.model.config["value_range"] == own
+    with pytest.raises(ValueError, match=r"must have the model's value_range, .*; build"):
+        trainer((0, 9)).load(1)

@@ -207,7 +207,7 @@ def test_views_are_drawn_only_where_they_are_wanted():
 def read(values):
     if values is None:
         raise UnreadableVideoError("damaged")
-    return torch.tensor(values).view(2, 1, 1, -1)
+    return [torch.tensor(values).view(2, 1, 1, -1)]
 
 
 def test_each_channel_has_its_range():
@@ -224,7 +224,7 @@ def test_the_deviation_is_that_of_the_scaled_values(monkeypatch, offset):
     sizes = (3, 20, 1)
     parts = [torch.randn(2, n, 1, 5, generator=generator, dtype=torch.float64) for n in sizes]
     parts = [part * torch.tensor([1.0, 30.0]).view(2, 1, 1, 1) + offset for part in parts]
-    (low, high), deviation = fit_value_range(parts, lambda part: part)
+    (low, high), deviation = fit_value_range(parts, lambda part: [part])
     low, high = (torch.tensor(bound, dtype=torch.float64).view(2, 1, 1, 1) for bound in (low, high))
     scaled = (torch.cat(parts, dim=1) - low) / (high - low) * 2 - 1
     assert deviation == pytest.approx(scaled.std(correction=0).item(), rel=1e-6)

@@ -310,7 +310,7 @@ class Dataset(data.Dataset[Any]):
         if self.channels in CHANNELS_TO_MODE or self._reader.read_fn is not None:
             return
         for clip in clips:
-            if family_of_name(clip.path) not in ("npy", "zip") and not kind_of_fields(clip.path):
+            if not _is_array(clip.path):
                 raise ValueError(
                     f"channels must be 1 (grey), 3 (colour) or 4 (colour and opacity), got "
                     f"{self.channels} for {clip.path}; only arrays have other numbers: choose them "
@@ -492,10 +492,18 @@ class Dataset(data.Dataset[Any]):
             return transforms.random_window(span, self.num_frames, generator)
         return span[: self.num_frames]
 
-    def _read_part(self, part: tuple[Clip, range | None]) -> torch.Tensor:
-        """All frames that may be seen of a part of a file."""
-        choose = partial(self._choose, None) if self.clip_start == "first" else (lambda span: span)
-        return self._reader.read(*part, choose)[0]
+    def _read_part(self, part: tuple[Clip, range | None]) -> Iterator[torch.Tensor]:
+        """All frames that may be seen of a part of a file; of arrays as many as a clip has."""
+        clip, span = part
+        if self.clip_start == "first" or self.num_frames is None:
+            yield self._reader.read(clip, span, partial(self._choose, None))[0]
+        elif not _is_array(clip.path):
+            yield self._reader.read(clip, span, lambda span: span)[0]
+        else:
+            # which is read at its own size
+            span = self._reader.span(clip) if span is None else span
+            for first in range(0, len(span), self.num_frames):
+                yield self._reader.read(clip, span[first : first + self.num_frames], list)[0]
 
     def _set_length(
         self, video: torch.Tensor, black: torch.Tensor | None, path: Path
@@ -888,6 +896,11 @@ class ClipReader:
 
         self.cache = ClipCache(folder, settings)
         self.cache.build(list(dict.fromkeys((clip.path, clip.item) for clip in clips)), decode)
+
+
+def _is_array(path: Path) -> bool:
+    """Whether a file holds an array or fields, by its name."""
+    return family_of_name(path) in ("npy", "zip") or kind_of_fields(path) is not None
 
 
 def join_fields(fields: Sequence[torch.Tensor]) -> torch.Tensor:

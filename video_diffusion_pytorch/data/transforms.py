@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -410,14 +410,14 @@ _Part = TypeVar("_Part")
 
 
 def fit_value_range(
-    parts: Sequence[_Part], read: Callable[[_Part], torch.Tensor]
+    parts: Sequence[_Part], read: Callable[[_Part], Iterable[torch.Tensor]]
 ) -> tuple[ValueRange, float]:
     """Finds the least and the largest value of each channel, and how far values are from the mean.
 
     Args:
         parts: Arguments of `read`.
-        read: Gives the values of a part, `(c, f, h, w)`, finite or NaN where they are missing;
-            parts for which it raises an `UnreadableVideoError` are skipped.
+        read: Gives the values of a part, one or several `(c, f, h, w)`, finite or NaN where they
+            are missing; parts for which it raises an `UnreadableVideoError` are skipped.
 
     Returns:
         Lows and highs, one per channel each; and the standard deviation of all values, once this
@@ -427,7 +427,7 @@ def fit_value_range(
         ValueError: No part is readable, or a channel is constant.
 
     Example:
-        >>> fit_value_range([0.0, 4.0], lambda top: torch.tensor([0.0, top]).view(1, 1, 1, 2))
+        >>> fit_value_range([0.0, 4.0], lambda top: [torch.tensor([0.0, top]).view(1, 1, 1, 2)])
         (((0.0,), (4.0,)), 0.8660254037844386)
     """
     unread: UnreadableVideoError | None = None
@@ -435,17 +435,17 @@ def fit_value_range(
     moments = _Moments()
     for part in tqdm(parts, desc="fitting the value range", leave=False):
         try:
-            values = read(part).flatten(1)
+            for video in read(part):
+                values = video.flatten(1)
+                is_there = ~values.isnan()
+                ends = (
+                    values.where(is_there, torch.inf).amin(dim=1),
+                    values.where(is_there, -torch.inf).amax(dim=1),
+                )
+                limits.append(torch.stack(ends).double())
+                moments.add(values)
         except UnreadableVideoError as error:
             unread = unread or error  # training reports it
-        else:
-            is_there = ~values.isnan()
-            ends = (
-                values.where(is_there, torch.inf).amin(dim=1),
-                values.where(is_there, -torch.inf).amax(dim=1),
-            )
-            limits.append(torch.stack(ends).double())
-            moments.add(values)
     if not limits:
         raise ValueError(
             f"value_range='fit' must find a file that can be read, got none; repair them: {unread}"
@@ -467,7 +467,7 @@ def fit_scale(
     scale: Any,
     channels: int,
     parts: Sequence[_Part],
-    read: Callable[[_Part], torch.Tensor],
+    read: Callable[[_Part], Iterable[torch.Tensor]],
     transform: Any = None,
     most: int | None = None,
 ) -> tuple[ValueRange | Standardization | None, float | None]:
@@ -514,7 +514,7 @@ def fit_scale(
 
 def fit_standardization(
     parts: Sequence[_Part],
-    read: Callable[[_Part], torch.Tensor],
+    read: Callable[[_Part], Iterable[torch.Tensor]],
     transform: Sequence[str | None],
 ) -> Standardization:
     """Finds the mean and the standard deviation of each channel, in float64.
@@ -529,24 +529,19 @@ def fit_standardization(
             transform takes.
 
     Example:
-        >>> fit_standardization([1.0, 3.0], lambda v: torch.tensor([v]).view(1, 1, 1, 1), (None,))
+        >>> fit_standardization([1.0, 3.0], lambda v: [torch.full((1, 1, 1, 1), v)], (None,))
         Standardization(mean=(2.0,), std=(1.0,), transform=(None,))
     """
     unread: UnreadableVideoError | None = None
     moments = _Moments()
     for part in tqdm(parts, desc="fitting the standardization", leave=False):
         try:
-            values = read(part).flatten(1)
+            for video in read(part):
+                values, name = video.flatten(1), f"value_range='standardize': values of {part}"
+                check_domain(values.nan_to_num(1.0), transform, name, axis=0)
+                moments.add(values, transform)
         except UnreadableVideoError as error:
             unread = unread or error  # training reports it
-        else:
-            check_domain(
-                values.nan_to_num(1.0),
-                transform,
-                f"value_range='standardize': values of {part}",
-                axis=0,
-            )
-            moments.add(values, transform)
     if not bool((moments.count > 0).all()):
         raise ValueError(
             "value_range='standardize' must find a file that can be read, got none; repair them: "

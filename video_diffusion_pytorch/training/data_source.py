@@ -596,7 +596,7 @@ class DataSource:
                 found = fit_scale(given, channels, items, self._values_of, *how)
         return self.processes.from_main(found)
 
-    def _values_of(self, index: int) -> Tensor:
+    def _values_of(self, index: int) -> list[Tensor]:
         video = self.unpack(collate([read_item(self.dataset, index, seed=0)]))[0][0]
         check_videos("Trainer: clips", video, ("c", "f", "h", "w"))
         if not video.isfinite().all():
@@ -604,7 +604,7 @@ class DataSource:
                 f"Trainer: clips must be finite, got NaN or infinite values in item {index}; "
                 "replace them, as with numpy.nan_to_num"
             )
-        return video
+        return [video]
 
 
 def dataset_options(trainer_class: type) -> dict[str, Any]:
