@@ -10,7 +10,10 @@ import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
 from video_diffusion_pytorch.cli import main
+from video_diffusion_pytorch.clip_file import prepare_clip
 from video_diffusion_pytorch.data.dataset import Dataset
+from video_diffusion_pytorch.evaluation.evaluator import Evaluation
+from video_diffusion_pytorch.training.evaluate import evaluate_diffusion
 from video_diffusion_pytorch.value_scale import (
     TRANSFORM_CODES,
     TRANSFORMS,
@@ -328,3 +331,55 @@ def test_other_mistakes(rain, tmp_path):
     message = "value_range='standardize' must find a file that can be read, got none; repair"
     with pytest.raises(ValueError, match=message):
         Dataset(tmp_path / "broken", 8, 1, 3, exts=None, value_range="standardize")
+
+
+# Everything that takes clips or gives samples
+
+
+@pytest.fixture
+def heated(tmp_path):
+    """A trained model of temperatures, and a file of them."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "heat"
+    folder.mkdir()
+    for number in range(3):
+        np.save(folder / f"{number}.npy", rng.normal(300, 5, (1, 4, 8, 8)).astype(np.float32))
+    network = {"dim_mults": (1,), "channels": 1, "attn_heads": 1, "attn_dim_head": 8}
+    sizes = {"image_size": 8, "num_frames": 4, "timesteps": 3, "objective": "pred_x_start"}
+    trainer = Trainer(
+        GaussianDiffusion(Unet3D(8, **network), **sizes),
+        folder,
+        value_range="standardize",
+        results_folder=tmp_path / "results",
+        train_num_steps=1,
+        save_and_sample_every=1,
+        num_sample_rows=1,
+        train_batch_size=2,
+        num_workers=0,
+    )
+    trainer.train()
+    return load_diffusion(tmp_path / "results"), folder
+
+
+def test_clips_and_samples_are_in_their_units_everywhere(heated):
+    model, folder = heated
+    clip = prepare_clip(folder / "0.npy", model)
+    torch.testing.assert_close(clip[0], torch.from_numpy(np.load(folder / "0.npy")))
+    quiet = {"steps": 2, "progress": False}
+    longer = model.extend(clip, 6, **quiet)
+    torch.testing.assert_close(longer[:, :, :4], clip)
+    kept = torch.ones(8, 8, dtype=torch.bool)
+    kept[2:5] = False
+    filled = model.inpaint(clip, kept, **quiet)
+    torch.testing.assert_close(filled[..., 5:, :], clip[..., 5:, :])
+    smooth = model.interpolate_frames(clip, 2, **quiet)
+    torch.testing.assert_close(smooth[:, :, ::2], clip)
+    for found in (longer[:, :, 4:], filled[..., 2:5, :], smooth[:, :, 1::2]):
+        assert found.isfinite().all()
+        assert 200 < found.mean() < 400
+    many = [clip[0] for clip in (prepare_clip(folder / f"{n}.npy", model) for n in range(3))] * 22
+    result = evaluate_diffusion(model, many, Evaluation(count=66), progress=False)
+    assert result["scores"]["random_feature_distance"] >= 0
+    assert result["protocol"]["clips"]["value_range"]["mean"] == list(
+        model.config["value_range"]["mean"]
+    )

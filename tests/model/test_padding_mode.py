@@ -218,3 +218,19 @@ def test_sizes_that_cannot_be_halved():
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         network()(torch.randn(1, 3, 2, 13, 18).double(), torch.tensor([1]))
+
+
+def test_a_shared_model_keeps_its_padding(tmp_path):
+    torch.manual_seed(0)
+    unet = Unet3D(
+        8,
+        dim_mults=(1, 2),
+        attn_heads=1,
+        padding_mode=("replicate", "circular"),
+        pad_to_multiple=True,
+    )
+    unet.save_pretrained(tmp_path)
+    again = Unet3D.from_pretrained(tmp_path)
+    assert again.config["padding_mode"] in (("replicate", "circular"), ["replicate", "circular"])
+    x, t = torch.randn(1, 3, 2, 7, 10), torch.tensor([5])
+    torch.testing.assert_close(again.eval()(x, t), unet.eval()(x, t))

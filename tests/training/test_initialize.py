@@ -319,3 +319,11 @@ def test_frozen_parameters_stay_and_others_learn(base, fine_tune, tmp_path, opti
 def test_something_must_be_left_to_train(fine_tune):
     with pytest.raises(ValueError, match=r"freeze must leave parameters to train, got \*, which"):
         fine_tune(freeze="*")
+
+
+def test_weights_of_one_padding_are_a_start_for_another(base, fine_tune):
+    trainer = fine_tune(init_from=base, network={"padding_mode": "circular"})
+    assert_weights(trainer.model, fine_tune(init_from=base).model.state_dict())
+    # but not the rest of a run
+    with pytest.raises(ValueError, match="padding_mode circular instead of zeros; pass the same"):
+        trainer.load(base / "model-2.pt")

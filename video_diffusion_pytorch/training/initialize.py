@@ -63,7 +63,8 @@ class SavedModel:
         unwrap_names(model, weights, "")
         matching(self.without, {*weights, *model.state_dict()}, "init_without")
         steps = weights["betas"].shape[0] if "betas" in weights else model.num_timesteps
-        hidden = hidden_changes(self.config, model)
+        # weights of one padding are a start for another one
+        hidden = hidden_changes(self.config, model, but=("padding_mode",))
         if steps != model.num_timesteps:
             hidden.append(f"timesteps {model.num_timesteps} instead of {steps}")
         if hidden:

@@ -347,16 +347,20 @@ def changed_settings(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any]) 
     ]
 
 
-def hidden_changes(config: Mapping[str, Any] | None, model: Any) -> list[str]:
+def hidden_changes(
+    config: Mapping[str, Any] | None, model: Any, but: Sequence[str] = ()
+) -> list[str]:
     """What differs of the settings of a network that its weights don't determine, in words.
 
     Args:
         config: Settings by part, of a checkpoint; None if it holds none.
         model: The diffusion.
+        but: Settings that may differ.
     """
     unet = (config or {}).get("unet") or {}
     ours = getattr(unwrap(model.denoise_fn), "config", None) or {}
-    theirs = {name: unet.get(name, usual) for name, usual in _WITHOUT_WEIGHTS.items()}
+    usual = {name: value for name, value in _WITHOUT_WEIGHTS.items() if name not in but}
+    theirs = {name: unet.get(name, value) for name, value in usual.items()}
     return changed_settings(theirs, ours) if unet else []
 
 
