@@ -39,6 +39,7 @@ from video_diffusion_pytorch.data.formats.fields import (
     kind_of_fields,
     layout_of,
     open_fields,
+    read_parameters,
     variable_names,
 )
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS
@@ -133,6 +134,8 @@ class Dataset(data.Dataset[Any]):
             and returns a dict of keywords, and a dict of the manifest's columns: `{"cond": ["EF",
             "ESV"]}` for a vector of numbers `(2,)`, float32, `{"cond": "Report", "labels":
             "Class"}` for a text and a label. Each clip must have a finite number and a label.
+            Without a manifest, numbers are those of NetCDF, HDF5 and Zarr files: scalar variables,
+            variables with one number per simulation, or attributes of the file.
         missing_captions: `"error"`, or `"null"` to train clips without caption on the null
             condition.
         manifest: A `.csv`, `.tsv`, `.txt` or `.jsonl` with the columns `path`, `caption`, `label`,
@@ -269,6 +272,8 @@ class Dataset(data.Dataset[Any]):
         self._check_channels(clips)
         self._reader.settle_variables(clips)
         clips = self._reader.items_of(clips)
+        if manifest is None and self._conditions.numbers:
+            clips = self._reader.with_parameters(clips, self._conditions.numbers)
         if cache is not None:
             are_whole = all(clip.is_whole for clip in clips)
             is_cut = clip_start == "first" and fit_frames != "all" and are_whole
@@ -445,7 +450,8 @@ class Dataset(data.Dataset[Any]):
         """The clips in the folder, or those of a manifest, with captions and class names."""
         conditions, folder = self._conditions, Path(self.folder)
         if manifest is None:
-            if conditions.columns or columns:
+            # numbers may be in the files themselves
+            if {*conditions.columns} - ({"cond"} if conditions.numbers else set()) or columns:
                 raise ValueError(
                     "columns must be those of a manifest, got "
                     f"{dict(columns or conditions.columns)} without one; pass manifest='clips.csv'"
@@ -702,6 +708,28 @@ class ClipReader:
                 count = self._count_items(clip.path)
             several = [replace(clip, item=item) for item in range(count)]
             found += several if count > 1 else [clip]
+        return found
+
+    def with_parameters(self, clips: Sequence[Clip], names: Sequence[str]) -> list[Clip]:
+        """Clips with numbers that their own files hold, such as parameters of simulations.
+
+        Raises:
+            UnreadableVideoError: If a file has no such number.
+            ValueError: If a file is not one of fields, so that it cannot have any.
+        """
+        known: dict[Path, np.ndarray] = {}
+        found = []
+        for clip in clips:
+            if kind_of_fields(clip.path) is None or self.read_fn is not None:
+                raise ValueError(
+                    f"columns must be those of a manifest, or numbers in NetCDF, HDF5 or Zarr "
+                    f"files, got {', '.join(names)} for {clip.path}; pass manifest='clips.csv'"
+                )
+            if clip.path not in known:
+                with file_errors(clip.path):
+                    known[clip.path] = read_parameters(clip.path, names, self.channels, self.layout)
+            row = known[clip.path][clip.item or 0]
+            found.append(replace(clip, numbers=tuple(row.tolist())))
         return found
 
     def _count_items(self, path: Path) -> int:

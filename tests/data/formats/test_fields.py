@@ -586,3 +586,47 @@ def test_files_in_a_folder_are_found(tmp_path):
     assert all(clips[i].shape == (1, F, H, W) for i in range(4))
     only = Dataset(tmp_path, (H, W), 1, F, exts=["zarr", "nc"])
     assert [path.name for path in only.paths] == ["a.nc", "b.zarr"]
+
+
+# Numbers of simulations
+
+
+def test_parameters_of_simulations_are_conditions(tmp_path):
+    stored = values(3, F, H, W)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["gravity"] = 9.81
+        file["scalars/Re"] = np.array([100.0, 200.0, 400.0])
+        file["scalars/Sc"] = 0.5
+        file["u"] = stored
+    options = {"exts": "h5", "dims": "nfhw", "variables": "u"}
+    names = ["Re", "scalars/Sc", "gravity"]
+    clips = Dataset(tmp_path, (H, W), 1, F, conditions={"cond": names}, **options)
+    assert [clip["cond"].tolist()[:2] for clip in clips] == [[100, 0.5], [200, 0.5], [400, 0.5]]
+    assert clips[1]["cond"][2] == pytest.approx(9.81)
+    torch.testing.assert_close(clips[2]["video"][0], torch.from_numpy(stored[2]))
+    assert clips.cond_ranges["Re"] == (100, 400)
+    message = r"expected one number 'Ra' for each simulation, got gravity, scalars/Re, scalars/Sc"
+    with pytest.raises(UnreadableVideoError, match=message):
+        Dataset(tmp_path, (H, W), 1, F, conditions={"cond": ["Ra"]}, **options)
+    np.save(tmp_path / "b.npy", stored[:1])
+    with pytest.raises(ValueError, match=r"numbers in NetCDF, HDF5 or Zarr files, got Re for"):
+        Dataset(tmp_path, (H, W), 1, F, conditions={"cond": ["Re"]}, exts="npy")
+
+
+@pytest.mark.parametrize("ending", ["nc", "zarr", "classic"])
+def test_parameters_of_other_files(ending, tmp_path):
+    xarray = pytest.importorskip("xarray")
+    data = xarray.Dataset(
+        {"u": (("time", "y", "x"), values(F, H, W)), "nu": ((), 0.25), "bad": ((), math.nan)},
+        attrs={"force": 3.0, "title": "flow"},
+    )
+    if ending == "zarr":
+        data.to_zarr(tmp_path / "a.zarr", consolidated=False)
+    elif ending == "nc":
+        data.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    else:
+        data.to_netcdf(tmp_path / "a.nc", engine="scipy")
+    [clip] = Dataset(tmp_path, (H, W), 1, F, exts=None, conditions={"cond": ["force", "nu"]})
+    assert clip["cond"].tolist() == [3.0, 0.25]
+    with pytest.raises(UnreadableVideoError, match=r"for each simulation, got NaN in bad"):
+        Dataset(tmp_path, (H, W), 1, F, exts=None, conditions={"cond": ["bad"]})

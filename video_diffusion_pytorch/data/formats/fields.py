@@ -133,11 +133,14 @@ class FieldFile:
         path: Its path.
         variables: Those of numbers, by name.
         close: Closes it.
+        parameters: Reads single numbers and lists of numbers, by name: scalar variables, those of
+            one axis, and attributes of the file.
     """
 
     path: Path
     variables: dict[str, Variable]
     close: Callable[[], Any] = field(default=lambda: None)
+    parameters: dict[str, Callable[[], Any]] = field(default_factory=dict)
 
 
 def kind_of_fields(path: Path) -> str | None:
@@ -203,6 +206,54 @@ def variable_names(path: Path, channels: int | None, layout: Layout) -> tuple[st
         return tuple(variable.name for variable, _ in Grid.of(file, layout, channels).parts)
     finally:
         file.close()
+
+
+def read_parameters(
+    path: Path, names: Sequence[str], channels: int | None, layout: Layout
+) -> np.ndarray:
+    """Numbers of the simulations in a file, such as the viscosity of each.
+
+    Args:
+        path: The file.
+        names: Of scalar variables, of variables with one number per simulation, or of attributes
+            of the file. The group may be left out if that is unambiguous.
+        channels: As in `open_fields`.
+        layout: Likewise.
+
+    Returns:
+        `(n, len(names))`, float64, a row per simulation.
+
+    Raises:
+        UnreadableVideoError: If a name is missing, or is not a finite number.
+    """
+    file = open_file(path)
+    try:
+        count = Grid.of(file, layout, channels).sizes.get("n", 1)
+        columns = []
+        for name in names:
+            found = [key for key in file.parameters if key == name or key.endswith(f"/{name}")]
+            expected = f"one number {name!r} for each simulation"
+            if len(found) != 1:
+                got = ", ".join(found or file.parameters) or "none"
+                raise unreadable(path, expected, got, "correct conditions")
+            values = np.asarray(file.parameters[found[0]](), np.float64).ravel()
+            if values.size not in (1, count) or not np.isfinite(values).all():
+                got = f"{values.size} of {count}" if np.isfinite(values).all() else "NaN"
+                raise unreadable(path, expected, f"{got} in {found[0]}", "correct conditions")
+            columns.append(np.broadcast_to(values, count))
+        return np.stack(columns, axis=1)
+    finally:
+        file.close()
+
+
+def _numbers_among(attributes: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
+    """Attributes that are one number each."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name, value in attributes.items():
+        array = np.asarray(value)
+        if array.dtype.kind in "biuf" and array.size == 1:
+            found[name] = partial(np.ravel, array)
+    return found
 
 
 def open_file(path: Path) -> FieldFile:
@@ -485,12 +536,17 @@ def _open_netcdf(path: Path) -> FieldFile:
         return _open_classic_netcdf(path)
     file = _library("h5netcdf", path).File(path, "r")
     variables: dict[str, Variable] = {}
+    parameters = _numbers_among(file.attrs)
 
     def visit(group: Any, prefix: str) -> None:
         for name, variable in group.variables.items():
             dims = variable.dimensions
-            # text and scalars, and coordinates
-            if getattr(variable.dtype, "kind", "O") not in "biuf" or not dims or name in dims:
+            # text, and coordinates
+            if getattr(variable.dtype, "kind", "O") not in "biuf" or name in dims:
+                continue
+            if len(dims) < 2:
+                parameters[prefix + name] = partial(variable.__getitem__, ...)
+            if not dims:
                 continue
             coordinates = [_coordinate(group, dim) for dim in dims]
             attributes = dict(variable.attrs)
@@ -507,7 +563,7 @@ def _open_netcdf(path: Path) -> FieldFile:
             visit(inner, f"{prefix}{name}/")
 
     visit(file, "")
-    return FieldFile(path, variables, file.close)
+    return FieldFile(path, variables, file.close, parameters)
 
 
 def _open_classic_netcdf(path: Path) -> FieldFile:
@@ -525,8 +581,10 @@ def _open_classic_netcdf(path: Path) -> FieldFile:
         filled = _with_fill(attributes, arrays[name].dtype)
         return _reader(lambda index: np.array(arrays[name][index]), filled)
 
-    variables = {}
+    variables, parameters = {}, _numbers_among(file._attributes)
     for name, (dims, attributes) in known.items():
+        if len(dims) < 2 and name not in dims and arrays[name].dtype.kind in "biuf":
+            parameters[name] = partial(np.array, arrays[name])
         if dims and name not in dims and arrays[name].dtype.kind in "biuf":
             coordinates = tuple(map(along, dims))
             shape, roles = arrays[name].shape, _roles(dims, coordinates)
@@ -535,9 +593,10 @@ def _open_classic_netcdf(path: Path) -> FieldFile:
 
     def close() -> None:
         arrays.clear()
+        parameters.clear()
         file.close()
 
-    return FieldFile(path, variables, close)
+    return FieldFile(path, variables, close, parameters)
 
 
 def decoded(attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -572,10 +631,13 @@ def _open_hdf5(path: Path) -> FieldFile:
     h5py = _library("h5py", path)
     file = h5py.File(path, "r")
     variables: dict[str, Variable] = {}
+    parameters = _numbers_among(file.attrs)
 
     def visit(name: str, found: Any) -> None:
         if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "biuf":
             return
+        if found.ndim < 2 and not found.is_scale:
+            parameters[name] = partial(found.__getitem__, ...)
         if not found.shape or found.is_scale:
             return
         dims, coordinates = _hdf5_dims(file, name, found)
@@ -591,7 +653,7 @@ def _open_hdf5(path: Path) -> FieldFile:
         )
 
     file.visititems(visit)
-    return FieldFile(path, variables, file.close)
+    return FieldFile(path, variables, file.close, parameters)
 
 
 def _hdf5_dims(file: Any, name: str, found: Any) -> tuple[tuple[str, ...], list[Coordinate | None]]:
@@ -634,8 +696,13 @@ def _open_zarr(path: Path) -> FieldFile:
     arrays = [("", root)] if isinstance(root, zarr.Array) else _zarr_arrays(root, zarr)
     along = {name: array for name, array in arrays if array.ndim == 1}
     variables: dict[str, Variable] = {}
+    parameters = _numbers_among(dict(root.attrs))
     for name, array in arrays:
-        if array.dtype.kind not in "biuf" or not array.shape:
+        if array.dtype.kind not in "biuf":
+            continue
+        if array.ndim < 2:
+            parameters[name] = partial(array.__getitem__, ...)
+        if not array.shape:
             continue
         attributes = dict(array.attrs)
         dims = getattr(array.metadata, "dimension_names", None)
@@ -656,7 +723,7 @@ def _open_zarr(path: Path) -> FieldFile:
             attributes,
             tuple(coordinates),
         )
-    return FieldFile(path, variables, root.store.close)
+    return FieldFile(path, variables, root.store.close, parameters)
 
 
 def open_zarr(path: Path, zarr: Any) -> Any:
