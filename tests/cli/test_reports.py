@@ -102,12 +102,12 @@ def test_mistakes_are_one_line(argv, line, mistake):
     assert line in mistake(*argv)
 
 
-@pytest.mark.parametrize("command", ["ema", "info", "plot", "gather"])
+@pytest.mark.parametrize("command", ["forecast", "ema", "info", "plot", "gather"])
 def test_the_commands_have_a_help_text(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     out = capsys.readouterr().out
-    assert "{demo,train,sample,evaluate,compare,ema,info,plot,gather}" in out
+    assert "{demo,train,sample,forecast,evaluate,compare,ema,info,plot,gather}" in out
     assert f"\n    {command} " in out
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

@@ -370,7 +370,7 @@ def test_mistakes_in_files(at, mistake):
     at()
     Path("file").write_text("")
     assert "a file with an ending, or a folder without checkp" in mistake("-o", "file")
-    assert "--format must be one of mp4, gif, webp, npy, png, got 'avi'" in mistake(
+    assert "--format must be one of mp4, gif, webp, npy, png, nc, " in mistake(
         "-o", "new", "--format", "avi"
     )
     assert "--format must go with a folder, in which it is that of the files, got the f" in mistake(
