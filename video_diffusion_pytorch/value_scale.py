@@ -260,6 +260,44 @@ def _numbers(values: Any, channels: int, name: str) -> tuple[float, ...]:
     return tuple(array.expand(channels).tolist())
 
 
+CONDITION_AXES = {"cond": -1, "frame_cond": -1, "cond_video": 1}
+"""Numeric conditions, by keyword, and the axis of their entries."""
+
+
+def parse_condition_scales(value: Any, name: str) -> dict[str, dict[str, tuple[float, ...]]] | None:
+    """Parses the mean and the standard deviation of numeric conditions; None for None.
+
+    Args:
+        value: By keyword of `CONDITION_AXES` a mapping of `mean` and `std`, numbers or one per
+            entry.
+        name: The argument, for the error.
+
+    Raises:
+        ValueError: If it is none of these.
+
+    Example:
+        >>> parse_condition_scales({"cond": {"mean": (50, 101325), "std": 10}}, "scales")
+        {'cond': {'mean': (50.0, 101325.0), 'std': (10.0, 10.0)}}
+    """
+    if value is None:
+        return None
+    is_right = isinstance(value, Mapping) and {*value} <= {*CONDITION_AXES} and bool(value)
+    if not is_right or not all(
+        isinstance(scale, Mapping) and {*scale} == {"mean", "std"} for scale in value.values()
+    ):
+        raise ValueError(
+            f"{name} must be a mapping of {', '.join(CONDITION_AXES)} to a mean and std each, got "
+            f"{shown(value)}; correct it"
+        )
+    found = {}
+    for key, scale in value.items():
+        sizes = [torch.as_tensor(n, device="cpu").numel() for n in scale.values()]
+        parsed = parse_scale(dict(scale), max(sizes), f"{name}[{key!r}]")
+        assert isinstance(parsed, Standardization)
+        found[key] = {"mean": parsed.mean, "std": parsed.std}
+    return found
+
+
 def padding_values(scale: Any, channels: int) -> tuple[float, ...] | None:
     """The values of black frames and borders: the lows of a range, or the means; None for None."""
     parsed = parse_scale(scale, channels)

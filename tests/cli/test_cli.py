@@ -135,7 +135,7 @@ IN_PYTHON_ONLY = {
     "denoise_fn", "diffusion_model", "folder", "dataset", "dataloader", "data_options", "return",
     "evaluation", "validation_dataset",
 }  # fmt: skip
-SET_BY_OTHERS = {"block_type", "out_dim"}
+SET_BY_OTHERS = {"block_type", "out_dim", "cond_standardization"}
 
 
 @pytest.fixture

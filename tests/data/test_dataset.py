@@ -455,7 +455,9 @@ def test_classes_of_a_chosen_column_agree_between_splits(echo):
 
 def test_columns_without_a_manifest(echo):
     for options in ({"conditions": {"cond": ["EF"]}}, {"manifest_columns": {"path": "EF"}}):
-        with pytest.raises(ValueError, match=r"columns must be those of a manifest, (or num|got \{).*EF"):
+        with pytest.raises(
+            ValueError, match=r"columns must be those of a manifest, (or num|got \{).*EF"
+        ):
             Dataset(echo, 16, exts=None, **options)
 
 

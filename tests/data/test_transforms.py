@@ -219,7 +219,7 @@ def test_each_channel_has_its_range():
 @pytest.mark.parametrize("offset", [0.0, 1e5])
 def test_the_deviation_is_that_of_the_scaled_values(monkeypatch, offset):
     """Of parts of any size, also far from 0."""
-    monkeypatch.setattr("video_diffusion_pytorch.data.transforms._Moments.PART", 7)
+    monkeypatch.setattr("video_diffusion_pytorch.data.transforms.Moments.PART", 7)
     generator = torch.Generator().manual_seed(0)
     sizes = (3, 20, 1)
     parts = [torch.randn(2, n, 1, 5, generator=generator, dtype=torch.float64) for n in sizes]

@@ -22,7 +22,12 @@ def diffusion_with(**config):
 
 def test_config_holds_every_argument_except_the_network():
     diffusion = diffusion_with()
-    assert set(diffusion.config) == {*CONFIG, "value_range", "cond_value_range"}
+    assert set(diffusion.config) == {
+        *CONFIG,
+        "value_range",
+        "cond_value_range",
+        "cond_standardization",
+    }
     assert diffusion.config == diffusion_with(**diffusion.config).config
 
 

@@ -46,6 +46,7 @@ _NOT_OF_DATA: set[str | int] = {
     "value_transform",
     "fit_clips",
     "missing",
+    "cond_standardize",
     "read_fn",
     "exclude",
     "as_uint8",

@@ -88,6 +88,7 @@ _HIDDEN = {
     "unet.out_dim",
     "diffusion.channels",
     "diffusion.value_range",
+    "diffusion.cond_standardization",
     "data.force_num_frames",
     "trainer.num_frames",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.data.errors import file_errors, finite, unreadable
 from video_diffusion_pytorch.data.formats.arrays import read_array
 from video_diffusion_pytorch.data.manifest import Clip, beside, parse_number, read_text
+from video_diffusion_pytorch.data.transforms import Moments
 
 logger = logging.getLogger("video_diffusion_pytorch")
 
@@ -132,6 +133,54 @@ class ClipConditions:
                 self._array_path(path)
         return list(clips)
 
+    def scales(
+        self, clips: Sequence[Clip], static_field: torch.Tensor | None
+    ) -> dict[str, dict[str, tuple[float, ...]]]:
+        """The mean and standard deviation of numeric conditions over clips, in float64.
+
+        Those of entries that are constant are 1, and those of the mask 0 and 1.
+
+        Args:
+            clips: The clips.
+            static_field: A field of all clips, `(c, 1, h, w)`; None for none.
+
+        Returns:
+            By keyword of the diffusion `mean` and `std`, one number per entry or channel.
+
+        Raises:
+            UnreadableVideoError: If an array is damaged.
+            ValueError: If no condition is numeric.
+        """
+        found: dict[str, Any] = {}
+        if self.numbers:
+            rows = torch.tensor([clip.numbers for clip in clips], dtype=torch.float64, device="cpu")
+            found["cond"] = _scale_of([rows.T])
+        fields = []
+        if self.array_kind is not None:
+            kind, paths = self.array_kind, dict.fromkeys(clip.path for clip in clips)
+            arrays = (self._read_array(path, kind, None).float() for path in paths)
+            axis = 0 if kind in ("vector", "field") else 1
+            scale = _scale_of(
+                values.movedim(axis, 0).flatten(1) if values.ndim > 1 else values[:, None]
+                for values in arrays
+            )
+            if kind == "field":
+                fields.append(scale)
+            else:
+                found[_KEYS[kind]] = scale
+        if static_field is not None:
+            fields.append(_scale_of([static_field.flatten(1)]))
+        if fields:
+            fields += [{"mean": (0.0,), "std": (1.0,)}] * self.has_mask
+            parts = ("mean", "std")
+            found["cond_video"] = {part: sum((f[part] for f in fields), ()) for part in parts}
+        if not found:
+            raise ValueError(
+                "cond_standardize must go with numbers: columns, vector, frame_vectors, field or a "
+                f"static_field, got {', '.join(self.kinds) or 'no condition'}; leave it out"
+            )
+        return found
+
     def read(self, clip: Clip, frames: Sequence[int]) -> dict[str, Any]:
         """Reads the conditions of a clip with these frames of its file.
 
@@ -210,7 +259,8 @@ class ClipConditions:
             )
         return path
 
-    def _read_array(self, clip: Path, kind: str, frames: Sequence[int]) -> torch.Tensor:
+    def _read_array(self, clip: Path, kind: str, frames: Sequence[int] | None) -> torch.Tensor:
+        """Reads an array, of which `frames` are these ones; None for all."""
         path = self._array_path(clip)
         with file_errors(path):
             values = read_array(path)
@@ -222,7 +272,7 @@ class ClipConditions:
             got, advice = f"the shape {tuple(values.shape)}", "write it so, or change conditions"
             raise unreadable(path, f"a {kind} of the shape {expected}", got, advice)
         axis = shapes[values.ndim].find("f")
-        if axis < 0:
+        if axis < 0 or frames is None:
             return finite(values, path)
         if frames and values.shape[axis] <= frames[-1]:
             expected = f"a {kind} of at least {frames[-1] + 1} frames, as the clip has"
@@ -230,6 +280,19 @@ class ClipConditions:
         return finite(
             values.index_select(axis, torch.tensor(frames, dtype=torch.long, device="cpu")), path
         )
+
+
+def _scale_of(parts: Iterable[torch.Tensor]) -> dict[str, tuple[float, ...]]:
+    """Mean and standard deviation over tensors `(c, n)`; 1 for what is constant."""
+    moments = Moments()
+    for part in parts:
+        moments.add(part)
+    std = (moments.squares / moments.count).sqrt()
+    is_constant = std <= 8 * torch.finfo(torch.float32).eps * moments.mean.abs()
+    return {
+        "mean": tuple(moments.mean.tolist()),
+        "std": tuple(std.masked_fill(is_constant, 1.0).tolist()),
+    }
 
 
 def _with_caption(clip: Clip) -> Clip:

@@ -150,6 +150,9 @@ class Dataset(data.Dataset[Any]):
         static_field: A file of one frame on the grid of the clips, such as topography or a mask of
             land, which becomes the field of every clip, its `cond_video` `(c, h, w)`, in front of
             the mask; None for none.
+        cond_standardize: Whether to find the mean and the standard deviation of each number of
+            the conditions, of vectors and fields by entry and channel, for a `GaussianDiffusion`
+            that standardises them; not of what a function returns.
         variables: Of NetCDF, HDF5 and Zarr files: the variables that become channels, in this
             order; None if there is only one choice.
         dims: What the dimensions of such files, and of NIfTI files, are, by name, in the letters
@@ -182,6 +185,8 @@ class Dataset(data.Dataset[Any]):
         cast_num_frames_fn: Called with each clip to cut it or pad it with black.
         value_deviation: With `value_range="fit"` or `"standardize"`, the standard deviation of the
             values in the range of the network; else None.
+        cond_standardization: With `cond_standardize`, what was found, as `GaussianDiffusion` takes
+            it; else None.
         class_names: Of the labels: the sorted names, those of a manifest's other splits included,
             or, if all are whole numbers below 10000, these.
 
@@ -239,6 +244,7 @@ class Dataset(data.Dataset[Any]):
         dims: Mapping[str, str] | str | None = None,
         missing: str = "error",
         static_field: str | os.PathLike[str] | None = None,
+        cond_standardize: bool = False,
     ) -> None:
         super().__init__()
         self.folder, self.image_size = folder, image_size
@@ -278,6 +284,10 @@ class Dataset(data.Dataset[Any]):
             are_whole = all(clip.is_whole for clip in clips)
             is_cut = clip_start == "first" and fit_frames != "all" and are_whole
             self._reader.fill_cache(cache, clips, self.num_frames if is_cut else None)
+
+        self.cond_standardization = None
+        if cond_standardize:
+            self.cond_standardization = self._conditions.scales(clips, self._static_field)
 
         # the part of each file that is a clip, and the range of their values
         self._clips = self._cut(clips)

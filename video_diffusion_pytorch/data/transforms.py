@@ -432,7 +432,7 @@ def fit_value_range(
     """
     unread: UnreadableVideoError | None = None
     limits: list[torch.Tensor] = []
-    moments = _Moments()
+    moments = Moments()
     for part in tqdm(parts, desc="fitting the value range", leave=False):
         try:
             for video in read(part):
@@ -533,7 +533,7 @@ def fit_standardization(
         Standardization(mean=(2.0,), std=(1.0,), transform=(None,))
     """
     unread: UnreadableVideoError | None = None
-    moments = _Moments()
+    moments = Moments()
     for part in tqdm(parts, desc="fitting the standardization", leave=False):
         try:
             for video in read(part):
@@ -557,7 +557,7 @@ def fit_standardization(
     return Standardization(tuple(mean.tolist()), tuple(std.tolist()), tuple(transform))
 
 
-class _Moments:
+class Moments:
     """Mean and sum of squared differences from it, of each channel, over tensors that come."""
 
     # as many values at a time are copied to float64

@@ -15,7 +15,7 @@ from video_diffusion_pytorch.arguments import as_image_size, shown
 from video_diffusion_pytorch.diffusion.noise_schedule import BETA_SCHEDULES, CONTINUOUS, make_betas
 from video_diffusion_pytorch.diffusion.objective import LOSSES, OBJECTIVES
 from video_diffusion_pytorch.reference.state_dict import unwrap_names
-from video_diffusion_pytorch.value_scale import TRANSFORM_CODES, Standardization
+from video_diffusion_pytorch.value_scale import CONDITION_AXES, TRANSFORM_CODES, Standardization
 
 _FLAGS = ("text_use_bert_cls", "use_dynamic_thres", "auto_normalize")
 _COUNTS = ("num_frames", "channels", "timesteps")
@@ -256,6 +256,8 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
     own, theirs = training_of(buffers), training_of(state_dict, prefix)
     for name in ("value_range", "cond_value_range"):
         own[name], theirs[name] = _range_of(buffers, "", name), _range_of(state_dict, prefix, name)
+    own["cond_standardization"] = _condition_scales_of(buffers, "")
+    theirs["cond_standardization"] = _condition_scales_of(state_dict, prefix)
     # torch itself reports another number of steps
     is_same = {name: own[name] == theirs[name] for name in own if name != "timesteps"}
     names = [settings["beta_schedule"] for settings in (own, theirs)]
@@ -266,7 +268,8 @@ def _check_state_dict(module: nn.Module, state_dict: dict[str, Any], prefix: str
     for name in is_same:
         if not is_same[name]:
             # a range in full, to be copied
-            found = theirs[name] if name.endswith("range") else shown(theirs[name])
+            is_scale = name.endswith(("range", "standardization"))
+            found = theirs[name] if is_scale else shown(theirs[name])
             raise ValueError(
                 f"GaussianDiffusion: the state dict must have the model's {name}, "
                 f"{shown(own[name])}, got {found}; build GaussianDiffusion with that "
@@ -292,6 +295,16 @@ def _range_of(state_dict: Mapping[str, Any], prefix: str, name: str) -> Any:
     bounds = [state_dict[key] for key in keys if state_dict.get(key) is not None]
     plain = map(_decimals, bounds)
     return tuple(one[0] if len(set(one)) == 1 else one for one in plain) or None
+
+
+def _condition_scales_of(state_dict: Mapping[str, Any], prefix: str) -> Any:
+    """The `cond_standardization` in the buffers of a state dict, as the constructor takes it."""
+    found = {}
+    for name in CONDITION_AXES:
+        mean, std = (state_dict.get(f"{prefix}{name}_{part}") for part in ("mean", "std"))
+        if mean is not None and std is not None:
+            found[name] = {"mean": _decimals(mean), "std": _decimals(std)}
+    return found or None
 
 
 def _decimals(values: Tensor) -> tuple[float, ...]:

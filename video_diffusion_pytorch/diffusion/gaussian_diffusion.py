@@ -91,10 +91,12 @@ from video_diffusion_pytorch.diffusion.value_range import (
 from video_diffusion_pytorch.hub import NETWORK_PREFIX, Shareable
 from video_diffusion_pytorch.text import use_encoder
 from video_diffusion_pytorch.value_scale import (
+    CONDITION_AXES,
     TRANSFORM_CODES,
     Standardization,
     check_domain,
     in_domain,
+    parse_condition_scales,
     parse_scale,
     standardized,
     unstandardized,
@@ -102,6 +104,8 @@ from video_diffusion_pytorch.value_scale import (
 
 # Of the range of the clips, which weights remember: a low and a high, or else the others
 VALUE_BUFFERS = ("value_low", "value_high", "value_mean", "value_std", "value_transform")
+# Of numeric conditions, likewise
+CONDITION_BUFFERS = tuple(f"{name}_{part}" for name in CONDITION_AXES for part in ("mean", "std"))
 
 
 class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
@@ -136,6 +140,11 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             are those of transformed values. None for [0, 1]. It is stored with the weights.
         cond_value_range: `(low, high)` of `cond_video`, likewise; None for uint8, or for a field
             in the range that the network takes, best [-1, 1].
+        cond_standardization: Mean and standard deviation of numeric conditions, in units of their
+            own, by keyword: `{"cond": {"mean": (50, 101325), "std": (10, 500)}}`, of `cond`,
+            `frame_cond` and `cond_video`, each a number or one per entry or channel. The network
+            sees them with mean 0 and deviation 1. It is stored with the weights. None for
+            conditions as they are.
         given_frames: Number of frames at the beginning of each clip that the network is conditioned
             on, to learn to predict the rest; 0 for none. They are appended to the channels of
             `cond_video`: those of a frame, and a mask that is 1 where frames are known.
@@ -267,6 +276,7 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
         shared_noise_prob: float = 0.1,
         noise_correlation: float = 0.0,
         missing: str = "error",
+        cond_standardization: Mapping[str, Any] | None = None,
     ) -> None:
         if channels is None:
             channels = getattr(unwrap(denoise_fn), "channels", 3)
@@ -289,14 +299,16 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 f"cond_channels, those of a frame and one, got {needed + free}; build it with "
                 f"cond_channels={needed}, and more for a cond_video of your own"
             )
-        for name in (*VALUE_BUFFERS, "cond_value_low", "cond_value_high"):
+        for name in (*VALUE_BUFFERS, "cond_value_low", "cond_value_high", *CONDITION_BUFFERS):
             self.register_buffer(name, None)
-        self.config |= {"value_range": None, "cond_value_range": None}
+        self.config |= {"value_range": None, "cond_value_range": None, "cond_standardization": None}
         self._range_is_known = False
         if value_range is not None:
             self.set_value_range(value_range)
         if cond_value_range is not None:
             self._store_range("cond_value", cond_value_range, self._field_channels())
+        if cond_standardization is not None:
+            self.set_cond_standardization(cond_standardization)
         remember_training(self, config)
 
     # training
@@ -644,6 +656,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
                 `first_frames`.
         """
         ready = self.prepare_conditions(conditions)
+        for name in ready.keys() & CONDITION_AXES.keys():
+            ready[name] = self._standardized(name, ready[name])
         field, frames = ready.pop("cond_video", None), ready.pop("first_frames", None)
         if field is not None:
             field = self._field_to_model_range(field)
@@ -687,6 +701,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             for name, value in self.prepare_conditions(flat).items():
                 named[name] = value.reshape(b, k, *value.shape[1:])
         ready = self.prepare_conditions(named)
+        for name in ready.keys() & CONDITION_AXES.keys():
+            ready[name] = self._standardized(name, ready[name])
         field = ready.pop("cond_video", None)
         if field is None:
             return ready
@@ -739,6 +755,44 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
             self.register_buffer(buffer, own.get(buffer))
         self.config = {**self.config, "value_range": plain}
         self._range_is_known = False
+
+    def set_cond_standardization(self, scales: Any) -> None:
+        """Sets `cond_standardization`, where it becomes known only after the model is built.
+
+        Args:
+            scales: As `cond_standardization` of the constructor.
+
+        Raises:
+            ValueError: If it is not one, or `cond_video` has a `cond_value_range`, too.
+        """
+        name = "GaussianDiffusion: cond_standardization"
+        plain = parse_condition_scales(scales, name) or {}
+        if "cond_video" in plain and self.cond_value_low is not None:
+            raise ValueError(
+                f"{name} must not have cond_video beside a cond_value_range, got both; leave one "
+                "out"
+            )
+        for key in CONDITION_AXES:
+            for part in ("mean", "std"):
+                numbers = plain[key][part] if key in plain else None
+                buffer = None if numbers is None else self.betas.new_tensor(numbers)
+                self.register_buffer(f"{key}_{part}", buffer)
+        self.config = {**self.config, "cond_standardization": plain or None}
+
+    def _standardized(self, name: str, value: Tensor) -> Tensor:
+        """A condition as the network takes it: with mean 0 and deviation 1, if these are known."""
+        mean, std = (getattr(self, f"{name}_{part}", None) for part in ("mean", "std"))
+        if mean is None or std is None:
+            return value
+        axis = CONDITION_AXES[name]
+        if len(mean) not in (1, value.shape[axis]):
+            raise ValueError(
+                f"GaussianDiffusion: {name} must have the {len(mean)} entries of "
+                f"cond_standardization, got the shape {tuple(value.shape)}; correct one of them"
+            )
+        shape = [1] * value.ndim
+        shape[axis] = len(mean)
+        return (value.to(mean.dtype) - mean.view(shape)) / std.view(shape)
 
     @property
     def has_units(self) -> bool:

@@ -112,6 +112,24 @@ def whole_steps(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: whole(given[name]) for name in _OF_STEPS}
 
 
+def take_condition_scales(diffusion: GaussianDiffusion, dataset: Any) -> None:
+    """Sets the model's `cond_standardization` to that of the clips' conditions, if they have one.
+
+    Raises:
+        ValueError: If the model has another.
+    """
+    found = getattr(whole_dataset(dataset), "cond_standardization", None)
+    own = diffusion.config["cond_standardization"]
+    if found is None or found == own:
+        return
+    if own is not None:
+        raise ValueError(
+            f"Trainer: the conditions must have the model's cond_standardization, {own}, got "
+            f"{found}; give one of them only"
+        )
+    diffusion.set_cond_standardization(found)
+
+
 def take_value_range(diffusion: GaussianDiffusion, dataset: Any, given: Any = None) -> None:
     """Sets the model's `value_range` to that of the clips.
 

@@ -49,6 +49,7 @@ from video_diffusion_pytorch.training.checks import (
     check_caption_width,
     check_first_clip,
     check_units,
+    take_condition_scales,
     take_sigma_data,
     take_value_range,
 )
@@ -187,6 +188,7 @@ class DataSource:
             if self.source == "folder":
                 self.dataset = self.make_dataset(self.sources["folder"])
             take_value_range(self.diffusion, self.dataset)
+            take_condition_scales(self.diffusion, self.dataset)
             deviation = getattr(whole_dataset(self.dataset), "value_deviation", None)
             self.sigma_data_is_fitted |= take_sigma_data(self.diffusion, deviation)
             kept = self._open_validation()
@@ -474,6 +476,8 @@ class DataSource:
             columns = self.options.get("manifest_columns")
             options["manifest"] = table
             options["split"] = split_of_rows(table, split, folder, columns)
+        # those of the training clips
+        options["cond_standardize"] = False
         # value_range="fit" may have found them
         units = self.diffusion.config["value_range"]
         if units is not None:

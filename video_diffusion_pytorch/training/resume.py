@@ -41,7 +41,7 @@ _WITHOUT_WEIGHTS = {
 _NOT_IN_WEIGHTS = ("dropout", "gradient_checkpointing")
 # Those of a diffusion that weights depend on
 _IN_WEIGHTS = {"timesteps", "objective", "beta_schedule", "value_range", "cond_value_range"}
-_IN_WEIGHTS |= {"channels", "given_frames"}
+_IN_WEIGHTS |= {"channels", "given_frames", "cond_standardization"}
 # Share of the base learning rate below which a run is near its end
 _DECAYED = 0.01
 
@@ -121,6 +121,20 @@ def resume_value_range(models: Sequence[Any], state: Mapping[str, Any]) -> None:
         )
         if found is not None and is_same_kind:
             model.set_value_range(found)
+
+
+def resume_condition_scales(models: Sequence[Any], state: Mapping[str, Any]) -> None:
+    """Sets the `cond_standardization` of models to that of a checkpoint, whose run measured it.
+
+    Args:
+        models: The diffusion and its averages.
+        state: Of the checkpoint.
+    """
+    config = (state.get("config") or {}).get("diffusion") or {}
+    found = config.get("cond_standardization")
+    for model in models:
+        if found is not None:
+            model.set_cond_standardization(found)
 
 
 def load_model(

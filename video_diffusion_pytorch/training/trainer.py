@@ -82,6 +82,7 @@ from video_diffusion_pytorch.training.resume import (
     load_random_states,
     random_states,
     read_state,
+    resume_condition_scales,
     resume_sigma_data,
     resume_value_range,
     warn_of_decayed_rate,
@@ -1202,6 +1203,8 @@ class Trainer:
             resume_sigma_data([self.model, *self.averages.models.values()], state)
         if self.data.range_is_fitted:
             resume_value_range([self.model, *self.averages.models.values()], state)
+        if self.data.options.get("cond_standardize"):
+            resume_condition_scales([self.model, *self.averages.models.values()], state)
         load_model(self.model, self.averages, path, state, **kwargs)
         info = self.model.clip_info.completed_by(clip_info_of(state))
         for model in (self.model, *self.averages.models.values()):
