@@ -137,6 +137,16 @@ def test_forecasts_that_diverge_are_counted_and_left_out(monkeypatch):
     assert result["scores"]["crps"] == result["scores"]["rmse"] == 0
 
 
+def test_if_all_diverge_there_is_no_result(monkeypatch):
+    diffusion = model()
+    lost = torch.full((1, 2, 1, 2, 8, 8), math.nan)
+    monkeypatch.setattr(
+        diffusion, "forecast", lambda start, *_, **__: lost.expand(len(start), -1, -1, -1, -1, -1)
+    )
+    with pytest.raises(FloatingPointError, match="NaN or infinite values in all 4; the model has"):
+        verify(diffusion, waves(4, 3))
+
+
 def test_missing_values_are_not_scored():
     clips = [clip.clone() for clip in waves(4, 3)]
     for clip in clips:

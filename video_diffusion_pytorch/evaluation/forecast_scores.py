@@ -254,7 +254,8 @@ def _point_scores(members: Tensor, truth: Tensor, area: Tensor) -> dict[str, Ten
         ordered = members.sort(dim=1).values
         apart = torch.einsum("m,bmcfhw->bcfhw", order, ordered) * 2 / (m * (m - 1))
         error = error - apart / 2
-        terms["variance"] = (area * members.var(dim=1)).sum(dim=points)
+        variance = (members - mean[:, None]).square().sum(dim=1) / (m - 1)
+        terms["variance"] = (area * variance).sum(dim=points)
     of_frame = area.sum(dim=(3, 4))
     share = area / of_frame[..., None, None].clamp(min=torch.finfo(area.dtype).tiny)
     centre = (share * truth).sum(dim=(3, 4))

@@ -144,7 +144,7 @@ def verify_forecasts(
         verification: What is measured, and how; None for `Verification()`.
         training_data: A folder of the clips that the model was trained on, or a dataset, for the
             climatology, with which anomalies are correlated, too, and for the one-step network.
-            None for none of these.
+            None for none of these. Of a folder with a manifest, the split `"train"` is used.
         about: Description of the model for the result, in plain values; None for none.
         accelerator: An `accelerate.Accelerator`, if several processes call this together; None for
             one process.
@@ -161,8 +161,9 @@ def verify_forecasts(
 
     Raises:
         FileNotFoundError: If a folder, a clip or a condition is missing.
+        FloatingPointError: If all forecasts diverge.
         TypeError: If a keyword is unknown.
-        ValueError: If clips, model and verification do not fit together, or all forecasts diverge.
+        ValueError: If clips, model and verification do not fit together.
     """
     begin = time.time()
     settings = Verification() if verification is None else verification
@@ -175,6 +176,8 @@ def verify_forecasts(
     trained = None
     if training_data is not None:
         options = {**data_options, "clip_start": "all"}
+        if options.get("manifest") is not None:
+            options["split"] = "train"
         trained = _dataset(training_data, diffusion, diffusion.num_frames, options)
     share, total = (0, 1), _unchanged
     device = diffusion.betas.device
@@ -185,7 +188,7 @@ def verify_forecasts(
     how = _How(settings, known, share, total, workers, progress and share[0] == 0)
     was_training = diffusion.training
     diffusion.eval()
-    climatology = None if trained is None else mean_field(diffusion, trained, how)
+    climatology = None if trained is None else _mean_field(diffusion, trained, how)
     scored = _Scored(diffusion, settings, climatology, known)
     if settings.one_step:
         scored.baselines[_ONE_STEP] = _one_step(diffusion, trained, how)
@@ -245,7 +248,7 @@ def _dataset(
 
 
 @torch.no_grad()
-def mean_field(diffusion: GaussianDiffusion, dataset: Any, how: Any) -> Tensor:
+def _mean_field(diffusion: GaussianDiffusion, dataset: Any, how: _How) -> Tensor:
     """The mean of clips over time, by channel and grid point, `(c, h, w)`, float64 on the CPU."""
     count = len(dataset)
     clips = Validation(dataset, None, at_most=count, batch_size=16, share=how.share)
@@ -298,7 +301,8 @@ class _Scored:
         if climatology is not None:
             self.baselines[_CLIMATOLOGY] = partial(_climatology, climatology)
         self._scores: dict[str, ForecastScores] = {}
-        self._diverged = torch.zeros((), dtype=torch.float64, device="cpu")
+        # forecasts that diverged, and all
+        self._counts = torch.zeros(2, dtype=torch.float64, device="cpu")
 
     @torch.no_grad()
     def run(self, clips: Validation, how: _How) -> Example:
@@ -367,7 +371,7 @@ class _Scored:
             if name == MODEL:
                 found = members[:counted]
                 is_right = found.isfinite().flatten(1).all(dim=1)
-                self._diverged += (~is_right).sum().cpu()
+                self._counts += torch.tensor([(~is_right).sum(), counted], device="cpu")
                 own = None if mask is None else mask[is_right]
                 scores.add(found[is_right], truth[is_right], own)
             else:
@@ -376,7 +380,12 @@ class _Scored:
 
     def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """The scores of all processes, in plain values."""
-        diverged = round(total(self._diverged).item())
+        diverged, number = (round(n) for n in total(self._counts).tolist())
+        if diverged == number:
+            raise FloatingPointError(
+                f"Verification: forecasts must be finite, got NaN or infinite values in all "
+                f"{number}; the model has diverged, take an earlier checkpoint"
+            )
         joined = {name: scores.over_processes(total) for name, scores in self._scores.items()}
         computed = {name: scores.compute() for name, scores in joined.items()}
         names = channel_names(self.diffusion)
