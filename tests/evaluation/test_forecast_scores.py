@@ -357,3 +357,16 @@ def test_other_mistakes():
     message = "latitudes must be a list of degrees from -90 to 90, got (2,) values from 0 to 91"
     with pytest.raises(ValueError, match=re.escape(message)):
         latitude_weights([0, 91])
+
+
+def test_a_batch_of_which_none_counts_changes_nothing():
+    """As a process has that has got fewer forecasts than others."""
+    members, truth = torch.randn(3, 4, 2, 2, 8, 8), torch.randn(3, 2, 2, 8, 8)
+    options = {"climatology": torch.zeros(2, 8, 8), "velocity": (0, 1)}
+    for periodic in ((True, True), (False, False)):
+        one, other = (ForecastScores(**options, periodic=periodic) for _ in range(2))
+        one.add(members, truth)
+        other.add(members, truth, counted=0)
+        other.add(members, truth)
+        for name, values in one.compute().items():
+            torch.testing.assert_close(other.compute()[name], values, msg=name)

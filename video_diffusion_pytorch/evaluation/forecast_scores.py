@@ -372,7 +372,10 @@ def energy_spectrum(fields: Tensor, spacing: Sequence[float] = (1.0, 1.0)) -> Te
         [0.0, 0.25, 0.0]
     """
     h, w = fields.shape[-2:]
-    power = torch.fft.fft2(fields.double()).abs().square() / (h * w) ** 2 / 2
+    power = fields.double()
+    # not every FFT takes a batch without fields
+    if fields.numel():
+        power = torch.fft.fft2(power).abs().square() / (h * w) ** 2 / 2
     longest = max(h * spacing[0], w * spacing[1])
     down, right = (
         torch.fft.fftfreq(n, distance, dtype=torch.float64, device=fields.device) * longest
