@@ -25,6 +25,7 @@ import torch
 from video_diffusion_pytorch import GaussianDiffusion, Trainer, Unet3D, load_diffusion
 from video_diffusion_pytorch.evaluation.results import read_result, write_result
 from video_diffusion_pytorch.training.verification import (
+    SUMMARY,
     Verification,
     verify_forecasts,
     write_example,
@@ -172,15 +173,23 @@ def verify(
 
 
 def print_table(options: argparse.Namespace) -> None:
-    """Prints the scores of arms and baselines, means over lead times."""
+    """Prints the scores of arms and baselines by channel, means over lead times."""
     results = {arm: read_result(options.results / arm / "forecast.json") for arm in options.arms}
     first = results[options.arms[0]]
     rows = {name: found["scores"] for name, found in results.items()} | first["baselines"]
-    scores = [name for name in first["scores"] if name != "diverged_forecasts"]
-    print("| |", " | ".join(scores), "|\n|---|", "---|" * len(scores), sep="")
-    for name, row in rows.items():
-        cells = (f"{row[score]:.3f}" if score in row else "" for score in scores)
-        print(f"| {name} |", " | ".join(cells), "|")
+    minutes = {arm: (options.results / arm / "minutes.txt").read_text().strip() for arm in results}
+    channels = first["channels"]
+    for channel in channels:
+        suffix = f".{channel}" * (len(channels) > 1)
+        names = [name for name in SUMMARY if name + suffix in first["scores"]]
+        print(f"\nchannel {channel}\n\n| | minutes | {' | '.join(names)} |")
+        print("|---|---|" + "---|" * len(names))
+        for row, scores in rows.items():
+            cells = [minutes.get(row, "")]
+            for name in names:
+                value = scores.get(name + suffix)
+                cells.append("" if value is None else f"{value:.3f}")
+            print(f"| {row} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

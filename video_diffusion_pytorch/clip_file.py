@@ -90,6 +90,11 @@ def prepare_clip(
     if num_frames is not None:
         num_frames = as_count(num_frames, "num_frames")
     is_resampled = not keep_rate and diffusion.clip_info.settings.get("fit_frames") is not None
+    if first_frame < 0 or (first_frame and is_resampled):
+        raise ValueError(
+            "first_frame must be 0 or greater, and 0 for a model whose training resampled files in "
+            f"time (fit_frames), got {first_frame}; take the frames of the whole file"
+        )
     # without its length, which some files only show when they are read to the end
     wanted = None
     if num_frames is not None and not is_resampled:
@@ -155,6 +160,12 @@ def write_like(
     """
     settings = diffusion.clip_info.settings
     layout = layout_of(settings.get("variables"), settings.get("dims") or settings.get("axes"))
+    step = settings.get("frame_skip") or 1
+    if settings.get("fit_frames") is not None:
+        chosen, count = frame_numbers(Path(like), diffusion, None, None, item=0)
+        if len(chosen) > 1 and chosen != [*range(len(chosen))]:
+            # the whole file became a clip
+            step = (count - 1) / (len(chosen) - 1)
     write_fields(
         videos.detach().cpu().float().numpy(),
         Path(path),
@@ -162,7 +173,7 @@ def write_like(
         layout=layout,
         fit=settings.get("fit") or "cover",
         first_frame=first_frame,
-        frame_skip=settings.get("frame_skip") or 1,
+        frame_skip=step,
         several=several,
     )
 

@@ -18,7 +18,7 @@ from video_diffusion_pytorch.cli.sample import (
 )
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
-from video_diffusion_pytorch.evaluation.evaluator import Evaluation
+from video_diffusion_pytorch.evaluation.evaluator import SIMILARITIES, Evaluation
 from video_diffusion_pytorch.evaluation.feature_network import FeatureNetwork
 from video_diffusion_pytorch.evaluation.results import compare_results, read_result, write_result
 from video_diffusion_pytorch.files import free_name
@@ -157,6 +157,15 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
     given = [n for n, usual in _forecast_options().items() if options[n] != usual]
     if given and not options.forecast:
         raise ValueError(f"evaluate: --{given[0]} must go with --forecast, got none; add it")
+    if options.forecast:
+        fields = Evaluation.__dataclass_fields__.values()
+        own = [f for f in fields if f.name in options and f.name not in _SHARED]
+        unused = [f.name for f in own if options[f.name] not in (f.default, list(SIMILARITIES))]
+        if unused:
+            raise ValueError(
+                f"evaluate: --{unused[0]} must be left out with --forecast, got "
+                f"{options[unused[0]]}; the two are separate evaluations"
+            )
     diffusion = load_checkpoint(options)
     kind = "forecast" if options.forecast else "evaluation"
     target = result_of(file, kind) if options.output is None else Path(options.output)

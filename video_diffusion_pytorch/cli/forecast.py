@@ -22,9 +22,10 @@ from video_diffusion_pytorch.cli.sample import (
     read_conditions,
 )
 from video_diffusion_pytorch.clip_file import frame_numbers, prepare_clip, write_like
-from video_diffusion_pytorch.data.formats.fields import kind_of_fields
+from video_diffusion_pytorch.data.formats.fields import FIELD_EXTS, kind_of_fields
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
+from video_diffusion_pytorch.diffusion.random_streams import stream_seed
 from video_diffusion_pytorch.training.evaluate import sampling_options
 from video_diffusion_pytorch.training.samples import write_sample_grid
 
@@ -98,7 +99,7 @@ def run(options: Namespace, say: Callable[[str], None]) -> None:
             start,
             options.frames,
             members=options.members,
-            seed=[options.seed + number],
+            seed=[stream_seed(options.seed, number)],
             stride=options.stride,
             weight=options.weight,
             given_noise=options.given_noise,
@@ -123,10 +124,10 @@ def _initial_frames(
         count = len(frame_numbers(file, diffusion, None, options.axes, options.item)[0])
     else:
         as_count(count, "forecast: --initial_frames")
-    needed = min(count, diffusion.num_frames)
     has_frames = bool({"frame_cond", "cond_video"} & {*diffusion.condition_names})
+    is_resampled = diffusion.clip_info.settings.get("fit_frames") is not None
     # conditions by frame are those of all frames
-    first = 0 if has_frames else count - needed
+    first = 0 if has_frames or is_resampled else max(0, count - diffusion.num_frames)
     how: dict[str, Any] = {"axes": options.axes, "item": options.item, "first_frame": first}
     return prepare_clip(file, diffusion, num_frames=count - first, **how), count
 
@@ -145,7 +146,15 @@ def _targets(options: Namespace, files: list[Path]) -> list[Path]:
                 "name without ending"
             )
         output.mkdir(parents=True, exist_ok=True)
-        targets = [_in_folder(output, file, options.format) for file in files]
+        targets = [
+            _in_folder(output, file, Path(options.initial), options.format) for file in files
+        ]
+    places = [target.resolve() for target in targets]
+    if len({*places}) < len(places) or {*places} & {file.resolve() for file in files}:
+        raise ValueError(
+            f"forecast: each file must get one of its own, got {output} for {options.initial}; "
+            "choose another folder, or another --format"
+        )
     for target, file in zip(targets, files, strict=True):
         kind = kind_of_fields(target)
         if kind is not None and kind != kind_of_fields(file):
@@ -165,11 +174,16 @@ def _targets(options: Namespace, files: list[Path]) -> list[Path]:
     return targets
 
 
-def _in_folder(folder: Path, file: Path, ending: str | None) -> Path:
-    """The forecast of a file in a folder, with the file's own name and ending by default."""
-    if ending is None:
-        return folder / file.name
-    return folder / f"{file.name.partition('.')[0]}.{ending}"
+def _in_folder(folder: Path, file: Path, source: Path, ending: str | None) -> Path:
+    """The forecast of a file of a folder, at its place there, with its own ending by default."""
+    name = file.name
+    if ending is not None:
+        known = [one for one in FIELD_EXTS if name.lower().endswith(f".{one}")]
+        own = max(known, key=len, default=file.suffix.removeprefix("."))
+        name = f"{name.removesuffix(name[len(name) - len(own) :]).removesuffix('.')}.{ending}"
+    target = folder / (file.parent.relative_to(source) if source.is_dir() else "") / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def _write(

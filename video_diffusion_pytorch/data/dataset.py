@@ -688,19 +688,20 @@ class ClipReader:
         return found
 
     def settle_variables(self, clips: Sequence[Clip]) -> None:
-        """Takes the variables of the first file for those of all, where there are several.
+        """Takes the variables of the first file for those of all.
 
         Otherwise a file with other variables, or in another order, would give other channels.
         """
         if self.layout.variables is not None or self.read_fn is not None:
             return
         for clip in clips:
-            if kind_of_fields(clip.path) is None:
+            if kind_of_fields(clip.path) in (None, "nifti"):
                 continue
             # training reports files that cannot be read
             with suppress(UnreadableVideoError), file_errors(clip.path):
                 names = variable_names(clip.path, self.channels, self.layout)
-                if len(names) > 1:
+                # the name of a store of one array is that of the file
+                if names != (clip.path.name.partition(".")[0],):
                     self.layout = replace(self.layout, variables=names)
                 return
 

@@ -108,6 +108,23 @@ class FrameSize:
             top, bottom = _center(height, -(-2 * width * target_h // target_w))
         return left, top, right, bottom
 
+    def places(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the centre of each row and column of a finished frame is in that of a file.
+
+        Example:
+            >>> rows, columns = FrameSize((2, 2)).places(4, 8)
+            >>> rows.tolist(), columns.tolist()
+            ([0.5, 2.5], [2.5, 4.5])
+        """
+        left, top, right, bottom = self._part_to_scale(height, width)
+        scaled = self.scaled_size(bottom - top, right - left)
+        corner = self._corner(*scaled, (0.5, 0.5))
+        along = []
+        for axis, (start, stop) in enumerate(((top, bottom), (left, right))):
+            middles = np.arange(self.size[axis]) + corner[axis] + 0.5
+            along.append(start + middles * (stop - start) / scaled[axis] - 0.5)
+        return along[0], along[1]
+
     # pictures
 
     def scale(self, frame: Image) -> Image:

@@ -94,12 +94,11 @@ class ForecastScores:
         if self.climatology is not None:
             normal = self._normal(truth).expand(truth.shape[1:]).where(seen, 0.0)
             terms |= _anomaly_terms(members.mean(dim=1), truth, area, normal)
-        of_whole = _spectral_terms(members, truth, self.spacing)
+        # those of a part of a frame would say nothing
+        is_whole = seen.flatten(3).all(dim=3).double()
+        terms |= _spectral_terms(members, truth, self.spacing, is_whole)
         if self.velocity is not None:
-            of_whole |= self._flow_terms(members, truth)
-        # those of a part of the frame would say nothing; each process has the same names
-        is_whole = float(bool(seen.all()))
-        terms |= {name: term * is_whole for name, term in of_whole.items()}
+            terms |= self._flow_terms(members, truth, is_whole)
         for name, term in terms.items():
             self._sums[name] = self._sums[name] + term if name in self._sums else term
 
@@ -146,19 +145,17 @@ class ForecastScores:
             )
         return normal
 
-    def _flow_terms(self, members: Tensor, truth: Tensor) -> dict[str, Tensor]:
-        """Sums of squared divergence and enstrophy, by frame."""
+    def _flow_terms(self, members: Tensor, truth: Tensor, is_whole: Tensor) -> dict[str, Tensor]:
+        """Sums of squared divergence and vorticity over whole frames, `(f,)`, and their number."""
         assert self.velocity is not None
-        found = {}
-        for name, fields in (("members", members.flatten(0, 1)), ("truth", truth)):
-            u, v = (fields[:, channel] for channel in self.velocity)
-            divergence, vorticity = flow_derivatives(u, v, self.spacing, self.periodic)
-            count = members.shape[1] if name == "members" else 1
-            squares = [
-                field.square().mean(dim=(2, 3)).sum(dim=0) for field in (divergence, vorticity)
-            ]
-            found[f"{name}_divergence"] = squares[0] / count
-            found[f"{name}_enstrophy"] = squares[1] / 2 / count
+        known = is_whole[:, list(self.velocity)].prod(dim=1)
+        found = {"flows": known.sum(dim=0)}
+        for name, fields in (("members", members), ("truth", truth[:, None])):
+            u, v = (fields[:, :, channel] for channel in self.velocity)
+            derivatives = flow_derivatives(u, v, self.spacing, self.periodic)
+            for kind, field in zip(("divergence", "enstrophy"), derivatives, strict=True):
+                square = field.square().mean(dim=(1, 3, 4))
+                found[f"{name}_{kind}"] = (square * known).sum(dim=0)
         return found
 
     def over_processes(self, total: Callable[[Tensor], Tensor]) -> ForecastScores:
@@ -228,13 +225,15 @@ class ForecastScores:
             }
         if "anomalies" in sums:
             found["acc"] = sums["anomalies"] / sums["frames"]
-        if sums["spectra"]:
+        if sums["spectra"].any():
             found |= _spectra(sums)
-        for name in ("divergence", "enstrophy"):
+        if self.velocity is not None and sums["flows"].any():
             for whose in ("members", "truth"):
-                if f"{whose}_{name}" in sums and sums["spectra"]:
-                    mean = sums[f"{whose}_{name}"] / sums["spectra"]
-                    found[f"{whose}_{name}"] = mean.sqrt() if name == "divergence" else mean
+                mean = {
+                    n: sums[f"{whose}_{n}"] / sums["flows"] for n in ("divergence", "enstrophy")
+                }
+                found[f"{whose}_divergence"] = mean["divergence"].sqrt()
+                found[f"{whose}_enstrophy"] = mean["enstrophy"] / 2
         return found
 
 
@@ -295,18 +294,22 @@ def _anomaly_terms(mean: Tensor, truth: Tensor, area: Tensor, normal: Tensor) ->
     return {"anomalies": torch.where(sizes > 0, both / sizes.sqrt(), 0.0).sum(dim=0)}
 
 
-def _spectral_terms(members: Tensor, truth: Tensor, spacing: Sequence[float]) -> dict[str, Tensor]:
-    """Sums over forecasts of the energy spectra, `(c, f, n)`."""
+def _spectral_terms(
+    members: Tensor, truth: Tensor, spacing: Sequence[float], is_whole: Tensor
+) -> dict[str, Tensor]:
+    """Sums over whole frames `(b, c, f)` of energy spectra, `(c, f, n)`, and their number."""
+    weights = is_whole[..., None]
     return {
-        "members_spectrum": energy_spectrum(members, spacing).mean(dim=1).sum(dim=0),
-        "truth_spectrum": energy_spectrum(truth, spacing).sum(dim=0),
-        "spectra": torch.tensor(float(len(truth)), dtype=torch.float64, device="cpu"),
+        "members_spectrum": (energy_spectrum(members, spacing).mean(dim=1) * weights).sum(dim=0),
+        "truth_spectrum": (energy_spectrum(truth, spacing) * weights).sum(dim=0),
+        "spectra": is_whole.sum(dim=0),
     }
 
 
 def _spectra(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Mean spectra, and their relative error by band."""
-    found = {name: sums[name] / sums["spectra"] for name in ("members_spectrum", "truth_spectrum")}
+    count = sums["spectra"][..., None]
+    found = {name: sums[name] / count for name in ("members_spectrum", "truth_spectrum")}
     ours, theirs = found["members_spectrum"], found["truth_spectrum"]
     # without the mean, which is wavenumber 0
     last = ours.shape[-1] - 1

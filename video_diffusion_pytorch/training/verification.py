@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from video_diffusion_pytorch.arguments import shown
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.random_streams import stream_seed
 from video_diffusion_pytorch.evaluation.evaluator import SAMPLER, sampler_in_words
@@ -172,6 +173,7 @@ def verify_forecasts(
         raise ValueError(
             "Verification: one_step must go with the training clips, got none; pass training_data"
         )
+    _check(settings, diffusion, known)
     dataset = _dataset(data, diffusion, known + settings.frames, data_options)
     trained = None
     if training_data is not None:
@@ -210,6 +212,27 @@ def verify_forecasts(
     return result, example
 
 
+def _check(settings: Verification, diffusion: GaussianDiffusion, known: int) -> None:
+    """Raises a ValueError for settings that do not fit the model, before anything is drawn."""
+    channels, frames, height, _ = diffusion.clip_shape
+    rows = height if settings.latitudes is None else len(settings.latitudes)
+    rules = {
+        f"velocity must be two of the {channels} channels, from 0 on": (
+            settings.velocity is None or {*settings.velocity} <= {*range(channels)}
+        ),
+        "spacing must be above 0": min(settings.spacing) > 0,
+        f"latitudes must be those of the {height} rows": rows == height,
+        f"initial_frames must be fewer than the {frames} of a training clip for one_step": (
+            not settings.one_step or known < frames
+        ),
+    }
+    for rule, is_met in rules.items():
+        if not is_met:
+            name = rule.partition(" ")[0]
+            got = known if name == "initial_frames" else getattr(settings, name)
+            raise ValueError(f"Verification: {rule}, got {shown(got)}; correct it")
+
+
 class _How(NamedTuple):
     """How the clips are read and scored: settings, known frames, processes, workers, progress."""
 
@@ -236,8 +259,10 @@ def _dataset(
 ) -> Any:
     """The clips of a folder, or a dataset."""
     if isinstance(data, (str, os.PathLike)):
-        # forecasts of padding would be scored
-        usual = {"num_frames": frames, "pad": "error"}
+        usual: dict[str, Any] = {"num_frames": frames}
+        if diffusion.clip_info.settings.get("fit_frames") is None and "fit_frames" not in options:
+            # forecasts of padding would be scored
+            usual["pad"] = "error"
         return read_folder(data, diffusion, {**usual, **options})
     if {*options} - {"clip_start"}:
         raise TypeError(
@@ -367,16 +392,15 @@ class _Scored:
         truth = videos[:counted, :, self.known :]
         mask = ~truth.isnan() if self.diffusion.missing == "mask" else None
         beginning, _ = self.diffusion.fill_missing(videos[:counted, :, : self.known])
+        is_right = members[:counted].isfinite().flatten(1).all(dim=1)
+        self._counts += torch.tensor([(~is_right).sum(), counted], device="cpu")
+        # all forecasts are scored on the same clips
+        truth, mask = truth[is_right], None if mask is None else mask[is_right]
         for name, scores in self._scores.items():
-            if name == MODEL:
-                found = members[:counted]
-                is_right = found.isfinite().flatten(1).all(dim=1)
-                self._counts += torch.tensor([(~is_right).sum(), counted], device="cpu")
-                own = None if mask is None else mask[is_right]
-                scores.add(found[is_right], truth[is_right], own)
-            else:
-                forecast = self.baselines[name](beginning, self.settings.frames)
-                scores.add(forecast[:, None], truth, mask)
+            found = members[:counted][is_right]
+            if name != MODEL:
+                found = self.baselines[name](beginning[is_right], self.settings.frames)[:, None]
+            scores.add(found, truth, mask)
 
     def result(self, total: Callable[[Tensor], Tensor]) -> dict[str, Any]:
         """The scores of all processes, in plain values."""

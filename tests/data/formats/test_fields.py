@@ -630,3 +630,96 @@ def test_parameters_of_other_files(ending, tmp_path):
     assert clip["cond"].tolist() == [3.0, 0.25]
     with pytest.raises(UnreadableVideoError, match=r"for each simulation, got NaN in bad"):
         Dataset(tmp_path, (H, W), 1, F, exts=None, conditions={"cond": ["bad"]})
+
+
+# What readers of files by others must get right
+
+
+@pytest.mark.parametrize("form", [2, 3])
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"_FillValue": np.float32(-9999)},
+        {"dtype": "i2", "scale_factor": 0.1, "add_offset": 5.0, "_FillValue": -32767},
+    ],
+)
+def test_missing_values_of_stores_that_xarray_writes(form, encoding, tmp_path):
+    xarray = pytest.importorskip("xarray")
+    stored = values(F, H, W)
+    stored[1, 2, 3] = math.nan
+    data = xarray.Dataset({"u": (("time", "y", "x"), stored)})
+    options = {"zarr_format": form, "encoding": {"u": encoding}, "consolidated": False}
+    data.to_zarr(tmp_path / "a.zarr", **options)
+    with xarray.open_zarr(tmp_path / "a.zarr", consolidated=False) as found:
+        wanted = found.u.values
+    assert np.isnan(wanted).sum() == 1
+    np.testing.assert_allclose(read(tmp_path / "a.zarr")[0], wanted, rtol=1e-6)
+
+
+def test_fill_values_of_another_type(tmp_path):
+    stored = values(F, H, W)
+    stored[0, 0, 0], stored[0, 0, 1] = 1e20, 9.969209968386869e36
+    with netCDF4.Dataset(tmp_path / "a.nc", "w") as file:
+        for name, size in zip(("time", "y", "x"), (F, H, W), strict=True):
+            file.createDimension(name, size)
+        made = file.createVariable("u", "f4", ("time", "y", "x"))
+        made.missing_value = 1e20  # a double
+        made[:] = stored
+    found = read(tmp_path / "a.nc")[0]
+    assert found.isnan().sum() == 2
+    assert found[0, 0, :2].isnan().all()
+
+
+def test_files_of_different_variables_are_not_mixed(tmp_path):
+    write_netcdf(tmp_path / "a.nc", {"t2m": values(F, H, W)})
+    write_netcdf(tmp_path / "b.nc", {"msl": values(F, H, W)})
+    clips = Dataset(tmp_path, (H, W), 1, F, exts="nc")
+    assert clips[0].shape == (1, F, H, W)
+    with pytest.raises(UnreadableVideoError, match=r"b.nc: expected the variable 't2m', got msl"):
+        clips[1]
+
+
+def test_coordinates_of_two_axes_and_bounds_are_no_fields(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    grid, bounds = values(H, W), values(H, 2)
+    data = xarray.Dataset(
+        {"t": (("time", "y", "x"), values(F, H, W)), "y_bnds": (("y", "nv"), bounds)},
+        {"lat": (("y", "x"), grid), "lon": (("y", "x"), grid), "y": ("y", np.arange(float(H)))},
+    )
+    data.y.attrs["bounds"] = "y_bnds"
+    data.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    np.testing.assert_array_equal(read(tmp_path / "a.nc")[0], data.t)
+
+
+def test_parameters_are_in_physical_units_and_along_their_axis(tmp_path):
+    with netCDF4.Dataset(tmp_path / "a.nc", "w") as file:
+        for name, size in zip(("viscosity", "time", "y", "x"), (3, 3, H, W), strict=True):
+            file.createDimension(name, size)
+        file.createVariable("viscosity", "f8", ("viscosity",))[:] = [0.1, 0.2, 0.3]
+        packed = file.createVariable("re", "i2", ("viscosity",), fill_value=-9999)
+        packed.scale_factor = 10.0
+        packed[:] = [1, 2, 3]
+        lost = file.createVariable("lost", "i2", ("viscosity",), fill_value=-9999)
+        lost[:] = [1, 2, -9999]
+        file.createVariable("forcing", "f8", ("time",))[:] = [1, 2, 3]
+        file.createVariable("u", "f4", ("viscosity", "time", "y", "x"))[:] = values(3, 3, H, W)
+    options = {"exts": "nc", "variables": "u", "dims": {"viscosity": "n"}}
+
+    def conditions(*names):
+        clips = Dataset(tmp_path, (H, W), 1, 3, conditions={"cond": names}, **options)
+        return torch.stack([clip["cond"] for clip in clips])
+
+    found = conditions("viscosity", "re")
+    torch.testing.assert_close(found, torch.tensor([[0.1, 10], [0.2, 20], [0.3, 30]]))
+    with pytest.raises(UnreadableVideoError, match="got NaN in lost; correct conditions"):
+        conditions("lost")
+    with pytest.raises(UnreadableVideoError, match="got 3 numbers along time in forcing; correct"):
+        conditions("forcing")
+
+
+def test_a_number_that_no_simulation_has(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["u"] = values(3, F, H, W)
+    for item in (3, -1):
+        with pytest.raises(UnreadableVideoError, match=f"the number {item}, got 3 in the file; co"):
+            read(tmp_path / "a.h5", dims="nfhw", item=item)

@@ -10,6 +10,7 @@ import torch
 from video_diffusion_pytorch import write_video
 from video_diffusion_pytorch.data.dataset import Dataset
 
+h5netcdf = pytest.importorskip("h5netcdf")
 netCDF4 = pytest.importorskip("h5netcdf.legacyapi")
 h5py = pytest.importorskip("h5py")
 zarr = pytest.importorskip("zarr")
@@ -234,3 +235,140 @@ def test_mistakes(weather, tmp_path):
     with pytest.raises(ValueError, match="a NIfTI file must have one video, got 3; write one"):
         write_video(torch.zeros(3, 1, 5, 4, 8), tmp_path / "b.nii", like=source)
     assert {one.name for one in Path(tmp_path).iterdir()} == {"weather.nc", "a.nii"}
+
+
+# Places
+
+
+@pytest.mark.parametrize("fit", ["cover", "contain", "stretch"])
+@pytest.mark.parametrize(
+    ("stored", "size"), [((73, 144), (72, 144)), ((73, 144), (36, 72)), ((73, 144), (16, 16)),
+                         ((181, 361), (180, 360)), ((20, 30), (16, 16))],
+)  # fmt: skip
+def test_coordinates_are_those_of_the_pixels(fit, stored, size, tmp_path):
+    """Fields whose values are their own coordinates, read at another size and written back."""
+    y, x = np.linspace(90, -90, stored[0]), np.linspace(0, 357, stored[1])
+    folder = tmp_path / "source"
+    folder.mkdir()
+    grids = np.broadcast_arrays(y[:, None], x[None])
+    data = xarray.Dataset(
+        {
+            name: (("time", "lat", "lon"), grid[None])
+            for name, grid in zip("ab", grids, strict=True)
+        },
+        {"lat": y, "lon": x, "time": [0]},
+    )
+    data.to_netcdf(folder / "a.nc", engine="h5netcdf")
+    [clip] = Dataset(folder, size, 2, 1, exts="nc", fit=fit)
+    write_video(clip, tmp_path / "b.nc", like=folder / "a.nc", fit=fit)
+    with xarray.open_dataset(tmp_path / "b.nc", engine="h5netcdf") as found:
+        inside = slice(2, -2)
+        if fit == "contain":
+            # without the borders
+            rows = np.flatnonzero(np.ptp(clip[1, 0].numpy(), axis=1))
+            columns = np.flatnonzero(np.ptp(clip[0, 0].numpy(), axis=0))
+            rows, columns = rows[2:-2], columns[2:-2]
+        else:
+            rows, columns = np.arange(size[0])[inside], np.arange(size[1])[inside]
+        values = clip[:, 0].numpy()[:, rows][:, :, columns]
+        # the weights of antialiasing are not quite symmetric
+        cells = 180 / (stored[0] - 1), 357 / (stored[1] - 1)
+        np.testing.assert_allclose(values[0, :, 0], found.lat[rows], atol=0.06 * cells[0])
+        np.testing.assert_allclose(values[1, 0], found.lon[columns], atol=0.06 * cells[1])
+
+
+def test_packed_coordinates_are_written_in_their_units(tmp_path):
+    data = xarray.Dataset(
+        {"u": (("time", "lat", "lon"), np.zeros((2, 4, 8), "f4"))},
+        {"lat": [10.0, 20, 30, 40], "lon": np.arange(8.0), "time": [0, 1]},
+    )
+    encoding = {"lat": {"dtype": "i2", "scale_factor": 0.1}}
+    data.to_netcdf(tmp_path / "a.nc", engine="h5netcdf", encoding=encoding)
+    write_video(torch.zeros(1, 2, 4, 8), tmp_path / "b.nc", like=tmp_path / "a.nc")
+    with xarray.open_dataset(tmp_path / "b.nc", engine="h5netcdf") as found:
+        np.testing.assert_allclose(found.lat, data.lat)
+
+
+def test_variables_of_groups(tmp_path):
+    with h5netcdf.File(tmp_path / "a.nc", "w") as file:
+        file.dimensions = {"time": 2, "y": 4, "x": 8}
+        for name in ("a", "b"):
+            group = file.create_group(name).create_group("deep")
+            group.create_variable("u", ("time", "y", "x"), data=np.zeros((2, 4, 8), "f4"))
+    names = ["a/deep/u", "b/deep/u"]
+    folder = tmp_path / "back"
+    folder.mkdir()
+    video = torch.randn(2, 3, 4, 8)
+    write_video(video, folder / "a.nc", like=tmp_path / "a.nc", variables=names)
+    [clip] = Dataset(folder, (4, 8), 2, 3, exts="nc", variables=names)
+    torch.testing.assert_close(clip, video)
+
+
+def test_what_goes_along_time_is_not_that_of_other_times(tmp_path):
+    data = xarray.Dataset(
+        {"u": (("time", "y", "x"), np.zeros((2, 4, 8), "f4"))},
+        {"time": [0, 1], "month": ("time", [1, 2]), "area": (("y", "x"), np.ones((4, 8)))},
+    )
+    data.to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    options = {"like": tmp_path / "a.nc", "first_frame": 2}
+    write_video(torch.zeros(1, 2, 4, 8), tmp_path / "b.nc", **options)
+    with xarray.open_dataset(tmp_path / "b.nc", engine="h5netcdf") as found:
+        assert found.time.values.tolist() == [2, 3]
+        assert "month" not in found.variables
+        assert "area" in found.variables
+
+
+def test_nifti_keeps_the_time_step_and_codes(tmp_path):
+    image = nibabel.Nifti1Image(np.zeros((8, 4, 1, 5), np.float32), np.diag([2.0, 2, 3, 1]))
+    image.header.set_zooms((2, 2, 3, 2.5))
+    image.set_sform(image.affine, code=1)
+    image.set_qform(image.affine, code=1)
+    nibabel.save(image, tmp_path / "a.nii")
+    options = {"like": tmp_path / "a.nii", "dims": {"z": "c", "t": "f"}, "frame_skip": 2}
+    write_video(torch.zeros(1, 3, 4, 8), tmp_path / "b.nii", **options)
+    found = nibabel.load(tmp_path / "b.nii")
+    assert found.header.get_zooms() == (2, 2, 3, 5)
+    assert (int(found.header["sform_code"]), int(found.header["qform_code"])) == (1, 1)
+
+
+@pytest.mark.parametrize("ending", ["zarr", "zarr.zip", "nii", "nc", "h5"])
+def test_an_error_leaves_what_was_there(ending, tmp_path, monkeypatch):
+    source = tmp_path / f"a.{ending.removesuffix('.zip')}"
+    if ending == "nii":
+        nibabel.save(nibabel.Nifti1Image(np.zeros((8, 4, 5), np.float32), np.eye(4)), source)
+    elif ending == "h5":
+        with h5py.File(source, "w") as file:
+            file["u"] = np.zeros((5, 4, 8), np.float32)
+    else:
+        data = xarray.Dataset({"u": (("time", "y", "x"), np.ones((5, 4, 8), "f4"))})
+        if ending == "nc":
+            data.to_netcdf(source, engine="h5netcdf")
+        else:
+            data.to_zarr(source, consolidated=False)
+    dims = {"dims": "fhw"} if ending == "h5" else {}
+    target = tmp_path / f"b.{ending}"
+    write_video(torch.ones(1, 5, 4, 8), target, like=source, **dims)
+    names = {path.name for path in tmp_path.iterdir()}
+
+    def fail(*args, **options):
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(h5py.File, "create_dataset", fail)
+    monkeypatch.setattr(h5py.Group, "create_dataset", fail)
+    monkeypatch.setattr(zarr, "create_array", fail)
+    monkeypatch.setattr(nibabel, "save", fail)
+    monkeypatch.setattr("h5netcdf.Group.create_variable", fail)
+    with pytest.raises(OSError, match="the disk is full"):
+        write_video(torch.zeros(1, 5, 4, 8), target, like=source, **dims)
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_folder_that_is_no_store_is_not_replaced(tmp_path):
+    zarr.create_array(tmp_path / "a.zarr", data=np.ones((3, 4, 8), "f4"))
+    (tmp_path / "b.zarr").mkdir()
+    (tmp_path / "b.zarr" / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"expected a Zarr store at .*b.zarr to be repl"):
+        write_video(
+            torch.ones(1, 3, 4, 8), tmp_path / "b.zarr", like=tmp_path / "a.zarr", dims="fhw"
+        )
+    assert (tmp_path / "b.zarr" / "notes.txt").exists()

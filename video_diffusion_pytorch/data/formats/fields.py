@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -133,14 +135,15 @@ class FieldFile:
         path: Its path.
         variables: Those of numbers, by name.
         close: Closes it.
-        parameters: Reads single numbers and lists of numbers, by name: scalar variables, those of
-            one axis, and attributes of the file.
+        parameters: Single numbers and lists of numbers, by name: scalar variables, those of one
+            axis, and attributes of the file; each with the name of its dimension, empty for none or
+            an unknown one, and what reads it.
     """
 
     path: Path
     variables: dict[str, Variable]
     close: Callable[[], Any] = field(default=lambda: None)
-    parameters: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    parameters: dict[str, tuple[str, Callable[[], Any]]] = field(default_factory=dict)
 
 
 def kind_of_fields(path: Path) -> str | None:
@@ -181,6 +184,9 @@ def open_fields(
     try:
         grid = Grid.of(file, layout, channels)
         items = grid.sizes.get("n", 1)
+        if item is not None and not 0 <= item < items:
+            got = f"{items} in the file"
+            raise unreadable(path, f"a simulation with the number {item}", got, "count from 0")
         if item is None and items > 1:
             got = f"{items} along {grid.name_of('n')}"
             raise unreadable(path, "one simulation", got, "open it as a dataset, or choose one")
@@ -228,7 +234,8 @@ def read_parameters(
     """
     file = open_file(path)
     try:
-        count = Grid.of(file, layout, channels).sizes.get("n", 1)
+        grid = Grid.of(file, layout, channels)
+        count, along = grid.sizes.get("n", 1), grid.name_of("n")
         columns = []
         for name in names:
             found = [key for key in file.parameters if key == name or key.endswith(f"/{name}")]
@@ -236,9 +243,11 @@ def read_parameters(
             if len(found) != 1:
                 got = ", ".join(found or file.parameters) or "none"
                 raise unreadable(path, expected, got, "correct conditions")
-            values = np.asarray(file.parameters[found[0]](), np.float64).ravel()
-            if values.size not in (1, count) or not np.isfinite(values).all():
-                got = f"{values.size} of {count}" if np.isfinite(values).all() else "NaN"
+            dim, read = file.parameters[found[0]]
+            values = np.asarray(read(), np.float64).ravel()
+            fits = values.size == 1 or (values.size == count and dim in ("", along))
+            if not fits or not np.isfinite(values).all():
+                got = "NaN" if fits else f"{values.size} numbers along {dim or 'an axis'}"
                 raise unreadable(path, expected, f"{got} in {found[0]}", "correct conditions")
             columns.append(np.broadcast_to(values, count))
         return np.stack(columns, axis=1)
@@ -246,13 +255,13 @@ def read_parameters(
         file.close()
 
 
-def _numbers_among(attributes: Mapping[str, Any]) -> dict[str, Callable[[], Any]]:
-    """Attributes that are one number each."""
-    found: dict[str, Callable[[], Any]] = {}
+def _numbers_among(attributes: Mapping[str, Any]) -> dict[str, tuple[str, Callable[[], Any]]]:
+    """Attributes that are one number each, as `FieldFile.parameters`."""
+    found: dict[str, tuple[str, Callable[[], Any]]] = {}
     for name, value in attributes.items():
         array = np.asarray(value)
         if array.dtype.kind in "biuf" and array.size == 1:
-            found[name] = partial(np.ravel, array)
+            found[name] = "", partial(np.ravel, array)
     return found
 
 
@@ -343,14 +352,30 @@ class Grid:
 def _chosen(file: FieldFile, layout: Layout, channels: int | None) -> list[Variable]:
     """The variables that become channels."""
     named = file.variables
-    if layout.variables is not None:
+    # a volume has no name
+    if layout.variables is not None and kind_of_fields(file.path) != "nifti":
         missing = [name for name in layout.variables if name not in named]
         if missing:
             found = ", ".join(f"{v.name} {v.shape}" for v in named.values()) or "none"
             raise unreadable(file.path, f"the variable {missing[0]!r}", found, "correct variables")
         return [named[name] for name in layout.variables]
     # coordinates and scalars are no fields
-    fields = [v for v in named.values() if sum(n > 1 for n in v.shape) > 1]
+    beside: set[str] = set()
+    for variable in named.values():
+        both = (variable.attributes, *(c.attributes for c in variable.coordinates if c))
+        for key in (
+            "coordinates",
+            "bounds",
+            "grid_mapping",
+            "cell_measures",
+            "ancillary_variables",
+        ):
+            beside.update(word for one in both for word in str(one.get(key, "")).split())
+    fields = [
+        v
+        for v in named.values()
+        if sum(n > 1 for n in v.shape) > 1 and v.name.rpartition("/")[2] not in beside
+    ]
     if len(fields) == 1 or (fields and len(fields) == channels):
         return fields
     found = ", ".join(f"{v.name} {v.shape}" for v in fields) or "none of two axes or more"
@@ -489,12 +514,18 @@ def unpacked(values: Any, attributes: Mapping[str, Any]) -> np.ndarray:
     """
     raw = np.asarray(values)
     is_missing = np.zeros(raw.shape, bool)
-    for name in ("_FillValue", "missing_value"):
-        if name in attributes:
-            for fill in np.ravel(attributes[name]):
-                is_missing |= raw == fill
+    fills = [
+        fill
+        for name in ("_FillValue", "missing_value")
+        for fill in np.ravel(attributes.get(name, ()))
+    ]
+    for fill in fills:
+        # as precise as the values: 1e20 in float64 is another number than in float32
+        is_missing |= raw == (raw.dtype.type(fill) if raw.dtype.kind == "f" else fill)
     if str(attributes.get("_Unsigned", "false")).lower() == "true" and raw.dtype.kind == "i":
         raw = raw.view(raw.dtype.str.replace("i", "u"))
+        for fill in fills:
+            is_missing |= raw == fill
     scale, offset = (
         float(np.ravel(attributes.get(name, usual))[0])
         for name, usual in (("scale_factor", 1.0), ("add_offset", 0.0))
@@ -520,7 +551,7 @@ _DEFAULT_FILLS = {
 def _with_fill(attributes: dict[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
     """Attributes with the fill value that NetCDF has without one."""
     usual = _DEFAULT_FILLS.get(dtype.newbyteorder("=").str[1:])
-    if usual is None or {"_FillValue", "missing_value"} & {*attributes}:
+    if usual is None or "_FillValue" in attributes:
         return attributes
     return {**attributes, "_FillValue": np.array(usual, dtype)}
 
@@ -541,21 +572,21 @@ def _open_netcdf(path: Path) -> FieldFile:
     def visit(group: Any, prefix: str) -> None:
         for name, variable in group.variables.items():
             dims = variable.dimensions
-            # text, and coordinates
-            if getattr(variable.dtype, "kind", "O") not in "biuf" or name in dims:
-                continue
-            if len(dims) < 2:
-                parameters[prefix + name] = partial(variable.__getitem__, ...)
-            if not dims:
-                continue
-            coordinates = [_coordinate(group, dim) for dim in dims]
+            if getattr(variable.dtype, "kind", "O") not in "biuf":
+                continue  # text
             attributes = dict(variable.attrs)
+            read = _reader(variable.__getitem__, _with_fill(attributes, variable.dtype))
+            if len(dims) < 2:
+                parameters[prefix + name] = "".join(dims), partial(read, ...)
+            if not dims or name in dims:
+                continue  # a coordinate
+            coordinates = [_coordinate(group, dim) for dim in dims]
             variables[prefix + name] = Variable(
                 prefix + name,
                 tuple(variable.shape),
                 tuple(dims),
                 _roles(dims, coordinates),
-                _reader(variable.__getitem__, _with_fill(attributes, variable.dtype)),
+                read,
                 attributes,
                 tuple(coordinates),
             )
@@ -575,7 +606,7 @@ def _open_classic_netcdf(path: Path) -> FieldFile:
     def along(dim: str) -> Coordinate | None:
         if dim not in known:
             return None
-        return Coordinate(dim, known[dim][1], lambda: np.array(arrays[dim]))
+        return Coordinate(dim, known[dim][1], partial(reader(dim, known[dim][1]), ...))
 
     def reader(name: str, attributes: dict[str, Any]) -> Callable[[Any], np.ndarray]:
         filled = _with_fill(attributes, arrays[name].dtype)
@@ -583,8 +614,8 @@ def _open_classic_netcdf(path: Path) -> FieldFile:
 
     variables, parameters = {}, _numbers_among(file._attributes)
     for name, (dims, attributes) in known.items():
-        if len(dims) < 2 and name not in dims and arrays[name].dtype.kind in "biuf":
-            parameters[name] = partial(np.array, arrays[name])
+        if len(dims) < 2 and arrays[name].dtype.kind in "biuf":
+            parameters[name] = "".join(dims), partial(reader(name, attributes), ...)
         if dims and name not in dims and arrays[name].dtype.kind in "biuf":
             coordinates = tuple(map(along, dims))
             shape, roles = arrays[name].shape, _roles(dims, coordinates)
@@ -609,8 +640,9 @@ def _coordinate(group: Any, dim: str) -> Coordinate | None:
     while group is not None:
         if dim in group.variables:
             variable = group.variables[dim]
-            read = partial(variable.__getitem__, slice(None))
-            return Coordinate(dim, dict(variable.attrs), read)
+            attributes = dict(variable.attrs)
+            read = partial(_reader(variable.__getitem__, attributes), ...)
+            return Coordinate(dim, attributes, read)
         group = group.parent
     return None
 
@@ -622,8 +654,8 @@ def _roles(dims: Sequence[str], coordinates: Sequence[Coordinate | None]) -> tup
 
 
 def _reader(
-    read: Callable[[tuple[Any, ...]], Any], attributes: Mapping[str, Any]
-) -> Callable[[tuple[Any, ...]], np.ndarray]:
+    read: Callable[[Any], Any], attributes: Mapping[str, Any]
+) -> Callable[[Any], np.ndarray]:
     return lambda index: unpacked(read(index), attributes)
 
 
@@ -636,12 +668,14 @@ def _open_hdf5(path: Path) -> FieldFile:
     def visit(name: str, found: Any) -> None:
         if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "biuf":
             return
-        if found.ndim < 2 and not found.is_scale:
-            parameters[name] = partial(found.__getitem__, ...)
+        attributes = decoded(found.attrs)
+        dims, coordinates = _hdf5_dims(file, name, found)
+        if found.ndim < 2:
+            # a scale is along itself
+            along = name.rpartition("/")[2] if found.is_scale else "".join(dims)
+            parameters[name] = along, partial(_reader(found.__getitem__, attributes), ...)
         if not found.shape or found.is_scale:
             return
-        dims, coordinates = _hdf5_dims(file, name, found)
-        attributes = {key: _text(value) for key, value in found.attrs.items()}
         variables[name] = Variable(
             name,
             tuple(found.shape),
@@ -682,8 +716,8 @@ def _hdf5_dims(file: Any, name: str, found: Any) -> tuple[tuple[str, ...], list[
 
 
 def _scale(name: str, dataset: Any) -> Coordinate:
-    attributes = {key: _text(value) for key, value in dataset.attrs.items()}
-    return Coordinate(name, attributes, lambda: dataset[:])
+    attributes = decoded(dataset.attrs)
+    return Coordinate(name, attributes, partial(_reader(dataset.__getitem__, attributes), ...))
 
 
 def _text(value: Any) -> Any:
@@ -700,19 +734,20 @@ def _open_zarr(path: Path) -> FieldFile:
     for name, array in arrays:
         if array.dtype.kind not in "biuf":
             continue
-        if array.ndim < 2:
-            parameters[name] = partial(array.__getitem__, ...)
-        if not array.shape:
-            continue
-        attributes = dict(array.attrs)
+        attributes = _zarr_attributes(path, array)
         dims = getattr(array.metadata, "dimension_names", None)
         dims = dims or attributes.get("_ARRAY_DIMENSIONS") or [""] * array.ndim
         dims = tuple(dim or "" for dim in dims)
+        if array.ndim < 2:
+            read = _reader(array.__getitem__, attributes)
+            parameters[name] = "".join(dims), partial(read, ...)
+        if not array.shape:
+            continue
         if name and name.rpartition("/")[2] in dims:
             continue  # a coordinate
         group = name.rpartition("/")[0]
         names = [f"{group}/{dim}".lstrip("/") for dim in dims]
-        coordinates = [_zarr_coordinate(name, along.get(name)) for name in names]
+        coordinates = [_zarr_coordinate(path, name, along.get(name)) for name in names]
         key = name or path.name.partition(".")[0]
         variables[key] = Variable(
             key,
@@ -732,8 +767,27 @@ def open_zarr(path: Path, zarr: Any) -> Any:
     return zarr.open(kind(path, read_only=True), mode="r")
 
 
-def _zarr_coordinate(name: str, array: Any) -> Coordinate | None:
-    return None if array is None else Coordinate(name, dict(array.attrs), lambda: array[:])
+def _zarr_attributes(path: Path, array: Any) -> dict[str, Any]:
+    """Attributes of an array with the value that stands for missing ones, as xarray stores it."""
+    attributes = dict(array.attrs)
+    fill = attributes.get("_FillValue")
+    if isinstance(fill, str) and array.dtype.kind == "f":
+        # of floats in format 3: the bytes of a double
+        try:
+            [attributes["_FillValue"]] = struct.unpack("<d", base64.b64decode(fill, validate=True))
+        except (ValueError, struct.error) as error:
+            got = f"{fill!r} in {array.name}"
+            raise unreadable(path, "a _FillValue that is a number", got, _ADVICE) from error
+    elif fill is None and array.metadata.zarr_format == 2 and array.fill_value not in (None, 0):
+        attributes["_FillValue"] = array.fill_value
+    return attributes
+
+
+def _zarr_coordinate(path: Path, name: str, array: Any) -> Coordinate | None:
+    if array is None:
+        return None
+    attributes = _zarr_attributes(path, array)
+    return Coordinate(name, attributes, partial(_reader(array.__getitem__, attributes), ...))
 
 
 def _zarr_arrays(group: Any, zarr: Any) -> list[tuple[str, Any]]:
@@ -753,7 +807,7 @@ def _zarr_reader(
 
     def read(index: tuple[Any, ...]) -> Any:
         if not checked:
-            _check_chunks(path, array)
+            _check_chunks(path, array, attributes)
             checked.append(True)
         return array.oindex[index]
 
@@ -761,10 +815,11 @@ def _zarr_reader(
     return _reader(read, attributes)
 
 
-def _check_chunks(path: Path, array: Any) -> None:
+def _check_chunks(path: Path, array: Any, attributes: Mapping[str, Any]) -> None:
     """Raises an error for an array of which chunks are missing, unless they count as NaN."""
     fill = array.fill_value
     is_nan = fill is not None and np.issubdtype(array.dtype, np.floating) and np.isnan(fill)
+    is_nan = is_nan or (fill is not None and fill in np.ravel(attributes.get("_FillValue", ())))
     if not is_nan and array.nchunks_initialized < array.nchunks:
         raise unreadable(
             path,

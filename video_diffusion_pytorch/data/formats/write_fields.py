@@ -21,6 +21,7 @@ from video_diffusion_pytorch.data.formats.fields import (
     open_file,
     open_zarr,
 )
+from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.files import replacing
 
 # Attributes of how values are stored, which are float32 here
@@ -39,6 +40,7 @@ class Axis(NamedTuple):
         values: The values along it; None for none.
         path: Name of the variable that holds them.
         attributes: Of that variable.
+        is_same: Whether it has the entries of the other file.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Axis(NamedTuple):
     values: np.ndarray | None
     path: str
     attributes: Mapping[str, Any]
+    is_same: bool = False
 
 
 class Written(NamedTuple):
@@ -108,6 +111,11 @@ def write_fields(
     try:
         grid = Grid.of(file, Layout() if layout is None else layout, batch.shape[1])
         _check_channels(grid, batch, like)
+        rows, columns = FrameSize(tuple(batch.shape[-2:]), fit).places(
+            grid.sizes["h"], grid.sizes["w"]
+        )
+        frames = frame_skip * (first_frame + np.arange(batch.shape[2]))
+        places = {"f": frames, "h": rows, "w": columns}
         if kind == "nifti":
             if values.ndim == 5:
                 raise ValueError(
@@ -115,16 +123,8 @@ def write_fields(
                     "file for each"
                 )
             with replacing(path) as unfinished:
-                frames = (first_frame * frame_skip, frame_skip)
-                _write_nifti(values, path, unfinished, like, grid, frames, fit)
+                _write_nifti(values, path, unfinished, like, grid, places, frame_skip)
             return
-        places = {
-            letter: _places(grid.sizes[letter], size, scale)
-            for letter, size, scale in zip(
-                "hw", batch.shape[-2:], _scales(grid, batch.shape[-2:], fit), strict=True
-            )
-        }
-        places["f"] = frame_skip * (first_frame + np.arange(batch.shape[2]))
         lead = several if values.ndim == 5 else ""
         written, start = [], 0
         for variable, letters in grid.parts:
@@ -132,16 +132,49 @@ def write_fields(
             part = batch[:, start : start + count]
             written.append(_written(variable, letters, part, places, lead))
             start += count
-        with replacing(path) as unfinished:
-            if kind != "zarr":
+        if kind != "zarr":
+            with replacing(path) as unfinished:
                 _WRITERS[kind](unfinished, written, like)
-                return
+            return
+        _check_store(path)
+        with replacing_store(path) as unfinished:
             _write_zarr(unfinished, written, like, path.name.lower().endswith(".zip"))
-            if path.is_dir():
-                # a folder is not replaced by renaming another one
-                shutil.rmtree(path)
     finally:
         file.close()
+
+
+def _check_store(path: Path) -> None:
+    """Raises a FileExistsError for what is in the place of a Zarr store and is none."""
+    is_zip = path.name.lower().endswith(".zip")
+    is_store = (
+        path.is_file()
+        if is_zip
+        else any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zarray"))
+    )
+    if path.exists() and not is_store:
+        raise FileExistsError(
+            f"expected a Zarr store at {path} to be replaced, found something else; remove it, or "
+            "give another name"
+        )
+
+
+@contextlib.contextmanager
+def replacing_store(path: Path) -> Iterator[Path]:
+    """As `files.replacing`, for a file or a folder, of which the old one is moved aside first."""
+    unfinished, old = (
+        path.with_name(f".{path.name[:50]}.{os.getpid()}.{kind}.tmp") for kind in ("new", "old")
+    )
+    try:
+        yield unfinished
+        if path.exists():
+            path.replace(old)
+        unfinished.replace(path)
+    finally:
+        for left in (unfinished, old):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _check_channels(grid: Grid, batch: np.ndarray, like: Path) -> None:
@@ -151,20 +184,6 @@ def _check_channels(grid: Grid, batch: np.ndarray, like: Path) -> None:
             f"write_video: like must have the {batch.shape[1]} channels of the video, got "
             f"{grid.sizes['c']}, {names}, in {like}; give variables"
         )
-
-
-def _scales(grid: Grid, size: Sequence[int], fit: str) -> tuple[float, float]:
-    """Entries of the other file for each pixel, along height and width."""
-    down, right = (grid.sizes[letter] / n for letter, n in zip("hw", size, strict=True))
-    if fit == "stretch":
-        return down, right
-    both = min(down, right) if fit == "cover" else max(down, right)
-    return both, both
-
-
-def _places(stored: int, size: int, scale: float) -> np.ndarray:
-    """The place of each pixel on an axis of `stored` entries, of which the middle is kept."""
-    return (np.arange(size) + 0.5) * scale - 0.5 + (stored - scale * size) / 2
 
 
 def _written(
@@ -181,12 +200,14 @@ def _written(
             continue
         size = 1 if letter == "" else values.shape[1 + "cfhw".index(letter)]
         name = variable.dims[place] or f"axis_{place}"
-        along, coordinate = None, variable.coordinates[place]
+        along, coordinate, own_places = None, variable.coordinates[place], places.get(letter)
+        is_same = size == variable.shape[place]
+        is_same &= own_places is None or np.allclose(own_places, np.arange(size))
         if coordinate is not None:
-            along = _along(coordinate.read(), places.get(letter), size)
+            along = _along(coordinate.read(), own_places, size)
         path = "" if coordinate is None else coordinate.name
         attributes = {} if coordinate is None else plain(coordinate.attributes)
-        axes.append(Axis(name, size, along, path, attributes))
+        axes.append(Axis(name, size, along, path, attributes, is_same))
     kept = [letter for letter in letters if letter not in ("n", "")]
     # axes that the variable lacks have one entry, as a static field has in time
     dropped = tuple(1 + "cfhw".index(letter) for letter in "cfhw" if letter not in kept)
@@ -232,12 +253,15 @@ def _write_netcdf(path: Path, variables: Sequence[Written], like: Path) -> None:
         file.attrs.update(source.attributes)
         for one in variables:
             group_name, _, name = one.name.rpartition("/")
-            group = file.require_group(group_name) if group_name else file
+            group = file
+            for part in filter(None, group_name.split("/")):
+                group = group.groups[part] if part in group.groups else group.create_group(part)
+            # of the whole file, so that variables of several groups share them
             for axis in one.axes:
-                if axis.name not in group.dimensions:
-                    group.dimensions[axis.name] = axis.size
+                if axis.name not in file.dimensions:
+                    file.dimensions[axis.name] = axis.size
                     if axis.values is not None:
-                        along = group.create_variable(axis.name, (axis.name,), data=axis.values)
+                        along = file.create_variable(axis.name, (axis.name,), data=axis.values)
                         along.attrs.update(axis.attributes)
             dims = [axis.name for axis in one.axes]
             made = group.create_variable(name, dims, data=one.values, fillvalue=np.float32(np.nan))
@@ -283,7 +307,7 @@ def _copy_auxiliaries(
 ) -> None:
     """Copies what attributes name (CF conventions, sections 5.2 and 5.6) where it still fits."""
     named = f"{one.attributes.get('coordinates', '')} {one.attributes.get('grid_mapping', '')}"
-    sizes = {axis.name: axis.size for axis in one.axes}
+    sizes = {axis.name: axis.size for axis in one.axes if axis.is_same}
     for name in named.replace(":", " ").split():
         if name not in source or name in group.variables:
             continue
@@ -379,25 +403,20 @@ def _write_nifti(
     unfinished: Path,
     like: Path,
     grid: Grid,
-    frames: tuple[float, float],
-    fit: str,
+    places: Mapping[str, np.ndarray],
+    frame_skip: float,
 ) -> None:
-    """Writes a volume, with the affine of voxels where they are after scaling and cropping.
-
-    `frames` are the place of the first frame in the other file, and the distance to the next.
-    """
+    """Writes a volume, with the affine of voxels where they are after scaling and cropping."""
     nibabel = importlib.import_module("nibabel")
-    source = nibabel.as_closest_canonical(nibabel.load(like))
+    stored = nibabel.load(like)
+    source = nibabel.as_closest_canonical(stored)
     [(_, letters)] = grid.parts
     affine = source.affine.astype(np.float64)
-    steps = {"f": frames}
-    for letter, scale in zip("hw", _scales(grid, values.shape[-2:], fit), strict=True):
-        size = values.shape["cfhw".index(letter)]
-        steps[letter] = (_places(grid.sizes[letter], size, scale)[0], scale)
     for axis, letter in enumerate(letters[:3]):
-        if letter in steps:
-            start, step = steps[letter]
-            affine[:3, 3] += affine[:3, axis] * start
+        if letter in places:
+            along = places[letter]
+            step = along[1] - along[0] if len(along) > 1 else grid.sizes[letter] / len(along)
+            affine[:3, 3] += affine[:3, axis] * along[0]
             affine[:3, axis] *= step
     kept = [letter for letter in letters if letter]
     own = values.squeeze(tuple("cfhw".index(letter) for letter in "cfhw" if letter not in kept))
@@ -407,11 +426,21 @@ def _write_nifti(
     own = own.reshape([next(shape) if letter else 1 for letter in letters])
     image = nibabel.Nifti1Image(np.asarray(own, np.float32), affine)
     image.header.set_xyzt_units(*source.header.get_xyzt_units())
+    zooms, known = list(image.header.get_zooms()), source.header.get_zooms()
+    for axis, letter in enumerate(letters[3:], 3):
+        zooms[axis] = known[axis] * (frame_skip if letter == "f" else 1)
+    image.header.set_zooms(zooms)
+    for name in ("sform", "qform"):
+        code = int(stored.header[f"{name}_code"])
+        getattr(image, f"set_{name}")(affine, code=code)
     # by the ending, which that of the unfinished file is not
     ending = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     whole = unfinished.with_name(f"{unfinished.name}{ending}")
-    nibabel.save(image, whole)
-    os.replace(whole, unfinished)
+    try:
+        nibabel.save(image, whole)
+        os.replace(whole, unfinished)
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 _WRITERS: dict[str, Callable[[Path, Sequence[Written], Path], None]] = {
