@@ -163,3 +163,40 @@ def test_mistakes_are_one_line(run, capsys, line, expected):
     assert main(line.split()) == 2
     [error] = capsys.readouterr().err.strip().splitlines()[-1:]
     assert expected in error
+
+
+def test_each_file_of_a_folder_gets_a_forecast_of_its_own(run, capsys):
+    run(train("nc"))
+    for name in ("2020.01", "2020.02"):
+        Path("days/a").mkdir(parents=True, exist_ok=True)
+        Path("days/b").mkdir(parents=True, exist_ok=True)
+        netcdf(f"days/a/{name}.nc", field(0))
+    netcdf("days/b/2020.01.nc", field(0))
+    short = "--frames 2 --members 2 --steps 1"
+    run(f"forecast results --initial days -o out --format npy {short}")
+    found = sorted(str(path) for path in Path("out").rglob("*.npy"))
+    assert found == ["out/a/2020.01.npy", "out/a/2020.02.npy", "out/b/2020.01.npy"]
+    # not of the same noise
+    assert not np.array_equal(np.load(found[0]), np.load(found[1]))
+    before = Path("days/b/2020.01.nc").read_bytes()
+    assert main(f"forecast results --initial days -o days {short}".split()) == 2
+    assert "each file must get one of its own, got days" in capsys.readouterr().err
+    assert Path("days/b/2020.01.nc").read_bytes() == before
+
+
+# clips of 4 frames, from the first of 12 to the last, and then on
+@pytest.mark.parametrize(
+    ("kind", "times"), [("all", [44 / 3, 55 / 3, 66 / 3]), ("short", [12, 13, 14])]
+)
+def test_files_that_training_resamples_in_time(run, kind, times):
+    """The last frame is that of the file, and time goes on in steps of the clips."""
+    run(train("nc", "--fit_frames", kind))
+    run("forecast results --initial clips/0.nc --frames 3 --members 2 --steps 1 -o f.nc")
+    with netCDF4.Dataset("f.nc") as file:
+        np.testing.assert_allclose(file["time"][:], times)
+
+
+def test_options_of_the_other_evaluation(run, capsys):
+    run(train("nc"))
+    assert main(["evaluate", "results", "--data", "clips", "--forecast", "--count", "7"]) == 2
+    assert "--count must be left out with --forecast, got 7" in capsys.readouterr().err

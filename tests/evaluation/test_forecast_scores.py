@@ -370,3 +370,24 @@ def test_a_batch_of_which_none_counts_changes_nothing():
         other.add(members, truth)
         for name, values in one.compute().items():
             torch.testing.assert_close(other.compute()[name], values, msg=name)
+
+
+def test_spectra_and_flows_are_those_of_whole_frames_in_any_batch():
+    torch.manual_seed(0)
+    members, truth = torch.randn(3, 4, 2, 2, 8, 8), torch.randn(3, 2, 2, 8, 8)
+    mask = torch.ones_like(truth, dtype=torch.bool)
+    mask[1, 1, 0, 2, 3] = False
+    together, apart = (ForecastScores(velocity=(0, 1)) for _ in range(2))
+    together.add(members, truth, mask)
+    for row in range(3):
+        apart.add(members[row : row + 1], truth[row : row + 1], mask[row : row + 1])
+    found = together.compute()
+    for name, values in apart.compute().items():
+        torch.testing.assert_close(found[name], values, msg=name)
+    spectra = energy_spectrum(truth)
+    # a gap in channel 1 says nothing of channel 0
+    torch.testing.assert_close(found["truth_spectrum"][0], spectra[:, 0].mean(dim=0))
+    torch.testing.assert_close(found["truth_spectrum"][1, 0], spectra[[0, 2], 1, 0].mean(dim=0))
+    whole = ForecastScores(velocity=(0, 1))
+    whole.add(members[[0, 2]], truth[[0, 2]])
+    torch.testing.assert_close(found["truth_enstrophy"][0], whole.compute()["truth_enstrophy"][0])

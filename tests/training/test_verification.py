@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from video_diffusion_pytorch import GaussianDiffusion, Unet3D
+from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.evaluation.forecast_scores import ForecastScores
 from video_diffusion_pytorch.training.one_step import OneStepForecast, train_one_step
@@ -135,6 +136,12 @@ def test_forecasts_that_diverge_are_counted_and_left_out(monkeypatch):
     result, _ = verify(diffusion, clips)
     assert result["scores"]["diverged_forecasts"] == 1
     assert result["scores"]["crps"] == result["scores"]["rmse"] == 0
+    # the baselines are scored on the same clips
+    kept = torch.stack([*clips[:2], clips[3]])
+    by_hand = ForecastScores()
+    by_hand.add(kept[:, None, :, :1].expand(-1, -1, -1, 2, -1, -1), kept[:, :, 1:])
+    found = result["by_lead_time"]["persistence"]["rmse"]
+    np.testing.assert_allclose(found, by_hand.compute()["rmse"])
 
 
 def test_if_all_diverge_there_is_no_result(monkeypatch):
@@ -192,6 +199,9 @@ def test_the_one_step_network_has_the_size_of_the_models():
         ({"frames": 0}, "Verification: frames must be at least 1, got 0"),
         ({"members": 1}, "Verification: members must be at least 2, got 1"),
         ({"frames": 9}, "clips must have 10 frames, 1 known ones and 9 to forecast, got 3; change"),
+        ({"velocity": (0, 1)}, "velocity must be two of the 1 channels, from 0 on, got (0, 1)"),
+        ({"spacing": (0, 1)}, "spacing must be above 0, got (0, 1); correct it"),
+        ({"latitudes": [0, 1]}, "latitudes must be those of the 8 rows, got [0, 1]; correct it"),
         ({"one_step": 5}, "one_step must go with the training clips, got none; pass training_data"),
     ],
 )
@@ -203,3 +213,20 @@ def test_mistakes(settings, line):
 def test_keywords_of_a_folder_go_with_one():
     with pytest.raises(TypeError, match="exts must go with a folder of clips, got a list; leave"):
         verify_forecasts(model(), waves(3, 3), exts="npy")
+
+
+def test_the_one_step_network_needs_a_frame_to_predict():
+    message = "initial_frames must be fewer than the 4 of a training clip for one_step, got 4"
+    with pytest.raises(ValueError, match=message):
+        verify(model(), waves(3, 6), waves(3, 6), initial_frames=4, one_step=2)
+
+
+def test_clips_that_are_resampled_in_training_are_so_here(tmp_path):
+    for number, clip in enumerate(waves(3, 9)):
+        np.save(tmp_path / f"{number}.npy", clip.numpy())
+    diffusion = model()
+    diffusion.clip_info = ClipInfo(settings={"fit_frames": "all"})
+    result, example = verify(diffusion, tmp_path, exts="npy")
+    whole = np.load(tmp_path / "0.npy")
+    np.testing.assert_allclose(example.truth, whole[:, [4, 8]])
+    assert result["protocol"]["clips"]["fit_frames"] == "all"
