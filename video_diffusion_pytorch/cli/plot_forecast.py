@@ -18,6 +18,7 @@ _MEMBERS = 3  # members that are shown
 _CHANNELS = 4  # channels that are drawn
 _COLOURS = ("tab:blue", "tab:grey", "tab:olive", "tab:orange", "tab:purple")
 _FPS = 4.0
+_LEAST_ENERGY = 1e-9  # share of the largest energy that is drawn
 
 
 def plot_forecast(path: Path, output: Path | None = None) -> list[Path]:
@@ -87,6 +88,7 @@ def _draw_errors(axes: Any, scores: Mapping[str, Mapping[str, np.ndarray]], titl
         lead = np.arange(1, len(found["crps"]) + 1)
         axes.plot(lead, found["crps"], "o-", markersize=3, color=colour, label=name)
     axes.set(title=title, xlabel="lead time, frames", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
@@ -98,6 +100,7 @@ def _draw_spread(axes: Any, found: Mapping[str, np.ndarray], title: str) -> None
     spread = math.sqrt((m + 1) / m) * found["spread"]
     axes.plot(lead, spread, "o--", markersize=3, label="spread of the members")
     axes.set(title=title, xlabel="lead time, frames", ylim=(0, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
 
@@ -107,7 +110,8 @@ def _draw_ranks(axes: Any, ranks: np.ndarray, title: str) -> None:
     mean = ranks.mean(axis=0)
     axes.bar(np.arange(len(mean)), mean, width=0.9)
     axes.axhline(1 / len(mean), color="black", linewidth=1, label="exchangeable members")
-    axes.set(title=title, xlabel="members below the truth")
+    # room for the legend
+    axes.set(title=title, xlabel="members below the truth", ylim=(0, 1.2 * mean.max()))
     axes.legend(fontsize="small")
 
 
@@ -115,10 +119,14 @@ def _draw_spectra(axes: Any, found: Mapping[str, np.ndarray], title: str) -> Non
     if "truth_spectrum" not in found:
         axes.set(title=f"{title}: values are missing")
         return
+    most = 0.0
     for name, style in (("truth", "k-"), ("members", "-")):
         energy = found[f"{name}_spectrum"][-1][1:]
         axes.loglog(np.arange(1, len(energy) + 1), energy, style, label=name)
+        most = max(most, np.nanmax(energy))
     axes.set(title=title, xlabel="waves per side")
+    if most:
+        axes.set_ylim(_LEAST_ENERGY * most, 3 * most)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
 
