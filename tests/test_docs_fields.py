@@ -11,7 +11,7 @@ import torch
 from tests.docs_code import Page, SmallPage, small_options
 from video_diffusion_pytorch.cli import main
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.fields import FIELD_EXTS
+from video_diffusion_pytorch.data.formats.field_files import FIELD_EXTS
 from video_diffusion_pytorch.data.video_file import open_video
 
 netCDF4 = pytest.importorskip("h5netcdf.legacyapi")

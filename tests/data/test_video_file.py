@@ -10,7 +10,7 @@ from PIL import Image
 
 from video_diffusion_pytorch.data import video_file
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats.fields import FIELD_EXTS
+from video_diffusion_pytorch.data.formats.field_files import FIELD_EXTS
 from video_diffusion_pytorch.data.formats.readers import FAMILY_OF_ENDING
 from video_diffusion_pytorch.data.video_file import (
     FRAME_EXTS,

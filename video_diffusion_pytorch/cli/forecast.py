@@ -22,7 +22,7 @@ from video_diffusion_pytorch.cli.sample import (
     read_conditions,
 )
 from video_diffusion_pytorch.clip_file import frame_numbers, prepare_clip, write_like
-from video_diffusion_pytorch.data.formats.fields import FIELD_EXTS, kind_of_fields
+from video_diffusion_pytorch.data.formats.field_files import FIELD_EXTS, kind_of_fields
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.random_streams import stream_seed

@@ -25,7 +25,7 @@ from video_diffusion_pytorch.clip_file import (
 )
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.conditions import frames_of
-from video_diffusion_pytorch.data.formats.fields import FIELD_EXTS, kind_of_fields
+from video_diffusion_pytorch.data.formats.field_files import FIELD_EXTS, kind_of_fields
 from video_diffusion_pytorch.data.formats.frame_folder import is_frame_folder
 from video_diffusion_pytorch.data.manifest import find_clips, parse_number, read_text
 from video_diffusion_pytorch.data.transforms import FrameSize

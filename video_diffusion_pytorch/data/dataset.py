@@ -33,10 +33,10 @@ from video_diffusion_pytorch.data.formats.arrays import (
     count_arrays,
     read_array,
 )
+from video_diffusion_pytorch.data.formats.field_files import kind_of_fields
 from video_diffusion_pytorch.data.formats.fields import (
     Layout,
     count_items,
-    kind_of_fields,
     layout_of,
     open_fields,
     read_parameters,

@@ -15,12 +15,8 @@ import torch
 from video_diffusion_pytorch.arguments import as_count
 from video_diffusion_pytorch.data.errors import UnreadableVideoError, missing_file, unreadable
 from video_diffusion_pytorch.data.formats.arrays import MAX_BYTES, check_axes, open_array
-from video_diffusion_pytorch.data.formats.fields import (
-    FIELD_EXTS,
-    kind_of_fields,
-    layout_of,
-    open_fields,
-)
+from video_diffusion_pytorch.data.formats.field_files import FIELD_EXTS, kind_of_fields
+from video_diffusion_pytorch.data.formats.fields import layout_of, open_fields
 from video_diffusion_pytorch.data.formats.frame_folder import FRAME_EXTS, FrameFolderReader
 from video_diffusion_pytorch.data.formats.movies import MovieReader
 from video_diffusion_pytorch.data.formats.pictures import (

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from video_diffusion_pytorch.data.formats.fields import Layout, kind_of_fields, layout_of
+from video_diffusion_pytorch.data.formats.field_files import kind_of_fields
+from video_diffusion_pytorch.data.formats.fields import Layout, layout_of
 from video_diffusion_pytorch.data.formats.readers import CHANNELS_TO_MODE
 from video_diffusion_pytorch.data.formats.write_fields import write_fields
 from video_diffusion_pytorch.files import replacing

@@ -12,8 +12,8 @@ import torch
 
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.data.errors import UnreadableVideoError
-from video_diffusion_pytorch.data.formats import fields
-from video_diffusion_pytorch.data.formats.fields import role_of, unpacked
+from video_diffusion_pytorch.data.formats import field_files
+from video_diffusion_pytorch.data.formats.field_files import role_of, unpacked
 from video_diffusion_pytorch.data.video_file import open_video
 
 netCDF4 = pytest.importorskip("h5netcdf.legacyapi")
@@ -365,7 +365,7 @@ def test_only_the_window_is_read_of_hdf5(tmp_path):
                 return getattr(raw, name)
 
         with h5py.File(Counting(), "r") as file:
-            found = fields._reader(file["u"].__getitem__, {})(
+            found = field_files._reader(file["u"].__getitem__, {})(
                 (slice(10, 14), slice(None), slice(None))
             )
     assert found.shape == (4, 32, 32)
@@ -393,13 +393,13 @@ def test_only_the_chunks_of_the_window_are_read_of_zarr(tmp_path, monkeypatch):
 def test_only_the_slices_of_the_window_are_read_of_netcdf(tmp_path, monkeypatch):
     stored = values(50, H, W)
     path = write_netcdf(tmp_path / "a.nc", {"u": stored}, ("time", "y", "x"))
-    asked, unpack = [], fields.unpacked
+    asked, unpack = [], field_files.unpacked
 
     def watched(values, attributes):
         asked.append(np.shape(values))
         return unpack(values, attributes)
 
-    monkeypatch.setattr(fields, "unpacked", watched)
+    monkeypatch.setattr(field_files, "unpacked", watched)
     with open_video(path) as file:
         np.testing.assert_array_equal(file.array([7, 9, 11])[0], stored[7:12:2])
     assert asked == [(3, H, W)]
@@ -475,7 +475,7 @@ def test_a_library_that_is_missing_is_named(tmp_path, monkeypatch):
     def import_module(name):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(fields.importlib, "import_module", import_module)
+    monkeypatch.setattr(field_files.importlib, "import_module", import_module)
     message = (
         "to read a.h5 the package h5py must be installed, got No module named 'h5py'; pip install "
         '"video-diffusion-pytorch[fields]"'

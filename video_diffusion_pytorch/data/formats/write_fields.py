@@ -12,15 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from video_diffusion_pytorch.data.formats.fields import (
-    Grid,
-    Layout,
+from video_diffusion_pytorch.data.formats.field_files import (
     Variable,
     decoded,
     kind_of_fields,
     open_file,
     open_zarr,
 )
+from video_diffusion_pytorch.data.formats.fields import Grid, Layout
 from video_diffusion_pytorch.data.transforms import FrameSize
 from video_diffusion_pytorch.files import replacing
 
