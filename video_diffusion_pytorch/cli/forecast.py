@@ -26,6 +26,7 @@ from video_diffusion_pytorch.data.formats.field_files import FIELD_EXTS, kind_of
 from video_diffusion_pytorch.data.write_video import PICTURE_ENDINGS
 from video_diffusion_pytorch.diffusion.gaussian_diffusion import GaussianDiffusion
 from video_diffusion_pytorch.diffusion.random_streams import stream_seed
+from video_diffusion_pytorch.files import replacing
 from video_diffusion_pytorch.training.evaluate import sampling_options
 from video_diffusion_pytorch.training.samples import write_sample_grid
 
@@ -193,7 +194,8 @@ def _write(
     if kind_of_fields(target) is not None:
         write_like(members, target, like, diffusion, first_frame=known, several="member")
     elif target.suffix.lower() == ".npy":
-        np.save(target, members.numpy())
+        with replacing(target) as unfinished, unfinished.open("wb") as file:
+            np.save(file, members.numpy())
     else:
         wanted = diffusion.clip_info.fps or 8.0
         is_gif = target.suffix.lower() == ".gif"

@@ -262,7 +262,8 @@ class Dataset(data.Dataset[Any]):
         )
         self.missing = missing
         self._check_options(num_frames, cache is not None)
-        self.static_field = None if static_field is None else os.fspath(static_field)
+        # to be found from another folder, too
+        self.static_field = None if static_field is None else os.path.abspath(static_field)
         self._static_field = None if static_field is None else self._reader.static(static_field)
         self.transform: FrameTransform = size
         cast: Callable[[torch.Tensor], torch.Tensor] = partial(cast_num_frames, frames=num_frames)

@@ -88,6 +88,7 @@ def write_video(
     target = Path(path)
     ending = target.suffix.lower()
     if kind_of_fields(target) is not None:
+        _check_options(ending, fps, crf, columns)
         layout = layout_of(variables, dims)
         _write_like(video, target, like, layout, fit, first_frame, frame_skip)
         return
