@@ -216,6 +216,10 @@ def test_mistakes(weather, tmp_path):
         ({"path": "a.nc"}, "like a file of its kind, got (2, 5, 4, 8) and like=None; pass like="),
         ({"path": "a.h5", "like": weather}, "like must be a file of the same kind as a.h5, got"),
         (
+            {"path": "a.nc", "like": weather, "crf": 5},
+            "crf must be 0 to 51 for .mp4, None for other files, got 5 for .nc; leave it out",
+        ),
+        (
             {"path": "a.npy", "like": weather},
             "like must go with a file of fields, such as .nc, got",
         ),
