@@ -131,7 +131,7 @@ class Clips(torch.utils.data.IterableDataset[Tensor]):
 def build(process: LinearFields) -> GaussianDiffusion:
     """An untrained model of windows after one known frame."""
     unet = Unet3D(
-        dim=32,
+        dim=16,
         dim_mults=(1, 2),
         channels=1,
         cond_channels=2,
