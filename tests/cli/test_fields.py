@@ -68,6 +68,16 @@ def run(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with clips and a trained model, for commands that write nothing."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(train("nc").split()) is None
+    return folder
+
+
 def train(ending, *options):
     """The command that trains a tiny model on files of a format."""
     Path("clips").mkdir()
@@ -158,8 +168,8 @@ def test_a_folder_of_files_is_forecast_and_verified(run):
         ),
     ],
 )
-def test_mistakes_are_one_line(run, capsys, line, expected):
-    run(train("nc"))
+def test_mistakes_are_one_line(trained, capsys, monkeypatch, line, expected):
+    monkeypatch.chdir(trained)
     assert main(line.split()) == 2
     [error] = capsys.readouterr().err.strip().splitlines()[-1:]
     assert expected in error
