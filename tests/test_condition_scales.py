@@ -105,6 +105,9 @@ def test_other_mistakes():
     with pytest.raises(ValueError, match=r"cond must have the 2 entries of cond_stand"):
         diffusion(clips(), cond=torch.zeros(3, 3))
     scales = {"cond_video": {"mean": 0, "std": 1}}
+    diffusion = model({"cond_channels": 1}, cond_standardization=scales)
+    with pytest.raises(ValueError, match=r"cond_video.*got.*\(3,\)"):
+        diffusion(clips(), cond_video=torch.zeros(3))
     with pytest.raises(ValueError, match="must not have cond_video beside a cond_value_range, got"):
         model({"cond_channels": 1}, cond_value_range=(0, 1), cond_standardization=scales)
 

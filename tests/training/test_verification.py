@@ -11,6 +11,7 @@ from video_diffusion_pytorch import GaussianDiffusion, Unet3D
 from video_diffusion_pytorch.clip_info import ClipInfo
 from video_diffusion_pytorch.data.dataset import Dataset
 from video_diffusion_pytorch.evaluation.forecast_scores import ForecastScores
+from video_diffusion_pytorch.evaluation.results import compare_results
 from video_diffusion_pytorch.training.one_step import OneStepForecast, train_one_step
 from video_diffusion_pytorch.training.verification import Verification, verify_forecasts
 
@@ -213,6 +214,12 @@ def test_mistakes(settings, line):
 def test_keywords_of_a_folder_go_with_one():
     with pytest.raises(TypeError, match="exts must go with a folder of clips, got a list; leave"):
         verify_forecasts(model(), waves(3, 3), exts="npy")
+
+
+def test_results_with_and_without_the_one_step_network_compare():
+    found = [verify(model(), waves(3, 3), waves(3, 4), one_step=n)[0] for n in (0, 1)]
+    assert [result["one_step"] for result in found] == [0, 1]
+    assert compare_results([{"format": 1, **result} for result in found])["crps"][0] > 0
 
 
 def test_the_one_step_network_needs_a_frame_to_predict():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -56,6 +57,8 @@ from video_diffusion_pytorch.value_scale import padding_values
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+logger = logging.getLogger("video_diffusion_pytorch")
 
 # Increase when the decoders give other pixels or read more files: it invalidates caches
 _DECODER = 3
@@ -709,17 +712,33 @@ class ClipReader:
     def items_of(self, clips: Sequence[Clip]) -> list[Clip]:
         """A clip for each simulation of those files that have several.
 
+        A warning says if files of fields have different grids, which are scaled to one size.
+
         Raises:
             ImportError: If the library that reads a file is not installed.
         """
-        found = []
+        found: list[Clip] = []
+        grids: dict[tuple[int, int], Path] = {}
         for clip in clips:
             count = 1
             # training reports files that cannot be read
             with suppress(UnreadableVideoError), file_errors(clip.path):
-                count = self._count_items(clip.path)
+                count, grid = self._count_items(clip.path)
+                if grid is not None:
+                    grids.setdefault(grid, clip.path)
             several = [replace(clip, item=item) for item in range(count)]
             found += several if count > 1 else [clip]
+        if len(grids) > 1:
+            sizes = [f"{h} x {w} in {path}" for (h, w), path in list(grids.items())[:2]]
+            height, width = self.size.size
+            logger.warning(
+                "files have %d grids, such as %s, which all become %d x %d; resample them to one "
+                "grid, unless their points are to be at different places",
+                len(grids),
+                " and ".join(sizes),
+                height,
+                width,
+            )
         return found
 
     def with_parameters(self, clips: Sequence[Clip], names: Sequence[str]) -> list[Clip]:
@@ -744,15 +763,17 @@ class ClipReader:
             found.append(replace(clip, numbers=tuple(row.tolist())))
         return found
 
-    def _count_items(self, path: Path) -> int:
+    def _count_items(self, path: Path) -> tuple[int, tuple[int, int] | None]:
+        """Number of simulations in a file, and its grid, but none of a scanner's volume."""
         if self.read_fn is not None:
-            return 1
-        if kind_of_fields(path) is not None:
-            return count_items(path, self.channels, self.layout)
+            return 1, None
+        if (kind := kind_of_fields(path)) is not None:
+            count, grid = count_items(path, self.channels, self.layout)
+            return count, None if kind == "nifti" else grid
         order = self.layout.dims
         if isinstance(order, str) and "n" in order and family_of_name(path) in ("npy", "zip"):
-            return count_arrays(path, order)
-        return 1
+            return count_arrays(path, order), None
+        return 1, None
 
     @contextmanager
     def open(self, path: Path, item: int | None = None) -> Iterator[VideoReader]:

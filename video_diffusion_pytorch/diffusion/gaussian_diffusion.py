@@ -782,7 +782,8 @@ class GaussianDiffusion(ForwardProcess, Shareable, part="diffusion"):
     def _standardized(self, name: str, value: Tensor) -> Tensor:
         """A condition as the network takes it: with mean 0 and deviation 1, if these are known."""
         mean, std = (getattr(self, f"{name}_{part}", None) for part in ("mean", "std"))
-        if mean is None or std is None:
+        # one of too few axes is refused with the other shapes
+        if mean is None or std is None or value.ndim < 2:
             return value
         axis = CONDITION_AXES[name]
         if len(mean) not in (1, value.shape[axis]):

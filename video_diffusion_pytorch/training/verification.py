@@ -46,7 +46,7 @@ Forecast = Callable[[Tensor, int], Tensor]
 class Verification:
     """Settings of the verification of forecasts.
 
-    Results record them as their protocol.
+    Results record them, all but `one_step` as their protocol.
 
     Attributes:
         frames: Number of frames to forecast.
@@ -202,6 +202,7 @@ def verify_forecasts(
     result = {
         **scored.result(total),
         "protocol": _protocol(diffusion, settings, known, dataset, clips, trained is not None),
+        "one_step": settings.one_step,
         "model": dict(about or {}),
         "version": __version__,
         "torch": torch.__version__,
@@ -249,7 +250,7 @@ def _unchanged(values: Tensor) -> Tensor:
 
 
 def _total(accelerator: Any, device: torch.device, values: Tensor) -> Tensor:
-    """The sum over processes; in float32 where the device has no other, as they are means."""
+    """The sum over processes."""
     found: Tensor = accelerator.reduce(values.to(device), "sum")
     return found.cpu()
 
@@ -480,7 +481,8 @@ def _protocol(
 ) -> dict[str, Any]:
     """The protocol of a result, in plain values."""
     sampling = sampling_options(diffusion, settings.sampler, settings.steps, settings.cond_scale)
-    names = ("frames", "members", "seed", "stride", "weight", "given_noise", "one_step")
+    # not one_step, which the scores of the model do not depend on
+    names = ("frames", "members", "seed", "stride", "weight", "given_noise")
     own = {name: getattr(settings, name) for name in names}
     grid = ("latitudes", "velocity", "spacing", "periodic")
     protocol = {

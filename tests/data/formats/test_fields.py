@@ -723,3 +723,17 @@ def test_a_number_that_no_simulation_has(tmp_path):
     for item in (3, -1):
         with pytest.raises(UnreadableVideoError, match=f"the number {item}, got 3 in the file; co"):
             read(tmp_path / "a.h5", dims="nfhw", item=item)
+
+
+def test_different_grids_in_one_folder_are_told_apart(tmp_path, caplog):
+    write_netcdf(tmp_path / "a.nc", {"t": values(F, 8, 10)})
+    write_netcdf(tmp_path / "b.nc", {"t": values(F, 8, 10)})
+    assert len(Dataset(tmp_path, 8, 1, F, exts="nc")) == 2
+    assert not caplog.records
+    write_netcdf(tmp_path / "c.nc", {"t": values(F, 16, 20)})
+    assert len(Dataset(tmp_path, 8, 1, F, exts="nc")) == 3
+    [record] = caplog.records
+    found = record.getMessage()
+    assert "files have 2 grids, such as 8 x 10 in" in found
+    assert "a.nc and 16 x 20 in" in found
+    assert "c.nc, which all become 8 x 8; resample them" in found

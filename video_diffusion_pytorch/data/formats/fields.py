@@ -88,11 +88,15 @@ def open_fields(
         raise
 
 
-def count_items(path: Path, channels: int | None, layout: Layout) -> int:
-    """Number of simulations in a file; the arguments are those of `open_fields`."""
+def count_items(path: Path, channels: int | None, layout: Layout) -> tuple[int, tuple[int, int]]:
+    """Number of simulations in a file, and its grid points along height and width.
+
+    The arguments are those of `open_fields`.
+    """
     file = open_file(path)
     try:
-        return Grid.of(file, layout, channels).sizes.get("n", 1)
+        sizes = Grid.of(file, layout, channels).sizes
+        return sizes.get("n", 1), (sizes["h"], sizes["w"])
     finally:
         file.close()
 
